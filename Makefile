@@ -1,0 +1,89 @@
+# gr4ad: `make demo` and `make test` do all their own set-up. `make help` lists the rest.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+PRESET ?= demo
+CONFIG ?= configs/$(PRESET).yaml
+RUN ?= build/$(PRESET)
+TARGET ?= cpu
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+PY := $(VENV)/bin/python
+# Another build of torch: make setup TORCH="torch==2.13.0 --index-url <index of that build>"
+TORCH ?= torch==2.13.0
+HTTP_PORT ?= 8000
+GRPC_PORT ?= 8001
+METRICS_PORT ?= 8002
+USER_ID ?=
+ifneq ($(origin USER),environment)
+USER_ID := $(USER)
+endif
+QUICK ?=
+
+.PHONY: help
+help: ## list the targets
+	@echo "gr4ad: generative ad recommendation on Triton"; echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@echo; echo "variables: PRESET=$(PRESET) RUN=$(RUN) TARGET=$(TARGET) (cpu | onnxruntime | tensorrt), QUICK=1 for short runs"
+
+.PHONY: demo
+demo: setup ## logs to ads, whole way: train, export, serve, ask; writes build/demo/report.json
+	$(PY) -m examples.demo --config $(CONFIG) --run $(RUN) $(if $(QUICK),--quick)
+
+.PHONY: test
+test: setup ## unit tests, then the tests with a real server
+	$(PY) -m pytest tests
+
+.PHONY: setup
+setup: $(VENV)/.installed ## virtual environment with everything pinned
+$(VENV)/.installed: requirements.lock Makefile
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"expected Python 3.11 or newer, got {v[0]}.{v[1]}" if v < (3, 11) else 0)'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --no-deps -r requirements.lock
+	$(PY) -m pip install --quiet $(TORCH)
+	@touch $@
+
+.PHONY: data tokenize train
+data: $(RUN)/data/stats.json ## read the logs, check the tables, split by weeks
+$(RUN)/data/stats.json: $(VENV)/.installed
+	$(PY) -m training.data.prepare --config $(CONFIG) --out $(RUN)/data
+	@touch $@
+tokenize: $(RUN)/tokenizer/sids.parquet ## semantic IDs of all ads
+$(RUN)/tokenizer/sids.parquet: $(RUN)/data/stats.json
+	$(PY) -m training.tokenizer --config $(CONFIG) --data $(RUN)/data --out $(RUN)/tokenizer
+train: $(RUN)/tokenizer/sids.parquet ## train the generator (resumes where it was stopped)
+	$(PY) -m training.train --config $(CONFIG) --run $(RUN)
+
+.PHONY: evaluate
+evaluate: ## recall and NDCG on the test weeks, beside two baselines
+	$(PY) -m training.evaluate --config $(CONFIG) --run $(RUN)
+
+.PHONY: export index
+export: setup ## bundle (ONNX, parity-checked) and model_repository/ for TARGET
+	$(PY) -m export --config $(CONFIG) --run $(RUN) --target $(TARGET)
+index: setup ## build the semantic-ID index of the bundle
+	$(PY) -m indexer build --bundles $(RUN)/bundles --ads $(RUN)/data/ads.parquet --sids $(RUN)/tokenizer/sids.parquet --out $(RUN)/index
+
+.PHONY: serve request
+serve: setup ## launch Triton on model_repository/ (Ctrl-C stops it)
+	$(PY) -m serving.launcher --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+request: setup ## ask the running server: make request USER=17
+	$(PY) -m examples.request --run $(RUN) --url 127.0.0.1:$(GRPC_PORT) $(if $(USER_ID),--user $(USER_ID))
+
+.PHONY: ablate-lazyar
+ablate-lazyar: $(RUN)/tokenizer/sids.parquet ## K = 0 against LazyAR: quality over 3 seeds, latency in process
+	$(PY) -m benchmarks.ablate_lazyar --config $(CONFIG) --run $(RUN) $(if $(QUICK),--quick)
+
+.PHONY: lint
+lint: setup ## ruff, mypy, import contracts
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+.PHONY: lock
+lock: ## pin what requirements.in asks for, as installed now
+	(echo '# Made by `make lock` from requirements.in (Python 3.11, Linux x86-64). Installed with --no-deps: it is complete.'; $(PY) -m pip freeze | grep -v -i -E '^(torch|gr4ad)\b') > requirements.lock
+
+.PHONY: clean
+clean: ## remove what was built (not the virtual environment)
+	rm -rf build model_repository/lazyar_* model_repository/*/config.pbtxt

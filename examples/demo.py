@@ -1,0 +1,168 @@
+"""The whole way on real logs: tables, semantic IDs, training, evaluation, export, index, server, requests.
+
+python -m examples.demo --config configs/demo.yaml --run build/demo      (or: make demo)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import tritonclient.http
+
+from examples.client import Catalogue, problems, send
+from examples.request import format_answer
+from export.render import SOURCE
+from serving.bundle import current_version, read_manifest
+from serving.index.reader import IndexReader
+from serving.launcher import ServerError, TritonServer
+from training.checkpoint import load_checkpoint
+
+QUICK = ("training.steps=60", "training.validate_every=30", "training.validation_requests=64", "evaluation.requests=100")
+
+
+class PeakMemory:
+    """Largest memory of this process and all below it, shared pages counted once (PSS), sampled twice a second."""
+
+    def __enter__(self) -> PeakMemory:
+        """Start sampling."""
+        self.bytes, self._end = 0, threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop sampling."""
+        self._end.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        me = psutil.Process()
+        while not self._end.wait(0.5):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:
+                    continue  # it ended between the listing and the look
+            self.bytes = max(self.bytes, total)
+
+
+def step(title: str, *command: str) -> float:
+    """Run one step as its own process; returns seconds. Ends the demo with the step's own message when it fails."""
+    print(f"\n== {title}", flush=True)
+    began = time.monotonic()
+    code = subprocess.run([sys.executable, "-m", *command], check=False).returncode
+    if code:
+        raise SystemExit(f"demo: step '{title}' failed with status {code}")
+    return time.monotonic() - began
+
+
+def ask(server: TritonServer, catalogue: Catalogue, *, requests: int) -> dict:
+    """Send requests of different users one after the other; check every answer; time the gRPC ones."""
+    users = catalogue.users["user_id"].to_list()[:: max(1, catalogue.users.height // requests)][:requests]
+    tensors = catalogue.request(users[0], num_ads=10)
+    for protocol, url in (("http", server.http_url), ("grpc", server.grpc_url)):
+        first = send(url, tensors, protocol=protocol)
+    print(f"\nuser {users[0]}, {tensors['history_ad_ids'].shape[1]} events of history")
+    print(format_answer(first, catalogue=catalogue, history=tensors["history_ad_ids"][0]))
+    seconds = []
+    for user in users:
+        tensors = catalogue.request(user, num_ads=10)
+        began = time.perf_counter()
+        answer = send(server.grpc_url, tensors)
+        seconds.append(time.perf_counter() - began)
+        wrong = problems(answer, catalogue=catalogue, num_ads=10, exclude=[])
+        if wrong:
+            raise SystemExit(f"demo: wrong answer for user {user}: {'; '.join(wrong)}")
+    return {"requests": len(seconds), "request_p50_ms": float(np.percentile(seconds, 50) * 1e3),
+            "request_p95_ms": float(np.percentile(seconds, 95) * 1e3),
+            "model_version": int(answer["model_version"][0, 0]), "index_version": int(answer["index_version"][0, 0])}
+
+
+def server_version(url: str) -> str:
+    """What the server says it is."""
+    client = tritonclient.http.InferenceServerClient(url)
+    try:
+        metadata = client.get_server_metadata()
+        return f"{metadata['name']} {metadata['version']}"
+    finally:
+        client.close()
+
+
+def run_demo(config: str, run: Path, *, quick: bool, repository: Path) -> dict:
+    """Every step; returns the report."""
+    overrides = [word for value in (QUICK if quick else ()) for word in ("--set", value)]
+    common = ["--config", config, "--run", str(run), *overrides]
+    began = time.monotonic()
+    for folder in ("model", "bundles", "index"):
+        shutil.rmtree(run / folder, ignore_errors=True)  # the demo shows the whole way, not a resumed one
+    with PeakMemory() as memory:
+        step("logs to tables", "training.data.prepare", "--config", config, "--out", str(run / "data"))
+        step("semantic IDs", "training.tokenizer", "--config", config, "--data", str(run / "data"),
+             "--out", str(run / "tokenizer"))
+        train_seconds = step("training", "training.train", *common, "--fresh")
+        step("evaluation on the test weeks", "training.evaluate", *common)
+        step("export to ONNX, model repository", "export", *common, "--repository", str(repository))
+        step("semantic-ID index", "indexer", "build", "--bundles", str(run / "bundles"),
+             "--ads", str(run / "data" / "ads.parquet"), "--sids", str(run / "tokenizer" / "sids.parquet"),
+             "--out", str(run / "index"))
+        print("\n== Triton", flush=True)
+        with TritonServer(repository, log_file=run / "server.log") as server:
+            version = server_version(server.http_url)
+            print(f"{version} ready: http {server.http_url}, grpc {server.grpc_url}")
+            answers = ask(server, Catalogue.load(run), requests=20 if quick else 200)
+    stats = json.loads((run / "data" / "stats.json").read_text())
+    quality = json.loads((run / "tokenizer" / "quality.json").read_text())
+    evaluation = json.loads((run / "model" / "evaluation.json").read_text())
+    model = load_checkpoint(run / "model" / "checkpoint").model
+    manifest = read_manifest(run / "bundles" / str(current_version(run / "bundles")), verify=False)
+    reader = IndexReader(run / "index")
+    ads = len(reader.snapshot.leaf_ad_ids)
+    reader.close()
+    return {
+        "rows_read": stats["rows_read"], "users": stats["users"], "ads": ads,
+        "parameters": sum(p.numel() for p in model.parameters()), "train_seconds": round(train_seconds, 1),
+        "total_seconds": round(time.monotonic() - began, 1), "peak_memory_gb": round(memory.bytes / 1e9, 2),
+        **{k: evaluation[k] for k in ("recall", "ndcg", "value_recall", "invalid_rate")},
+        **{k: quality[k] for k in ("compression", "collision", "utilisation")},
+        "export_max_error": manifest.content["parity_max_error"], **answers, "server_version": version,
+        "quick": quick, "provenance": stats["provenance"],
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/demo.yaml")
+    parser.add_argument("--run", type=Path, default=Path("build/demo"))
+    parser.add_argument("--repository", type=Path, default=SOURCE)
+    parser.add_argument("--quick", action="store_true", help="a minute of training: shows that it runs, not how well")
+    arguments = parser.parse_args()
+    try:
+        report = run_demo(arguments.config, arguments.run, quick=arguments.quick, repository=arguments.repository)
+    except ServerError as error:
+        raise SystemExit(f"demo: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("\ndemo: stopped") from None
+    path = arguments.run / "report.json"
+    path.write_text(json.dumps(report, indent=2))
+    recall = report["recall"]
+    print(f"\n{report['total_seconds']:.0f} s in all, {report['train_seconds']:.0f} s of them training; at most "
+          f"{report['peak_memory_gb']} GB; request p50 {report['request_p50_ms']:.0f} ms, "
+          f"p95 {report['request_p95_ms']:.0f} ms")
+    cutoff = "50" if "50" in recall["model"] else next(iter(recall["model"]))
+    print(f"recall@{cutoff}: " + ", ".join(f"{name.replace('_', ' ')} {v[cutoff]:.3f}" for name, v in recall.items()))
+    print(f"report: {path}; now: make serve, and in another terminal make request USER=17\n{report['provenance']}")
+
+
+if __name__ == "__main__":
+    main()

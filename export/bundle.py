@@ -1,0 +1,95 @@
+"""Write a model bundle: graphs, tokenizer, manifest last; then point CURRENT at it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from export.graphs import export_graphs
+from export.parity import check_parity
+from serving.bundle import CURRENT, FORMAT_VERSION, MANIFEST, sha256, versions
+from training.checkpoint import Checkpoint
+
+
+def write_bundle(checkpoint: Checkpoint, bundles: Path, *, tokenizer: Path, quality: dict[str, Any] | None = None,
+                 activate: bool = True) -> Path:
+    """Export, check parity, describe, publish as the next version.
+
+    Nothing carries a version number before it is whole: the work is done in a folder beside and renamed.
+
+    Args:
+        checkpoint: trained model.
+        bundles: folder of bundles.
+        tokenizer: saved tokenizer; the indexer encodes new ads with it.
+        quality: figures to carry in the manifest.
+        activate: point CURRENT at it.
+
+    Returns:
+        Folder of the new version.
+
+    Raises:
+        ParityError: the graphs do not compute what the model computes; nothing is published.
+    """
+    began = time.monotonic()
+    bundles.mkdir(parents=True, exist_ok=True)
+    work = bundles / ".new"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        export_graphs(checkpoint.model, work)
+        error = check_parity(checkpoint.model, work)
+        shutil.copytree(tokenizer, work / "tokenizer", ignore=shutil.ignore_patterns("sids.parquet", "*.partial"))
+        version = max(versions(bundles), default=0) + 1
+        spec = checkpoint.spec.to_json()
+        files = sorted(p for p in work.rglob("*") if p.is_file())
+        manifest = {
+            "format_version": FORMAT_VERSION, "model_version": version, "tokenizer_id": spec.pop("tokenizer_id"),
+            **spec, "precision": "fp32", "step": checkpoint.step, "parity_max_error": error,
+            "config_hash": hashlib.sha256(json.dumps([spec, checkpoint.training], sort_keys=True).encode())
+                           .hexdigest()[:16],
+            "git_commit": _git_commit(), "quality": quality or {}, "graphs": _graph_shapes(work),
+            "export_seconds": round(time.monotonic() - began, 1),
+            "sha256": {str(p.relative_to(work)): sha256(p) for p in files},
+        }
+        (work / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        target = bundles / str(version)
+        shutil.rmtree(target, ignore_errors=True)  # a version without a manifest is a leftover, not a bundle
+        work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    if activate:
+        point_current(bundles, version)
+    return target
+
+
+def point_current(bundles: Path, version: int) -> None:
+    """Make `version` the one to serve; rollback is pointing at an earlier one."""
+    partial = bundles / f".{CURRENT}.new"
+    partial.write_text(f"{version}\n")
+    os.replace(partial, bundles / CURRENT)
+
+
+def _graph_shapes(folder: Path) -> dict[str, dict[str, list]]:
+    """Inputs and outputs of every graph: name -> [dtype, dims]; a string is a dynamic dimension."""
+    import onnx
+
+    shapes = {}
+    for path in sorted(folder.glob("*.onnx")):
+        graph = onnx.load(str(path), load_external_data=False).graph
+        shapes[path.stem] = {side: [[i.name, onnx.TensorProto.DataType.Name(i.type.tensor_type.elem_type),
+                                     [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim]]
+                                    for i in values]
+                             for side, values in (("inputs", graph.input), ("outputs", graph.output))}
+    return shapes
+
+
+def _git_commit() -> str:
+    root = Path(__file__).parent
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"

@@ -1,0 +1,56 @@
+"""Adapter: raw request -> features of the prefix graph. Logic: `serving.request`."""
+
+import os
+import sys
+from pathlib import Path
+
+# The stub starts Python isolated: the checkout and its virtual environment come first, before NumPy is imported.
+ROOT = Path(os.environ.get("GR4AD_HOME", Path(__file__).resolve().parents[3]))
+sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"))]
+
+import time  # noqa: E402
+
+import numpy as np  # noqa: E402
+import triton_python_backend_utils as pb_utils  # noqa: E402
+
+from serving.adapter import answer_each, array, pad_rows, parameters, resolve_path  # noqa: E402
+from serving.bundle import current_version, read_manifest  # noqa: E402
+from serving.index.reader import IndexReader  # noqa: E402
+from serving.request import RequestLimits, check_exclude, check_num_ads, request_features  # noqa: E402
+
+
+class TritonPythonModel:
+    """One request may carry b rows; shapes beside each name are of one request."""
+
+    def initialize(self, args):
+        """Open index and manifest; a missing one fails the load with its reason."""
+        config = parameters(args)
+        bundles = resolve_path(config["bundles"])
+        self.spec = read_manifest(bundles / str(current_version(bundles)), verify=False).features
+        self.reader = IndexReader(resolve_path(config["index"]))
+        self.limits = RequestLimits(int(config["max_num_ads"]), int(config["max_exclude"]))
+
+    def execute(self, requests):
+        """Check and build features, request by request."""
+        self.reader.refresh()
+        return answer_each(pb_utils, requests, self.run)
+
+    def run(self, request):
+        """Features of one request."""
+        ad_ids = array(pb_utils, request, "history_ad_ids")  # [b, N]
+        behaviors = array(pb_utils, request, "history_behaviors")  # [b, N]
+        timestamps = array(pb_utils, request, "history_timestamps")  # [b, N]
+        profile = array(pb_utils, request, "profile")  # [b, P]
+        num_ads = array(pb_utils, request, "num_ads")  # [b, 1]
+        now = array(pb_utils, request, "timestamp")  # [b, 1] or None
+        exclude = array(pb_utils, request, "exclude_ad_ids")  # [b, E] or None
+        check_num_ads(num_ads[:, 0], self.limits)
+        rows = len(ad_ids)
+        now = np.full((rows, 1), int(time.time())) if now is None else now
+        exclude = np.zeros((rows, 0), np.int64) if exclude is None else exclude
+        built = [request_features(self.spec, self.reader.snapshot, ad_ids=ad_ids[i], behaviors=behaviors[i],
+                                  timestamps=timestamps[i], profile=profile[i], now=int(now[i, 0]))
+                 for i in range(rows)]
+        return {"slots": np.stack([f.slots for f in built]), "profile_codes": np.stack([f.profile for f in built]),
+                "excluded": pad_rows([check_exclude(e, self.limits) for e in exclude], fill=-1),
+                "ignored_history": np.array([[f.ignored] for f in built], np.int32)}

@@ -1,0 +1,1 @@
+"""The request path: features, index reader, beam search, executors. No torch, no Triton import."""

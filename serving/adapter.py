@@ -1,0 +1,84 @@
+"""What the Triton adapters (`model_repository/*/1/model.py`) have in common; takes `triton_python_backend_utils`.
+
+Letters: b rows of one client request.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving.request import RequestError
+
+logger = logging.getLogger(__name__)
+
+HOME = Path(os.environ.get("GR4AD_HOME", Path(__file__).resolve().parents[1]))
+
+
+def parameters(args: Mapping[str, str]) -> dict[str, str]:
+    """The `parameters` of a model's config.pbtxt."""
+    config = json.loads(args["model_config"])
+    return {name: value["string_value"] for name, value in config["parameters"].items()}
+
+
+def resolve_path(text: str) -> Path:
+    """A path of the config; relative ones are relative to the checkout."""
+    return HOME / text
+
+
+def array(triton: Any, request: Any, name: str) -> np.ndarray | None:
+    """Input tensor of a request, None when the client left an optional one out."""
+    tensor = triton.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()
+
+
+def answer(triton: Any, outputs: Mapping[str, np.ndarray]) -> Any:
+    """Response with these tensors."""
+    return triton.InferenceResponse(output_tensors=[triton.Tensor(k, np.ascontiguousarray(v))
+                                                    for k, v in outputs.items()])
+
+
+def refuse(triton: Any, error: Exception) -> Any:
+    """Response that tells the client what is wrong: its own mistake as INVALID_ARG, ours as INTERNAL."""
+    code = triton.TritonError.INVALID_ARG if isinstance(error, RequestError) else triton.TritonError.INTERNAL
+    return triton.InferenceResponse(error=triton.TritonError(str(error) or type(error).__name__, code))
+
+
+def answer_each(triton: Any, requests: list[Any], run: Callable[[Any], Mapping[str, np.ndarray]]) -> list[Any]:
+    """One response a request; an exception becomes that request's error, never the batch's."""
+    responses = []
+    for request in requests:
+        try:
+            responses.append(answer(triton, run(request)))
+        except RequestError as error:
+            responses.append(refuse(triton, error))
+        except Exception as error:  # noqa: BLE001  (a raise here would fail every request of the batch)
+            logger.exception("request failed")
+            responses.append(refuse(triton, error))
+    return responses
+
+
+def integer_parameter(request: Any, name: str) -> int | None:
+    """A request parameter that must be a positive whole number; None when it is absent.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    value = json.loads(request.parameters() or "{}").get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).isdecimal() or int(value) < 1:
+        raise RequestError(f"parameter {name}: expected a whole number >= 1, got {value!r}")
+    return int(value)
+
+
+def pad_rows(rows: list[np.ndarray], *, fill: float) -> np.ndarray:
+    """Stack rows [n_i, ...] to [b, max n, ...], filled up with `fill`."""
+    width = max(map(len, rows))
+    return np.stack([np.concatenate([r, np.full((width - len(r), *r.shape[1:]), fill, r.dtype)]) for r in rows])

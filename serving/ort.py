@@ -1,0 +1,55 @@
+"""Executor that runs a bundle's ONNX graphs in this process with ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from serving.executor import Carry, prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
+
+
+def open_session(path: str | Path, *, threads: int = 1) -> onnxruntime.InferenceSession:
+    """Open an ONNX graph on the CPU with settings that let several sessions share a machine."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Idle pool threads of one session must not burn the core another session needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+class OrtExecutor:
+    """`serving.executor.Executor` over the ONNX files of one bundle."""
+
+    def __init__(self, bundle: str | Path, *, levels: int, threads: int = 1) -> None:
+        """Load `prefix.onnx` and `tail_<level>.onnx` for the levels 2 .. levels + 1.
+
+        Args:
+            bundle: folder of the bundle.
+            levels: SID levels T.
+            threads: threads of each graph.
+        """
+        bundle = Path(bundle)
+        self._last = levels + 1
+        self._prefix = open_session(bundle / "prefix.onnx", threads=threads)
+        self._tails = {t: open_session(bundle / f"tail_{t}.onnx", threads=threads) for t in range(2, levels + 2)}
+
+    def prefix(self, slots: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, Carry]:
+        """See `Executor.prefix`."""
+        names = prefix_outputs()
+        outputs = dict(zip(names, self._prefix.run(names, {"slots": slots, "profile": profile}), strict=True))
+        return outputs.pop("logprob"), outputs
+
+    def tail(self, level: int, carry: Carry, *, parents: list[np.ndarray], token: np.ndarray,
+             allowed: np.ndarray) -> tuple[np.ndarray, Carry]:
+        """See `Executor.tail`."""
+        feeds = {name: carry[name] for name in tail_carry_inputs(level)}
+        feeds |= dict(zip(tail_parent_inputs(level), parents, strict=True))
+        feeds |= {"token": token, "allowed": allowed}
+        names = tail_outputs(level, last=level == self._last)
+        outputs = dict(zip(names, self._tails[level].run(names, feeds), strict=True))
+        logprob = outputs.pop("logprob")
+        return logprob, {**carry, **outputs}

@@ -1,0 +1,119 @@
+"""Check one request and turn it into the prefix graph's features.
+
+Letters: N history events, E excluded ads, S history slots, T SID levels, P profile columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from serving.features import BEHAVIORS, FeatureSpec, build_slots
+from serving.index.reader import IndexSnapshot
+
+PADDING = -1  # an ad id that stands for nothing, so that rows of a batch can have one length
+
+
+class RequestError(ValueError):
+    """A request is malformed; the message is for the client."""
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """What a request may ask for."""
+
+    max_num_ads: int = 200
+    max_exclude: int = 1000
+
+    def __post_init__(self) -> None:
+        """Reject limits that allow nothing."""
+        if self.max_num_ads < 1 or self.max_exclude < 0:
+            raise ValueError(f"request limits: expected max_num_ads >= 1 and max_exclude >= 0, got {self}")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of one request.
+
+    Attributes:
+        slots: int32 [S, T + 3].
+        profile: int32 [P].
+        ignored: history events left out: unknown ads, later than the request, older than the newest max_history.
+    """
+
+    slots: np.ndarray
+    profile: np.ndarray
+    ignored: int
+
+
+def request_features(spec: FeatureSpec, snapshot: IndexSnapshot, *, ad_ids: np.ndarray, behaviors: np.ndarray,
+                     timestamps: np.ndarray, profile: np.ndarray, now: int) -> Features:
+    """Features of a request; an empty history is a legal cold-start user.
+
+    Args:
+        spec: context of the model.
+        snapshot: index, for ad -> SID.
+        ad_ids: int64 [N]; -1 is padding.
+        behaviors: int32 [N].
+        timestamps: int64 [N], unix seconds.
+        profile: int32 [P].
+        now: time of the request, unix seconds.
+
+    Raises:
+        RequestError: lengths that differ, values out of range.
+    """
+    for name, values in (("history_behaviors", behaviors), ("history_timestamps", timestamps)):
+        if len(values) != len(ad_ids):
+            raise RequestError(f"{name}: expected {len(ad_ids)} values (one for each of history_ad_ids), "
+                               f"got {len(values)}")
+    _check_ids("history_ad_ids", ad_ids)
+    present = ad_ids != PADDING
+    ad_ids, behaviors, timestamps = ad_ids[present], behaviors[present], timestamps[present]
+    _check_range("history_behaviors", behaviors, low=1, high=len(BEHAVIORS),
+                 meaning=", ".join(f"{v} {k}" for k, v in BEHAVIORS.items()))
+    _check_range("history_timestamps", timestamps, low=0, high=1 << 40, meaning="unix seconds")
+    _check_range("timestamp", np.array([now]), low=0, high=1 << 40, meaning="unix seconds")
+    if len(profile) != len(spec.profile_sizes):
+        raise RequestError(f"profile: expected {len(spec.profile_sizes)} codes, got {len(profile)}")
+    for column, (code, size) in enumerate(zip(profile.tolist(), spec.profile_sizes, strict=True)):
+        if not 0 <= code < size:
+            raise RequestError(f"profile[{column}]: expected 0..{size - 1} (0 = unknown), got {code}")
+    sids, known = snapshot.sids_of(ad_ids)
+    built = build_slots(spec, ad_ids[known], sids=sids[known], behaviors=behaviors[known],
+                        timestamps=timestamps[known], now=now)
+    return Features(built.slots, profile.astype(np.int32), built.ignored + int((~known).sum()))
+
+
+def check_num_ads(num_ads: np.ndarray, limits: RequestLimits) -> None:
+    """num_ads int [.] of a request.
+
+    Raises:
+        RequestError: out of range.
+    """
+    _check_range("num_ads", num_ads, low=1, high=limits.max_num_ads, meaning="ads to return")
+
+
+def check_exclude(exclude: np.ndarray, limits: RequestLimits) -> np.ndarray:
+    """Excluded ads int64 [E] without padding, sorted and distinct.
+
+    Raises:
+        RequestError: too many, or negative ids.
+    """
+    _check_ids("exclude_ad_ids", exclude)
+    exclude = np.unique(exclude[exclude != PADDING])
+    if len(exclude) > limits.max_exclude:
+        raise RequestError(f"exclude_ad_ids: expected at most {limits.max_exclude} ads, got {len(exclude)}")
+    return exclude
+
+
+def _check_ids(name: str, ids: np.ndarray) -> None:
+    bad = np.flatnonzero(ids < PADDING)
+    if len(bad):
+        raise RequestError(f"{name}[{bad[0]}]: expected an ad id >= 0 (or -1 for padding), got {ids[bad[0]]}")
+
+
+def _check_range(name: str, values: np.ndarray, *, low: int, high: int, meaning: str) -> None:
+    bad = np.flatnonzero((values < low) | (values > high))
+    if len(bad):
+        raise RequestError(f"{name}: expected {low}..{high} ({meaning}), got {values[bad[0]]} at position {bad[0]}")

@@ -1,0 +1,173 @@
+"""What the beam scheduler does with a batch: pick the model version, group by width plan, search, split.
+
+No Triton here; `model_repository/beam_scheduler` is its adapter. Letters: S history slots, T SID levels,
+P profile columns, n beams.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from serving.beam_search import beam_search
+from serving.bundle import CURRENT, BundleError, Manifest, current_version, read_manifest
+from serving.executor import Executor
+from serving.index.reader import IndexReader, IndexSnapshot
+from serving.widths import WidthPlan
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """One request as the scheduler sees it.
+
+    Attributes:
+        slots: int32 [S, T + 3].
+        profile: int32 [P].
+        num_ads: ads wanted, within the policy.
+        exclude: int64, ads that must not come back.
+        width_cap: no level keeps more beams than this (num_ads still counts); None for the plan's own widths.
+    """
+
+    slots: np.ndarray
+    profile: np.ndarray
+    num_ads: int
+    exclude: np.ndarray
+    width_cap: int | None = None
+
+
+@dataclass(frozen=True)
+class SearchAnswer:
+    """Beams of one request, best first; at least `num_ads` where so many live SIDs exist.
+
+    Attributes:
+        sids: int32 [n, T].
+        scores: float32 [n].
+        expected_value: float32 [n]; the first num_ads have one.
+        model_version: version of every graph that ran.
+        index_version: version of the index that the search used.
+        beam_widths: int32 [T + 1].
+        degraded: searched with less than the configured widths.
+    """
+
+    sids: np.ndarray
+    scores: np.ndarray
+    expected_value: np.ndarray
+    model_version: int
+    index_version: int
+    beam_widths: np.ndarray
+    degraded: bool
+
+
+class ActiveModel:
+    """The model version to use: the one that CURRENT names, once it is complete, loaded and of the index's tokenizer.
+
+    A version that is not usable is refused with a log line, and the one in use stays.
+    """
+
+    def __init__(self, bundles: str | Path, *, tokenizer_id: str, is_loaded: Callable[[Manifest], bool]) -> None:
+        """Find the first usable version.
+
+        Args:
+            bundles: folder of bundles.
+            tokenizer_id: tokenizer of the index.
+            is_loaded: whether the engine has every graph of a version.
+
+        Raises:
+            BundleError: CURRENT names no complete version of that tokenizer.
+        """
+        self._bundles, self._is_loaded = Path(bundles), is_loaded
+        self._stamp = self._read_stamp()
+        self.manifest = self._described(tokenizer_id)  # graphs may still be loading: the first search finds out
+
+    def refresh(self, tokenizer_id: str) -> bool:
+        """Follow CURRENT; True when another version is in use now. Call between batches."""
+        stamp = self._read_stamp()
+        if stamp == self._stamp:
+            return False
+        try:
+            manifest = self._described(tokenizer_id)
+            if not self._is_loaded(manifest):
+                raise BundleError(f"model version {manifest.version}: its graphs are not loaded")
+        except BundleError as error:
+            logger.error("model version %d stays in use: %s", self.manifest.version, error)
+            # Not remembered as seen: the version may still be loading.
+            return False
+        self._stamp = stamp
+        changed = manifest.version != self.manifest.version
+        self.manifest = manifest
+        return changed
+
+    def _read_stamp(self) -> tuple[int, int]:
+        try:
+            found = (self._bundles / CURRENT).stat()
+        except OSError:
+            return (0, 0)
+        return found.st_mtime_ns, found.st_ino
+
+    def _described(self, tokenizer_id: str) -> Manifest:
+        manifest = read_manifest(self._bundles / str(current_version(self._bundles)))
+        if manifest.tokenizer_id != tokenizer_id:
+            raise BundleError(f"model version {manifest.version}: expected tokenizer {tokenizer_id} (the index's), got "
+                              f"{manifest.tokenizer_id}; build the index of this bundle")
+        return manifest
+
+
+class Scheduler:
+    """Searches batches with one model version and one index snapshot each."""
+
+    def __init__(self, reader: IndexReader, active: ActiveModel, *, plan: WidthPlan,
+                 make_executor: Callable[[Manifest], Executor]) -> None:
+        """Wire up.
+
+        Args:
+            reader: index.
+            active: model version.
+            plan: configured widths.
+            make_executor: engine for one model version.
+        """
+        self._reader, self._active, self._plan, self._make_executor = reader, active, plan, make_executor
+        self._executor = make_executor(active.manifest)
+
+    def search(self, requests: list[SearchRequest]) -> list[SearchAnswer | Exception]:
+        """Answer a batch; a failing engine fails the requests of its group only."""
+        self._reader.refresh()
+        snapshot = self._reader.snapshot
+        if self._active.refresh(snapshot.tokenizer_id):
+            self._executor = self._make_executor(self._active.manifest)
+        answers: list[SearchAnswer | Exception] = [RuntimeError("not searched")] * len(requests)
+        groups: dict[WidthPlan, list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(self._plan_of(request), []).append(i)
+        for plan, rows in groups.items():
+            try:
+                found = self._search_group(snapshot, plan, [requests[i] for i in rows])
+            except Exception as error:  # noqa: BLE001  (one group must not take the others, or the server, down)
+                logger.exception("search failed")
+                found = [error] * len(rows)
+            for i, answer in zip(rows, found, strict=True):
+                answers[i] = answer
+        return answers
+
+    def _plan_of(self, request: SearchRequest) -> WidthPlan:
+        return self._plan if request.width_cap is None else self._plan.capped(request.width_cap)
+
+    def _search_group(self, snapshot: IndexSnapshot, plan: WidthPlan,
+                      requests: list[SearchRequest]) -> list[SearchAnswer | Exception]:
+        manifest = self._active.manifest
+        if snapshot.tokenizer_id != manifest.tokenizer_id:
+            raise BundleError(f"index has tokenizer {snapshot.tokenizer_id}, model version {manifest.version} has "
+                              f"{manifest.tokenizer_id}")
+        banned = [snapshot.banned_leaves(r.exclude) for r in requests]
+        beams = beam_search(
+            self._executor, snapshot.trie, np.stack([r.slots for r in requests]),
+            np.stack([r.profile for r in requests]), plan=plan, num_results=np.array([r.num_ads for r in requests]),
+            value_table=manifest.value_table, banned=banned if any(map(len, banned)) else None)
+        return [SearchAnswer(beams.sids[i], beams.scores[i], beams.expected_value[i], manifest.version,
+                             snapshot.version, beams.widths, plan != self._plan)
+                for i in range(len(requests))]

@@ -1,0 +1,13 @@
+"""One real tritonserver for the tests of this folder."""
+
+import pytest
+
+from serving.launcher import TritonServer
+
+
+@pytest.fixture(scope="session")
+def server(pipeline):
+    """Server of the tiny deployment; it must still be alive when the tests are over."""
+    with TritonServer(pipeline.repository) as running:
+        yield running
+        assert running.poll() is None, f"the server died: {running.log_tail(30)}"

@@ -1,0 +1,50 @@
+"""One tiny seeded model and catalogue for tests; nothing here is trained."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from serving.features import FeatureSpec
+from serving.index.reader import IndexSnapshot
+from training.model.config import ModelConfig
+from training.model.gr4ad import Generator
+
+LEVEL_SIZES = (6, 5, 7)
+SPEC = FeatureSpec(levels=3, short_slots=4, long_slots=4, max_history=16, profile_sizes=(3, 4))
+VALUE_TABLE = np.array([0.5, 1.0, 2.0, 8.0], np.float32)
+
+
+def tiny_model(*, shared_layers: int = 2, layers: int = 3, seed: int = 0, **options: bool) -> Generator:
+    """Generator with random weights that are large enough for beams to differ."""
+    torch.manual_seed(seed)
+    config = ModelConfig(layers=layers, shared_layers=shared_layers, width=16, heads=2, ffn_multiple=2,
+                         value_buckets=4, **options)
+    return Generator(config, SPEC, level_sizes=LEVEL_SIZES, value_buckets=len(VALUE_TABLE)).eval()
+
+
+def tiny_catalogue(*, ads: int = 60, seed: int = 0, paused: int = 5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ad ids int64 [N], SIDs int32 [N, T] (some shared), active bool [N]."""
+    random = np.random.default_rng(seed)
+    ad_ids = np.sort(random.choice(10_000, ads, replace=False)).astype(np.int64)
+    sids = np.stack([random.integers(0, v, ads) for v in LEVEL_SIZES], axis=1).astype(np.int32)
+    active = np.ones(ads, bool)
+    active[random.choice(ads, paused, replace=False)] = False
+    return ad_ids, sids, active
+
+
+def tiny_snapshot(**options: int) -> IndexSnapshot:
+    """Index of `tiny_catalogue`."""
+    ad_ids, sids, active = tiny_catalogue(**options)
+    return IndexSnapshot.build(ad_ids, sids, active=active, level_sizes=LEVEL_SIZES)
+
+
+def random_requests(count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Slots int32 [B, S, T + 3] and profile int32 [B, P] in range; the first request is a cold-start user."""
+    random = np.random.default_rng(seed)
+    sizes = [v + 1 for v in LEVEL_SIZES] + [4, SPEC.gap_buckets, SPEC.count_buckets]
+    slots = np.stack([random.integers(1, s, (count, SPEC.slots)) for s in sizes], axis=-1).astype(np.int32)
+    slots[random.random((count, SPEC.slots)) < 0.3] = 0
+    slots[0] = 0
+    profile = np.stack([random.integers(0, s, count) for s in SPEC.profile_sizes], axis=-1).astype(np.int32)
+    return slots, profile

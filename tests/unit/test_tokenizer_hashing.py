@@ -1,0 +1,55 @@
+"""The hash level: stable across processes, uniform, sensitive to each part, fast."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from training.tokenizer.hashing import hash_level
+
+PROGRAM = """
+from training.tokenizer.hashing import hash_level
+print(hash_level(['a', 'ü'], ['x', 'y'], [1, 2], size=977).tolist())
+"""
+
+
+def test_equals_the_written_definition():
+    digest = hashlib.blake2b(b"4:acmeclick:42", digest_size=8).digest()
+    code = int.from_bytes(digest, "little") % 1000
+    assert hash_level(["acme"], ["click"], [42], size=1000).tolist() == [code]
+
+
+def test_does_not_depend_on_the_process():
+    here = hash_level(["a", "ü"], ["x", "y"], [1, 2], size=977).tolist()
+    for salt in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": salt, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", PROGRAM]
+        answer = subprocess.run(command, env=environment, capture_output=True, check=True)
+        assert answer.stdout.decode().strip() == str(here)
+
+
+def test_every_part_counts_and_parts_do_not_run_together():
+    size = 2**20
+    rows = [("a", "b", 1), ("A", "b", 1), ("a", "c", 1), ("a", "b", 2), ("ab", "", 1), ("", "ab", 1)]
+    codes = hash_level(*zip(*rows, strict=True), size=size)
+    assert len(set(codes.tolist())) == len(rows)
+
+
+def test_spreads_evenly_and_hashes_100_000_ads_within_a_second():
+    count, size = 100_000, 1024
+    accounts, kinds = [str(i % 5000) for i in range(count)], ["plain", "coupon"] * (count // 2)
+    start = time.perf_counter()
+    codes = hash_level(accounts, kinds, range(count), size=size)
+    assert time.perf_counter() - start < 1
+    assert codes.dtype == np.int32
+    expected = count / size
+    chi_squared = float(((np.bincount(codes, minlength=size) - expected) ** 2 / expected).sum())
+    # Mean size - 1, standard deviation sqrt(2 (size - 1)) = 45: five of them.
+    assert abs(chi_squared - (size - 1)) < 5 * 45
+
+
+def test_no_ads_give_no_codes():
+    assert hash_level([], [], [], size=8).shape == (0,)

@@ -1,0 +1,1 @@
+"""Everything that learns: data, tokenizer, model, objectives and reward (PyTorch)."""

@@ -1,0 +1,123 @@
+"""Checkpoints: safetensors and JSON, written whole or not at all, never pickled."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from serving.features import FeatureSpec
+from training.config import TrainingConfig
+from training.dataset import ValueBuckets
+from training.model.config import ModelConfig
+from training.model.gr4ad import Generator
+
+FORMAT_VERSION = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, corrupted, or belongs to another configuration."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything needed to build the generator and to feed it, besides its weights."""
+
+    model: ModelConfig
+    features: FeatureSpec
+    level_sizes: tuple[int, ...]
+    value_buckets: ValueBuckets
+    profile_columns: dict[str, tuple[str, ...]]
+    tokenizer_id: str
+
+    def build(self) -> Generator:
+        """Generator with fresh weights (seed torch before)."""
+        return Generator(self.model, self.features, level_sizes=self.level_sizes,
+                         value_buckets=len(self.value_buckets.means))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "model": self.model.model_dump(), "features": self.features.to_json(),
+            "level_sizes": list(self.level_sizes), "tokenizer_id": self.tokenizer_id,
+            "value_edges": self.value_buckets.edges.tolist(), "value_means": self.value_buckets.means.tolist(),
+            "profile_columns": {k: list(v) for k, v in self.profile_columns.items()},
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ModelSpec:
+        """Inverse of `to_json`."""
+        buckets = ValueBuckets(np.asarray(values["value_edges"], np.float32),
+                               np.asarray(values["value_means"], np.float32))
+        return cls(ModelConfig(**values["model"]), FeatureSpec.from_json(values["features"]),
+                   tuple(values["level_sizes"]), buckets,
+                   {k: tuple(v) for k, v in values["profile_columns"].items()}, values["tokenizer_id"])
+
+
+def save_checkpoint(folder: Path, *, model: Generator, spec: ModelSpec, training: TrainingConfig, step: int,
+                    optimizer: torch.optim.Optimizer | None = None, history: list[dict] | None = None) -> None:
+    """Write weights, optimizer state and position; an interrupted write leaves the old checkpoint."""
+    new = folder.with_name(folder.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, new / "model.safetensors")
+    if optimizer is not None:
+        state = optimizer.state_dict()["state"]
+        save_file({f"{i}.{k}": v.contiguous() for i, s in state.items() for k, v in s.items()},
+                  new / "optimizer.safetensors")
+    content = {"format": FORMAT_VERSION, "step": step, "spec": spec.to_json(), "training": training.model_dump(),
+               "history": history or []}
+    (new / "checkpoint.json").write_text(json.dumps(content, indent=1))
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `load_checkpoint` found."""
+
+    model: Generator
+    spec: ModelSpec
+    training: dict[str, Any]
+    step: int
+    history: list[dict]
+    optimizer_state: dict[int, dict[str, torch.Tensor]] | None
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: missing, corrupted, or of a newer format.
+    """
+    if not folder.exists() and folder.with_name(folder.name + ".old").exists():
+        folder = folder.with_name(folder.name + ".old")  # killed between the two renames of a save
+    try:
+        content = json.loads((folder / "checkpoint.json").read_text())
+        if content["format"] > FORMAT_VERSION:
+            raise CheckpointError(f"{folder}: expected format <= {FORMAT_VERSION}, got {content['format']}")
+        spec = ModelSpec.from_json(content["spec"])
+        model = spec.build()
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        state: dict[int, dict[str, torch.Tensor]] | None = None
+        if (folder / "optimizer.safetensors").exists():
+            state = {}
+            for name, value in load_file(folder / "optimizer.safetensors").items():
+                index, _, key = name.partition(".")
+                state.setdefault(int(index), {})[key] = value
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{folder}: not a readable checkpoint: {error}") from error
+    return Checkpoint(model, spec, content["training"], content["step"], content["history"], state)

@@ -1,0 +1,1 @@
+"""Table schemas, sources (one file each), time split, event log and samples."""

@@ -1,0 +1,175 @@
+"""Read a source, check it, split it, and write the prepared data folder.
+
+python -m training.data.prepare --config configs/demo.yaml --out build/demo/data
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml  # type: ignore[import-untyped]
+from pydantic import ValidationError
+
+from training.data.completejourney import load_completejourney
+from training.data.config import DataConfig
+from training.data.parquet import NAMES, load_parquet, read_table
+from training.data.profile import ProfileVocabulary
+from training.data.schema import LoadStats, Tables, make_tables
+from training.data.split import TimeSplit
+
+_LOADERS = {"completejourney": load_completejourney, "parquet": load_parquet}
+_FILES = {"ads.parquet", "users.parquet", "events.parquet", "split.json", "profile.json", "stats.json"}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` wrote: the checked tables, the split in time, the profile vocabulary."""
+
+    tables: Tables
+    split: TimeSplit
+    profile: ProfileVocabulary
+
+
+def prepare(config: DataConfig, out: Path) -> Tables:
+    """Load the source of `config` and write the tables, split.json, profile.json and stats.json into `out`.
+
+    Written to a folder beside `out` and renamed at the end, so `out` is complete or absent, never half
+    written.
+
+    Raises:
+        TableError: the source breaks a schema.
+        ValueError: the log is too short for the split.
+        FileNotFoundError: the source is not there.
+        FileExistsError: `out` exists and holds something this function did not write, or is the source
+            itself.
+    """
+    _check_replaceable(out, config.path)
+    tables = _LOADERS[config.source](config)
+    times = tables.events["timestamp"].to_numpy()
+    split = TimeSplit.by_weeks(
+        int(times.min()),
+        int(times.max()),
+        validation_weeks=config.validation_weeks,
+        test_weeks=config.test_weeks,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        new.mkdir()
+        for name in NAMES:
+            getattr(tables, name).write_parquet(new / f"{name}.parquet")
+        split.save(new / "split.json")
+        ProfileVocabulary.fit(tables.users).save(new / "profile.json")
+        stats = {
+            "source": config.source,
+            "rows_read": tables.stats.rows_read,
+            "rows_dropped": dict(tables.stats.rows_dropped),
+            **{name: getattr(tables, name).height for name in NAMES},
+            "provenance": tables.provenance,
+        }
+        (new / "stats.json").write_text(json.dumps(stats, indent=2) + "\n", encoding="utf-8")
+        if out.exists():
+            out.rename(old)
+        try:
+            new.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+    return tables
+
+
+def load_prepared(folder: Path) -> Prepared:
+    """Read a folder that `prepare` wrote; the tables are checked again.
+
+    Raises:
+        TableError: a table is missing or broken.
+        FileNotFoundError: split.json, profile.json or stats.json is missing.
+        ValueError: one of them is not what `prepare` writes.
+    """
+    path = folder / "stats.json"
+    stats = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        loaded = LoadStats(rows_read=int(stats["rows_read"]), rows_dropped=dict(stats["rows_dropped"]))
+        provenance = str(stats["provenance"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected rows_read, rows_dropped, provenance, got {str(stats)[:120]}"
+        ) from error
+    ads, users, events = (read_table(folder / f"{name}.parquet") for name in NAMES)
+    where = [str(folder / f"{name}.parquet") for name in NAMES]
+    return Prepared(
+        tables=make_tables(ads, users, events=events, stats=loaded, provenance=provenance, where=where),
+        split=TimeSplit.load(folder / "split.json"),
+        profile=ProfileVocabulary.load(folder / "profile.json"),
+    )
+
+
+def read_config(path: Path) -> DataConfig:
+    """Read the section `data` of a YAML config.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML, no section `data`, or an unknown key or wrong type in it.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: expected YAML, got {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
+        raise ValueError(
+            f"{path}: expected a section data with keys {list(DataConfig.model_fields)}, "
+            f"got {str(content)[:80]}"
+        )
+    try:
+        return DataConfig.model_validate(content["data"])
+    except ValidationError as error:
+        raise ValueError(
+            f"{path}, section data (known keys {list(DataConfig.model_fields)}): {error}"
+        ) from error
+
+
+def _check_replaceable(out: Path, source: str | None) -> None:
+    if not out.exists():
+        return
+    if source is not None and out.resolve() == Path(source).resolve():
+        raise FileExistsError(f"{out}: expected a folder other than the source, got the source")
+    names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+    # stats.json marks a folder as ours: a folder of somebody's tables has the other names too.
+    if names and not ("stats.json" in names and names <= _FILES):
+        found = ", ".join(sorted(names)[:8])
+        raise FileExistsError(f"{out}: expected nothing, or a prepared data folder to replace, got {found}")
+
+
+def _summary(tables: Tables) -> str:
+    rows = [("rows read", tables.stats.rows_read)]
+    rows += [(f"- {reason}", count) for reason, count in tables.stats.rows_dropped.items()]
+    rows += [(name, getattr(tables, name).height) for name in NAMES]
+    counts = tables.events["behavior"].value_counts(sort=True).rows()
+    rows += [(f"  {behavior}", count) for behavior, count in counts]
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(f"{label:<{width}}  {count:>12,}" for label, count in rows) + f"\n{tables.provenance}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="training.data.prepare", description="Read, check and split the logs."
+    )
+    parser.add_argument("--config", type=Path, required=True, help="YAML with a section data:")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    options = parser.parse_args(arguments)
+    try:
+        tables = prepare(read_config(options.config), options.out)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(_summary(tables))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

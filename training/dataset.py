@@ -1,0 +1,148 @@
+"""Batches of requests for training and evaluation, built with the same code that serves.
+
+Letters: B requests, n targets of a request, S slots, T SID levels, P profile columns, E events, A ads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from serving.features import BEHAVIORS, FeatureSpec, build_slots
+from training.config import TrainingConfig
+from training.data.log import EventLog, TargetGroups, target_groups
+from training.data.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training batch; padding has weight 0.
+
+    Attributes:
+        slots: int32 [B, S, T + 3].
+        profile: int32 [B, P].
+        tokens: int64 [B, n, T].
+        value: int64 [B, n] value bucket.
+        weight: float32 [B, n].
+    """
+
+    slots: np.ndarray
+    profile: np.ndarray
+    tokens: np.ndarray
+    value: np.ndarray
+    weight: np.ndarray
+
+
+@dataclass(frozen=True)
+class ValueBuckets:
+    """Equal-frequency buckets of the value of an event.
+
+    Attributes:
+        edges: float32 [V - 1], upper edges; a value equal to an edge lies below it.
+        means: float32 [V], mean value of each bucket, what expected eCPM is computed from.
+    """
+
+    edges: np.ndarray
+    means: np.ndarray
+
+    @classmethod
+    def fit(cls, values: np.ndarray, *, buckets: int) -> ValueBuckets:
+        """Cut at quantiles; many equal values (prices) can leave fewer buckets than asked for.
+
+        Raises:
+            ValueError: no values.
+        """
+        if not len(values):
+            raise ValueError("value buckets: expected at least one training target with a value, got none")
+        edges = np.unique(np.quantile(values, np.linspace(0, 1, buckets + 1)[1:-1]).astype(np.float32))
+        edges = edges[edges < values.max()]
+        bucket = np.searchsorted(edges, values)
+        sums = np.bincount(bucket, weights=values, minlength=len(edges) + 1)
+        counts = np.bincount(bucket, minlength=len(edges) + 1)
+        return cls(edges, (sums / np.maximum(counts, 1)).astype(np.float32))
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Bucket of each value, int64, any shape."""
+        return np.searchsorted(self.edges, values)
+
+
+class RequestDataset:
+    """Requests cut from an event log: every target group is a request, its history lies strictly before it."""
+
+    def __init__(self, prepared: Prepared, sids: pl.DataFrame, *, spec: FeatureSpec) -> None:
+        """Join the log with the SIDs.
+
+        Args:
+            prepared: tables, split, profile vocabulary.
+            sids: columns ad_id, s1 .. s_T; must hold every ad of the log.
+            spec: what a context looks like.
+
+        Raises:
+            ValueError: an ad of the log has no SID.
+        """
+        self.spec, self.split = spec, prepared.split
+        self.log = EventLog.from_tables(prepared.tables)
+        self.profile = prepared.profile.encode(prepared.tables.users.sort("user_id"))
+        sids = sids.sort("ad_id")
+        self.ad_ids = sids["ad_id"].to_numpy()
+        self.ad_sids = np.ascontiguousarray(sids.drop("ad_id").to_numpy(), np.int32)  # [A, T]
+        self.event_ad = np.minimum(np.searchsorted(self.ad_ids, self.log.ad_ids), len(self.ad_ids) - 1)  # [E]
+        missing = np.flatnonzero(self.ad_ids[self.event_ad] != self.log.ad_ids)
+        if len(missing):
+            raise ValueError(f"expected a SID for every ad of the events; {len(missing)} events have none, "
+                             f"first ad_id {self.log.ad_ids[missing[0]]}: tokenizer and data do not belong together")
+
+    def groups(self, part: str, *, target_behaviors: tuple[str, ...], min_history: int) -> TargetGroups:
+        """Requests of `part`: train, validation or test."""
+        bounds = {"train": (0, self.split.train_end), "validation": (self.split.train_end, self.split.validation_end),
+                  "test": (self.split.validation_end, self.split.end)}
+        start, stop = bounds[part]
+        return target_groups(self.log, start=start, stop=stop, target_behaviors=target_behaviors,
+                             min_history=min_history)
+
+    def targets(self, groups: TargetGroups, row: int) -> np.ndarray:
+        """Events, positions in the log, that are the targets of request `row`."""
+        events = np.arange(groups.begin[row], groups.end[row])
+        return events[np.isin(self.log.behavior[events], groups.target_codes)]
+
+    def context(self, groups: TargetGroups, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Slots int32 [B, S, T + 3] and profile int32 [B, P] of requests."""
+        log = self.log
+        slots = np.empty((len(rows), self.spec.slots, self.spec.columns), np.int32)
+        for i, row in enumerate(rows):
+            begin = groups.begin[row]
+            first = max(log.user_ptr[groups.user_row[row]], begin - self.spec.max_history)
+            past = slice(first, begin)
+            slots[i] = build_slots(self.spec, log.ad_ids[past], sids=self.ad_sids[self.event_ad[past]],
+                                   behaviors=log.behavior[past], timestamps=log.timestamp[past],
+                                   now=int(groups.now[row])).slots
+        return slots, self.profile[groups.user_row[rows]]
+
+    def batch(self, groups: TargetGroups, rows: np.ndarray, *, config: TrainingConfig, buckets: ValueBuckets,
+              epoch: int) -> Batch:
+        """Training batch of requests; which targets are drawn depends on (seed, epoch, request) alone."""
+        behavior_weight = np.zeros(len(BEHAVIORS) + 1, np.float32)
+        for name, weight in config.behavior_weights.items():
+            behavior_weight[BEHAVIORS[name]] = weight
+        picked = []
+        for row in rows:
+            events = self.targets(groups, row)
+            if len(events) > config.targets_per_request:
+                generator = np.random.default_rng((config.seed, epoch, int(row)))
+                events = generator.choice(events, config.targets_per_request, replace=False)
+            picked.append(events)
+        width = max(map(len, picked))
+        events = np.stack([np.pad(p, (0, width - len(p))) for p in picked])  # [B, n]
+        filled = np.arange(width) < np.array([len(p) for p in picked])[:, None]
+        slots, profile = self.context(groups, rows)
+        return Batch(slots, profile, self.ad_sids[self.event_ad[events]].astype(np.int64),
+                     buckets.encode(self.log.value[events]),
+                     np.where(filled, behavior_weight[self.log.behavior[events]], 0).astype(np.float32))
+
+
+def load_sids(folder: str | Path) -> pl.DataFrame:
+    """SIDs that the tokenizer step wrote: ad_id Int64, s1 .. s_T Int32."""
+    return pl.read_parquet(Path(folder) / "sids.parquet")

@@ -1,0 +1,43 @@
+"""Shape of the model."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class ModelConfig(BaseModel):
+    """Sizes of the generator; catalogue-dependent sizes (codebooks, profile, value buckets) come with the data.
+
+    Attributes:
+        layers: decoder layers L.
+        shared_layers: K, the first layers, which see no token. 0 is plain autoregression.
+        width: d.
+        heads: attention heads; divides `width`.
+        ffn_multiple: hidden width of the feed-forward part, in units of d.
+        value_buckets: equal-frequency eCPM buckets asked for (ties in the data can make fewer).
+        share_context_kv: one projection of the context to keys and values for all layers, instead of one a layer.
+        tie_embeddings: heads of SID levels share the code embeddings of the context.
+        dropout: of each residual branch; training only.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: int = Field(6, ge=1)
+    shared_layers: int = Field(4, ge=0)
+    width: int = Field(160, ge=8)
+    heads: int = Field(4, ge=1)
+    ffn_multiple: int = Field(4, ge=1)
+    value_buckets: int = Field(32, ge=2)
+    share_context_kv: bool = True
+    tie_embeddings: bool = True
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if self.width % self.heads:
+            raise ValueError(f"expected width divisible by heads, got width {self.width} and heads {self.heads}")
+        if self.shared_layers >= self.layers:
+            raise ValueError(
+                f"expected shared_layers < layers (at least one layer must see the token), "
+                f"got {self.shared_layers} of {self.layers}")
+        return self

@@ -1,0 +1,70 @@
+"""Context processor: profile and behavior sequences to context slots X (linear, in the style of OneRec-V2).
+
+Letters: B requests, S history slots, T SID levels, P profile columns, d width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from serving.features import BEHAVIORS, FeatureSpec
+
+EMPTY_SLOT_BIAS = -1e4  # finite, so that half precision and a softmax over it stay finite
+
+
+class CodeEmbeddings(nn.Module):
+    """One table a SID level; row 0 is padding, row c + 1 is code c. Shared by context, decoder and heads."""
+
+    def __init__(self, level_sizes: tuple[int, ...], width: int) -> None:
+        """Make a table of V_t + 1 rows for each level."""
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(size + 1, width, padding_idx=0) for size in level_sizes)
+
+
+class ContextProcessor(nn.Module):
+    """Sums of embeddings, normalised; the linear part is the projection to keys and values that follows.
+
+    X = LayerNorm(sum of the codes' embeddings + behavior + gap + count + slot) is used by cross-attention only.
+    Slot 0 is a learned user slot that is never empty, so a cold-start user has a context too.
+    """
+
+    def __init__(self, spec: FeatureSpec, *, width: int) -> None:
+        """The code embeddings come with each call: they belong to the generator."""
+        super().__init__()
+        self.spec = spec
+        self.behavior = nn.Embedding(len(BEHAVIORS) + 1, width)
+        self.gap = nn.Embedding(spec.gap_buckets, width)
+        self.count = nn.Embedding(spec.count_buckets, width)
+        self.slot = nn.Parameter(torch.zeros(spec.slots, width))
+        self.profile = nn.ModuleList(nn.Embedding(size, width) for size in spec.profile_sizes)
+        self.user = nn.Parameter(torch.zeros(1, 1, width))
+        self.norm = nn.LayerNorm(width)
+
+    @property
+    def slots(self) -> int:
+        """Context slots: one user slot, one a profile column, the history slots."""
+        return 1 + len(self.profile) + self.spec.slots
+
+    def forward(self, slots: Tensor, profile: Tensor, codes: CodeEmbeddings) -> tuple[Tensor, Tensor]:
+        """X and its bias.
+
+        Args:
+            slots: int [B, S, T + 3].
+            profile: int [B, P].
+            codes: embeddings of the SID codes.
+
+        Returns:
+            X [B, 1 + P + S, d] and bias [B, 1 + P + S] (0, or EMPTY_SLOT_BIAS on empty slots).
+        """
+        levels = self.spec.levels
+        history = self.slot + self.behavior(slots[..., levels]) + self.gap(slots[..., levels + 1]) \
+            + self.count(slots[..., levels + 2])
+        for t, table in enumerate(codes.tables):
+            history = history + table(slots[..., t])  # [B, S, d]
+        user = self.user.expand(slots.shape[0], 1, -1)
+        columns = [table(profile[:, i])[:, None] for i, table in enumerate(self.profile)]
+        context = self.norm(torch.cat([user, *columns, history], dim=1))
+        empty = (slots[..., levels] == 0).to(context.dtype) * EMPTY_SLOT_BIAS  # [B, S]
+        bias = torch.cat([torch.zeros_like(context[:, :1 + len(columns), 0]), empty], dim=1)
+        return context, bias

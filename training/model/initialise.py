@@ -1,0 +1,44 @@
+"""Initial weights: those of a model that already copies a little from the history.
+
+Much of what a user does next repeats or resembles the history. A decoder with random weights needs many steps to
+find the path "history slot -> attention -> residual stream -> code embedding"; these weights start with that path
+open, and change nothing in the architecture: queries and keys start equal (a token attends to slots that carry
+it), output and value projections start as each other's inverse, and Fuse passes the token through.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from training.model.gr4ad import Generator
+
+
+@torch.no_grad()
+def initialise(model: Generator) -> None:
+    """Set all weights from torch's global generator."""
+    width = model.config.width
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            # Rows of norm 1: with tied heads the first logits have a standard deviation of about 1.
+            nn.init.normal_(module.weight, std=width**-0.5)
+            if module.padding_idx is not None:
+                module.weight[module.padding_idx] = 0
+    for parameter in (model.level, model.bos, model.context.user, model.context.slot):
+        nn.init.normal_(parameter, std=width**-0.5)
+    model.fuse.mix.weight[:, width:] = torch.eye(width)
+    for kv in model.context_kv:
+        nn.init.orthogonal_(kv.value.weight)
+    for i, layer in enumerate(model.layers):
+        kv = model.context_kv[0 if model.config.share_context_kv else i]
+        layer.query_context.weight.copy_(kv.key.weight)
+        layer.out_context.weight.copy_(kv.value.weight.T / model.config.layers**0.5)
+        for linear in (layer.out_self, layer.ffn[2]):
+            linear.weight.mul_((2 * model.config.layers) ** -0.5)

@@ -1,0 +1,107 @@
+"""One decoder layer `Dec`: pre-norm cross-attention to the context, causal self-attention over levels, FFN.
+
+Letters: B requests, n beams (or targets), t levels, S context slots, d width, H heads, e = d / H.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+ContextKv = tuple[Tensor, Tensor]
+"""Keys and values of the context, [B, S, d] each."""
+
+
+class ContextKeysValues(nn.Module):
+    """Keys and values of the context; one may serve all layers (OneRec-V2 reports no loss from sharing)."""
+
+    def __init__(self, width: int) -> None:
+        """One projection to keys, one to values."""
+        super().__init__()
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+
+    def forward(self, context: Tensor) -> ContextKv:
+        """[B, S, d] to keys and values, [B, S, d] each."""
+        return self.key(context), self.value(context)
+
+
+class DecoderLayer(nn.Module):
+    """GR4AD's `Dec_l` (arXiv 2602.22732, LazyAR decoder).
+
+    Two views of one layer: `forward` sees all levels at once (training, shared stage), `step` sees one new level
+    and the keys and values of the levels before it (tails).
+    """
+
+    def __init__(self, width: int, heads: int, *, ffn_multiple: int, dropout: float = 0.0) -> None:
+        """See `ModelConfig` for the arguments."""
+        super().__init__()
+        self.heads = heads
+        self.norm_context = nn.LayerNorm(width)
+        self.query_context = nn.Linear(width, width)
+        self.out_context = nn.Linear(width, width)
+        self.norm_self = nn.LayerNorm(width)
+        self.qkv_self = nn.Linear(width, 3 * width)
+        self.out_self = nn.Linear(width, width)
+        self.norm_ffn = nn.LayerNorm(width)
+        self.ffn = nn.Sequential(nn.Linear(width, ffn_multiple * width), nn.GELU(),
+                                 nn.Linear(ffn_multiple * width, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, h: Tensor, context_kv: ContextKv, bias: Tensor) -> Tensor:
+        """All levels at once.
+
+        Args:
+            h: [B, n, t, d]; n sequences share the context of their request.
+            context_kv: keys and values, [B, S, d] each.
+            bias: [B, S], 0 on filled slots and very negative on empty ones.
+
+        Returns:
+            [B, n, t, d].
+        """
+        batch, n, levels, width = h.shape
+        h = self._attend_context(h.reshape(batch, n * levels, width), context_kv, bias)
+        q, k, v = self.qkv_self(self.norm_self(h)).reshape(batch * n, levels, 3, self.heads, -1).unbind(2)
+        attended = functional.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)  # [B n, H, t, e]
+        h = h + self.dropout(self.out_self(attended.transpose(1, 2).reshape(batch, n * levels, width)))
+        return self._feed_forward(h).reshape(batch, n, levels, width)
+
+    def step(self, h: Tensor, context_kv: ContextKv, bias: Tensor, *, past: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """One new level for n beams.
+
+        Args:
+            h: [B, n, d].
+            context_kv: keys and values, [B, S, d] each.
+            bias: [B, S].
+            past: for each earlier level [B, 2, n, d], or [B, 2, 1, d] where all beams share it.
+
+        Returns:
+            h [B, n, d], and keys and values of this level [B, 2, n, d].
+        """
+        h = self._attend_context(h, context_kv, bias)
+        q, k, v = self.qkv_self(self.norm_self(h)).chunk(3, dim=-1)  # [B, n, d] each
+        new_kv = torch.stack([k, v], dim=1)
+        keys, values = zip(*[(self._split(kv[:, 0]), self._split(kv[:, 1])) for kv in [*past, new_kv]], strict=True)
+        q = self._split(q) * (q.shape[-1] // self.heads) ** -0.5
+        # At most T + 1 levels attend to each other: multiply and sum beats a batched matmul of that size.
+        scores = torch.stack([(q * key).sum(-1) for key in keys], dim=-1)  # [B, n, H, t]
+        weights = scores.softmax(-1)
+        attended = sum(weights[..., i, None] * value for i, value in enumerate(values))  # [B, n, H, e]
+        h = h + self.out_self(attended.flatten(2))
+        return self._feed_forward(h), new_kv
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, x.shape[-1] // self.heads))  # [B, n, H, e]
+
+    def _attend_context(self, h: Tensor, context_kv: ContextKv, bias: Tensor) -> Tensor:
+        # Beams lie on the sequence dimension, so all of them read one copy of the context's keys and values.
+        q = self._split(self.query_context(self.norm_context(h))).transpose(1, 2)  # [B, H, n, e]
+        k, v = (self._split(x).transpose(1, 2) for x in context_kv)  # [B, H, S, e]
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, None, None, :])
+        return h + self.dropout(self.out_context(attended.transpose(1, 2).flatten(2)))
+
+    def _feed_forward(self, h: Tensor) -> Tensor:
+        return h + self.dropout(self.ffn(self.norm_ffn(h)))

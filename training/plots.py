@@ -1,0 +1,49 @@
+"""Curves and bars as PNG."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen first)
+
+
+def plot_training(history: list[dict], path: Path) -> None:
+    """Losses of training and validation over steps."""
+    if not history:
+        return
+    steps = [record["step"] for record in history]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), constrained_layout=True)
+    for axis, (name, title) in zip(axes, (("sid", "SID, $-\\log p(s_1..s_T|X)$"), ("value", "value bucket"),
+                                          ("mtp", "MTP")), strict=True):
+        for part in ("train", "validation"):
+            axis.plot(steps, [record[f"{part}_{name}"] for record in history], marker="o", markersize=3, label=part)
+        axis.set_title(title)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("nats a target")
+    axes[0].legend()
+    _save(figure, path)
+
+
+def plot_ranking(rows: dict[str, dict[str, dict[str, float]]], path: Path, *, title: str) -> None:
+    """Bars of ranking metrics: rows[metric][method][cutoff]."""
+    figure, axes = plt.subplots(1, len(rows), figsize=(4.2 * len(rows), 3.6), constrained_layout=True, squeeze=False)
+    for axis, (metric, methods) in zip(axes[0], rows.items(), strict=True):
+        for i, (method, values) in enumerate(methods.items()):
+            positions = [j + (i - (len(methods) - 1) / 2) * 0.25 for j in range(len(values))]
+            axis.bar(positions, list(values.values()), width=0.24, label=method.replace("_", " "))
+            axis.set_xticks(range(len(values)), [f"@{k}" for k in values])
+        axis.set_title(metric.replace("_", " "))
+        axis.grid(axis="y", alpha=0.3)
+    axes[0][0].legend()
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,80 @@
+"""Fit a tokenizer and give every ad its SID.
+
+python -m training.tokenizer --config configs/demo.yaml --data build/demo/data --out build/demo/tokenizer
+"""
+
+import argparse
+import json
+import logging
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import yaml
+
+from training.tokenizer.config import TokenizerConfig
+from training.tokenizer.quality import DEFINITIONS, SidQuality, sid_quality
+from training.tokenizer.tokenizer import Tokenizer
+
+
+def run(config: TokenizerConfig, data_dir: Path, out_dir: Path) -> SidQuality:
+    """Fit on the ads known before the train end, encode all ads, write everything to `out_dir`.
+
+    `data_dir` holds ads.parquet (created_at in unix seconds) and split.json with `train_end` in unix seconds.
+    `out_dir` gets the tokenizer, sids.parquet (ad_id Int64, s1 .. sT Int32) and quality.json.
+
+    Raises:
+        ValueError: a table or setting is unusable; the message says which.
+        OSError: a file is missing.
+    """
+    data_dir, out_dir = Path(data_dir), Path(out_dir)
+    split_file = data_dir / "split.json"
+    train_end = json.loads(split_file.read_text()).get("train_end")
+    if not isinstance(train_end, int):
+        raise ValueError(f"{split_file}: expected train_end in unix seconds, got {train_end!r}")
+    ads = pl.read_parquet(data_dir / "ads.parquet")
+    # Later ads must not shape the codebooks: at that time nobody knew them.
+    known = ads.filter(pl.col("created_at") < train_end)
+    print(f"{ads.height:,} ads, {known.height:,} of them before the train end", flush=True)
+
+    start = time.perf_counter()
+    tokenizer = Tokenizer.fit(known, config)
+    fitted = time.perf_counter()
+    sids = tokenizer.encode(ads)
+    encoded = time.perf_counter()
+    quality = sid_quality(sids, tokenizer.level_sizes)
+
+    tokenizer.save(out_dir)
+    columns = {f"s{level + 1}": sids[:, level].astype(np.int32) for level in range(sids.shape[1])}
+    partial = out_dir / "sids.parquet.partial"
+    pl.DataFrame({"ad_id": ads["ad_id"].cast(pl.Int64), **columns}).write_parquet(partial)
+    os.replace(partial, out_dir / "sids.parquet")
+    report = {"tokenizer_id": tokenizer.tokenizer_id, **asdict(quality), "definitions": DEFINITIONS}
+    (out_dir / "quality.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(f"tokenizer {tokenizer.tokenizer_id} -> {out_dir}")
+    print(f"fit {fitted - start:.1f} s, encode {encoded - fitted:.1f} s\n")
+    print(quality.format_table())
+    return quality
+
+
+def main() -> None:
+    """Read the command line and the `tokenizer` section of the YAML."""
+    parser = argparse.ArgumentParser(prog="python -m training.tokenizer", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        document = yaml.safe_load(arguments.config.read_text())
+        section = document.get("tokenizer", {}) if isinstance(document, dict) else {}
+        run(TokenizerConfig.model_validate(section), arguments.data, arguments.out)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
