@@ -13,6 +13,7 @@ from export.bundle import point_current, write_bundle
 from export.config import ServingConfig
 from export.parity import ParityError
 from export.render import SOURCE, TARGETS, RenderError, render
+from export.seeded import seeded_checkpoint
 from serving.bundle import BundleError, read_manifest
 from training.checkpoint import CheckpointError, load_checkpoint
 from training.config import ConfigError, load_section
@@ -29,6 +30,8 @@ def main() -> None:
                         help="cpu: Python backend with ONNX Runtime, for the server of the wheel; "
                              "onnxruntime, tensorrt: Triton's own backends")
     parser.add_argument("--render-only", action="store_true", help="render for the bundles that are there")
+    parser.add_argument("--seeded-weights", action="store_true",
+                        help="random weights in the preset's shape instead of RUN/model: benchmarks, compile checks")
     parser.add_argument("--activate", type=int, metavar="VERSION", help="serve an earlier version again; exports nothing")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
     arguments = parser.parse_args()
@@ -41,12 +44,15 @@ def main() -> None:
             return
         config = load_section(arguments.config, "serving", ServingConfig, overrides=tuple(arguments.overrides))
         if not arguments.render_only:
-            checkpoint = load_checkpoint(arguments.run / "model" / "checkpoint")
+            overrides = tuple(arguments.overrides)
+            checkpoint = (seeded_checkpoint(arguments.config, overrides=overrides) if arguments.seeded_weights
+                          else load_checkpoint(arguments.run / "model" / "checkpoint"))
             torch.set_num_threads(int(checkpoint.training["threads"]))
             evaluation = arguments.run / "model" / "evaluation.json"
             quality = json.loads(evaluation.read_text()) if evaluation.is_file() else {}
             print("exporting prefix and tails to ONNX …", file=sys.stderr, flush=True)
-            bundle = write_bundle(checkpoint, bundles, tokenizer=arguments.run / "tokenizer", quality=quality)
+            bundle = write_bundle(checkpoint, bundles, quality=quality,
+                                  tokenizer=None if arguments.seeded_weights else arguments.run / "tokenizer")
             content = read_manifest(bundle).content
             print(f"bundle {bundle}: {len(content['graphs'])} graphs, parity with PyTorch within "
                   f"{content['parity_max_error']:.1e}, {content['export_seconds']} s")

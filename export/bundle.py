@@ -17,8 +17,8 @@ from serving.bundle import CURRENT, FORMAT_VERSION, MANIFEST, sha256, versions
 from training.checkpoint import Checkpoint
 
 
-def write_bundle(checkpoint: Checkpoint, bundles: Path, *, tokenizer: Path, quality: dict[str, Any] | None = None,
-                 activate: bool = True) -> Path:
+def write_bundle(checkpoint: Checkpoint, bundles: Path, *, tokenizer: Path | None,
+                 quality: dict[str, Any] | None = None, activate: bool = True) -> Path:
     """Export, check parity, describe, publish as the next version.
 
     Nothing carries a version number before it is whole: the work is done in a folder beside and renamed.
@@ -26,7 +26,7 @@ def write_bundle(checkpoint: Checkpoint, bundles: Path, *, tokenizer: Path, qual
     Args:
         checkpoint: trained model.
         bundles: folder of bundles.
-        tokenizer: saved tokenizer; the indexer encodes new ads with it.
+        tokenizer: saved tokenizer, the indexer encodes new ads with it; None for a model without real SIDs.
         quality: figures to carry in the manifest.
         activate: point CURRENT at it.
 
@@ -44,7 +44,9 @@ def write_bundle(checkpoint: Checkpoint, bundles: Path, *, tokenizer: Path, qual
     try:
         export_graphs(checkpoint.model, work)
         error = check_parity(checkpoint.model, work)
-        shutil.copytree(tokenizer, work / "tokenizer", ignore=shutil.ignore_patterns("sids.parquet", "*.partial"))
+        if tokenizer is not None:
+            shutil.copytree(tokenizer, work / "tokenizer",
+                            ignore=shutil.ignore_patterns("sids.parquet", "*.partial"))
         version = max(versions(bundles), default=0) + 1
         spec = checkpoint.spec.to_json()
         files = sorted(p for p in work.rglob("*") if p.is_file())

@@ -1,0 +1,36 @@
+"""A model of a preset's shape with seeded random weights: for benchmarks and compile checks, not for ads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from serving.features import FeatureSpec
+from training.checkpoint import Checkpoint, ModelSpec
+from training.config import FeatureConfig, load_section
+from training.dataset import ValueBuckets
+from training.model.config import ModelConfig
+from training.tokenizer import TokenizerConfig
+
+PROFILE_SIZES = (8,) * 7  # as many columns as the demo's users have
+
+
+def seeded_checkpoint(config: str | Path, *, seed: int = 0, overrides: tuple[str, ...] = ()) -> Checkpoint:
+    """Untrained checkpoint; its tokenizer id says so, and no index of a real tokenizer matches it.
+
+    Raises:
+        ConfigError: the preset is not valid.
+    """
+    sizes = load_section(config, "tokenizer", TokenizerConfig, overrides=overrides).level_sizes
+    features = load_section(config, "features", FeatureConfig, overrides=overrides)
+    model_config = load_section(config, "model", ModelConfig, overrides=overrides)
+    buckets = model_config.value_buckets
+    spec = ModelSpec(
+        model_config, FeatureSpec(levels=len(sizes), profile_sizes=PROFILE_SIZES, **features.model_dump()), sizes,
+        ValueBuckets(np.arange(1, buckets, dtype=np.float32), np.arange(buckets, dtype=np.float32) + 0.5),
+        {f"profile_{i}": tuple(f"{i}-{j}" for j in range(1, s)) for i, s in enumerate(PROFILE_SIZES)},
+        f"seeded-{seed}")
+    torch.manual_seed(seed)
+    return Checkpoint(spec.build().eval(), spec, {"threads": 2, "seed": seed}, 0, [], None)
