@@ -1,8 +1,8 @@
 """K = 0 against LazyAR, trained equally: `make ablate-lazyar`.
 
-Both variants have the same layers, data, steps, batches and seeds; only `model.shared_layers` differs, and K = 0 goes
-without the MTP loss, which trains the shared stage it does not have. Quality is recall@50 on the same test requests;
-latency is the exported graphs in this process, the variants interleaved.
+Both variants have the same layers, data, steps, batches and seeds; only `model.shared_layers` differs, and K
+= 0 goes without the MTP loss, which trains the shared stage it does not have. Quality is recall@50 on the
+same test requests; latency is the exported graphs in this process, the variants interleaved.
 """
 
 from __future__ import annotations
@@ -32,17 +32,31 @@ from training.evaluate import test_requests
 from training.model.config import ModelConfig
 
 WIDTHS = "64-128-256:64"
-QUICK = ("training.steps=40", "training.validate_every=40", "training.validation_requests=32", "evaluation.requests=60")
+QUICK = (
+    "training.steps=40",
+    "training.validate_every=40",
+    "training.validation_requests=32",
+    "evaluation.requests=60",
+)
 
 
-def train_and_evaluate(arguments: argparse.Namespace, *, name: str, seed: int, overrides: tuple[str, ...]) -> dict:
+def train_and_evaluate(
+    arguments: argparse.Namespace, *, name: str, seed: int, overrides: tuple[str, ...]
+) -> dict:
     """Train one variant unless its checkpoint is complete, evaluate it; returns the evaluation."""
     folder = arguments.run / "ablation" / f"{name}-seed{seed}"
-    options = [w for o in (*overrides, f"training.seed={seed}", f"training.steps={arguments.steps}") for w in ("--set", o)]
+    options = [
+        w
+        for o in (*overrides, f"training.seed={seed}", f"training.steps={arguments.steps}")
+        for w in ("--set", o)
+    ]
     if arguments.quick:
         options += [w for o in QUICK for w in ("--set", o)]
     common = ["--config", arguments.config, "--run", str(arguments.run), *options]
-    for command in (["training.train", *common, "--out", str(folder)], ["training.evaluate", *common, "--model", str(folder)]):
+    for command in (
+        ["training.train", *common, "--out", str(folder)],
+        ["training.evaluate", *common, "--model", str(folder)],
+    ):
         print(f"== {name}, seed {seed}: {command[0]}", flush=True)
         if subprocess.run([sys.executable, "-m", *command], check=False).returncode:
             raise SystemExit(f"ablation: {command[0]} of {name} seed {seed} failed")
@@ -52,13 +66,22 @@ def train_and_evaluate(arguments: argparse.Namespace, *, name: str, seed: int, o
 def latency(arguments: argparse.Namespace, names: list[str], *, requests: int) -> dict[str, list[float]]:
     """Seconds of each request in process, one thread, variants interleaved in random order."""
     data = load_section(arguments.config, "data", DataConfig)
-    checkpoints = {n: load_checkpoint(arguments.run / "ablation" / f"{n}-seed0" / "checkpoint") for n in names}
+    checkpoints = {
+        n: load_checkpoint(arguments.run / "ablation" / f"{n}-seed0" / "checkpoint") for n in names
+    }
     spec = checkpoints[names[0]].spec
-    dataset = RequestDataset(load_prepared(arguments.run / "data"), load_sids(arguments.run / "tokenizer"),
-                             spec=spec.features)
-    drawn = test_requests(dataset, target_behaviors=data.target_behaviors, min_history=10, count=requests, seed=0)
-    snapshot = IndexSnapshot.build(dataset.ad_ids, dataset.ad_sids, active=np.ones(len(dataset.ad_ids), bool),
-                                   level_sizes=spec.level_sizes)
+    dataset = RequestDataset(
+        load_prepared(arguments.run / "data"), load_sids(arguments.run / "tokenizer"), spec=spec.features
+    )
+    drawn = test_requests(
+        dataset, target_behaviors=data.target_behaviors, min_history=10, count=requests, seed=0
+    )
+    snapshot = IndexSnapshot.build(
+        dataset.ad_ids,
+        dataset.ad_sids,
+        active=np.ones(len(dataset.ad_ids), bool),
+        level_sizes=spec.level_sizes,
+    )
     plan = WidthPlan.parse(WIDTHS, levels=spec.features.levels)
     executors = {}
     for name, checkpoint in checkpoints.items():
@@ -73,8 +96,15 @@ def latency(arguments: argparse.Namespace, names: list[str], *, requests: int) -
         slots, profile = dataset.context(drawn.groups, np.array([row]))
         for name in random.permutation(names):
             began = time.perf_counter()
-            beam_search(executors[name], snapshot.trie, slots, profile, plan=plan, num_results=np.array([50]),
-                        value_table=spec.value_buckets.means)
+            beam_search(
+                executors[name],
+                snapshot.trie,
+                slots,
+                profile,
+                plan=plan,
+                num_results=np.array([50]),
+                value_table=spec.value_buckets.means,
+            )
             if i >= 10:  # the first ones warm up
                 seconds[name].append(time.perf_counter() - began)
     return seconds
@@ -82,9 +112,13 @@ def latency(arguments: argparse.Namespace, names: list[str], *, requests: int) -
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="configs/demo.yaml")
-    parser.add_argument("--run", type=Path, default=Path("build/demo"), help="run folder with data/ and tokenizer/")
+    parser.add_argument(
+        "--run", type=Path, default=Path("build/demo"), help="run folder with data/ and tokenizer/"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=800, help="training steps of each of the runs [800]")
     parser.add_argument("--quick", action="store_true", help="a few steps: shows that it runs")
@@ -101,20 +135,32 @@ def main() -> None:
     seconds = latency(arguments, list(variants), requests=30 if arguments.quick else 210)
     median = {n: float(np.median(s) * 1e3) for n, s in seconds.items()}
     report = {
-        "steps": arguments.steps, "seeds": arguments.seeds, "shared_layers": shared, "widths": WIDTHS,
-        "recall50": recall, "recall50_popularity": quality["ar"][0]["recall"]["popularity"]["50"],
-        "recall50_ratio": float(np.mean(recall["lazyar"]) / np.mean(recall["ar"])), "recall50_ratio_by_seed": ratios,
-        "latency_ms_median": median, "latency_ms_p95": {n: float(np.percentile(s, 95) * 1e3) for n, s in seconds.items()},
-        "latency_ratio": median["ar"] / median["lazyar"], "quick": arguments.quick,
+        "steps": arguments.steps,
+        "seeds": arguments.seeds,
+        "shared_layers": shared,
+        "widths": WIDTHS,
+        "recall50": recall,
+        "recall50_popularity": quality["ar"][0]["recall"]["popularity"]["50"],
+        "recall50_ratio": float(np.mean(recall["lazyar"]) / np.mean(recall["ar"])),
+        "recall50_ratio_by_seed": ratios,
+        "latency_ms_median": median,
+        "latency_ms_p95": {n: float(np.percentile(s, 95) * 1e3) for n, s in seconds.items()},
+        "latency_ratio": median["ar"] / median["lazyar"],
+        "quick": arguments.quick,
     }
     path = arguments.run / "ablation" / "report.json"
     path.write_text(json.dumps(report, indent=2))
     for name, label in (("ar", "K = 0"), ("lazyar", f"LazyAR, K = {shared}")):
-        print(f"{label:16} recall@50 {np.mean(recall[name]):.4f} (" + ", ".join(f"{r:.4f}" for r in recall[name]) +
-              f"), request {median[name]:.1f} ms")
-    print(f"recall@50 ratio LazyAR / K = 0: {report['recall50_ratio']:.3f} (by seed "
-          f"{min(ratios):.3f} .. {max(ratios):.3f}; target >= 0.97); latency K = 0 / LazyAR: "
-          f"{report['latency_ratio']:.2f}x in process, one thread, widths {WIDTHS}\nreport: {path}")
+        print(
+            f"{label:16} recall@50 {np.mean(recall[name]):.4f} ("
+            + ", ".join(f"{r:.4f}" for r in recall[name])
+            + f"), request {median[name]:.1f} ms"
+        )
+    print(
+        f"recall@50 ratio LazyAR / K = 0: {report['recall50_ratio']:.3f} (by seed "
+        f"{min(ratios):.3f} .. {max(ratios):.3f}; target >= 0.97); latency K = 0 / LazyAR: "
+        f"{report['latency_ratio']:.2f}x in process, one thread, widths {WIDTHS}\nreport: {path}"
+    )
 
 
 if __name__ == "__main__":

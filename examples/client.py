@@ -17,14 +17,36 @@ import tritonclient.http
 from serving.bundle import current_version, read_manifest
 from serving.features import BEHAVIORS
 
-OUTPUTS = ("ad_ids", "scores", "expected_value", "sids", "model_version", "index_version", "beam_widths", "degraded",
-           "ignored_history")
-_TYPES = {"history_ad_ids": "INT64", "history_behaviors": "INT32", "history_timestamps": "INT64", "profile": "INT32",
-          "num_ads": "INT32", "exclude_ad_ids": "INT64", "timestamp": "INT64"}
+OUTPUTS = (
+    "ad_ids",
+    "scores",
+    "expected_value",
+    "sids",
+    "model_version",
+    "index_version",
+    "beam_widths",
+    "degraded",
+    "ignored_history",
+)
+_TYPES = {
+    "history_ad_ids": "INT64",
+    "history_behaviors": "INT32",
+    "history_timestamps": "INT64",
+    "profile": "INT32",
+    "num_ads": "INT32",
+    "exclude_ad_ids": "INT64",
+    "timestamp": "INT64",
+}
 
 
-def send(url: str, tensors: dict[str, np.ndarray], *, protocol: str = "grpc", timeout_s: float = 30.0,
-         parameters: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
+def send(
+    url: str,
+    tensors: dict[str, np.ndarray],
+    *,
+    protocol: str = "grpc",
+    timeout_s: float = 30.0,
+    parameters: dict[str, Any] | None = None,
+) -> dict[str, np.ndarray]:
     """Send one request (tensors with a leading batch of 1 or more) and return the outputs.
 
     Raises:
@@ -49,7 +71,9 @@ def connect(url: str, *, protocol: str, timeout_s: float) -> Any:
     """Client of a protocol: grpc or http."""
     if protocol == "grpc":
         return tritonclient.grpc.InferenceServerClient(url)
-    return tritonclient.http.InferenceServerClient(url, connection_timeout=timeout_s, network_timeout=timeout_s)
+    return tritonclient.http.InferenceServerClient(
+        url, connection_timeout=timeout_s, network_timeout=timeout_s
+    )
 
 
 @dataclass(frozen=True)
@@ -73,11 +97,16 @@ class Catalogue:
         bundles = run / "bundles"
         manifest = read_manifest(bundles / str(current_version(bundles)), verify=False)
         tables = [pl.read_parquet(run / "data" / f"{name}.parquet") for name in ("ads", "users", "events")]
-        return cls(*tables, pl.read_parquet(run / "tokenizer" / "sids.parquet"), manifest.profile_columns,
-                   int(tables[2]["timestamp"].max()) + 1)  # type: ignore[arg-type]
+        return cls(
+            *tables,
+            pl.read_parquet(run / "tokenizer" / "sids.parquet"),
+            manifest.profile_columns,
+            int(tables[2]["timestamp"].max()) + 1,
+        )  # type: ignore[arg-type]
 
-    def request(self, user_id: int, *, num_ads: int, exclude: list[int] | None = None,
-                max_history: int = 1024) -> dict[str, np.ndarray]:
+    def request(
+        self, user_id: int, *, num_ads: int, exclude: list[int] | None = None, max_history: int = 1024
+    ) -> dict[str, np.ndarray]:
         """Request of a user at the end of the logs: the newest events, the profile, the time.
 
         Raises:
@@ -91,23 +120,30 @@ class Catalogue:
         row = user.row(0, named=True)
         profile = [_code(categories, row[column]) for column, categories in self.profile_columns.items()]
         behaviors = [BEHAVIORS[b] for b in events["behavior"]]
-        tensors = {"history_ad_ids": events["ad_id"].to_numpy()[None],
-                   "history_behaviors": np.array([behaviors], np.int32),
-                   "history_timestamps": events["timestamp"].to_numpy()[None],
-                   "profile": np.array([profile], np.int32), "num_ads": np.array([[num_ads]], np.int32),
-                   # The logs are of the past: without a time the server would count the gaps up to today.
-                   "timestamp": np.array([[self.end]], np.int64)}
+        tensors = {
+            "history_ad_ids": events["ad_id"].to_numpy()[None],
+            "history_behaviors": np.array([behaviors], np.int32),
+            "history_timestamps": events["timestamp"].to_numpy()[None],
+            "profile": np.array([profile], np.int32),
+            "num_ads": np.array([[num_ads]], np.int32),
+            # The logs are of the past: without a time the server would count the gaps up to today.
+            "timestamp": np.array([[self.end]], np.int64),
+        }
         if exclude:
             tensors["exclude_ad_ids"] = np.array([exclude], np.int64)
         return tensors
 
 
-def problems(answer: dict[str, np.ndarray], *, catalogue: Catalogue, num_ads: int, exclude: list[int]) -> list[str]:
+def problems(
+    answer: dict[str, np.ndarray], *, catalogue: Catalogue, num_ads: int, exclude: list[int]
+) -> list[str]:
     """What is wrong with an answer (row 0); empty when nothing is."""
     found = []
-    ad_ids, scores, values, sids = (answer[name][0] for name in ("ad_ids", "scores", "expected_value", "sids"))
+    ad_ids, scores, values, sids = (
+        answer[name][0] for name in ("ad_ids", "scores", "expected_value", "sids")
+    )
     real = ad_ids >= 0
-    if not real[:int(real.sum())].all():
+    if not real[: int(real.sum())].all():
         found.append("padding stands before an ad")
     ad_ids, scores, values, sids = ad_ids[real], scores[real], values[real], sids[real]
     live = catalogue.ads.filter((pl.col("status") == "active") & ~pl.col("ad_id").is_in(exclude)).height
@@ -122,7 +158,9 @@ def problems(answer: dict[str, np.ndarray], *, catalogue: Catalogue, num_ads: in
     low, high = float(catalogue.events["value"].min()), float(catalogue.events["value"].max())  # type: ignore[arg-type]
     if not ((values >= low - 1e-3) & (values <= high + 1e-3)).all():
         found.append(f"expected values between {low} and {high}, got {values.min()} .. {values.max()}")
-    table = pl.DataFrame({"ad_id": ad_ids}).join(catalogue.sids, on="ad_id", how="left", maintain_order="left")
+    table = pl.DataFrame({"ad_id": ad_ids}).join(
+        catalogue.sids, on="ad_id", how="left", maintain_order="left"
+    )
     if not np.array_equal(table.drop("ad_id").fill_null(-1).to_numpy(), sids):
         found.append("an ad's SID is not the tokenizer's")
     return found

@@ -26,11 +26,16 @@ from serving.index.reader import IndexReader
 from serving.launcher import ServerError, TritonServer
 from training.checkpoint import load_checkpoint
 
-QUICK = ("training.steps=60", "training.validate_every=30", "training.validation_requests=64", "evaluation.requests=100")
+QUICK = (
+    "training.steps=60",
+    "training.validate_every=30",
+    "training.validation_requests=64",
+    "evaluation.requests=100",
+)
 
 
 class PeakMemory:
-    """Largest memory of this process and all below it, shared pages counted once (PSS), sampled twice a second."""
+    """Largest memory (PSS: shared pages once) of this process and all below it, sampled twice a second."""
 
     def __enter__(self) -> PeakMemory:
         """Start sampling."""
@@ -57,7 +62,7 @@ class PeakMemory:
 
 
 def step(title: str, *command: str) -> float:
-    """Run one step as its own process; returns seconds. Ends the demo with the step's own message when it fails."""
+    """Run one step as its own process; returns seconds. A failed step ends the demo."""
     print(f"\n== {title}", flush=True)
     began = time.monotonic()
     code = subprocess.run([sys.executable, "-m", *command], check=False).returncode
@@ -83,9 +88,13 @@ def ask(server: TritonServer, catalogue: Catalogue, *, requests: int) -> dict:
         wrong = problems(answer, catalogue=catalogue, num_ads=10, exclude=[])
         if wrong:
             raise SystemExit(f"demo: wrong answer for user {user}: {'; '.join(wrong)}")
-    return {"requests": len(seconds), "request_p50_ms": float(np.percentile(seconds, 50) * 1e3),
-            "request_p95_ms": float(np.percentile(seconds, 95) * 1e3),
-            "model_version": int(answer["model_version"][0, 0]), "index_version": int(answer["index_version"][0, 0])}
+    return {
+        "requests": len(seconds),
+        "request_p50_ms": float(np.percentile(seconds, 50) * 1e3),
+        "request_p95_ms": float(np.percentile(seconds, 95) * 1e3),
+        "model_version": int(answer["model_version"][0, 0]),
+        "index_version": int(answer["index_version"][0, 0]),
+    }
 
 
 def server_version(url: str) -> str:
@@ -107,14 +116,32 @@ def run_demo(config: str, run: Path, *, quick: bool, repository: Path) -> dict:
         shutil.rmtree(run / folder, ignore_errors=True)  # the demo shows the whole way, not a resumed one
     with PeakMemory() as memory:
         step("logs to tables", "training.data.prepare", "--config", config, "--out", str(run / "data"))
-        step("semantic IDs", "training.tokenizer", "--config", config, "--data", str(run / "data"),
-             "--out", str(run / "tokenizer"))
+        step(
+            "semantic IDs",
+            "training.tokenizer",
+            "--config",
+            config,
+            "--data",
+            str(run / "data"),
+            "--out",
+            str(run / "tokenizer"),
+        )
         train_seconds = step("training", "training.train", *common, "--fresh")
         step("evaluation on the test weeks", "training.evaluate", *common)
         step("export to ONNX, model repository", "export", *common, "--repository", str(repository))
-        step("semantic-ID index", "indexer", "build", "--bundles", str(run / "bundles"),
-             "--ads", str(run / "data" / "ads.parquet"), "--sids", str(run / "tokenizer" / "sids.parquet"),
-             "--out", str(run / "index"))
+        step(
+            "semantic-ID index",
+            "indexer",
+            "build",
+            "--bundles",
+            str(run / "bundles"),
+            "--ads",
+            str(run / "data" / "ads.parquet"),
+            "--sids",
+            str(run / "tokenizer" / "sids.parquet"),
+            "--out",
+            str(run / "index"),
+        )
         print("\n== Triton", flush=True)
         with TritonServer(repository, log_file=run / "server.log") as server:
             version = server_version(server.http_url)
@@ -129,26 +156,39 @@ def run_demo(config: str, run: Path, *, quick: bool, repository: Path) -> dict:
     ads = len(reader.snapshot.leaf_ad_ids)
     reader.close()
     return {
-        "rows_read": stats["rows_read"], "users": stats["users"], "ads": ads,
-        "parameters": sum(p.numel() for p in model.parameters()), "train_seconds": round(train_seconds, 1),
-        "total_seconds": round(time.monotonic() - began, 1), "peak_memory_gb": round(memory.bytes / 1e9, 2),
+        "rows_read": stats["rows_read"],
+        "users": stats["users"],
+        "ads": ads,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "train_seconds": round(train_seconds, 1),
+        "total_seconds": round(time.monotonic() - began, 1),
+        "peak_memory_gb": round(memory.bytes / 1e9, 2),
         **{k: evaluation[k] for k in ("recall", "ndcg", "value_recall", "invalid_rate")},
         **{k: quality[k] for k in ("compression", "collision", "utilisation")},
-        "export_max_error": manifest.content["parity_max_error"], **answers, "server_version": version,
-        "quick": quick, "provenance": stats["provenance"],
+        "export_max_error": manifest.content["parity_max_error"],
+        **answers,
+        "server_version": version,
+        "quick": quick,
+        "provenance": stats["provenance"],
     }
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="configs/demo.yaml")
     parser.add_argument("--run", type=Path, default=Path("build/demo"))
     parser.add_argument("--repository", type=Path, default=SOURCE)
-    parser.add_argument("--quick", action="store_true", help="a minute of training: shows that it runs, not how well")
+    parser.add_argument(
+        "--quick", action="store_true", help="a minute of training: shows that it runs, not how well"
+    )
     arguments = parser.parse_args()
     try:
-        report = run_demo(arguments.config, arguments.run, quick=arguments.quick, repository=arguments.repository)
+        report = run_demo(
+            arguments.config, arguments.run, quick=arguments.quick, repository=arguments.repository
+        )
     except ServerError as error:
         raise SystemExit(f"demo: {error}") from error
     except KeyboardInterrupt:
@@ -156,12 +196,20 @@ def main() -> None:
     path = arguments.run / "report.json"
     path.write_text(json.dumps(report, indent=2))
     recall = report["recall"]
-    print(f"\n{report['total_seconds']:.0f} s in all, {report['train_seconds']:.0f} s of them training; at most "
-          f"{report['peak_memory_gb']} GB; request p50 {report['request_p50_ms']:.0f} ms, "
-          f"p95 {report['request_p95_ms']:.0f} ms")
+    print(
+        f"\n{report['total_seconds']:.0f} s in all, {report['train_seconds']:.0f} s of training; at most "
+        f"{report['peak_memory_gb']} GB; request p50 {report['request_p50_ms']:.0f} ms, "
+        f"p95 {report['request_p95_ms']:.0f} ms"
+    )
     cutoff = "50" if "50" in recall["model"] else next(iter(recall["model"]))
-    print(f"recall@{cutoff}: " + ", ".join(f"{name.replace('_', ' ')} {v[cutoff]:.3f}" for name, v in recall.items()))
-    print(f"report: {path}; now: make serve, and in another terminal make request USER=17\n{report['provenance']}")
+    print(
+        f"recall@{cutoff}: "
+        + ", ".join(f"{name.replace('_', ' ')} {v[cutoff]:.3f}" for name, v in recall.items())
+    )
+    print(
+        f"report: {path}; now: make serve, and in another terminal make request USER=17\n"
+        f"{report['provenance']}"
+    )
 
 
 if __name__ == "__main__":

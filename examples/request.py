@@ -19,23 +19,31 @@ from serving.bundle import BundleError
 
 
 def format_answer(answer: dict[str, np.ndarray], *, catalogue: Catalogue, history: np.ndarray) -> str:
-    """Table of one answer: rank, ad, whether the user knows it, SID, log-probability, expected value, text."""
+    """Table of one answer; `seen` counts how often the ad stands in the history."""
     lines = [f"{'#':>3}  {'ad':>9}  {'SID':<14}  {'log p':>7}  {'eCPM':>6}  {'seen':>4}  text"]
     text = dict(catalogue.ads.select("ad_id", "text").iter_rows())
     for rank, ad in enumerate(answer["ad_ids"][0].tolist(), 1):
         if ad < 0:
             break
         sid = "-".join(map(str, answer["sids"][0][rank - 1].tolist()))
-        lines.append(f"{rank:>3}  {ad:>9}  {sid:<14}  {answer['scores'][0][rank - 1]:7.3f}  "
-                     f"{answer['expected_value'][0][rank - 1]:6.2f}  {int((history == ad).sum()):>4}  {text[ad][:64]}")
+        lines.append(
+            f"{rank:>3}  {ad:>9}  {sid:<14}  {answer['scores'][0][rank - 1]:7.3f}  "
+            f"{answer['expected_value'][0][rank - 1]:6.2f}  {int((history == ad).sum()):>4}  {text[ad][:64]}"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("build/demo"), help="run folder the server serves [build/demo]")
-    parser.add_argument("--url", default="127.0.0.1:8001", help="host:port; 8001 is gRPC, 8000 HTTP [127.0.0.1:8001]")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run", type=Path, default=Path("build/demo"), help="run folder the server serves [build/demo]"
+    )
+    parser.add_argument(
+        "--url", default="127.0.0.1:8001", help="host:port; 8001 is gRPC, 8000 HTTP [127.0.0.1:8001]"
+    )
     parser.add_argument("--protocol", choices=("grpc", "http"), default="grpc")
     parser.add_argument("--user", type=int, help="user of the logs [the first one]")
     parser.add_argument("--num-ads", type=int, default=10)
@@ -47,19 +55,28 @@ def main() -> None:
         user = arguments.user if arguments.user is not None else int(catalogue.users["user_id"][0])
         tensors = catalogue.request(user, num_ads=arguments.num_ads, exclude=arguments.exclude)
         began = time.perf_counter()
-        answer = send(arguments.url, tensors, protocol=arguments.protocol,
-                      parameters={"width_cap": arguments.width_cap} if arguments.width_cap else None)
+        answer = send(
+            arguments.url,
+            tensors,
+            protocol=arguments.protocol,
+            parameters={"width_cap": arguments.width_cap} if arguments.width_cap else None,
+        )
         elapsed = time.perf_counter() - began
     except InferenceServerException as error:
         raise SystemExit(f"error: {arguments.url}: {error.message()}") from error
     except (OSError, ValueError, BundleError, pl.exceptions.PolarsError) as error:
         raise SystemExit(f"error: {error}") from error
-    print(f"user {user}: {tensors['history_ad_ids'].shape[1]} events of history, "
-          f"{int(answer['ignored_history'][0, 0])} ignored")
+    print(
+        f"user {user}: {tensors['history_ad_ids'].shape[1]} events of history, "
+        f"{int(answer['ignored_history'][0, 0])} ignored"
+    )
     print(format_answer(answer, catalogue=catalogue, history=tensors["history_ad_ids"][0]))
-    print(f"model {answer['model_version'][0, 0]}, index {answer['index_version'][0, 0]}, widths "
-          f"{'-'.join(map(str, answer['beam_widths'][0]))} (last: values), degraded {bool(answer['degraded'][0, 0])}, "
-          f"{elapsed * 1e3:.0f} ms over {arguments.protocol}")
+    print(
+        f"model {answer['model_version'][0, 0]}, index {answer['index_version'][0, 0]}, widths "
+        f"{'-'.join(map(str, answer['beam_widths'][0]))} (last: values), "
+        f"degraded {bool(answer['degraded'][0, 0])}, "
+        f"{elapsed * 1e3:.0f} ms over {arguments.protocol}"
+    )
     wrong = problems(answer, catalogue=catalogue, num_ads=arguments.num_ads, exclude=arguments.exclude)
     if wrong:
         print("wrong answer: " + "; ".join(wrong), file=sys.stderr)

@@ -17,8 +17,14 @@ from serving.bundle import CURRENT, FORMAT_VERSION, MANIFEST, sha256, versions
 from training.checkpoint import Checkpoint
 
 
-def write_bundle(checkpoint: Checkpoint, bundles: Path, *, tokenizer: Path | None,
-                 quality: dict[str, Any] | None = None, activate: bool = True) -> Path:
+def write_bundle(
+    checkpoint: Checkpoint,
+    bundles: Path,
+    *,
+    tokenizer: Path | None,
+    quality: dict[str, Any] | None = None,
+    activate: bool = True,
+) -> Path:
     """Export, check parity, describe, publish as the next version.
 
     Nothing carries a version number before it is whole: the work is done in a folder beside and renamed.
@@ -45,17 +51,26 @@ def write_bundle(checkpoint: Checkpoint, bundles: Path, *, tokenizer: Path | Non
         export_graphs(checkpoint.model, work)
         error = check_parity(checkpoint.model, work)
         if tokenizer is not None:
-            shutil.copytree(tokenizer, work / "tokenizer",
-                            ignore=shutil.ignore_patterns("sids.parquet", "*.partial"))
+            shutil.copytree(
+                tokenizer, work / "tokenizer", ignore=shutil.ignore_patterns("sids.parquet", "*.partial")
+            )
         version = max(versions(bundles), default=0) + 1
         spec = checkpoint.spec.to_json()
         files = sorted(p for p in work.rglob("*") if p.is_file())
         manifest = {
-            "format_version": FORMAT_VERSION, "model_version": version, "tokenizer_id": spec.pop("tokenizer_id"),
-            **spec, "precision": "fp32", "step": checkpoint.step, "parity_max_error": error,
-            "config_hash": hashlib.sha256(json.dumps([spec, checkpoint.training], sort_keys=True).encode())
-                           .hexdigest()[:16],
-            "git_commit": _git_commit(), "quality": quality or {}, "graphs": _graph_shapes(work),
+            "format_version": FORMAT_VERSION,
+            "model_version": version,
+            "tokenizer_id": spec.pop("tokenizer_id"),
+            **spec,
+            "precision": "fp32",
+            "step": checkpoint.step,
+            "parity_max_error": error,
+            "config_hash": hashlib.sha256(
+                json.dumps([spec, checkpoint.training], sort_keys=True).encode()
+            ).hexdigest()[:16],
+            "git_commit": _git_commit(),
+            "quality": quality or {},
+            "graphs": _graph_shapes(work),
             "export_seconds": round(time.monotonic() - began, 1),
             "sha256": {str(p.relative_to(work)): sha256(p) for p in files},
         }
@@ -84,14 +99,23 @@ def _graph_shapes(folder: Path) -> dict[str, dict[str, list]]:
     shapes = {}
     for path in sorted(folder.glob("*.onnx")):
         graph = onnx.load(str(path), load_external_data=False).graph
-        shapes[path.stem] = {side: [[i.name, onnx.TensorProto.DataType.Name(i.type.tensor_type.elem_type),
-                                     [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim]]
-                                    for i in values]
-                             for side, values in (("inputs", graph.input), ("outputs", graph.output))}
+        shapes[path.stem] = {
+            side: [
+                [
+                    i.name,
+                    onnx.TensorProto.DataType.Name(i.type.tensor_type.elem_type),
+                    [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim],
+                ]
+                for i in values
+            ]
+            for side, values in (("inputs", graph.input), ("outputs", graph.output))
+        }
     return shapes
 
 
 def _git_commit() -> str:
     root = Path(__file__).parent
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
+    )
     return found.stdout.strip() or "unknown"

@@ -30,13 +30,15 @@ def export_graphs(model: Generator, folder: Path) -> list[Path]:
     return files
 
 
-def example_request(model: Generator, *, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def example_request(
+    model: Generator, *, batch: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Random slots int32 [B, S, T + 3] and profile int32 [B, P] within range; the last slots are empty."""
     spec = model.spec
     sizes = [s + 1 for s in model.level_sizes] + [4, spec.gap_buckets, spec.count_buckets]
     columns = [torch.randint(min(1, s - 1), s, (batch, spec.slots), generator=generator) for s in sizes]
     slots = torch.stack(columns, dim=-1).int()
-    slots[:, spec.slots - spec.slots // 4:] = 0
+    slots[:, spec.slots - spec.slots // 4 :] = 0
     profile = [torch.randint(0, s, (batch,), generator=generator) for s in spec.profile_sizes]
     stacked = torch.stack(profile, dim=-1).int() if profile else torch.zeros(batch, 0, dtype=torch.int32)
     return slots, stacked
@@ -45,25 +47,48 @@ def example_request(model: Generator, *, batch: int, generator: torch.Generator)
 def _export_prefix(model: Generator, path: Path) -> None:
     slots, profile = example_request(model, batch=3, generator=torch.Generator().manual_seed(0))
     batch = Dim("batch", min=1, max=4096)
-    _export(PrefixGraph(model), (slots, profile), path, inputs=["slots", "profile"], outputs=prefix_outputs(),
-            dynamic=({0: batch}, {0: batch}))
+    _export(
+        PrefixGraph(model),
+        (slots, profile),
+        path,
+        inputs=["slots", "profile"],
+        outputs=prefix_outputs(),
+        dynamic=({0: batch}, {0: batch}),
+    )
 
 
 def _export_tail(model: Generator, level: int, path: Path) -> None:
     config, batch, n, children = model.config, 3, 5, 7
     tail, width = config.layers - config.shared_layers, config.width
     context = model.context.slots
-    # Every earlier level has its own number of beams: distinct sizes keep the exporter from tying them together.
+    # Every earlier level has its own number of beams: distinct sizes keep the exporter from tying them
+    # together.
     beams = [1, *(11 + j for j in range(2, level))]
     past = [torch.zeros(batch, tail, 2, b, width) for b in beams]
     parents = [torch.zeros(batch, n, dtype=torch.int32) for _ in range(2, level)]
-    example = (torch.zeros(batch, model.levels + 1, width), torch.zeros(batch, model.tail_kv_groups, 2, context, width),
-               torch.zeros(batch, context), past, parents, torch.zeros(batch, n, dtype=torch.int32),
-               torch.zeros(batch, n, children, dtype=torch.int32))
-    b, dim_n, c = Dim("batch", min=1, max=4096), Dim("beams", min=1, max=65536), Dim("children", min=1, max=65536)
-    dynamic = ({0: b}, {0: b}, {0: b},
-               [{0: b}, *({0: b, 3: Dim(f"beams_{j}", min=1, max=65536)} for j in range(2, level))],
-               [{0: b, 1: dim_n} for _ in parents], {0: b, 1: dim_n}, {0: b, 1: dim_n, 2: c})
+    example = (
+        torch.zeros(batch, model.levels + 1, width),
+        torch.zeros(batch, model.tail_kv_groups, 2, context, width),
+        torch.zeros(batch, context),
+        past,
+        parents,
+        torch.zeros(batch, n, dtype=torch.int32),
+        torch.zeros(batch, n, children, dtype=torch.int32),
+    )
+    b, dim_n, c = (
+        Dim("batch", min=1, max=4096),
+        Dim("beams", min=1, max=65536),
+        Dim("children", min=1, max=65536),
+    )
+    dynamic = (
+        {0: b},
+        {0: b},
+        {0: b},
+        [{0: b}, *({0: b, 3: Dim(f"beams_{j}", min=1, max=65536)} for j in range(2, level))],
+        [{0: b, 1: dim_n} for _ in parents],
+        {0: b, 1: dim_n},
+        {0: b, 1: dim_n, 2: c},
+    )
     inputs = [*tail_carry_inputs(level), *tail_parent_inputs(level), "token", "allowed"]
     last = level == model.levels + 1
     module: torch.nn.Module = _FirstOutput(TailGraph(model, level)) if last else TailGraph(model, level)
@@ -77,23 +102,49 @@ class _FirstOutput(torch.nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, m: torch.Tensor, context_kv: torch.Tensor, context_bias: torch.Tensor,
-                past_kv: list[torch.Tensor], parents: list[torch.Tensor], token: torch.Tensor,
-                allowed: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        m: torch.Tensor,
+        context_kv: torch.Tensor,
+        context_bias: torch.Tensor,
+        past_kv: list[torch.Tensor],
+        parents: list[torch.Tensor],
+        token: torch.Tensor,
+        allowed: torch.Tensor,
+    ) -> torch.Tensor:
         return self.module(m, context_kv, context_bias, past_kv, parents, token, allowed)[0]
 
 
-def _export(module: torch.nn.Module, example: tuple, path: Path, *, inputs: list[str], outputs: list[str],
-            dynamic: tuple) -> None:
+def _export(
+    module: torch.nn.Module,
+    example: tuple,
+    path: Path,
+    *,
+    inputs: list[str],
+    outputs: list[str],
+    dynamic: tuple,
+) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # exporter notes about opsets and guards; the parity check is what counts
-        program = torch.onnx.export(module.eval(), example, dynamo=True, opset_version=OPSET, input_names=inputs,
-                                    output_names=outputs, dynamic_shapes=dynamic, verbose=False)
+        warnings.simplefilter(
+            "ignore"
+        )  # exporter notes about opsets and guards; the parity check is what counts
+        program = torch.onnx.export(
+            module.eval(),
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=dynamic,
+            verbose=False,
+        )
     assert program is not None
     program.save(str(path), external_data=False)
     graph = onnx.load(str(path))
     onnx.checker.check_model(graph)
     names = [i.name for i in graph.graph.input], [o.name for o in graph.graph.output]
     if names != (inputs, outputs):
-        raise RuntimeError(f"{path.name}: expected inputs and outputs {(inputs, outputs)}, the exporter made {names}")
+        raise RuntimeError(
+            f"{path.name}: expected inputs and outputs {(inputs, outputs)}, the exporter made {names}"
+        )

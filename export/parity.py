@@ -24,20 +24,24 @@ class ParityError(RuntimeError):
 def parity_error(model: Generator, bundle: Path, *, batch: int = 5, beams: int = 9, seed: int = 1) -> float:
     """Largest absolute difference of log-probabilities over all levels and all codes.
 
-    The model runs unsplit, teacher-forced on random SIDs; the graphs run level by level along the same SIDs, with
-    the beams of every level in another order, so that the parent gather is part of what is compared. One request
-    has an empty history.
+    The model runs unsplit, teacher-forced on random SIDs; the graphs run level by level along the same SIDs,
+    with the beams of every level in another order, so that the parent gather is part of what is compared. One
+    request has an empty history.
     """
     generator = torch.Generator().manual_seed(seed)
     slots, profile = example_request(model, batch=batch, generator=generator)
     slots[-1] = 0
-    tokens = torch.stack([torch.randint(0, v, (batch, beams), generator=generator) for v in model.level_sizes], dim=-1)
+    tokens = torch.stack(
+        [torch.randint(0, v, (batch, beams), generator=generator) for v in model.level_sizes], dim=-1
+    )
     with torch.no_grad():
         logits, _ = model.eval()(slots, profile, tokens)
     expected = [x.log_softmax(-1).numpy() for x in logits]  # [B, n, V] a level
     executor = OrtExecutor(bundle, levels=model.levels)
     logprob, carry = executor.prefix(slots.numpy(), profile.numpy())
-    worst = float(np.abs(expected[0] - logprob[:, None]).max())  # level 1 sees no token: one row for all beams
+    worst = float(
+        np.abs(expected[0] - logprob[:, None]).max()
+    )  # level 1 sees no token: one row for all beams
     random = np.random.default_rng(seed)
     sids = tokens.numpy().astype(np.int32)
     order = np.broadcast_to(np.arange(beams), (batch, beams))  # beam i of the level follows path order[:, i]
@@ -49,8 +53,13 @@ def parity_error(model: Generator, bundle: Path, *, batch: int = 5, beams: int =
         token = np.take_along_axis(sids[:, :, level - 2], order, 1)
         size = expected[level - 1].shape[-1]
         allowed = np.broadcast_to(np.arange(size, dtype=np.int32), (batch, beams, size))
-        logprob, carry = executor.tail(level, carry, parents=parents, token=np.ascontiguousarray(token),
-                                       allowed=np.ascontiguousarray(allowed))
+        logprob, carry = executor.tail(
+            level,
+            carry,
+            parents=parents,
+            token=np.ascontiguousarray(token),
+            allowed=np.ascontiguousarray(allowed),
+        )
         path = np.take_along_axis(expected[level - 1], order[:, :, None], 1)
         worst = max(worst, float(np.abs(path - logprob).max()))
         placed.append(order)
@@ -65,6 +74,8 @@ def check_parity(model: Generator, bundle: Path, *, tolerance: float = TOLERANCE
     """
     error = parity_error(model, bundle)
     if not error <= tolerance:
-        raise ParityError(f"parity: expected log-probabilities of ONNX Runtime within {tolerance:g} of PyTorch, got "
-                          f"{error:g}; the bundle is not published")
+        raise ParityError(
+            f"parity: expected log-probabilities of ONNX Runtime within {tolerance:g} of PyTorch, got "
+            f"{error:g}; the bundle is not published"
+        )
     return error

@@ -27,7 +27,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 ADAPTERS = ("request_features", "beam_scheduler", "ad_resolver")
 KEPT_VERSIONS = 2  # the one that serves and the one before, to roll back to
 
-_ENGINE = {"cpu": 'backend: "python"', "onnxruntime": 'backend: "onnxruntime"', "tensorrt": 'backend: "tensorrt"'}
+_ENGINE = {
+    "cpu": 'backend: "python"',
+    "onnxruntime": 'backend: "onnxruntime"',
+    "tensorrt": 'backend: "tensorrt"',
+}
 _KIND = {"cpu": "KIND_CPU", "onnxruntime": "KIND_CPU", "tensorrt": "KIND_GPU"}
 _TYPES = {"INT32": "TYPE_INT32", "INT64": "TYPE_INT64", "FLOAT": "TYPE_FP32"}
 
@@ -36,7 +40,9 @@ class RenderError(RuntimeError):
     """A config has an unfilled placeholder or is no Triton config."""
 
 
-def render(bundles: Path, repository: Path, *, index: Path, config: ServingConfig, target: Target = "cpu") -> list[str]:
+def render(
+    bundles: Path, repository: Path, *, index: Path, config: ServingConfig, target: Target = "cpu"
+) -> list[str]:
     """Render the repository for the newest versions of `bundles`.
 
     Args:
@@ -61,10 +67,17 @@ def render(bundles: Path, repository: Path, *, index: Path, config: ServingConfi
     newest = manifests[-1]
     plan = WidthPlan.parse(config.widths, levels=newest.levels)
     values = {
-        "max_batch_size": config.max_batch_size, "max_num_ads": config.max_num_ads, "max_exclude": config.max_exclude,
-        "widths": str(plan), "profile_columns": len(newest.features.profile_sizes), "slots": newest.features.slots,
-        "slot_columns": newest.features.columns, "levels": newest.levels, "levels_and_value": newest.levels + 1,
-        "bundles": _portable(bundles), "index": _portable(index),
+        "max_batch_size": config.max_batch_size,
+        "max_num_ads": config.max_num_ads,
+        "max_exclude": config.max_exclude,
+        "widths": str(plan),
+        "profile_columns": len(newest.features.profile_sizes),
+        "slots": newest.features.slots,
+        "slot_columns": newest.features.columns,
+        "levels": newest.levels,
+        "levels_and_value": newest.levels + 1,
+        "bundles": _portable(bundles),
+        "index": _portable(index),
     }
     configs = {name: _fill(name, values) for name in ("gr4ad", *ADAPTERS)}
     for stem in newest.content["graphs"]:
@@ -73,7 +86,9 @@ def render(bundles: Path, repository: Path, *, index: Path, config: ServingConfi
         check_config(name, text)
 
     if target == "tensorrt":
-        _require_plans([bundles / str(m.version) / f"{stem}.plan" for m in manifests for stem in m.content["graphs"]])
+        _require_plans(
+            [bundles / str(m.version) / f"{stem}.plan" for m in manifests for stem in m.content["graphs"]]
+        )
 
     for name in ADAPTERS:
         if repository.resolve() != SOURCE.resolve():
@@ -121,11 +136,22 @@ def _graph_config(stem: str, manifest: Manifest, *, config: ServingConfig, targe
         sides[side] = ",\n".join(lines)
     key = {"cpu": "threads", "onnxruntime": "intra_op_thread_count"}.get(target)
     extra = f'parameters {{ key: "{key}" value {{ string_value: "{config.threads}" }} }}' if key else ""
-    return _fill("graph", {"name": f"lazyar_{stem}", "engine": _ENGINE[target], "kind": _KIND[target], "extra": extra,
-                           "max_batch_size": config.max_batch_size, **sides})
+    return _fill(
+        "graph",
+        {
+            "name": f"lazyar_{stem}",
+            "engine": _ENGINE[target],
+            "kind": _KIND[target],
+            "extra": extra,
+            "max_batch_size": config.max_batch_size,
+            **sides,
+        },
+    )
 
 
-def _place_graph(stem: str, manifests: list[Manifest], *, bundles: Path, folder: Path, target: Target) -> None:
+def _place_graph(
+    stem: str, manifests: list[Manifest], *, bundles: Path, folder: Path, target: Target
+) -> None:
     """Version folders appear whole or not at all, since a server may be looking."""
     for old in folder.glob("*"):
         if old.is_dir() and old.name not in {str(m.version) for m in manifests}:
@@ -149,9 +175,11 @@ def _place_graph(stem: str, manifests: list[Manifest], *, bundles: Path, folder:
 def _require_plans(plans: list[Path]) -> None:
     missing = [p for p in plans if not p.is_file()]
     if missing:
-        raise RenderError(f"{missing[0]}: expected a TensorRT engine, found none ({len(missing)} of {len(plans)} are "
-                          "missing); build them with trtexec from the .onnx of the same name, on the GPU host and with "
-                          "the TensorRT version of its Triton")
+        raise RenderError(
+            f"{missing[0]}: expected a TensorRT engine, found none ({len(missing)} of {len(plans)} are "
+            "missing); build them with trtexec from the .onnx of the same name, on the GPU host and with "
+            "the TensorRT version of its Triton"
+        )
 
 
 def _portable(path: Path) -> str:

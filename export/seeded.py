@@ -28,9 +28,12 @@ def seeded_checkpoint(config: str | Path, *, seed: int = 0, overrides: tuple[str
     model_config = load_section(config, "model", ModelConfig, overrides=overrides)
     buckets = model_config.value_buckets
     spec = ModelSpec(
-        model_config, FeatureSpec(levels=len(sizes), profile_sizes=PROFILE_SIZES, **features.model_dump()), sizes,
+        model_config,
+        FeatureSpec(levels=len(sizes), profile_sizes=PROFILE_SIZES, **features.model_dump()),
+        sizes,
         ValueBuckets(np.arange(1, buckets, dtype=np.float32), np.arange(buckets, dtype=np.float32) + 0.5),
         {f"profile_{i}": tuple(f"{i}-{j}" for j in range(1, s)) for i, s in enumerate(PROFILE_SIZES)},
-        f"seeded-{seed}")
+        f"seeded-{seed}",
+    )
     torch.manual_seed(seed)
     return Checkpoint(spec.build().eval(), spec, {"threads": 2, "seed": seed}, 0, [], None)

@@ -60,13 +60,15 @@ class IndexWriter:
         self._sids = self._environment.open_db(SIDS, dupsort=True, dupfixed=True)
         self._dtype = record_dtype(len(level_sizes))
         with self._environment.begin() as transaction:
-            meta = json.loads(transaction.get(b"index", db=self._meta) or b"null")
+            meta = json.loads(bytes(transaction.get(b"index", db=self._meta) or b"null"))
         wanted = {"format": FORMAT_VERSION, "tokenizer_id": tokenizer_id, "level_sizes": list(level_sizes)}
         differing = [k for k in wanted if meta and meta.get(k) != wanted[k]]
         if differing:
             key = differing[0]
             self.close()
-            raise IndexStoreError(f"index {path}: expected {key} {wanted[key]}, it holds {meta.get(key)}; build a new one")
+            raise IndexStoreError(
+                f"index {path}: expected {key} {wanted[key]}, it holds {meta.get(key)}; build a new one"
+            )
 
     def apply(self, records: Iterable[AdRecord]) -> int:
         """Create or replace ads in one transaction; returns the new sequence number.
@@ -131,35 +133,49 @@ class IndexWriter:
         """Use as a context manager."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close."""
         self.close()
 
     def _bump(self, transaction: lmdb.Transaction) -> int:
-        meta = json.loads(transaction.get(b"index", db=self._meta) or b"{}")
+        meta = json.loads(bytes(transaction.get(b"index", db=self._meta) or b"{}"))
         sequence = int(meta.get("sequence", 0)) + 1
-        content = {"format": FORMAT_VERSION, "sequence": sequence, "tokenizer_id": self.tokenizer_id,
-                   "level_sizes": list(self.level_sizes)}
+        content = {
+            "format": FORMAT_VERSION,
+            "sequence": sequence,
+            "tokenizer_id": self.tokenizer_id,
+            "level_sizes": list(self.level_sizes),
+        }
         transaction.put(b"index", json.dumps(content).encode(), db=self._meta)
         return sequence
 
     def _check(self, record: AdRecord) -> None:
-        if record.ad_id < 0:
-            raise ValueError(f"ad {record.ad_id}: expected an id >= 0")
+        if not 0 <= record.ad_id < 1 << 63:
+            raise ValueError(f"ad {record.ad_id}: expected an id in 0 .. 2**63 - 1")
         if record.status not in STATUSES:
-            raise ValueError(f"ad {record.ad_id}: expected status {' | '.join(STATUSES)}, got {record.status!r}")
+            raise ValueError(
+                f"ad {record.ad_id}: expected status {' | '.join(STATUSES)}, got {record.status!r}"
+            )
         if len(record.codes) != len(self.level_sizes) or not all(
-                0 <= c < v for c, v in zip(record.codes, self.level_sizes, strict=False)):
-            raise ValueError(f"ad {record.ad_id}: expected one code a level below {self.level_sizes}, "
-                             f"got {record.codes}")
+            0 <= c < v for c, v in zip(record.codes, self.level_sizes, strict=False)
+        ):
+            raise ValueError(
+                f"ad {record.ad_id}: expected one code a level below {self.level_sizes}, got {record.codes}"
+            )
 
     def _check_arrays(self, ad_ids: np.ndarray, sids: np.ndarray, statuses: np.ndarray) -> None:
         if sids.shape != (len(ad_ids), len(self.level_sizes)) or len(statuses) != len(ad_ids):
-            raise ValueError(f"expected SIDs {(len(ad_ids), len(self.level_sizes))} and as many statuses, got "
-                             f"{sids.shape} and {len(statuses)}")
-        bad = np.flatnonzero(((sids < 0) | (sids >= np.array(self.level_sizes))).any(axis=1) | (ad_ids < 0)
-                             | ~np.isin(statuses, STATUSES))
+            raise ValueError(
+                f"expected SIDs {(len(ad_ids), len(self.level_sizes))} and as many statuses, got "
+                f"{sids.shape} and {len(statuses)}"
+            )
+        bad = np.flatnonzero(
+            ((sids < 0) | (sids >= np.array(self.level_sizes))).any(axis=1)
+            | (ad_ids < 0)
+            | ~np.isin(statuses, STATUSES)
+        )
         if len(bad):
             i = bad[0]
             self._check(AdRecord(int(ad_ids[i]), tuple(sids[i].tolist()), str(statuses[i])))

@@ -1,4 +1,6 @@
-"""What the Triton adapters (`model_repository/*/1/model.py`) have in common; takes `triton_python_backend_utils`.
+"""What the Triton adapters (`model_repository/*/1/model.py`) have in common.
+
+`triton` is always the module `triton_python_backend_utils`.
 
 Letters: b rows of one client request.
 """
@@ -40,8 +42,9 @@ def array(triton: Any, request: Any, name: str) -> np.ndarray | None:
 
 def answer(triton: Any, outputs: Mapping[str, np.ndarray]) -> Any:
     """Response with these tensors."""
-    return triton.InferenceResponse(output_tensors=[triton.Tensor(k, np.ascontiguousarray(v))
-                                                    for k, v in outputs.items()])
+    return triton.InferenceResponse(
+        output_tensors=[triton.Tensor(k, np.ascontiguousarray(v)) for k, v in outputs.items()]
+    )
 
 
 def refuse(triton: Any, error: Exception) -> Any:
@@ -50,7 +53,9 @@ def refuse(triton: Any, error: Exception) -> Any:
     return triton.InferenceResponse(error=triton.TritonError(str(error) or type(error).__name__, code))
 
 
-def answer_each(triton: Any, requests: list[Any], run: Callable[[Any], Mapping[str, np.ndarray]]) -> list[Any]:
+def answer_each(
+    triton: Any, requests: list[Any], run: Callable[[Any], Mapping[str, np.ndarray]]
+) -> list[Any]:
     """One response a request; an exception becomes that request's error, never the batch's."""
     responses = []
     for request in requests:
@@ -58,7 +63,7 @@ def answer_each(triton: Any, requests: list[Any], run: Callable[[Any], Mapping[s
             responses.append(answer(triton, run(request)))
         except RequestError as error:
             responses.append(refuse(triton, error))
-        except Exception as error:  # noqa: BLE001  (a raise here would fail every request of the batch)
+        except Exception as error:  # a raise here would fail every request of the batch
             logger.exception("request failed")
             responses.append(refuse(triton, error))
     return responses
@@ -73,7 +78,12 @@ def integer_parameter(request: Any, name: str) -> int | None:
     value = json.loads(request.parameters() or "{}").get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).isdecimal() or int(value) < 1:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | str)
+        or not str(value).isdecimal()
+        or int(value) < 1
+    ):
         raise RequestError(f"parameter {name}: expected a whole number >= 1, got {value!r}")
     return int(value)
 
@@ -81,4 +91,6 @@ def integer_parameter(request: Any, name: str) -> int | None:
 def pad_rows(rows: list[np.ndarray], *, fill: float) -> np.ndarray:
     """Stack rows [n_i, ...] to [b, max n, ...], filled up with `fill`."""
     width = max(map(len, rows))
-    return np.stack([np.concatenate([r, np.full((width - len(r), *r.shape[1:]), fill, r.dtype)]) for r in rows])
+    return np.stack(
+        [np.concatenate([r, np.full((width - len(r), *r.shape[1:]), fill, r.dtype)]) for r in rows]
+    )

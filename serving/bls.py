@@ -1,4 +1,4 @@
-"""Executor that calls the graphs as Triton models (business logic scripting); the callee's backend does not matter."""
+"""Executor that calls the graphs as Triton models (business logic scripting, BLS)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ class EngineError(RuntimeError):
 class BlsExecutor:
     """`serving.executor.Executor` inside Triton's Python backend.
 
-    The carry holds the callee's own tensor objects, so keys and values never pass through NumPy. All outputs are
-    asked for in host memory: `as_numpy` of the scores needs it, and Triton has one preference for a whole request.
+    The carry holds the callee's own tensor objects, so keys and values never pass through NumPy. All outputs
+    are
+    asked for in host memory: `as_numpy` of the scores needs it, and Triton has one preference for a whole
+        request.
     """
 
     def __init__(self, triton: Any, *, levels: int, version: int) -> None:
@@ -33,11 +35,14 @@ class BlsExecutor:
     def prefix(self, slots: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, Carry]:
         """See `Executor.prefix`."""
         tensor = self._triton.Tensor
-        outputs = self._call("lazyar_prefix", [tensor("slots", slots), tensor("profile", profile)], prefix_outputs())
+        outputs = self._call(
+            "lazyar_prefix", [tensor("slots", slots), tensor("profile", profile)], prefix_outputs()
+        )
         return outputs.pop("logprob").as_numpy(), outputs
 
-    def tail(self, level: int, carry: Carry, *, parents: list[np.ndarray], token: np.ndarray,
-             allowed: np.ndarray) -> tuple[np.ndarray, Carry]:
+    def tail(
+        self, level: int, carry: Carry, *, parents: list[np.ndarray], token: np.ndarray, allowed: np.ndarray
+    ) -> tuple[np.ndarray, Carry]:
         """See `Executor.tail`."""
         tensor = self._triton.Tensor
         inputs = [carry[name] for name in tail_carry_inputs(level)]
@@ -48,8 +53,12 @@ class BlsExecutor:
 
     def _call(self, model: str, inputs: list[Any], outputs: list[str]) -> dict[str, Any]:
         request = self._triton.InferenceRequest(
-            model_name=model, model_version=self._version, inputs=inputs, requested_output_names=outputs,
-            preferred_memory=self._triton.PreferredMemory(self._triton.TRITONSERVER_MEMORY_CPU))
+            model_name=model,
+            model_version=self._version,
+            inputs=inputs,
+            requested_output_names=outputs,
+            preferred_memory=self._triton.PreferredMemory(self._triton.TRITONSERVER_MEMORY_CPU),
+        )
         response = request.exec()
         if response.has_error():
             raise EngineError(f"{model} version {self._version}: {response.error().message()}")

@@ -1,4 +1,4 @@
-"""Model bundles as the server reads them: `manifest.json` describes the rest, and without it there is no bundle.
+"""Model bundles as the server reads them: without `manifest.json` there is no bundle.
 
 A folder of bundles holds one sub-folder a version and the file CURRENT, which names the version to serve.
 """
@@ -65,28 +65,41 @@ def read_manifest(bundle: str | Path, *, verify: bool = True) -> Manifest:
     bundle = Path(bundle)
     path = bundle / MANIFEST
     if not path.is_file():
-        raise BundleError(f"bundle {bundle}: expected {MANIFEST}, found none: the bundle is missing or incomplete")
+        raise BundleError(
+            f"bundle {bundle}: expected {MANIFEST}, found none: the bundle is missing or incomplete"
+        )
     try:
         content = json.loads(path.read_text())
         found = content["format_version"]
         if not isinstance(found, int) or found > FORMAT_VERSION:
-            raise BundleError(f"bundle {bundle}: expected format_version <= {FORMAT_VERSION}, got {found}; "
-                              "it was made by a newer release")
-        manifest = Manifest(int(content["model_version"]), str(content["tokenizer_id"]),
-                            tuple(content["level_sizes"]), FeatureSpec.from_json(content["features"]),
-                            np.asarray(content["value_means"], np.float32),
-                            {k: tuple(v) for k, v in content["profile_columns"].items()}, content)
+            raise BundleError(
+                f"bundle {bundle}: expected format_version <= {FORMAT_VERSION}, got {found}; "
+                "it was made by a newer release"
+            )
+        manifest = Manifest(
+            int(content["model_version"]),
+            str(content["tokenizer_id"]),
+            tuple(content["level_sizes"]),
+            FeatureSpec.from_json(content["features"]),
+            np.asarray(content["value_means"], np.float32),
+            {k: tuple(v) for k, v in content["profile_columns"].items()},
+            content,
+        )
         files = dict(content["sha256"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"bundle {bundle}: {MANIFEST} is not readable: {type(error).__name__}: {error}") from error
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"bundle {bundle}: {MANIFEST} is not readable: {type(error).__name__}: {error}"
+        ) from error
     for name, expected in files.items() if verify else ():
         file = bundle / name
         if not file.is_file():
             raise BundleError(f"bundle {bundle}: expected file {name}, found none")
         actual = sha256(file)
         if actual != expected:
-            raise BundleError(f"bundle {bundle}: {name}: expected sha256 {expected[:16]}…, got {actual[:16]}…: "
-                              "the file is corrupted")
+            raise BundleError(
+                f"bundle {bundle}: {name}: expected sha256 {expected[:16]}…, got {actual[:16]}…: "
+                "the file is corrupted"
+            )
     return manifest
 
 
@@ -110,8 +123,10 @@ def current_version(bundles: str | Path) -> int:
     path = Path(bundles) / CURRENT
     try:
         text = path.read_text().strip()
-    except OSError as error:
-        raise BundleError(f"{path}: expected the version to serve, got: {error}; run `make export`") from error
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"{path}: expected the version to serve, got: {error}; run `make export`"
+        ) from error
     if not text.isdigit() or int(text) not in versions(bundles):
         raise BundleError(f"{path}: expected one of the complete versions {versions(bundles)}, got {text!r}")
     return int(text)

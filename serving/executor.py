@@ -29,8 +29,9 @@ class Executor(Protocol):
         """
         ...
 
-    def tail(self, level: int, carry: Carry, *, parents: list[np.ndarray], token: np.ndarray,
-             allowed: np.ndarray) -> tuple[np.ndarray, Carry]:
+    def tail(
+        self, level: int, carry: Carry, *, parents: list[np.ndarray], token: np.ndarray, allowed: np.ndarray
+    ) -> tuple[np.ndarray, Carry]:
         """Score the children of every beam at `level` (2 .. T are SID levels, T + 1 is the value level).
 
         Args:

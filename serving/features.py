@@ -6,6 +6,7 @@ Letters: N history events, S history slots (short + long), T SID levels, P profi
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -34,8 +35,19 @@ class FeatureSpec:
     max_history: int = 1024
     profile_sizes: tuple[int, ...] = ()
     gap_edges_s: tuple[int, ...] = field(
-        default=(_HOUR, _DAY, 3 * _DAY, _WEEK, 2 * _WEEK, 3 * _WEEK, 4 * _WEEK, 6 * _WEEK, 9 * _WEEK,
-                 13 * _WEEK, 26 * _WEEK)
+        default=(
+            _HOUR,
+            _DAY,
+            3 * _DAY,
+            _WEEK,
+            2 * _WEEK,
+            3 * _WEEK,
+            4 * _WEEK,
+            6 * _WEEK,
+            9 * _WEEK,
+            13 * _WEEK,
+            26 * _WEEK,
+        )
     )
     count_edges: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 18, 30)
 
@@ -78,7 +90,8 @@ class FeatureSpec:
     @classmethod
     def from_json(cls, values: dict) -> FeatureSpec:
         """Inverse of `to_json`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**arguments)
 
 
 @dataclass(frozen=True)
@@ -95,8 +108,15 @@ class Slots:
     ignored: int
 
 
-def build_slots(spec: FeatureSpec, ad_ids: np.ndarray, *, sids: np.ndarray, behaviors: np.ndarray,
-                timestamps: np.ndarray, now: int) -> Slots:
+def build_slots(
+    spec: FeatureSpec,
+    ad_ids: np.ndarray,
+    *,
+    sids: np.ndarray,
+    behaviors: np.ndarray,
+    timestamps: np.ndarray,
+    now: int,
+) -> Slots:
     """Turn one history into slots.
 
     Args:
@@ -110,21 +130,22 @@ def build_slots(spec: FeatureSpec, ad_ids: np.ndarray, *, sids: np.ndarray, beha
     out = np.zeros((spec.slots, spec.columns), np.int32)
     past = np.flatnonzero(timestamps <= now)
     # Oldest first; events of one second keep the order of the request.
-    order = past[np.argsort(timestamps[past], kind="stable")][-spec.max_history:]
+    order = past[np.argsort(timestamps[past], kind="stable")][-spec.max_history :]
     ignored = len(ad_ids) - len(order)
     if not len(order):
         return Slots(out, ignored)
     ad_ids, sids, behaviors = ad_ids[order], sids[order], behaviors[order]
     gaps = np.searchsorted(spec.gap_edges_s, now - timestamps[order]).astype(np.int32)
-    _, first_from_end, group, counts = np.unique(ad_ids[::-1], return_index=True, return_inverse=True,
-                                                 return_counts=True)
+    _, first_from_end, group, counts = np.unique(
+        ad_ids[::-1], return_index=True, return_inverse=True, return_counts=True
+    )
     last_seen = len(ad_ids) - 1 - first_from_end  # [G] position of the newest event of each distinct ad
     buckets = np.searchsorted(spec.count_edges, counts).astype(np.int32)
     group = group[::-1]
     columns = np.concatenate([sids + 1, behaviors[:, None], gaps[:, None], buckets[group][:, None]], axis=1)
-    short = columns[::-1][:spec.short_slots]
-    out[:len(short)] = short
+    short = columns[::-1][: spec.short_slots]
+    out[: len(short)] = short
     # Most frequent first; of equals the most recently seen.
-    best = np.lexsort((-last_seen, -counts))[:spec.long_slots]
-    out[spec.short_slots:spec.short_slots + len(best)] = columns[last_seen[best]]
+    best = np.lexsort((-last_seen, -counts))[: spec.long_slots]
+    out[spec.short_slots : spec.short_slots + len(best)] = columns[last_seen[best]]
     return Slots(out, ignored)

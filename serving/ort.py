@@ -35,7 +35,9 @@ class OrtExecutor:
         bundle = Path(bundle)
         self._last = levels + 1
         self._prefix = open_session(bundle / "prefix.onnx", threads=threads)
-        self._tails = {t: open_session(bundle / f"tail_{t}.onnx", threads=threads) for t in range(2, levels + 2)}
+        self._tails = {
+            t: open_session(bundle / f"tail_{t}.onnx", threads=threads) for t in range(2, levels + 2)
+        }
 
     def prefix(self, slots: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, Carry]:
         """See `Executor.prefix`."""
@@ -43,8 +45,9 @@ class OrtExecutor:
         outputs = dict(zip(names, self._prefix.run(names, {"slots": slots, "profile": profile}), strict=True))
         return outputs.pop("logprob"), outputs
 
-    def tail(self, level: int, carry: Carry, *, parents: list[np.ndarray], token: np.ndarray,
-             allowed: np.ndarray) -> tuple[np.ndarray, Carry]:
+    def tail(
+        self, level: int, carry: Carry, *, parents: list[np.ndarray], token: np.ndarray, allowed: np.ndarray
+    ) -> tuple[np.ndarray, Carry]:
         """See `Executor.tail`."""
         feeds = {name: carry[name] for name in tail_carry_inputs(level)}
         feeds |= dict(zip(tail_parent_inputs(level), parents, strict=True))

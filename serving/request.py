@@ -39,7 +39,8 @@ class Features:
     Attributes:
         slots: int32 [S, T + 3].
         profile: int32 [P].
-        ignored: history events left out: unknown ads, later than the request, older than the newest max_history.
+        ignored: history events left out: unknown ads, later than the request, older than the newest
+            max_history.
     """
 
     slots: np.ndarray
@@ -47,8 +48,16 @@ class Features:
     ignored: int
 
 
-def request_features(spec: FeatureSpec, snapshot: IndexSnapshot, *, ad_ids: np.ndarray, behaviors: np.ndarray,
-                     timestamps: np.ndarray, profile: np.ndarray, now: int) -> Features:
+def request_features(
+    spec: FeatureSpec,
+    snapshot: IndexSnapshot,
+    *,
+    ad_ids: np.ndarray,
+    behaviors: np.ndarray,
+    timestamps: np.ndarray,
+    profile: np.ndarray,
+    now: int,
+) -> Features:
     """Features of a request; an empty history is a legal cold-start user.
 
     Args:
@@ -65,13 +74,19 @@ def request_features(spec: FeatureSpec, snapshot: IndexSnapshot, *, ad_ids: np.n
     """
     for name, values in (("history_behaviors", behaviors), ("history_timestamps", timestamps)):
         if len(values) != len(ad_ids):
-            raise RequestError(f"{name}: expected {len(ad_ids)} values (one for each of history_ad_ids), "
-                               f"got {len(values)}")
+            raise RequestError(
+                f"{name}: expected {len(ad_ids)} values (one for each of history_ad_ids), got {len(values)}"
+            )
     _check_ids("history_ad_ids", ad_ids)
     present = ad_ids != PADDING
     ad_ids, behaviors, timestamps = ad_ids[present], behaviors[present], timestamps[present]
-    _check_range("history_behaviors", behaviors, low=1, high=len(BEHAVIORS),
-                 meaning=", ".join(f"{v} {k}" for k, v in BEHAVIORS.items()))
+    _check_range(
+        "history_behaviors",
+        behaviors,
+        low=1,
+        high=len(BEHAVIORS),
+        meaning=", ".join(f"{v} {k}" for k, v in BEHAVIORS.items()),
+    )
     _check_range("history_timestamps", timestamps, low=0, high=1 << 40, meaning="unix seconds")
     _check_range("timestamp", np.array([now]), low=0, high=1 << 40, meaning="unix seconds")
     if len(profile) != len(spec.profile_sizes):
@@ -80,8 +95,14 @@ def request_features(spec: FeatureSpec, snapshot: IndexSnapshot, *, ad_ids: np.n
         if not 0 <= code < size:
             raise RequestError(f"profile[{column}]: expected 0..{size - 1} (0 = unknown), got {code}")
     sids, known = snapshot.sids_of(ad_ids)
-    built = build_slots(spec, ad_ids[known], sids=sids[known], behaviors=behaviors[known],
-                        timestamps=timestamps[known], now=now)
+    built = build_slots(
+        spec,
+        ad_ids[known],
+        sids=sids[known],
+        behaviors=behaviors[known],
+        timestamps=timestamps[known],
+        now=now,
+    )
     return Features(built.slots, profile.astype(np.int32), built.ignored + int((~known).sum()))
 
 
@@ -116,4 +137,6 @@ def _check_ids(name: str, ids: np.ndarray) -> None:
 def _check_range(name: str, values: np.ndarray, *, low: int, high: int, meaning: str) -> None:
     bad = np.flatnonzero((values < low) | (values > high))
     if len(bad):
-        raise RequestError(f"{name}: expected {low}..{high} ({meaning}), got {values[bad[0]]} at position {bad[0]}")
+        raise RequestError(
+            f"{name}: expected {low}..{high} ({meaning}), got {values[bad[0]]} at position {bad[0]}"
+        )

@@ -31,8 +31,15 @@ class Ads:
     sids: np.ndarray
 
 
-def resolve(snapshot: IndexSnapshot, sids: np.ndarray, *, scores: np.ndarray, expected_value: np.ndarray,
-            num_ads: int, exclude: np.ndarray) -> Ads:
+def resolve(
+    snapshot: IndexSnapshot,
+    sids: np.ndarray,
+    *,
+    scores: np.ndarray,
+    expected_value: np.ndarray,
+    num_ads: int,
+    exclude: np.ndarray,
+) -> Ads:
     """Active ads of the beams in the order of the beams; ads that share a SID follow each other by ad id.
 
     Args:
@@ -50,8 +57,12 @@ def resolve(snapshot: IndexSnapshot, sids: np.ndarray, *, scores: np.ndarray, ex
     rows, ads = rows[:num_ads], ads[:num_ads]
     count = len(ads)
     # Padding is finite: an answer as JSON knows no infinity.
-    out = Ads(np.full(num_ads, NO_AD, np.int64), np.zeros(num_ads, np.float32), np.zeros(num_ads, np.float32),
-              np.full((num_ads, sids.shape[1]), -1, np.int32))
+    out = Ads(
+        np.full(num_ads, NO_AD, np.int64),
+        np.zeros(num_ads, np.float32),
+        np.zeros(num_ads, np.float32),
+        np.full((num_ads, sids.shape[1]), -1, np.int32),
+    )
     out.ad_ids[:count], out.scores[:count] = ads, scores[rows]
     out.expected_value[:count], out.sids[:count] = expected_value[rows], sids[rows]
     return out

@@ -65,12 +65,14 @@ class SearchAnswer:
 
 
 class ActiveModel:
-    """The model version to use: the one that CURRENT names, once it is complete, loaded and of the index's tokenizer.
+    """The version that CURRENT names, if it is complete, loaded, and of the index's tokenizer.
 
     A version that is not usable is refused with a log line, and the one in use stays.
     """
 
-    def __init__(self, bundles: str | Path, *, tokenizer_id: str, is_loaded: Callable[[Manifest], bool]) -> None:
+    def __init__(
+        self, bundles: str | Path, *, tokenizer_id: str, is_loaded: Callable[[Manifest], bool]
+    ) -> None:
         """Find the first usable version.
 
         Args:
@@ -83,7 +85,9 @@ class ActiveModel:
         """
         self._bundles, self._is_loaded = Path(bundles), is_loaded
         self._stamp = self._read_stamp()
-        self.manifest = self._described(tokenizer_id)  # graphs may still be loading: the first search finds out
+        self.manifest = self._described(
+            tokenizer_id
+        )  # graphs may still be loading: the first search finds out
 
     def refresh(self, tokenizer_id: str) -> bool:
         """Follow CURRENT; True when another version is in use now. Call between batches."""
@@ -113,16 +117,24 @@ class ActiveModel:
     def _described(self, tokenizer_id: str) -> Manifest:
         manifest = read_manifest(self._bundles / str(current_version(self._bundles)))
         if manifest.tokenizer_id != tokenizer_id:
-            raise BundleError(f"model version {manifest.version}: expected tokenizer {tokenizer_id} (the index's), got "
-                              f"{manifest.tokenizer_id}; build the index of this bundle")
+            raise BundleError(
+                f"model version {manifest.version}: expected tokenizer {tokenizer_id} (the index's), got "
+                f"{manifest.tokenizer_id}; build the index of this bundle"
+            )
         return manifest
 
 
 class Scheduler:
     """Searches batches with one model version and one index snapshot each."""
 
-    def __init__(self, reader: IndexReader, active: ActiveModel, *, plan: WidthPlan,
-                 make_executor: Callable[[Manifest], Executor]) -> None:
+    def __init__(
+        self,
+        reader: IndexReader,
+        active: ActiveModel,
+        *,
+        plan: WidthPlan,
+        make_executor: Callable[[Manifest], Executor],
+    ) -> None:
         """Wire up.
 
         Args:
@@ -147,7 +159,7 @@ class Scheduler:
         for plan, rows in groups.items():
             try:
                 found = self._search_group(snapshot, plan, [requests[i] for i in rows])
-            except Exception as error:  # noqa: BLE001  (one group must not take the others, or the server, down)
+            except Exception as error:  # one group must not take the others, or the server, down
                 logger.exception("search failed")
                 found = [error] * len(rows)
             for i, answer in zip(rows, found, strict=True):
@@ -157,17 +169,35 @@ class Scheduler:
     def _plan_of(self, request: SearchRequest) -> WidthPlan:
         return self._plan if request.width_cap is None else self._plan.capped(request.width_cap)
 
-    def _search_group(self, snapshot: IndexSnapshot, plan: WidthPlan,
-                      requests: list[SearchRequest]) -> list[SearchAnswer | Exception]:
+    def _search_group(
+        self, snapshot: IndexSnapshot, plan: WidthPlan, requests: list[SearchRequest]
+    ) -> list[SearchAnswer | Exception]:
         manifest = self._active.manifest
         if snapshot.tokenizer_id != manifest.tokenizer_id:
-            raise BundleError(f"index has tokenizer {snapshot.tokenizer_id}, model version {manifest.version} has "
-                              f"{manifest.tokenizer_id}")
+            raise BundleError(
+                f"index has tokenizer {snapshot.tokenizer_id}, model version {manifest.version} has "
+                f"{manifest.tokenizer_id}"
+            )
         banned = [snapshot.banned_leaves(r.exclude) for r in requests]
         beams = beam_search(
-            self._executor, snapshot.trie, np.stack([r.slots for r in requests]),
-            np.stack([r.profile for r in requests]), plan=plan, num_results=np.array([r.num_ads for r in requests]),
-            value_table=manifest.value_table, banned=banned if any(map(len, banned)) else None)
-        return [SearchAnswer(beams.sids[i], beams.scores[i], beams.expected_value[i], manifest.version,
-                             snapshot.version, beams.widths, plan != self._plan)
-                for i in range(len(requests))]
+            self._executor,
+            snapshot.trie,
+            np.stack([r.slots for r in requests]),
+            np.stack([r.profile for r in requests]),
+            plan=plan,
+            num_results=np.array([r.num_ads for r in requests]),
+            value_table=manifest.value_table,
+            banned=banned if any(map(len, banned)) else None,
+        )
+        return [
+            SearchAnswer(
+                beams.sids[i],
+                beams.scores[i],
+                beams.expected_value[i],
+                manifest.version,
+                snapshot.version,
+                beams.widths,
+                plan != self._plan,
+            )
+            for i in range(len(requests))
+        ]

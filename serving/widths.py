@@ -34,7 +34,9 @@ class WidthPlan:
             sid = tuple(int(w) for w in widths.split("-"))
             plan = cls(sid, int(value) if value else sid[-1])
         except ValueError as error:
-            raise ValueError(f'width plan: expected a form like "64-128-256:64", got {text!r} ({error})') from None
+            raise ValueError(
+                f'width plan: expected a form like "64-128-256:64", got {text!r} ({error})'
+            ) from None
         if len(plan.sid) != levels:
             raise ValueError(f"width plan: expected {levels} widths (one a SID level), got {text!r}")
         return plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,16 @@ def build(folder: Path, *, seed: int = 0) -> Pipeline:
         writer.build(ad_ids, sids, statuses=np.where(active, "active", "paused"))
     render(pipeline.bundles, pipeline.repository, index=pipeline.index, config=serving_config())
     return pipeline
+
+
+def copy_of(pipeline: Pipeline, folder: Path) -> Pipeline:
+    """The same deployment in a folder of its own, to be changed."""
+    for name in ("bundles", "index", "tokenizer"):
+        shutil.copytree(getattr(pipeline, name), folder / name)
+    copied = Pipeline(folder / "bundles", folder / "index", folder / "model_repository", folder / "tokenizer",
+                      pipeline.tokenizer_id)
+    render(copied.bundles, copied.repository, index=copied.index, config=serving_config())
+    return copied
 
 
 def serving_config() -> ServingConfig:

@@ -39,30 +39,51 @@ class ModelSpec:
 
     def build(self) -> Generator:
         """Generator with fresh weights (seed torch before)."""
-        return Generator(self.model, self.features, level_sizes=self.level_sizes,
-                         value_buckets=len(self.value_buckets.means))
+        return Generator(
+            self.model,
+            self.features,
+            level_sizes=self.level_sizes,
+            value_buckets=len(self.value_buckets.means),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
-            "model": self.model.model_dump(), "features": self.features.to_json(),
-            "level_sizes": list(self.level_sizes), "tokenizer_id": self.tokenizer_id,
-            "value_edges": self.value_buckets.edges.tolist(), "value_means": self.value_buckets.means.tolist(),
+            "model": self.model.model_dump(),
+            "features": self.features.to_json(),
+            "level_sizes": list(self.level_sizes),
+            "tokenizer_id": self.tokenizer_id,
+            "value_edges": self.value_buckets.edges.tolist(),
+            "value_means": self.value_buckets.means.tolist(),
             "profile_columns": {k: list(v) for k, v in self.profile_columns.items()},
         }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ModelSpec:
         """Inverse of `to_json`."""
-        buckets = ValueBuckets(np.asarray(values["value_edges"], np.float32),
-                               np.asarray(values["value_means"], np.float32))
-        return cls(ModelConfig(**values["model"]), FeatureSpec.from_json(values["features"]),
-                   tuple(values["level_sizes"]), buckets,
-                   {k: tuple(v) for k, v in values["profile_columns"].items()}, values["tokenizer_id"])
+        buckets = ValueBuckets(
+            np.asarray(values["value_edges"], np.float32), np.asarray(values["value_means"], np.float32)
+        )
+        return cls(
+            ModelConfig(**values["model"]),
+            FeatureSpec.from_json(values["features"]),
+            tuple(values["level_sizes"]),
+            buckets,
+            {k: tuple(v) for k, v in values["profile_columns"].items()},
+            values["tokenizer_id"],
+        )
 
 
-def save_checkpoint(folder: Path, *, model: Generator, spec: ModelSpec, training: TrainingConfig, step: int,
-                    optimizer: torch.optim.Optimizer | None = None, history: list[dict] | None = None) -> None:
+def save_checkpoint(
+    folder: Path,
+    *,
+    model: Generator,
+    spec: ModelSpec,
+    training: TrainingConfig,
+    step: int,
+    optimizer: torch.optim.Optimizer | None = None,
+    history: list[dict] | None = None,
+) -> None:
     """Write weights, optimizer state and position; an interrupted write leaves the old checkpoint."""
     new = folder.with_name(folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
@@ -70,10 +91,17 @@ def save_checkpoint(folder: Path, *, model: Generator, spec: ModelSpec, training
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, new / "model.safetensors")
     if optimizer is not None:
         state = optimizer.state_dict()["state"]
-        save_file({f"{i}.{k}": v.contiguous() for i, s in state.items() for k, v in s.items()},
-                  new / "optimizer.safetensors")
-    content = {"format": FORMAT_VERSION, "step": step, "spec": spec.to_json(), "training": training.model_dump(),
-               "history": history or []}
+        save_file(
+            {f"{i}.{k}": v.contiguous() for i, s in state.items() for k, v in s.items()},
+            new / "optimizer.safetensors",
+        )
+    content = {
+        "format": FORMAT_VERSION,
+        "step": step,
+        "spec": spec.to_json(),
+        "training": training.model_dump(),
+        "history": history or [],
+    }
     (new / "checkpoint.json").write_text(json.dumps(content, indent=1))
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)

@@ -55,7 +55,8 @@ class TrainingConfig(BaseModel):
     lambda_value: float = Field(0.2, ge=0)
     lambda_mtp: float = Field(0.3, ge=0)
     behavior_weights: dict[Literal["impression", "click", "conversion"], float] = Field(
-        default={"impression": 1.0, "click": 1.0, "conversion": 1.0})
+        default={"impression": 1.0, "click": 1.0, "conversion": 1.0}
+    )
     validate_every: int = Field(500, ge=1)
     validation_requests: int = Field(256, ge=1)
     min_history: int = Field(10, ge=0)
@@ -82,7 +83,9 @@ class EvaluationConfig(BaseModel):
     seed: int = 0
 
 
-def load_section(path: str | Path, name: str, cls: type[Section], *, overrides: tuple[str, ...] = ()) -> Section:
+def load_section(
+    path: str | Path, name: str, cls: type[Section], *, overrides: tuple[str, ...] = ()
+) -> Section:
     """Read one section of a preset.
 
     Args:
@@ -118,7 +121,9 @@ def _split_override(text: str) -> tuple[str, str, str]:
     left, equals, value = text.partition("=")
     section, dot, key = left.partition(".")
     if not (equals and dot and section in SECTIONS):
-        raise ConfigError(f"override {text!r}: expected section.key=value with section in {', '.join(SECTIONS)}")
+        raise ConfigError(
+            f"override {text!r}: expected section.key=value with section in {', '.join(SECTIONS)}"
+        )
     return section, key, value
 
 
@@ -131,5 +136,7 @@ def _validated(cls: type[Section], values: dict[str, Any], *, where: str) -> Sec
         return cls(**values)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'section'}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+            f"{'.'.join(map(str, e['loc'])) or 'section'}: {e['msg']}, got {e['input']!r}"
+            for e in error.errors()
+        )
         raise ConfigError(f"{where}: {problems}") from error

@@ -70,7 +70,7 @@ class ValueBuckets:
 
 
 class RequestDataset:
-    """Requests cut from an event log: every target group is a request, its history lies strictly before it."""
+    """Requests cut from an event log: a target group is a request, its history lies strictly before it."""
 
     def __init__(self, prepared: Prepared, sids: pl.DataFrame, *, spec: FeatureSpec) -> None:
         """Join the log with the SIDs.
@@ -92,16 +92,22 @@ class RequestDataset:
         self.event_ad = np.minimum(np.searchsorted(self.ad_ids, self.log.ad_ids), len(self.ad_ids) - 1)  # [E]
         missing = np.flatnonzero(self.ad_ids[self.event_ad] != self.log.ad_ids)
         if len(missing):
-            raise ValueError(f"expected a SID for every ad of the events; {len(missing)} events have none, "
-                             f"first ad_id {self.log.ad_ids[missing[0]]}: tokenizer and data do not belong together")
+            raise ValueError(
+                f"expected a SID for every ad of the events; {len(missing)} events have none, "
+                f"first ad_id {self.log.ad_ids[missing[0]]}: tokenizer and data do not belong together"
+            )
 
     def groups(self, part: str, *, target_behaviors: tuple[str, ...], min_history: int) -> TargetGroups:
         """Requests of `part`: train, validation or test."""
-        bounds = {"train": (0, self.split.train_end), "validation": (self.split.train_end, self.split.validation_end),
-                  "test": (self.split.validation_end, self.split.end)}
+        bounds = {
+            "train": (0, self.split.train_end),
+            "validation": (self.split.train_end, self.split.validation_end),
+            "test": (self.split.validation_end, self.split.end),
+        }
         start, stop = bounds[part]
-        return target_groups(self.log, start=start, stop=stop, target_behaviors=target_behaviors,
-                             min_history=min_history)
+        return target_groups(
+            self.log, start=start, stop=stop, target_behaviors=target_behaviors, min_history=min_history
+        )
 
     def targets(self, groups: TargetGroups, row: int) -> np.ndarray:
         """Events, positions in the log, that are the targets of request `row`."""
@@ -116,13 +122,25 @@ class RequestDataset:
             begin = groups.begin[row]
             first = max(log.user_ptr[groups.user_row[row]], begin - self.spec.max_history)
             past = slice(first, begin)
-            slots[i] = build_slots(self.spec, log.ad_ids[past], sids=self.ad_sids[self.event_ad[past]],
-                                   behaviors=log.behavior[past], timestamps=log.timestamp[past],
-                                   now=int(groups.now[row])).slots
+            slots[i] = build_slots(
+                self.spec,
+                log.ad_ids[past],
+                sids=self.ad_sids[self.event_ad[past]],
+                behaviors=log.behavior[past],
+                timestamps=log.timestamp[past],
+                now=int(groups.now[row]),
+            ).slots
         return slots, self.profile[groups.user_row[rows]]
 
-    def batch(self, groups: TargetGroups, rows: np.ndarray, *, config: TrainingConfig, buckets: ValueBuckets,
-              epoch: int) -> Batch:
+    def batch(
+        self,
+        groups: TargetGroups,
+        rows: np.ndarray,
+        *,
+        config: TrainingConfig,
+        buckets: ValueBuckets,
+        epoch: int,
+    ) -> Batch:
         """Training batch of requests; which targets are drawn depends on (seed, epoch, request) alone."""
         behavior_weight = np.zeros(len(BEHAVIORS) + 1, np.float32)
         for name, weight in config.behavior_weights.items():
@@ -138,9 +156,13 @@ class RequestDataset:
         events = np.stack([np.pad(p, (0, width - len(p))) for p in picked])  # [B, n]
         filled = np.arange(width) < np.array([len(p) for p in picked])[:, None]
         slots, profile = self.context(groups, rows)
-        return Batch(slots, profile, self.ad_sids[self.event_ad[events]].astype(np.int64),
-                     buckets.encode(self.log.value[events]),
-                     np.where(filled, behavior_weight[self.log.behavior[events]], 0).astype(np.float32))
+        return Batch(
+            slots,
+            profile,
+            self.ad_sids[self.event_ad[events]].astype(np.int64),
+            buckets.encode(self.log.value[events]),
+            np.where(filled, behavior_weight[self.log.behavior[events]], 0).astype(np.float32),
+        )
 
 
 def load_sids(folder: str | Path) -> pl.DataFrame:

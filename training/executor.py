@@ -1,4 +1,4 @@
-"""Executor that runs the PyTorch model, for evaluation before export and as the reference of the parity check."""
+"""Executor that runs the PyTorch model, for evaluation before export."""
 
 from __future__ import annotations
 
@@ -25,13 +25,20 @@ class TorchExecutor:
         return outputs.pop("logprob").numpy(), outputs
 
     @torch.no_grad()
-    def tail(self, level: int, carry: Carry, *, parents: list[np.ndarray], token: np.ndarray,
-             allowed: np.ndarray) -> tuple[np.ndarray, Carry]:
+    def tail(
+        self, level: int, carry: Carry, *, parents: list[np.ndarray], token: np.ndarray, allowed: np.ndarray
+    ) -> tuple[np.ndarray, Carry]:
         """See `Executor.tail`."""
         past = [carry[f"past_kv_{j}"] for j in range(1, level)]
         logprob, new_kv = self._tails[level](
-            carry["m"], carry["context_kv"], carry["context_bias"], past, [_tensor(p) for p in parents],
-            _tensor(token), _tensor(allowed))
+            carry["m"],
+            carry["context_kv"],
+            carry["context_bias"],
+            past,
+            [_tensor(p) for p in parents],
+            _tensor(token),
+            _tensor(allowed),
+        )
         return logprob.numpy(), {**carry, f"past_kv_{level}": new_kv}
 
 

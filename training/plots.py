@@ -16,10 +16,13 @@ def plot_training(history: list[dict], path: Path) -> None:
         return
     steps = [record["step"] for record in history]
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), constrained_layout=True)
-    for axis, (name, title) in zip(axes, (("sid", "SID, $-\\log p(s_1..s_T|X)$"), ("value", "value bucket"),
-                                          ("mtp", "MTP")), strict=True):
+    for axis, (name, title) in zip(
+        axes, (("sid", "SID, $-\\log p(s_1..s_T|X)$"), ("value", "value bucket"), ("mtp", "MTP")), strict=True
+    ):
         for part in ("train", "validation"):
-            axis.plot(steps, [record[f"{part}_{name}"] for record in history], marker="o", markersize=3, label=part)
+            axis.plot(
+                steps, [record[f"{part}_{name}"] for record in history], marker="o", markersize=3, label=part
+            )
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
@@ -30,7 +33,9 @@ def plot_training(history: list[dict], path: Path) -> None:
 
 def plot_ranking(rows: dict[str, dict[str, dict[str, float]]], path: Path, *, title: str) -> None:
     """Bars of ranking metrics: rows[metric][method][cutoff]."""
-    figure, axes = plt.subplots(1, len(rows), figsize=(4.2 * len(rows), 3.6), constrained_layout=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(rows), figsize=(4.2 * len(rows), 3.6), constrained_layout=True, squeeze=False
+    )
     for axis, (metric, methods) in zip(axes[0], rows.items(), strict=True):
         for i, (method, values) in enumerate(methods.items()):
             positions = [j + (i - (len(methods) - 1) / 2) * 0.25 for j in range(len(values))]

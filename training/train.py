@@ -1,7 +1,7 @@
 """Train the generator: `python -m training.train --config configs/demo.yaml --run build/demo`.
 
-Under `torchrun --nproc_per_node=N` the same global batches are split over the processes, so the run is the same
-up to the order of additions.
+Under `torchrun --nproc_per_node=N` the same global batches are split over the processes, so the run is the
+same up to the order of additions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator as Iteration
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,8 +41,15 @@ from training.tokenizer.tokenizer import Tokenizer
 class Trainer:
     """One training run; `run` goes from where it stands to the last step."""
 
-    def __init__(self, dataset: RequestDataset, spec: ModelSpec, config: TrainingConfig, *,
-                 target_behaviors: tuple[str, ...], folder: Path) -> None:
+    def __init__(
+        self,
+        dataset: RequestDataset,
+        spec: ModelSpec,
+        config: TrainingConfig,
+        *,
+        target_behaviors: tuple[str, ...],
+        folder: Path,
+    ) -> None:
         """Seed, build the model, find the requests.
 
         Raises:
@@ -51,17 +58,26 @@ class Trainer:
         self.dataset, self.spec, self.config, self.folder = dataset, spec, config, folder
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
-        self.groups = dataset.groups("train", target_behaviors=target_behaviors, min_history=config.min_history)
-        self.validation = dataset.groups("validation", target_behaviors=target_behaviors,
-                                         min_history=config.min_history)
+        self.groups = dataset.groups(
+            "train", target_behaviors=target_behaviors, min_history=config.min_history
+        )
+        self.validation = dataset.groups(
+            "validation", target_behaviors=target_behaviors, min_history=config.min_history
+        )
         for name, groups in (("training", self.groups), ("validation", self.validation)):
             if not len(groups):
-                raise ValueError(f"expected at least one {name} request with {config.min_history} earlier events "
-                                 f"and a target among {target_behaviors}, got none")
+                raise ValueError(
+                    f"expected at least one {name} request with {config.min_history} earlier events "
+                    f"and a target among {target_behaviors}, got none"
+                )
         torch.manual_seed(config.seed)
         self.model = spec.build()
-        self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, config.weight_decay),
-                                           lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(self.model, config.weight_decay),
+            lr=config.learning_rate,
+            betas=(0.9, 0.98),
+            fused=True,
+        )
         self.step, self.history = 0, []  # type: int, list[dict]
         self._stop = False
 
@@ -81,12 +97,16 @@ class Trainer:
             differing = [k for k in wanted[part] if wanted[part][k] != came[part].get(k)]
             if differing:
                 key = differing[0]
-                raise CheckpointError(f"{folder}: made with {part}.{key} = {str(came[part].get(key))[:80]}, expected "
-                                      f"{str(wanted[part][key])[:80]}; use --fresh or another folder")
+                raise CheckpointError(
+                    f"{folder}: made with {part}.{key} = {str(came[part].get(key))[:80]}, expected "
+                    f"{str(wanted[part][key])[:80]}; use --fresh or another folder"
+                )
         self.model.load_state_dict(found.model.state_dict())
         if found.optimizer_state:
             state = self.optimizer.state_dict()
-            self.optimizer.load_state_dict({"state": found.optimizer_state, "param_groups": state["param_groups"]})
+            self.optimizer.load_state_dict(
+                {"state": found.optimizer_state, "param_groups": state["param_groups"]}
+            )
         self.step, self.history = found.step, found.history
         return True
 
@@ -96,8 +116,15 @@ class Trainer:
         parallel = DistributedDataParallel(self.model) if self.world > 1 else self.model
         previous = [signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)]
         began = time.monotonic()
-        bar = tqdm(total=config.steps, initial=self.step, desc="train", unit="step", disable=self.rank > 0,
-                   mininterval=2.0, file=sys.stderr)
+        bar = tqdm(
+            total=config.steps,
+            initial=self.step,
+            desc="train",
+            unit="step",
+            disable=self.rank > 0,
+            mininterval=2.0,
+            file=sys.stderr,
+        )
         running = np.zeros(5)
         batches = self._batches()
         try:
@@ -106,8 +133,10 @@ class Trainer:
                 bar.update(1)
                 if self.step % config.validate_every == 0 or self.step == config.steps:
                     self._record(running, seconds=time.monotonic() - began)
-                    bar.set_postfix(train=f"{self.history[-1]['train_sid']:.3f}",
-                                    validation=f"{self.history[-1]['validation_sid']:.3f}")
+                    bar.set_postfix(
+                        train=f"{self.history[-1]['train_sid']:.3f}",
+                        validation=f"{self.history[-1]['validation_sid']:.3f}",
+                    )
                     running[:] = 0
                     self.save()
         finally:
@@ -117,23 +146,37 @@ class Trainer:
                 signal.signal(number, handler)
         if self._stop:
             # Sums since the last record are not part of a checkpoint, so only whole spans are resumed from.
-            raise KeyboardInterrupt(f"stopped at step {self.step}; run again to resume from the last checkpoint")
+            raise KeyboardInterrupt(
+                f"stopped at step {self.step}; run again to resume from the last checkpoint"
+            )
         return self.history[-1]
 
     def save(self) -> None:
         """Write checkpoint and curves (rank 0)."""
         if self.rank == 0:
-            save_checkpoint(self.folder / "checkpoint", model=self.model, spec=self.spec, training=self.config,
-                            step=self.step, optimizer=self.optimizer, history=self.history)
+            save_checkpoint(
+                self.folder / "checkpoint",
+                model=self.model,
+                spec=self.spec,
+                training=self.config,
+                step=self.step,
+                optimizer=self.optimizer,
+                history=self.history,
+            )
             plot_training(self.history, self.folder / "training.png")
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iteration[Batch, None, None]:
         """Batches from the current step on; the next one is built while the model works on this one."""
 
         def build(step: int) -> Batch:
             epoch, rows = _global_batch(len(self.groups), step, self.config)
-            return self.dataset.batch(self.groups, rows[self.rank::self.world], config=self.config,
-                                      buckets=self.spec.value_buckets, epoch=epoch)
+            return self.dataset.batch(
+                self.groups,
+                rows[self.rank :: self.world],
+                config=self.config,
+                buckets=self.spec.value_buckets,
+                epoch=epoch,
+            )
 
         with ThreadPoolExecutor(1) as pool:
             pending = pool.submit(build, self.step)
@@ -160,28 +203,46 @@ class Trainer:
     def _loss(self, model: torch.nn.Module, batch: Batch) -> VslLoss:
         tokens = torch.from_numpy(batch.tokens)
         logits, mtp = model(torch.from_numpy(batch.slots), torch.from_numpy(batch.profile), tokens)
-        return vsl_loss(logits, mtp, tokens=tokens, value=torch.from_numpy(batch.value),
-                        weight=torch.from_numpy(batch.weight), lambda_value=self.config.lambda_value,
-                        lambda_mtp=self.config.lambda_mtp)
+        return vsl_loss(
+            logits,
+            mtp,
+            tokens=tokens,
+            value=torch.from_numpy(batch.value),
+            weight=torch.from_numpy(batch.weight),
+            lambda_value=self.config.lambda_value,
+            lambda_mtp=self.config.lambda_mtp,
+        )
 
     def _record(self, running: np.ndarray, *, seconds: float) -> None:
         train = self._sum(torch.from_numpy(running)).numpy()
         validation = self._sum(torch.from_numpy(self._validate())).numpy()
-        record: dict = {"step": self.step, "seconds": round(seconds, 1),
-                        "learning_rate": learning_rate(self.step - 1, self.config)}
+        record: dict = {
+            "step": self.step,
+            "seconds": round(seconds, 1),
+            "learning_rate": learning_rate(self.step - 1, self.config),
+        }
         for part, sums in (("train", train), ("validation", validation)):
-            for name, value in zip(("total", "sid", "value", "mtp"), sums[:4] / max(sums[4], 1e-9), strict=True):
+            for name, value in zip(
+                ("total", "sid", "value", "mtp"), sums[:4] / max(sums[4], 1e-9), strict=True
+            ):
                 record[f"{part}_{name}"] = float(value)
         self.history.append(record)
 
     @torch.no_grad()
     def _validate(self) -> np.ndarray:
-        rows = _sample(self.validation, self.config.validation_requests, self.config.seed)[self.rank::self.world]
+        rows = _sample(self.validation, self.config.validation_requests, self.config.seed)[
+            self.rank :: self.world
+        ]
         self.model.eval()
         sums = np.zeros(5)
         for start in range(0, len(rows), self.config.batch_size):
-            batch = self.dataset.batch(self.validation, rows[start:start + self.config.batch_size],
-                                       config=self.config, buckets=self.spec.value_buckets, epoch=0)
+            batch = self.dataset.batch(
+                self.validation,
+                rows[start : start + self.config.batch_size],
+                config=self.config,
+                buckets=self.spec.value_buckets,
+                epoch=0,
+            )
             sums += _numbers(self._loss(self.model, batch))
         return sums
 
@@ -203,17 +264,27 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     return config.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(progress, 1.0)))
 
 
-def make_spec(dataset: RequestDataset, model: ModelConfig, *, features: FeatureSpec, groups: TargetGroups,
-              level_sizes: tuple[int, ...], tokenizer_id: str,
-              profile_columns: dict[str, tuple[str, ...]]) -> ModelSpec:
+def make_spec(
+    dataset: RequestDataset,
+    model: ModelConfig,
+    *,
+    features: FeatureSpec,
+    groups: TargetGroups,
+    level_sizes: tuple[int, ...],
+    tokenizer_id: str,
+    profile_columns: dict[str, tuple[str, ...]],
+) -> ModelSpec:
     """Model specification with value buckets fitted on the training targets only."""
-    targets = np.isin(dataset.log.behavior, groups.target_codes) & (dataset.log.timestamp < dataset.split.train_end)
+    targets = np.isin(dataset.log.behavior, groups.target_codes) & (
+        dataset.log.timestamp < dataset.split.train_end
+    )
     buckets = ValueBuckets.fit(dataset.log.value[targets], buckets=model.value_buckets)
     return ModelSpec(model, features, level_sizes, buckets, profile_columns, tokenizer_id)
 
 
-def open_run(config: str | Path, run: Path, *, overrides: tuple[str, ...] = ()) -> tuple[
-        RequestDataset, ModelSpec, TrainingConfig, DataConfig]:
+def open_run(
+    config: str | Path, run: Path, *, overrides: tuple[str, ...] = ()
+) -> tuple[RequestDataset, ModelSpec, TrainingConfig, DataConfig]:
     """Dataset and specification of a run folder that holds `data/` and `tokenizer/`."""
     prepared = load_prepared(run / "data")
     tokenizer = Tokenizer.load(run / "tokenizer")
@@ -221,41 +292,75 @@ def open_run(config: str | Path, run: Path, *, overrides: tuple[str, ...] = ()) 
     training = load_section(config, "training", TrainingConfig, overrides=overrides)
     features = load_section(config, "features", FeatureConfig, overrides=overrides)
     model = load_section(config, "model", ModelConfig, overrides=overrides)
-    spec = FeatureSpec(levels=len(tokenizer.level_sizes), profile_sizes=prepared.profile.cardinalities,
-                       **features.model_dump())
+    spec = FeatureSpec(
+        levels=len(tokenizer.level_sizes),
+        profile_sizes=prepared.profile.cardinalities,
+        **features.model_dump(),
+    )
     dataset = RequestDataset(prepared, load_sids(run / "tokenizer"), spec=spec)
     groups = dataset.groups("train", target_behaviors=data.target_behaviors, min_history=training.min_history)
-    return dataset, make_spec(dataset, model, features=spec, groups=groups, level_sizes=tokenizer.level_sizes,
-                              tokenizer_id=tokenizer.tokenizer_id,
-                              profile_columns=dict(prepared.profile.categories)), training, data
+    return (
+        dataset,
+        make_spec(
+            dataset,
+            model,
+            features=spec,
+            groups=groups,
+            level_sizes=tokenizer.level_sizes,
+            tokenizer_id=tokenizer.tokenizer_id,
+            profile_columns=dict(prepared.profile.categories),
+        ),
+        training,
+        data,
+    )
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", required=True, help="preset, e.g. configs/demo.yaml")
     parser.add_argument("--run", required=True, type=Path, help="run folder with data/ and tokenizer/")
     parser.add_argument("--out", type=Path, help="where checkpoint and curves go (default: RUN/model)")
     parser.add_argument("--fresh", action="store_true", help="do not resume from a checkpoint")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
-                        help="override a key of the preset, e.g. training.steps=100")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
+        help="override a key of the preset, e.g. training.steps=100",
+    )
     arguments = parser.parse_args()
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        dataset, spec, config, data = open_run(arguments.config, arguments.run, overrides=tuple(arguments.overrides))
+        dataset, spec, config, data = open_run(
+            arguments.config, arguments.run, overrides=tuple(arguments.overrides)
+        )
         torch.set_num_threads(config.threads)
-        trainer = Trainer(dataset, spec, config, target_behaviors=data.target_behaviors,
-                          folder=arguments.out or arguments.run / "model")
+        trainer = Trainer(
+            dataset,
+            spec,
+            config,
+            target_behaviors=data.target_behaviors,
+            folder=arguments.out or arguments.run / "model",
+        )
         if not arguments.fresh and trainer.resume() and trainer.rank == 0:
             print(f"resumed at step {trainer.step} of {config.steps}")
         if trainer.rank == 0:
             parameters = sum(p.numel() for p in trainer.model.parameters())
-            print(f"{parameters / 1e6:.2f} M parameters, {len(trainer.groups):,} training requests, "
-                  f"{config.steps} steps of {config.batch_size}")
+            print(
+                f"{parameters / 1e6:.2f} M parameters, {len(trainer.groups):,} training requests, "
+                f"{config.steps} steps of {config.batch_size}"
+            )
         last = trainer.run() if trainer.step < config.steps else trainer.history[-1]
         if trainer.rank == 0:
-            print(f"done: validation loss of the SID {last['validation_sid']:.4f}; curves in {trainer.folder}/training.png")
+            print(
+                f"done: validation loss of the SID {last['validation_sid']:.4f}; "
+                f"curves in {trainer.folder}/training.png"
+            )
     except (ConfigError, CheckpointError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt as stop:
@@ -277,7 +382,7 @@ def _global_batch(requests: int, step: int, config: TrainingConfig) -> tuple[int
     per_epoch = requests // size
     epoch, at = divmod(step, per_epoch)
     order = np.random.default_rng((config.seed, epoch)).permutation(requests)
-    return epoch, order[at * size:(at + 1) * size]
+    return epoch, order[at * size : (at + 1) * size]
 
 
 def _sample(groups: TargetGroups, count: int, seed: int) -> np.ndarray:

@@ -1,17 +1,18 @@
-"""Adapter of the cpu target: one ONNX graph on ONNX Runtime. Triton of the wheel has no backend of its own for it."""
+"""Adapter of the cpu target: one ONNX graph on ONNX Runtime, for a Triton without a backend for it."""
 
 import os
 import sys
 from pathlib import Path
 
-# The stub starts Python isolated: the checkout and its virtual environment come first, before NumPy is imported.
+# The stub starts Python isolated: the checkout and its virtual environment come first, before NumPy is
+# imported.
 ROOT = Path(os.environ.get("GR4AD_HOME", Path(__file__).resolve().parents[3]))
 sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"))]
 
-import triton_python_backend_utils as pb_utils  # noqa: E402
+import triton_python_backend_utils as pb_utils
 
-from serving.adapter import array, parameters, refuse  # noqa: E402
-from serving.ort import open_session  # noqa: E402
+from serving.adapter import array, parameters, refuse
+from serving.ort import open_session
 
 
 class TritonPythonModel:
@@ -19,7 +20,9 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Open the graph beside this file."""
-        self.session = open_session(Path(__file__).with_name("model.onnx"), threads=int(parameters(args)["threads"]))
+        self.session = open_session(
+            Path(__file__).with_name("model.onnx"), threads=int(parameters(args)["threads"])
+        )
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.outputs = [o.name for o in self.session.get_outputs()]
 
@@ -29,9 +32,12 @@ class TritonPythonModel:
         for request in requests:
             try:
                 found = self.session.run(self.outputs, {n: array(pb_utils, request, n) for n in self.inputs})
-            except Exception as error:  # noqa: BLE001  (ONNX Runtime raises many kinds; the caller gets the reason)
+            except Exception as error:  # ONNX Runtime raises many kinds; the caller gets the reason
                 responses.append(refuse(pb_utils, error))
                 continue
-            responses.append(pb_utils.InferenceResponse(
-                output_tensors=[pb_utils.Tensor(n, v) for n, v in zip(self.outputs, found, strict=True)]))
+            responses.append(
+                pb_utils.InferenceResponse(
+                    output_tensors=[pb_utils.Tensor(n, v) for n, v in zip(self.outputs, found, strict=True)]
+                )
+            )
         return responses

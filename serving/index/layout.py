@@ -41,12 +41,28 @@ def open_environment(path: Path, *, readonly: bool, map_size: int = 1 << 36) -> 
     """Open the LMDB file; the map is sparse, so its size costs no memory or disk.
 
     Raises:
-        IndexStoreError: nothing is there (readonly), or LMDB refuses the file.
+        IndexStoreError: nothing is there (readonly), LMDB refuses the file, or its end is missing.
     """
     if readonly and not (path / "data.mdb").is_file():
-        raise IndexStoreError(f"index {path}: expected a built index (data.mdb), found none; run `make index`")
+        raise IndexStoreError(
+            f"index {path}: expected a built index (data.mdb), found none; run `make index`"
+        )
     try:
-        return lmdb.open(str(path), readonly=readonly, map_size=map_size, max_dbs=4, subdir=True,
-                         create=not readonly, readahead=False)
+        environment = lmdb.open(
+            str(path),
+            readonly=readonly,
+            map_size=map_size,
+            max_dbs=4,
+            subdir=True,
+            create=not readonly,
+            readahead=False,
+        )
     except lmdb.Error as error:
         raise IndexStoreError(f"index {path}: LMDB cannot open it: {error}") from error
+    # A read behind the end of a truncated file would end the process (SIGBUS). Ask LMDB first: the file only grows.
+    expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    actual = (path / "data.mdb").stat().st_size
+    if readonly and actual < expected:
+        environment.close()
+        raise IndexStoreError(f"index {path}: expected {expected} bytes in data.mdb, got {actual}: it is truncated")
+    return environment

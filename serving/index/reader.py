@@ -6,13 +6,22 @@ Letters: N known ads, M distinct live SIDs, T levels.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import lmdb
 import numpy as np
 
-from serving.index.layout import ACTIVE, ADS, FORMAT_VERSION, META, IndexStoreError, open_environment, record_dtype
+from serving.index.layout import (
+    ACTIVE,
+    ADS,
+    FORMAT_VERSION,
+    META,
+    IndexStoreError,
+    open_environment,
+    record_dtype,
+)
 from serving.index.trie import Trie
 
 
@@ -43,18 +52,40 @@ class IndexSnapshot:
     leaf_ad_ids: np.ndarray
 
     @classmethod
-    def build(cls, ad_ids: np.ndarray, sids: np.ndarray, *, active: np.ndarray, level_sizes: tuple[int, ...],
-              version: int = 0, tokenizer_id: str = "") -> IndexSnapshot:
-        """Build from arrays: ad_ids int64 [N] distinct, sids int32 [N, T], active bool [N]."""
+    def build(
+        cls,
+        ad_ids: np.ndarray,
+        sids: np.ndarray,
+        *,
+        active: np.ndarray,
+        level_sizes: tuple[int, ...],
+        version: int = 0,
+        tokenizer_id: str = "",
+    ) -> IndexSnapshot:
+        """Build from arrays: ad_ids int64 [N] distinct, sids int32 [N, T], active bool [N].
+
+        Raises:
+            ValueError: SIDs of these level sizes do not fit into 64 bits.
+        """
+        if math.prod(level_sizes) >= 1 << 63:
+            raise ValueError(f"expected level sizes whose product is below 2**63, got {level_sizes}")
         order = np.argsort(ad_ids)
         ad_ids, sids, active = ad_ids[order], np.ascontiguousarray(sids[order], np.int32), active[order]
         keys = pack(sids[active], level_sizes)
         by_leaf = np.argsort(keys, kind="stable")  # stable: ads stay ascending within a leaf
         leaf_keys, first = np.unique(keys[by_leaf], return_index=True)
         live = np.flatnonzero(active)[by_leaf]
-        return cls(version, tokenizer_id, level_sizes, ad_ids, sids,
-                   Trie.from_sorted(sids[live[first]].reshape(len(first), sids.shape[1])), leaf_keys,
-                   np.append(first, len(live)).astype(np.int32), ad_ids[live])
+        return cls(
+            version,
+            tokenizer_id,
+            level_sizes,
+            ad_ids,
+            sids,
+            Trie.from_sorted(sids[live[first]].reshape(len(first), sids.shape[1])),
+            leaf_keys,
+            np.append(first, len(live)).astype(np.int32),
+            ad_ids[live],
+        )
 
     def sids_of(self, ad_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """SIDs int32 [n, T] of ads int64 [n], and known bool [n] (rows of unknown ads are undefined)."""
@@ -82,7 +113,7 @@ class IndexSnapshot:
         return leaves[kept == 0]
 
     def ads_of_leaves(self, leaves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Active ads of leaves [n] (-1: none): row int64 [k] into `leaves` and ad int64 [k], rows ascending."""
+        """Active ads of leaves [n] (-1: none): rows int64 [k] into `leaves`, ascending, and ads int64 [k]."""
         safe = np.maximum(leaves, 0)
         if not len(self.leaf_keys):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -121,32 +152,49 @@ class IndexReader:
     def _meta(self, transaction: lmdb.Transaction) -> dict:
         try:
             database = self._environment.open_db(META, txn=transaction, create=False)
-            meta = json.loads(transaction.get(b"index", db=database) or b"null")
+            meta = json.loads(bytes(transaction.get(b"index", db=database) or b"null"))
         except (lmdb.Error, ValueError) as error:
-            raise IndexStoreError(f"index {self.path}: expected a readable `meta` record, got: {error}") from error
+            raise IndexStoreError(
+                f"index {self.path}: expected a readable `meta` record, got: {error}"
+            ) from error
         if not isinstance(meta, dict):
-            raise IndexStoreError(f"index {self.path}: expected a complete build, but it carries no `meta` record")
+            raise IndexStoreError(
+                f"index {self.path}: expected a complete build, but it carries no `meta` record"
+            )
         if meta.get("format") != FORMAT_VERSION:
-            raise IndexStoreError(f"index {self.path}: expected format {FORMAT_VERSION}, got {meta.get('format')}")
+            raise IndexStoreError(
+                f"index {self.path}: expected format {FORMAT_VERSION}, got {meta.get('format')}"
+            )
+        missing = [k for k in ("sequence", "tokenizer_id", "level_sizes") if k not in meta]
+        if missing:
+            raise IndexStoreError(f"index {self.path}: expected {missing[0]} in `meta`, got {sorted(meta)}")
         return meta
 
     def _read(self) -> IndexSnapshot:
         with self._environment.begin() as transaction:
             meta = self._meta(transaction)
             level_sizes = tuple(meta["level_sizes"])
-            database = self._environment.open_db(ADS, txn=transaction, create=False)
-            with transaction.cursor(db=database) as cursor:
-                pairs = [(bytes(k), bytes(v)) for k, v in cursor]
-        ad_ids = np.frombuffer(b"".join(k for k, _ in pairs), ">i8").astype(np.int64)
+            try:
+                database = self._environment.open_db(ADS, txn=transaction, create=False)
+                with transaction.cursor(db=database) as cursor:
+                    pairs = [(bytes(k), bytes(v)) for k, v in cursor]
+            except lmdb.Error as error:
+                raise IndexStoreError(f"index {self.path}: corrupted `ads` table: {error}") from error
         try:
+            ad_ids = np.frombuffer(b"".join(k for k, _ in pairs), ">i8").astype(np.int64)
             records = np.frombuffer(b"".join(v for _, v in pairs), record_dtype(len(level_sizes)))
         except ValueError as error:
             raise IndexStoreError(f"index {self.path}: corrupted `ads` records: {error}") from error
         if len(records) != len(ad_ids):
             raise IndexStoreError(f"index {self.path}: expected {len(ad_ids)} records, got {len(records)}")
-        return IndexSnapshot.build(ad_ids, records["codes"], active=records["status"] == ACTIVE,
-                                   level_sizes=level_sizes, version=int(meta["sequence"]),
-                                   tokenizer_id=str(meta["tokenizer_id"]))
+        return IndexSnapshot.build(
+            ad_ids,
+            records["codes"],
+            active=records["status"] == ACTIVE,
+            level_sizes=level_sizes,
+            version=int(meta["sequence"]),
+            tokenizer_id=str(meta["tokenizer_id"]),
+        )
 
 
 def pack(sids: np.ndarray, level_sizes: tuple[int, ...]) -> np.ndarray:

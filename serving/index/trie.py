@@ -1,4 +1,4 @@
-"""The live semantic IDs as a trie in CSR arrays, one pair of arrays a level, for vectorised children look-ups.
+"""The live semantic IDs as a trie in CSR arrays, for vectorised children look-ups.
 
 Letters: M distinct live SIDs (leaves), T levels, B requests, n beams, C children of the beam that has most.
 """
@@ -81,6 +81,6 @@ class Trie:
         return np.where(nodes >= 0, ptr[safe + 1] - ptr[safe], 0)
 
     def sids(self, level: int, nodes: np.ndarray, *, parents: list[np.ndarray]) -> np.ndarray:
-        """Codes of beams at `level` given their node ids and those of their ancestors, int32 [B, n, level + 1]."""
+        """Codes int32 [B, n, level + 1] of beams at `level` from their nodes and those of their ancestors."""
         columns = [self.codes[t][np.maximum(p, 0)] for t, p in enumerate([*parents, nodes])]
         return np.stack(columns, axis=-1).astype(np.int32)

@@ -10,9 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml  # type: ignore[import-untyped]
-from pydantic import ValidationError
-
+from training.config import load_section
 from training.data.completejourney import load_completejourney
 from training.data.config import DataConfig
 from training.data.parquet import NAMES, load_parquet, read_table
@@ -108,30 +106,6 @@ def load_prepared(folder: Path) -> Prepared:
     )
 
 
-def read_config(path: Path) -> DataConfig:
-    """Read the section `data` of a YAML config.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not YAML, no section `data`, or an unknown key or wrong type in it.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: expected YAML, got {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
-        raise ValueError(
-            f"{path}: expected a section data with keys {list(DataConfig.model_fields)}, "
-            f"got {str(content)[:80]}"
-        )
-    try:
-        return DataConfig.model_validate(content["data"])
-    except ValidationError as error:
-        raise ValueError(
-            f"{path}, section data (known keys {list(DataConfig.model_fields)}): {error}"
-        ) from error
-
-
 def _check_replaceable(out: Path, source: str | None) -> None:
     if not out.exists():
         return
@@ -163,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
     try:
-        tables = prepare(read_config(options.config), options.out)
+        tables = prepare(load_section(options.config, "data", DataConfig), options.out)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import polars as pl
 
+from serving.features import BEHAVIORS
 from training.data.checks import (
     TableError,
     check_columns,
@@ -33,8 +33,6 @@ __all__ = [
     "validate_users",
 ]
 
-# 0 is reserved for padding.
-BEHAVIORS: Mapping[str, int] = MappingProxyType({"impression": 1, "click": 2, "conversion": 3})
 STATUSES = ("active", "paused", "deleted")
 UNKNOWN = "unknown"
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class ModelConfig(BaseModel):
-    """Sizes of the generator; catalogue-dependent sizes (codebooks, profile, value buckets) come with the data.
+    """Sizes of the generator; what depends on the catalogue (codebooks, profile) comes with the data.
 
     Attributes:
         layers: decoder layers L.
@@ -15,7 +15,8 @@ class ModelConfig(BaseModel):
         heads: attention heads; divides `width`.
         ffn_multiple: hidden width of the feed-forward part, in units of d.
         value_buckets: equal-frequency eCPM buckets asked for (ties in the data can make fewer).
-        share_context_kv: one projection of the context to keys and values for all layers, instead of one a layer.
+        share_context_kv: one projection of the context to keys and values for all layers, instead of one a
+            layer.
         tie_embeddings: heads of SID levels share the code embeddings of the context.
         dropout: of each residual branch; training only.
     """
@@ -35,9 +36,12 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
         if self.width % self.heads:
-            raise ValueError(f"expected width divisible by heads, got width {self.width} and heads {self.heads}")
+            raise ValueError(
+                f"expected width divisible by heads, got width {self.width} and heads {self.heads}"
+            )
         if self.shared_layers >= self.layers:
             raise ValueError(
                 f"expected shared_layers < layers (at least one layer must see the token), "
-                f"got {self.shared_layers} of {self.layers}")
+                f"got {self.shared_layers} of {self.layers}"
+            )
         return self

@@ -5,6 +5,8 @@ Letters: B requests, S history slots, T SID levels, P profile columns, d width.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -21,12 +23,16 @@ class CodeEmbeddings(nn.Module):
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(size + 1, width, padding_idx=0) for size in level_sizes)
 
+    def table(self, level: int) -> nn.Embedding:
+        """Table of SID level `level` = 1 .. T."""
+        return cast(nn.Embedding, self.tables[level - 1])
+
 
 class ContextProcessor(nn.Module):
     """Sums of embeddings, normalised; the linear part is the projection to keys and values that follows.
 
-    X = LayerNorm(sum of the codes' embeddings + behavior + gap + count + slot) is used by cross-attention only.
-    Slot 0 is a learned user slot that is never empty, so a cold-start user has a context too.
+    X = LayerNorm(sum of the codes' embeddings + behavior + gap + count + slot) is used by cross-attention
+    only. Slot 0 is a learned user slot that is never empty, so a cold-start user has a context too.
     """
 
     def __init__(self, spec: FeatureSpec, *, width: int) -> None:
@@ -58,13 +64,17 @@ class ContextProcessor(nn.Module):
             X [B, 1 + P + S, d] and bias [B, 1 + P + S] (0, or EMPTY_SLOT_BIAS on empty slots).
         """
         levels = self.spec.levels
-        history = self.slot + self.behavior(slots[..., levels]) + self.gap(slots[..., levels + 1]) \
+        history = (
+            self.slot
+            + self.behavior(slots[..., levels])
+            + self.gap(slots[..., levels + 1])
             + self.count(slots[..., levels + 2])
+        )
         for t, table in enumerate(codes.tables):
             history = history + table(slots[..., t])  # [B, S, d]
         user = self.user.expand(slots.shape[0], 1, -1)
         columns = [table(profile[:, i])[:, None] for i, table in enumerate(self.profile)]
         context = self.norm(torch.cat([user, *columns, history], dim=1))
         empty = (slots[..., levels] == 0).to(context.dtype) * EMPTY_SLOT_BIAS  # [B, S]
-        bias = torch.cat([torch.zeros_like(context[:, :1 + len(columns), 0]), empty], dim=1)
+        bias = torch.cat([torch.zeros_like(context[:, : 1 + len(columns), 0]), empty], dim=1)
         return context, bias

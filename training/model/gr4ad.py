@@ -1,9 +1,12 @@
 """The generator: p(s_1 .. s_T, v | X) with a LazyAR decoder (GR4AD, arXiv 2602.22732).
 
-Letters: B requests, n targets or beams, S context slots, T SID levels, t = T + 1 levels with the value, V codes.
+Letters: B requests, n targets or beams, S context slots, T SID levels, t = T + 1 levels with the value, V
+codes.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +39,9 @@ class Generator(nn.Module):
     With K = 0 the levels' only input besides the token is their embedding p_t: plain autoregression.
     """
 
-    def __init__(self, config: ModelConfig, spec: FeatureSpec, *, level_sizes: tuple[int, ...],
-                 value_buckets: int) -> None:
+    def __init__(
+        self, config: ModelConfig, spec: FeatureSpec, *, level_sizes: tuple[int, ...], value_buckets: int
+    ) -> None:
         """Build with seeded default initialisation.
 
         Args:
@@ -59,9 +63,11 @@ class Generator(nn.Module):
         self.fuse = Fuse(width)
         self.layers = nn.ModuleList(
             DecoderLayer(width, config.heads, ffn_multiple=config.ffn_multiple, dropout=config.dropout)
-            for _ in range(config.layers))
+            for _ in range(config.layers)
+        )
         self.context_kv = nn.ModuleList(
-            ContextKeysValues(width) for _ in range(1 if config.share_context_kv else config.layers))
+            ContextKeysValues(width) for _ in range(1 if config.share_context_kv else config.layers)
+        )
         self.norm = nn.LayerNorm(width)
         sizes = (value_buckets,) if config.tie_embeddings else (*level_sizes, value_buckets)
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
@@ -78,6 +84,11 @@ class Generator(nn.Module):
         return self.config.shared_layers
 
     @property
+    def tail_layers(self) -> list[DecoderLayer]:
+        """Layers K + 1 .. L."""
+        return cast("list[DecoderLayer]", list(self.layers)[self.shared :])
+
+    @property
     def tail_kv_groups(self) -> int:
         """R: sets of context keys and values that the tail layers use, 1 where all layers share one."""
         return 1 if self.config.share_context_kv else self.config.layers - self.shared
@@ -91,13 +102,13 @@ class Generator(nn.Module):
     def shared_stage(self, context_kv: list[ContextKv], bias: Tensor) -> Tensor:
         """m_t^K of all levels at once, [B, 1, t, d]. No token goes in: it is computed once per request."""
         m = self.level.expand(bias.shape[0], 1, -1, -1)
-        for layer, kv in zip(self.layers[:self.shared], context_kv, strict=False):
+        for layer, kv in zip(self.layers[: self.shared], context_kv, strict=False):
             m = layer(m, kv, bias)
         return m
 
     def tail_stage(self, h: Tensor, context_kv: list[ContextKv], bias: Tensor) -> Tensor:
         """Layers K + 1 .. L over all levels at once, [B, n, t, d]."""
-        for layer, kv in zip(self.layers[self.shared:], context_kv[self.shared:], strict=True):
+        for layer, kv in zip(self.tail_layers, context_kv[self.shared :], strict=True):
             h = layer(h, kv, bias)
         return h
 
@@ -107,7 +118,7 @@ class Generator(nn.Module):
         if level > self.levels:
             return self.heads[-1](h)
         if self.config.tie_embeddings:
-            return h @ self.codes.tables[level - 1].weight[1:].T
+            return h @ self.codes.table(level).weight[1:].T
         return self.heads[level - 1](h)
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
@@ -134,5 +145,7 @@ class Generator(nn.Module):
         # The path without tokens is one more sequence beside the n targets.
         h = self.tail_stage(torch.cat([fused, m], dim=1), context_kv, bias)  # [B, n + 1, t, d]
         levels = range(1, self.levels + 2)
-        return ([self.logits(h[:, :-1, t - 1], t) for t in levels],
-                [self.logits(h[:, -1, t - 1], t) for t in levels])
+        return (
+            [self.logits(h[:, :-1, t - 1], t) for t in levels],
+            [self.logits(h[:, -1, t - 1], t) for t in levels],
+        )

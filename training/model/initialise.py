@@ -1,20 +1,21 @@
 """Initial weights: those of a model that already copies a little from the history.
 
-Much of what a user does next repeats or resembles the history. A decoder with random weights needs many steps to
-find the path "history slot -> attention -> residual stream -> code embedding"; these weights start with that path
-open, and change nothing in the architecture: queries and keys start equal (a token attends to slots that carry
-it), output and value projections start as each other's inverse, and Fuse passes the token through.
+Much of what a user does next repeats or resembles the history. A decoder with random weights needs many steps
+to find the path "history slot -> attention -> residual stream -> code embedding"; these weights start with
+that path open, and change nothing in the architecture: queries and keys start equal (a token attends to slots
+that carry it), output and value projections start as each other's inverse, and Fuse passes the token through.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
 if TYPE_CHECKING:
     from training.model.gr4ad import Generator
+    from training.model.layers import ContextKeysValues, DecoderLayer
 
 
 @torch.no_grad()
@@ -34,11 +35,12 @@ def initialise(model: Generator) -> None:
     for parameter in (model.level, model.bos, model.context.user, model.context.slot):
         nn.init.normal_(parameter, std=width**-0.5)
     model.fuse.mix.weight[:, width:] = torch.eye(width)
-    for kv in model.context_kv:
+    projections = cast("list[ContextKeysValues]", list(model.context_kv))
+    for kv in projections:
         nn.init.orthogonal_(kv.value.weight)
-    for i, layer in enumerate(model.layers):
-        kv = model.context_kv[0 if model.config.share_context_kv else i]
+    for i, layer in enumerate(cast("list[DecoderLayer]", list(model.layers))):
+        kv = projections[0 if model.config.share_context_kv else i]
         layer.query_context.weight.copy_(kv.key.weight)
         layer.out_context.weight.copy_(kv.value.weight.T / model.config.layers**0.5)
-        for linear in (layer.out_self, layer.ffn[2]):
+        for linear in (layer.out_self, cast(nn.Linear, layer.ffn[2])):
             linear.weight.mul_((2 * model.config.layers) ** -0.5)

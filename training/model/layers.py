@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
 ContextKv = tuple[Tensor, Tensor]
 """Keys and values of the context, [B, S, d] each."""
 
@@ -31,7 +30,8 @@ class ContextKeysValues(nn.Module):
 class DecoderLayer(nn.Module):
     """GR4AD's `Dec_l` (arXiv 2602.22732, LazyAR decoder).
 
-    Two views of one layer: `forward` sees all levels at once (training, shared stage), `step` sees one new level
+    Two views of one layer: `forward` sees all levels at once (training, shared stage), `step` sees one new
+        level
     and the keys and values of the levels before it (tails).
     """
 
@@ -46,8 +46,9 @@ class DecoderLayer(nn.Module):
         self.qkv_self = nn.Linear(width, 3 * width)
         self.out_self = nn.Linear(width, width)
         self.norm_ffn = nn.LayerNorm(width)
-        self.ffn = nn.Sequential(nn.Linear(width, ffn_multiple * width), nn.GELU(),
-                                 nn.Linear(ffn_multiple * width, width))
+        self.ffn = nn.Sequential(
+            nn.Linear(width, ffn_multiple * width), nn.GELU(), nn.Linear(ffn_multiple * width, width)
+        )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor, context_kv: ContextKv, bias: Tensor) -> Tensor:
@@ -65,11 +66,14 @@ class DecoderLayer(nn.Module):
         h = self._attend_context(h.reshape(batch, n * levels, width), context_kv, bias)
         q, k, v = self.qkv_self(self.norm_self(h)).reshape(batch * n, levels, 3, self.heads, -1).unbind(2)
         attended = functional.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)  # [B n, H, t, e]
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
+        )  # [B n, H, t, e]
         h = h + self.dropout(self.out_self(attended.transpose(1, 2).reshape(batch, n * levels, width)))
         return self._feed_forward(h).reshape(batch, n, levels, width)
 
-    def step(self, h: Tensor, context_kv: ContextKv, bias: Tensor, *, past: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def step(
+        self, h: Tensor, context_kv: ContextKv, bias: Tensor, *, past: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """One new level for n beams.
 
         Args:
@@ -84,7 +88,9 @@ class DecoderLayer(nn.Module):
         h = self._attend_context(h, context_kv, bias)
         q, k, v = self.qkv_self(self.norm_self(h)).chunk(3, dim=-1)  # [B, n, d] each
         new_kv = torch.stack([k, v], dim=1)
-        keys, values = zip(*[(self._split(kv[:, 0]), self._split(kv[:, 1])) for kv in [*past, new_kv]], strict=True)
+        keys, values = zip(
+            *[(self._split(kv[:, 0]), self._split(kv[:, 1])) for kv in [*past, new_kv]], strict=True
+        )
         q = self._split(q) * (q.shape[-1] // self.heads) ** -0.5
         # At most T + 1 levels attend to each other: multiply and sum beats a batched matmul of that size.
         scores = torch.stack([(q * key).sum(-1) for key in keys], dim=-1)  # [B, n, H, t]

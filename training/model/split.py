@@ -1,8 +1,8 @@
 """The generator cut into the graphs that serve: one prefix a request, one tail a later level.
 
 Names and shapes of inputs and outputs are the contract in `serving.executor`. Letters: B requests, n beams,
-C children, t levels with the value, S context slots, d width, R = L - K tail layers, G sets of context keys and
-values (1 where the layers share one, else R).
+C children, t levels with the value, S context slots, d width, R = L - K tail layers, G sets of context keys
+and values (1 where the layers share one, else R).
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class PrefixGraph(nn.Module):
         model = self.model
         context_kv, bias = model.encode(slots, profile)
         m = model.shared_stage(context_kv, bias)[:, 0]  # [B, t, d]
-        tail_kv = context_kv[model.shared:]
+        tail_kv = context_kv[model.shared :]
         h = model.fuse(m[:, :1], model.bos)  # [B, 1, d]
         past = []
-        for layer, kv in zip(model.layers[model.shared:], tail_kv, strict=True):
+        for layer, kv in zip(model.tail_layers, tail_kv, strict=True):
             h, new = layer.step(h, kv, bias, past=[])
             past.append(new)
         logprob = model.logits(h[:, 0], 1).log_softmax(-1)
-        stacked = torch.stack([torch.stack(kv, dim=1) for kv in tail_kv[:model.tail_kv_groups]], dim=1)
+        stacked = torch.stack([torch.stack(kv, dim=1) for kv in tail_kv[: model.tail_kv_groups]], dim=1)
         return logprob, m, stacked, bias, torch.stack(past, dim=1)
 
 
@@ -54,8 +54,16 @@ class TailGraph(nn.Module):
         super().__init__()
         self.model, self.level = model, level
 
-    def forward(self, m: Tensor, context_kv: Tensor, context_bias: Tensor, past_kv: list[Tensor],
-                parents: list[Tensor], token: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        m: Tensor,
+        context_kv: Tensor,
+        context_bias: Tensor,
+        past_kv: list[Tensor],
+        parents: list[Tensor],
+        token: Tensor,
+        allowed: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """Score the children of n beams.
 
         Args:
@@ -71,11 +79,14 @@ class TailGraph(nn.Module):
             logprob [B, n, C] and past_kv of this level [B, R, 2, n, d].
         """
         model = self.model
-        embedded = model.codes.tables[self.level - 2](token + 1)  # [B, n, d]
-        h = model.fuse(m[:, self.level - 1:self.level], embedded)
-        past = [past_kv[0], *(self._gather(kv, parent) for kv, parent in zip(past_kv[1:], parents, strict=True))]
+        embedded = model.codes.table(self.level - 1)(token + 1)  # [B, n, d]
+        h = model.fuse(m[:, self.level - 1 : self.level], embedded)
+        past = [
+            past_kv[0],
+            *(self._gather(kv, parent) for kv, parent in zip(past_kv[1:], parents, strict=True)),
+        ]
         new = []
-        for i, layer in enumerate(model.layers[model.shared:]):
+        for i, layer in enumerate(model.tail_layers):
             group = context_kv[:, min(i, model.tail_kv_groups - 1)]  # [B, 2, S, d]
             h, kv = layer.step(h, (group[:, 0], group[:, 1]), context_bias, past=[p[:, i] for p in past])
             new.append(kv)

@@ -1,4 +1,4 @@
-"""L_MTP = - sum_t log p(s_t | X): every level predicted from the shared stage alone (GR4AD, arXiv 2602.22732)."""
+"""L_MTP = - sum_t log p(s_t | X), every level from the shared stage alone (GR4AD, arXiv 2602.22732)."""
 
 from __future__ import annotations
 

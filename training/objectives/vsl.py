@@ -1,7 +1,7 @@
 """Value-aware supervised learning (VSL; GR4AD, arXiv 2602.22732).
 
-    L_NTP = - sum_t log p(s_t | s_<t, X) - lambda_e log p(v | y, X)
-    L_VSL = E[ w ( L_NTP + lambda_mtp L_MTP ) ]
+L_NTP = - sum_t log p(s_t | s_<t, X) - lambda_e log p(v | y, X)
+L_VSL = E[ w ( L_NTP + lambda_mtp L_MTP ) ]
 """
 
 from __future__ import annotations
@@ -33,8 +33,16 @@ class VslLoss:
     weight: Tensor
 
 
-def vsl_loss(logits: list[Tensor], mtp_logits: list[Tensor], *, tokens: Tensor, value: Tensor, weight: Tensor,
-             lambda_value: float, lambda_mtp: float) -> VslLoss:
+def vsl_loss(
+    logits: list[Tensor],
+    mtp_logits: list[Tensor],
+    *,
+    tokens: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    lambda_value: float,
+    lambda_mtp: float,
+) -> VslLoss:
     """Loss of a batch.
 
     Args:
@@ -51,7 +59,8 @@ def vsl_loss(logits: list[Tensor], mtp_logits: list[Tensor], *, tokens: Tensor, 
     bucket = _cross_entropy(logits[levels], value)
     mtp = mtp_loss(mtp_logits[:levels], tokens)
     total = sid + lambda_value * bucket + lambda_mtp * mtp
-    return VslLoss(*((x * weight).sum() for x in (total, sid, bucket, mtp)), weight.sum())
+    sums = [(x * weight).sum() for x in (total, sid, bucket, mtp)]
+    return VslLoss(sums[0], sums[1], sums[2], sums[3], weight.sum())
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

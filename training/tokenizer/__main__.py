@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import yaml
 
+from training.config import load_section
 from training.tokenizer.config import TokenizerConfig
 from training.tokenizer.quality import DEFINITIONS, SidQuality, sid_quality
 from training.tokenizer.tokenizer import Tokenizer
@@ -69,9 +69,8 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        document = yaml.safe_load(arguments.config.read_text())
-        section = document.get("tokenizer", {}) if isinstance(document, dict) else {}
-        run(TokenizerConfig.model_validate(section), arguments.data, arguments.out)
+        config = load_section(arguments.config, "tokenizer", TokenizerConfig)
+        run(config, arguments.data, arguments.out)
     except (OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")
 

@@ -4,16 +4,17 @@ import os
 import sys
 from pathlib import Path
 
-# The stub starts Python isolated: the checkout and its virtual environment come first, before NumPy is imported.
+# The stub starts Python isolated: the checkout and its virtual environment come first, before NumPy is
+# imported.
 ROOT = Path(os.environ.get("GR4AD_HOME", Path(__file__).resolve().parents[3]))
 sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"))]
 
-import numpy as np  # noqa: E402
-import triton_python_backend_utils as pb_utils  # noqa: E402
+import numpy as np
+import triton_python_backend_utils as pb_utils
 
-from serving.adapter import answer_each, array, pad_rows, parameters, resolve_path  # noqa: E402
-from serving.index.reader import IndexReader  # noqa: E402
-from serving.resolve import NO_AD, resolve  # noqa: E402
+from serving.adapter import answer_each, array, pad_rows, parameters, resolve_path
+from serving.index.reader import IndexReader
+from serving.resolve import NO_AD, resolve
 
 
 class TritonPythonModel:
@@ -32,12 +33,24 @@ class TritonPythonModel:
         """Ads of one request: beam_sids [b, n, T], beam_scores and beam_values [b, n]."""
         sids, scores, values, num_ads, exclude = (
             array(pb_utils, request, name)
-            for name in ("beam_sids", "beam_scores", "beam_values", "num_ads", "exclude"))
+            for name in ("beam_sids", "beam_scores", "beam_values", "num_ads", "exclude")
+        )
         snapshot = self.reader.snapshot
-        rows = [resolve(snapshot, sids[i], scores=scores[i], expected_value=values[i], num_ads=int(num_ads[i, 0]),
-                        exclude=exclude[i]) for i in range(len(sids))]
-        return {"ad_ids": pad_rows([r.ad_ids for r in rows], fill=NO_AD),
-                "scores": pad_rows([r.scores for r in rows], fill=0),
-                "expected_value": pad_rows([r.expected_value for r in rows], fill=0),
-                "sids": pad_rows([r.sids for r in rows], fill=-1),
-                "index_version": np.full((len(rows), 1), snapshot.version, np.int64)}
+        rows = [
+            resolve(
+                snapshot,
+                sids[i],
+                scores=scores[i],
+                expected_value=values[i],
+                num_ads=int(num_ads[i, 0]),
+                exclude=exclude[i],
+            )
+            for i in range(len(sids))
+        ]
+        return {
+            "ad_ids": pad_rows([r.ad_ids for r in rows], fill=NO_AD),
+            "scores": pad_rows([r.scores for r in rows], fill=0),
+            "expected_value": pad_rows([r.expected_value for r in rows], fill=0),
+            "sids": pad_rows([r.sids for r in rows], fill=-1),
+            "index_version": np.full((len(rows), 1), snapshot.version, np.int64),
+        }

@@ -4,19 +4,20 @@ import os
 import sys
 from pathlib import Path
 
-# The stub starts Python isolated: the checkout and its virtual environment come first, before NumPy is imported.
+# The stub starts Python isolated: the checkout and its virtual environment come first, before NumPy is
+# imported.
 ROOT = Path(os.environ.get("GR4AD_HOME", Path(__file__).resolve().parents[3]))
 sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"))]
 
-import numpy as np  # noqa: E402
-import triton_python_backend_utils as pb_utils  # noqa: E402
+import numpy as np
+import triton_python_backend_utils as pb_utils
 
-from serving.adapter import answer, array, integer_parameter, pad_rows, parameters, refuse, resolve_path  # noqa: E402
-from serving.bls import BlsExecutor  # noqa: E402
-from serving.index.reader import IndexReader  # noqa: E402
-from serving.request import RequestError  # noqa: E402
-from serving.scheduler import ActiveModel, Scheduler, SearchRequest  # noqa: E402
-from serving.widths import WidthPlan  # noqa: E402
+from serving.adapter import answer, array, integer_parameter, pad_rows, parameters, refuse, resolve_path
+from serving.bls import BlsExecutor
+from serving.index.reader import IndexReader
+from serving.request import RequestError
+from serving.scheduler import ActiveModel, Scheduler, SearchRequest
+from serving.widths import WidthPlan
 
 
 class TritonPythonModel:
@@ -26,8 +27,11 @@ class TritonPythonModel:
         """Open index and manifest; the graphs are called first when a request comes."""
         config = parameters(args)
         reader = IndexReader(resolve_path(config["index"]))
-        active = ActiveModel(resolve_path(config["bundles"]), tokenizer_id=reader.snapshot.tokenizer_id,
-                             is_loaded=self.is_loaded)
+        active = ActiveModel(
+            resolve_path(config["bundles"]),
+            tokenizer_id=reader.snapshot.tokenizer_id,
+            is_loaded=self.is_loaded,
+        )
         plan = WidthPlan.parse(config["widths"], levels=active.manifest.levels)
         self.scheduler = Scheduler(reader, active, plan=plan, make_executor=self.make_executor)
 
@@ -58,24 +62,31 @@ class TritonPythonModel:
             found.setdefault(owner, []).append(result)
         for i, results in found.items():
             failed = next((r for r in results if isinstance(r, Exception)), None)
-            responses[i] = answer(pb_utils, self.outputs(results)) if failed is None else refuse(pb_utils, failed)
+            responses[i] = (
+                answer(pb_utils, self.outputs(results)) if failed is None else refuse(pb_utils, failed)
+            )
         return responses
 
     @staticmethod
     def rows(request):
         """Searches of one request: slots [b, S, T + 3], profile [b, P], num_ads [b, 1], exclude [b, E]."""
         cap = integer_parameter(request, "width_cap")
-        slots, profile, num_ads, exclude = (array(pb_utils, request, name)
-                                            for name in ("slots", "profile_codes", "num_ads", "exclude"))
-        return [SearchRequest(s, p, int(n[0]), e[e >= 0], cap)
-                for s, p, n, e in zip(slots, profile, num_ads, exclude, strict=True)]
+        slots, profile, num_ads, exclude = (
+            array(pb_utils, request, name) for name in ("slots", "profile_codes", "num_ads", "exclude")
+        )
+        return [
+            SearchRequest(s, p, int(n[0]), e[e >= 0], cap)
+            for s, p, n, e in zip(slots, profile, num_ads, exclude, strict=True)
+        ]
 
     @staticmethod
     def outputs(results):
         """Tensors of one request's rows."""
-        return {"beam_sids": pad_rows([r.sids for r in results], fill=-1),
-                "beam_scores": pad_rows([r.scores for r in results], fill=-np.inf),
-                "beam_values": pad_rows([r.expected_value for r in results], fill=np.nan),
-                "model_version": np.array([[r.model_version] for r in results], np.int64),
-                "beam_widths": np.stack([r.beam_widths for r in results]),
-                "degraded": np.array([[r.degraded] for r in results])}
+        return {
+            "beam_sids": pad_rows([r.sids for r in results], fill=-1),
+            "beam_scores": pad_rows([r.scores for r in results], fill=-np.inf),
+            "beam_values": pad_rows([r.expected_value for r in results], fill=np.nan),
+            "model_version": np.array([[r.model_version] for r in results], np.int64),
+            "beam_widths": np.stack([r.beam_widths for r in results]),
+            "degraded": np.array([[r.degraded] for r in results]),
+        }

@@ -4,19 +4,20 @@ import os
 import sys
 from pathlib import Path
 
-# The stub starts Python isolated: the checkout and its virtual environment come first, before NumPy is imported.
+# The stub starts Python isolated: the checkout and its virtual environment come first, before NumPy is
+# imported.
 ROOT = Path(os.environ.get("GR4AD_HOME", Path(__file__).resolve().parents[3]))
 sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"))]
 
-import time  # noqa: E402
+import time
 
-import numpy as np  # noqa: E402
-import triton_python_backend_utils as pb_utils  # noqa: E402
+import numpy as np
+import triton_python_backend_utils as pb_utils
 
-from serving.adapter import answer_each, array, pad_rows, parameters, resolve_path  # noqa: E402
-from serving.bundle import current_version, read_manifest  # noqa: E402
-from serving.index.reader import IndexReader  # noqa: E402
-from serving.request import RequestLimits, check_exclude, check_num_ads, request_features  # noqa: E402
+from serving.adapter import answer_each, array, pad_rows, parameters, resolve_path
+from serving.bundle import current_version, read_manifest
+from serving.index.reader import IndexReader
+from serving.request import RequestLimits, check_exclude, check_num_ads, request_features
 
 
 class TritonPythonModel:
@@ -48,9 +49,21 @@ class TritonPythonModel:
         rows = len(ad_ids)
         now = np.full((rows, 1), int(time.time())) if now is None else now
         exclude = np.zeros((rows, 0), np.int64) if exclude is None else exclude
-        built = [request_features(self.spec, self.reader.snapshot, ad_ids=ad_ids[i], behaviors=behaviors[i],
-                                  timestamps=timestamps[i], profile=profile[i], now=int(now[i, 0]))
-                 for i in range(rows)]
-        return {"slots": np.stack([f.slots for f in built]), "profile_codes": np.stack([f.profile for f in built]),
-                "excluded": pad_rows([check_exclude(e, self.limits) for e in exclude], fill=-1),
-                "ignored_history": np.array([[f.ignored] for f in built], np.int32)}
+        built = [
+            request_features(
+                self.spec,
+                self.reader.snapshot,
+                ad_ids=ad_ids[i],
+                behaviors=behaviors[i],
+                timestamps=timestamps[i],
+                profile=profile[i],
+                now=int(now[i, 0]),
+            )
+            for i in range(rows)
+        ]
+        return {
+            "slots": np.stack([f.slots for f in built]),
+            "profile_codes": np.stack([f.profile for f in built]),
+            "excluded": pad_rows([check_exclude(e, self.limits) for e in exclude], fill=-1),
+            "ignored_history": np.array([[f.ignored] for f in built], np.int32),
+        }

@@ -1,0 +1,102 @@
+"""Requests to the tiny deployment, and the answers it must give.
+
+Letters: b rows of one client request, N history events, P profile columns, E excluded ads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc
+
+from serving.beam_search import beam_search
+from serving.bundle import current_version, read_manifest
+from serving.index.reader import IndexReader
+from serving.ort import OrtExecutor
+from serving.request import request_features
+from serving.resolve import resolve
+from serving.widths import WidthPlan
+from tests.pipeline import WIDTHS, Pipeline
+from tests.tiny import SPEC, tiny_catalogue
+
+NOW = 1_700_000_000
+AD_IDS, SIDS, ACTIVE = tiny_catalogue()
+LIVE = AD_IDS[ACTIVE]
+
+
+def request(*, history: int = 6, rows: int = 1, num_ads: int = 5, exclude: list[int] | None = None,
+            seed: int = 0) -> dict[str, np.ndarray]:
+    """A good request; histories hold paused ads too."""
+    random = np.random.default_rng(seed)
+    tensors = {
+        "history_ad_ids": random.choice(AD_IDS, (rows, history)),
+        "history_behaviors": random.integers(1, 4, (rows, history)).astype(np.int32),
+        "history_timestamps": NOW - random.integers(0, 10_000_000, (rows, history)),
+        "profile": np.stack([random.integers(0, s, rows) for s in SPEC.profile_sizes], 1).astype(np.int32),
+        "num_ads": np.full((rows, 1), num_ads, np.int32),
+        "timestamp": np.full((rows, 1), NOW, np.int64),
+    }
+    if exclude is not None:
+        tensors["exclude_ad_ids"] = np.tile(np.array(exclude, np.int64), (rows, 1))
+    return tensors
+
+
+def infer(url: str, tensors: dict[str, tuple[str, np.ndarray]], *, model: str = "gr4ad",
+          parameters: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
+    """Send tensors with any dtype under any name over gRPC; all outputs."""
+    client = tritonclient.grpc.InferenceServerClient(url)
+    try:
+        inputs = []
+        for name, (dtype, values) in tensors.items():
+            tensor = tritonclient.grpc.InferInput(name, list(values.shape), dtype)
+            tensor.set_data_from_numpy(values)
+            inputs.append(tensor)
+        result = client.infer(model, inputs, parameters=parameters, client_timeout=20)
+        return {o.name: result.as_numpy(o.name) for o in result.get_response().outputs}
+    finally:
+        client.close()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The request path in this process: ONNX Runtime and the product's functions, without Triton."""
+
+    reader: IndexReader
+    executor: OrtExecutor
+    value_table: np.ndarray
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> Reference:
+        """Reference of a deployment's current version."""
+        bundle = pipeline.bundles / str(current_version(pipeline.bundles))
+        manifest = read_manifest(bundle)
+        return cls(IndexReader(pipeline.index), OrtExecutor(bundle, levels=manifest.levels), manifest.value_table)
+
+    def answer(self, tensors: dict[str, np.ndarray], row: int = 0, *, widths: str = WIDTHS) -> dict[str, Any]:
+        """Answer of one row, searched alone."""
+        t = {name: values[row] for name, values in tensors.items()}
+        snapshot = self.reader.snapshot
+        num_ads, exclude = int(t["num_ads"][0]), t.get("exclude_ad_ids", np.zeros(0, np.int64))
+        features = request_features(SPEC, snapshot, ad_ids=t["history_ad_ids"], behaviors=t["history_behaviors"],
+                                    timestamps=t["history_timestamps"], profile=t["profile"],
+                                    now=int(t["timestamp"][0]))
+        beams = beam_search(self.executor, snapshot.trie, features.slots[None], features.profile[None],
+                            plan=WidthPlan.parse(widths, levels=3), num_results=np.array([num_ads]),
+                            value_table=self.value_table, banned=[snapshot.banned_leaves(exclude)])
+        ads = resolve(snapshot, beams.sids[0], scores=beams.scores[0], expected_value=beams.expected_value[0],
+                      num_ads=num_ads, exclude=exclude)
+        return {"ad_ids": ads.ad_ids, "scores": ads.scores, "expected_value": ads.expected_value, "sids": ads.sids,
+                "beam_widths": beams.widths, "ignored_history": features.ignored}
+
+
+def assert_same(answer: dict[str, np.ndarray], expected: dict[str, Any], *, row: int = 0) -> None:
+    """Ads and SIDs equal, scores and values to 1e-5; an answer may be padded beyond the row's own num_ads."""
+    count = len(expected["ad_ids"])
+    for name in ("ad_ids", "sids"):
+        np.testing.assert_array_equal(answer[name][row][:count], expected[name], err_msg=name)
+        assert (answer[name][row][count:] == -1).all()
+    for name in ("scores", "expected_value"):
+        np.testing.assert_allclose(answer[name][row][:count], expected[name], atol=1e-5, err_msg=name)
+    assert answer["ignored_history"][row, 0] == expected["ignored_history"]
