@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -43,23 +44,30 @@ QUICK = (
 def train_and_evaluate(
     arguments: argparse.Namespace, *, name: str, seed: int, overrides: tuple[str, ...]
 ) -> dict:
-    """Train one variant unless its checkpoint is complete, evaluate it; returns the evaluation."""
+    """Train one variant (or resume it) and evaluate it, one thread each; returns the evaluation."""
     folder = arguments.run / "ablation" / f"{name}-seed{seed}"
-    options = [
-        w
-        for o in (*overrides, f"training.seed={seed}", f"training.steps={arguments.steps}")
-        for w in ("--set", o)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = [
+        *overrides,
+        f"training.seed={seed}",
+        f"training.steps={arguments.steps}",
+        "training.threads=1",
     ]
-    if arguments.quick:
-        options += [w for o in QUICK for w in ("--set", o)]
-    common = ["--config", arguments.config, "--run", str(arguments.run), *options]
+    settings += QUICK if arguments.quick else ()
+    common = ["--config", arguments.config, "--run", str(arguments.run)]
+    common += [word for setting in settings for word in ("--set", setting)]
+    log = folder / "log.txt"
     for command in (
         ["training.train", *common, "--out", str(folder)],
         ["training.evaluate", *common, "--model", str(folder)],
     ):
-        print(f"== {name}, seed {seed}: {command[0]}", flush=True)
-        if subprocess.run([sys.executable, "-m", *command], check=False).returncode:
-            raise SystemExit(f"ablation: {command[0]} of {name} seed {seed} failed")
+        print(f"{name}, seed {seed}: {command[0]} (log: {log})", flush=True)
+        with log.open("a") as file:
+            code = subprocess.run(
+                [sys.executable, "-m", *command], check=False, stdout=file, stderr=file
+            ).returncode
+        if code:
+            raise SystemExit(f"ablation: {command[0]} of {name}, seed {seed} failed; see {log}")
     return json.loads((folder / "evaluation.json").read_text())
 
 
@@ -120,16 +128,22 @@ def main() -> None:
         "--run", type=Path, default=Path("build/demo"), help="run folder with data/ and tokenizer/"
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=800, help="training steps of each of the runs [800]")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps of each of the runs [1000]")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a thread each [2]")
     parser.add_argument("--quick", action="store_true", help="a few steps: shows that it runs")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     shared = load_section(arguments.config, "model", ModelConfig).shared_layers
     variants = {"ar": ("model.shared_layers=0", "training.lambda_mtp=0"), "lazyar": ()}
-    quality: dict[str, list[dict]] = {n: [] for n in variants}
-    for seed in range(arguments.seeds):
-        for name, overrides in variants.items():
-            quality[name].append(train_and_evaluate(arguments, name=name, seed=seed, overrides=overrides))
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        running = {
+            (name, seed): pool.submit(
+                train_and_evaluate, arguments, name=name, seed=seed, overrides=overrides
+            )
+            for seed in range(arguments.seeds)
+            for name, overrides in variants.items()
+        }
+        quality = {n: [running[n, s].result() for s in range(arguments.seeds)] for n in variants}
     recall = {n: [q["recall"]["model"]["50"] for q in found] for n, found in quality.items()}
     ratios = [lazy / plain for lazy, plain in zip(recall["lazyar"], recall["ar"], strict=True)]
     seconds = latency(arguments, list(variants), requests=30 if arguments.quick else 210)

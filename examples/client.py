@@ -146,7 +146,10 @@ def problems(
     if not real[: int(real.sum())].all():
         found.append("padding stands before an ad")
     ad_ids, scores, values, sids = ad_ids[real], scores[real], values[real], sids[real]
-    live = catalogue.ads.filter((pl.col("status") == "active") & ~pl.col("ad_id").is_in(exclude)).height
+    active = catalogue.ads.filter(pl.col("status") == "active")["ad_id"].to_numpy()
+    if not np.isin(ad_ids, active).all():
+        found.append(f"ad {ad_ids[~np.isin(ad_ids, active)][0]} is paused or unknown")
+    live = int((~np.isin(active, exclude)).sum())
     if len(ad_ids) != min(num_ads, live):
         found.append(f"expected {min(num_ads, live)} ads, got {len(ad_ids)}")
     if len(np.unique(ad_ids)) != len(ad_ids):

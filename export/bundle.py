@@ -15,6 +15,7 @@ from export.graphs import export_graphs
 from export.parity import check_parity
 from serving.bundle import CURRENT, FORMAT_VERSION, MANIFEST, sha256, versions
 from training.checkpoint import Checkpoint
+from training.tokenizer import Tokenizer
 
 
 def write_bundle(
@@ -41,6 +42,7 @@ def write_bundle(
 
     Raises:
         ParityError: the graphs do not compute what the model computes; nothing is published.
+        ValueError: the tokenizer is not the one that the model was trained with.
     """
     began = time.monotonic()
     bundles.mkdir(parents=True, exist_ok=True)
@@ -51,6 +53,11 @@ def write_bundle(
         export_graphs(checkpoint.model, work)
         error = check_parity(checkpoint.model, work)
         if tokenizer is not None:
+            found, wanted = Tokenizer.load(tokenizer).tokenizer_id, checkpoint.spec.tokenizer_id
+            if found != wanted:
+                raise ValueError(
+                    f"{tokenizer}: expected tokenizer {wanted} (the model's), got {found}; train again"
+                )
             shutil.copytree(
                 tokenizer, work / "tokenizer", ignore=shutil.ignore_patterns("sids.parquet", "*.partial")
             )

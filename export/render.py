@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2
 
 from export.config import ServingConfig
 from serving.adapter import HOME
-from serving.bundle import Manifest, read_manifest, versions
+from serving.bundle import CURRENT, Manifest, current_version, read_manifest, versions
 from serving.widths import WidthPlan
 
 Target = Literal["cpu", "onnxruntime", "tensorrt"]
@@ -46,7 +46,8 @@ def render(
     """Render the repository for the newest versions of `bundles`.
 
     Args:
-        bundles: folder of bundles; its last `KEPT_VERSIONS` complete versions get into the repository.
+        bundles: folder of bundles; its last `KEPT_VERSIONS` complete versions, and the one CURRENT names,
+            get into the repository.
         repository: folder to fill; the checkout's own, or any other (the adapters are copied there).
         index: folder of the index.
         config: serving settings.
@@ -63,6 +64,8 @@ def render(
     kept = versions(bundles)[-KEPT_VERSIONS:]
     if not kept:
         raise RenderError(f"{bundles}: expected at least one bundle, found none; run `make train export`")
+    if (bundles / CURRENT).exists():  # after a rollback the version that serves may be an older one
+        kept = sorted({*kept, current_version(bundles)})
     manifests = [read_manifest(bundles / str(v)) for v in kept]
     newest = manifests[-1]
     plan = WidthPlan.parse(config.widths, levels=newest.levels)

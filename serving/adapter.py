@@ -82,6 +82,7 @@ def integer_parameter(request: Any, name: str) -> int | None:
         isinstance(value, bool)
         or not isinstance(value, int | str)
         or not str(value).isdecimal()
+        or len(str(value)) > 18  # int() itself refuses thousands of digits
         or int(value) < 1
     ):
         raise RequestError(f"parameter {name}: expected a whole number >= 1, got {value!r}")

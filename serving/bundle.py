@@ -90,6 +90,8 @@ def read_manifest(bundle: str | Path, *, verify: bool = True) -> Manifest:
         raise BundleError(
             f"bundle {bundle}: {MANIFEST} is not readable: {type(error).__name__}: {error}"
         ) from error
+    if bundle.name.isdigit() and int(bundle.name) != manifest.version:
+        raise BundleError(f"bundle {bundle}: expected model_version {bundle.name}, got {manifest.version}")
     for name, expected in files.items() if verify else ():
         file = bundle / name
         if not file.is_file():

@@ -106,13 +106,24 @@ def request_features(
     return Features(built.slots, profile.astype(np.int32), built.ignored + int((~known).sum()))
 
 
+def check_present(**inputs: np.ndarray | None) -> None:
+    """Inputs by name; None is one that the client left out.
+
+    Raises:
+        RequestError: names the missing ones.
+    """
+    missing = [name for name, values in inputs.items() if values is None]
+    if missing:
+        raise RequestError(f"expected the inputs {', '.join(inputs)}; missing: {', '.join(missing)}")
+
+
 def check_num_ads(num_ads: np.ndarray, limits: RequestLimits) -> None:
-    """num_ads int [.] of a request.
+    """num_ads int, of any shape, of a request.
 
     Raises:
         RequestError: out of range.
     """
-    _check_range("num_ads", num_ads, low=1, high=limits.max_num_ads, meaning="ads to return")
+    _check_range("num_ads", num_ads.ravel(), low=1, high=limits.max_num_ads, meaning="ads to return")
 
 
 def check_exclude(exclude: np.ndarray, limits: RequestLimits) -> np.ndarray:

@@ -21,7 +21,7 @@ class Ads:
     Attributes:
         ad_ids: int64 [k], -1 is padding.
         scores: float32 [k], log-probability of the ad's SID; 0 in padding.
-        expected_value: float32 [k], eCPM; 0 in padding.
+        expected_value: float32 [k], eCPM; 0 in padding and where the search gave none.
         sids: int32 [k, T]; -1 is padding.
     """
 
@@ -64,5 +64,6 @@ def resolve(
         np.full((num_ads, sids.shape[1]), -1, np.int32),
     )
     out.ad_ids[:count], out.scores[:count] = ads, scores[rows]
-    out.expected_value[:count], out.sids[:count] = expected_value[rows], sids[rows]
+    # A beam behind the value width has none; it is reached when the index changed after the search.
+    out.expected_value[:count], out.sids[:count] = np.nan_to_num(expected_value[rows]), sids[rows]
     return out

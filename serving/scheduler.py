@@ -7,6 +7,7 @@ P profile columns, n beams.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from serving.index.reader import IndexReader, IndexSnapshot
 from serving.widths import WidthPlan
 
 logger = logging.getLogger(__name__)
+
+RETRY_S = 1.0  # between two looks at a version that was refused: its files are hashed each time
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class ActiveModel:
             BundleError: CURRENT names no complete version of that tokenizer.
         """
         self._bundles, self._is_loaded = Path(bundles), is_loaded
-        self._stamp = self._read_stamp()
+        self._stamp, self._retry_at = self._read_stamp(), 0.0
         self.manifest = self._described(
             tokenizer_id
         )  # graphs may still be loading: the first search finds out
@@ -92,15 +95,22 @@ class ActiveModel:
     def refresh(self, tokenizer_id: str) -> bool:
         """Follow CURRENT; True when another version is in use now. Call between batches."""
         stamp = self._read_stamp()
-        if stamp == self._stamp:
+        if stamp == self._stamp or time.monotonic() < self._retry_at:
             return False
         try:
             manifest = self._described(tokenizer_id)
+            if manifest.features != self.manifest.features:
+                raise BundleError(
+                    f"model version {manifest.version}: expected the features of version "
+                    f"{self.manifest.version}, {self.manifest.features}, got {manifest.features}; "
+                    "render the repository and start again"
+                )
             if not self._is_loaded(manifest):
                 raise BundleError(f"model version {manifest.version}: its graphs are not loaded")
         except BundleError as error:
             logger.error("model version %d stays in use: %s", self.manifest.version, error)
-            # Not remembered as seen: the version may still be loading.
+            # Not remembered as seen: the version may still be loading. Nor read again with every batch.
+            self._retry_at = time.monotonic() + RETRY_S
             return False
         self._stamp = stamp
         changed = manifest.version != self.manifest.version

@@ -144,7 +144,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             for name, value in load_file(folder / "optimizer.safetensors").items():
                 index, _, key = name.partition(".")
                 state.setdefault(int(index), {})[key] = value
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{folder}: not a readable checkpoint: {error}") from error

@@ -113,7 +113,10 @@ def load_section(
     for override in overrides:
         section, key, value = _split_override(override)
         if section == name:
-            values[key] = yaml.safe_load(value)
+            try:
+                values[key] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise ConfigError(f"override {override!r}: expected a YAML value, got {value!r}") from error
     return _validated(cls, values, where=f"{path}: {name}")
 
 

@@ -57,7 +57,9 @@ class ValueBuckets:
         """
         if not len(values):
             raise ValueError("value buckets: expected at least one training target with a value, got none")
-        edges = np.unique(np.quantile(values, np.linspace(0, 1, buckets + 1)[1:-1]).astype(np.float32))
+        # Edges are values that occur, so that no bucket is empty.
+        quantiles = np.quantile(values, np.linspace(0, 1, buckets + 1)[1:-1], method="lower")
+        edges = np.unique(quantiles.astype(np.float32))
         edges = edges[edges < values.max()]
         bucket = np.searchsorted(edges, values)
         sums = np.bincount(bucket, weights=values, minlength=len(edges) + 1)

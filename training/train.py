@@ -1,7 +1,8 @@
 """Train the generator: `python -m training.train --config configs/demo.yaml --run build/demo`.
 
-Under `torchrun --nproc_per_node=N` the same global batches are split over the processes, so the run is the
-same up to the order of additions.
+Under `torchrun --nproc_per_node=N -m -- training.train ...` (without `--`, torchrun takes --run for its
+own) the same global batches are split over the processes, so the run is the same up to the order of
+additions.
 """
 
 from __future__ import annotations
@@ -70,6 +71,11 @@ class Trainer:
                     f"expected at least one {name} request with {config.min_history} earlier events "
                     f"and a target among {target_behaviors}, got none"
                 )
+        if min(config.batch_size, len(self.groups)) < self.world:
+            raise ValueError(
+                f"expected at least one request of a batch for each of {self.world} processes, got batches "
+                f"of {min(config.batch_size, len(self.groups))}"
+            )
         torch.manual_seed(config.seed)
         self.model = spec.build()
         self.optimizer = torch.optim.AdamW(
@@ -102,6 +108,10 @@ class Trainer:
                     f"{str(wanted[part][key])[:80]}; use --fresh or another folder"
                 )
         self.model.load_state_dict(found.model.state_dict())
+        if found.step and not found.optimizer_state:
+            raise CheckpointError(
+                f"{folder}: expected optimizer.safetensors at step {found.step}, found none"
+            )
         if found.optimizer_state:
             state = self.optimizer.state_dict()
             self.optimizer.load_state_dict(

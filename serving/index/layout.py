@@ -59,10 +59,12 @@ def open_environment(path: Path, *, readonly: bool, map_size: int = 1 << 36) -> 
         )
     except lmdb.Error as error:
         raise IndexStoreError(f"index {path}: LMDB cannot open it: {error}") from error
-    # A read behind the end of a truncated file would end the process (SIGBUS). Ask LMDB first: the file only grows.
+    # A read behind the end of a truncated file would end the process (SIGBUS).
     expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     actual = (path / "data.mdb").stat().st_size
     if readonly and actual < expected:
         environment.close()
-        raise IndexStoreError(f"index {path}: expected {expected} bytes in data.mdb, got {actual}: it is truncated")
+        raise IndexStoreError(
+            f"index {path}: expected {expected} bytes in data.mdb, got {actual}: it is truncated"
+        )
     return environment

@@ -13,7 +13,7 @@ import tritonclient.grpc
 
 from serving.beam_search import beam_search
 from serving.bundle import current_version, read_manifest
-from serving.index.reader import IndexReader
+from serving.index.reader import IndexReader, IndexSnapshot
 from serving.ort import OrtExecutor
 from serving.request import request_features
 from serving.resolve import resolve
@@ -26,8 +26,9 @@ AD_IDS, SIDS, ACTIVE = tiny_catalogue()
 LIVE = AD_IDS[ACTIVE]
 
 
-def request(*, history: int = 6, rows: int = 1, num_ads: int = 5, exclude: list[int] | None = None,
-            seed: int = 0) -> dict[str, np.ndarray]:
+def request(
+    *, history: int = 6, rows: int = 1, num_ads: int = 5, exclude: list[int] | None = None, seed: int = 0
+) -> dict[str, np.ndarray]:
     """A good request; histories hold paused ads too."""
     random = np.random.default_rng(seed)
     tensors = {
@@ -43,8 +44,13 @@ def request(*, history: int = 6, rows: int = 1, num_ads: int = 5, exclude: list[
     return tensors
 
 
-def infer(url: str, tensors: dict[str, tuple[str, np.ndarray]], *, model: str = "gr4ad",
-          parameters: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
+def infer(
+    url: str,
+    tensors: dict[str, tuple[str, np.ndarray]],
+    *,
+    model: str = "gr4ad",
+    parameters: dict[str, Any] | None = None,
+) -> dict[str, np.ndarray]:
     """Send tensors with any dtype under any name over gRPC; all outputs."""
     client = tritonclient.grpc.InferenceServerClient(url)
     try:
@@ -63,7 +69,7 @@ def infer(url: str, tensors: dict[str, tuple[str, np.ndarray]], *, model: str = 
 class Reference:
     """The request path in this process: ONNX Runtime and the product's functions, without Triton."""
 
-    reader: IndexReader
+    snapshot: IndexSnapshot
     executor: OrtExecutor
     value_table: np.ndarray
 
@@ -72,23 +78,50 @@ class Reference:
         """Reference of a deployment's current version."""
         bundle = pipeline.bundles / str(current_version(pipeline.bundles))
         manifest = read_manifest(bundle)
-        return cls(IndexReader(pipeline.index), OrtExecutor(bundle, levels=manifest.levels), manifest.value_table)
+        reader = IndexReader(pipeline.index)
+        reader.close()  # LMDB opens a file once a process; the snapshot is all that is needed
+        return cls(reader.snapshot, OrtExecutor(bundle, levels=manifest.levels), manifest.value_table)
 
     def answer(self, tensors: dict[str, np.ndarray], row: int = 0, *, widths: str = WIDTHS) -> dict[str, Any]:
         """Answer of one row, searched alone."""
         t = {name: values[row] for name, values in tensors.items()}
-        snapshot = self.reader.snapshot
+        snapshot = self.snapshot
         num_ads, exclude = int(t["num_ads"][0]), t.get("exclude_ad_ids", np.zeros(0, np.int64))
-        features = request_features(SPEC, snapshot, ad_ids=t["history_ad_ids"], behaviors=t["history_behaviors"],
-                                    timestamps=t["history_timestamps"], profile=t["profile"],
-                                    now=int(t["timestamp"][0]))
-        beams = beam_search(self.executor, snapshot.trie, features.slots[None], features.profile[None],
-                            plan=WidthPlan.parse(widths, levels=3), num_results=np.array([num_ads]),
-                            value_table=self.value_table, banned=[snapshot.banned_leaves(exclude)])
-        ads = resolve(snapshot, beams.sids[0], scores=beams.scores[0], expected_value=beams.expected_value[0],
-                      num_ads=num_ads, exclude=exclude)
-        return {"ad_ids": ads.ad_ids, "scores": ads.scores, "expected_value": ads.expected_value, "sids": ads.sids,
-                "beam_widths": beams.widths, "ignored_history": features.ignored}
+        features = request_features(
+            SPEC,
+            snapshot,
+            ad_ids=t["history_ad_ids"],
+            behaviors=t["history_behaviors"],
+            timestamps=t["history_timestamps"],
+            profile=t["profile"],
+            now=int(t["timestamp"][0]),
+        )
+        beams = beam_search(
+            self.executor,
+            snapshot.trie,
+            features.slots[None],
+            features.profile[None],
+            plan=WidthPlan.parse(widths, levels=3),
+            num_results=np.array([num_ads]),
+            value_table=self.value_table,
+            banned=[snapshot.banned_leaves(exclude)],
+        )
+        ads = resolve(
+            snapshot,
+            beams.sids[0],
+            scores=beams.scores[0],
+            expected_value=beams.expected_value[0],
+            num_ads=num_ads,
+            exclude=exclude,
+        )
+        return {
+            "ad_ids": ads.ad_ids,
+            "scores": ads.scores,
+            "expected_value": ads.expected_value,
+            "sids": ads.sids,
+            "beam_widths": beams.widths,
+            "ignored_history": features.ignored,
+        }
 
 
 def assert_same(answer: dict[str, np.ndarray], expected: dict[str, Any], *, row: int = 0) -> None:

@@ -40,14 +40,32 @@ def test_a_good_answer_over_both_protocols(server, reference, protocol):
     assert answer["index_version"].tolist() == [[1]]
     assert answer["degraded"].tolist() == [[False]]
     assert {name: values.dtype for name, values in answer.items()} == {
-        "ad_ids": np.int64, "scores": np.float32, "expected_value": np.float32, "sids": np.int32,
-        "model_version": np.int64, "index_version": np.int64, "beam_widths": np.int32, "degraded": np.bool_,
-        "ignored_history": np.int32}
+        "ad_ids": np.int64,
+        "scores": np.float32,
+        "expected_value": np.float32,
+        "sids": np.int32,
+        "model_version": np.int64,
+        "index_version": np.int64,
+        "beam_widths": np.int32,
+        "degraded": np.bool_,
+        "ignored_history": np.int32,
+    }
 
 
-@pytest.mark.parametrize("options", [
-    {"history": 0}, {"history": 1}, {"history": 6}, {"history": 16}, {"history": 60}, {"num_ads": 1},
-    {"num_ads": 40}, {"exclude": LIVE[:10].tolist()}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"history": 0},
+        {"history": 1},
+        {"history": 6},
+        {"history": 16},
+        {"history": 60},
+        {"num_ads": 1},
+        {"num_ads": 40},
+        {"exclude": LIVE[:10].tolist()},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_both_executors_give_the_same_beams(server, reference, options, seed):
     tensors = request(**options, seed=seed)
@@ -78,13 +96,13 @@ def test_fewer_ads_than_asked_for_are_all_live_ads_and_padding(server):
     gone = LIVE[:30]
     answer = send(server.grpc_url, request(num_ads=40, exclude=gone.tolist()))
     ads, left = answer["ad_ids"][0], LIVE[30:]
-    assert sorted(ads[:len(left)]) == left.tolist()
-    assert (ads[len(left):] == -1).all()
-    assert (answer["sids"][0, len(left):] == -1).all()
+    assert sorted(ads[: len(left)]) == left.tolist()
+    assert (ads[len(left) :] == -1).all()
+    assert (answer["sids"][0, len(left) :] == -1).all()
     assert np.isfinite(answer["scores"]).all()
     assert np.isfinite(answer["expected_value"]).all()
     by_ad = dict(zip(AD_IDS.tolist(), SIDS.tolist(), strict=True))
-    assert answer["sids"][0, :len(left)].tolist() == [by_ad[ad] for ad in ads[:len(left)].tolist()]
+    assert answer["sids"][0, : len(left)].tolist() == [by_ad[ad] for ad in ads[: len(left)].tolist()]
 
 
 def test_exclusions_are_honoured_and_never_shorten_the_answer(server):
@@ -120,7 +138,9 @@ def test_a_capped_request_still_gets_all_its_ads(server):
 
 @pytest.mark.parametrize("value", [0, -3, "x", "2.5", True, "9" * 5000], ids=lambda v: repr(v)[:8])
 def test_a_wrong_parameter_is_an_invalid_argument(server, value):
-    with pytest.raises(InferenceServerException, match="parameter width_cap: expected a whole number") as caught:
+    with pytest.raises(
+        InferenceServerException, match="parameter width_cap: expected a whole number"
+    ) as caught:
         send(server.grpc_url, request(), parameters={"width_cap": value})
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
@@ -128,9 +148,16 @@ def test_a_wrong_parameter_is_an_invalid_argument(server, value):
 def test_concurrent_requests_of_mixed_shapes_get_their_own_answers(server, reference):
     """Triton may batch any of them together; none may see another's beams, exclusions or width."""
     random = np.random.default_rng(0)
-    asked = [request(history=int(random.integers(0, 60)), num_ads=int(random.integers(1, 41)), seed=seed,
-                     rows=1 + seed % 3, exclude=LIVE[:seed % 20].tolist() if seed % 2 else None)
-             for seed in range(48)]
+    asked = [
+        request(
+            history=int(random.integers(0, 60)),
+            num_ads=int(random.integers(1, 41)),
+            seed=seed,
+            rows=1 + seed % 3,
+            exclude=LIVE[: seed % 20].tolist() if seed % 2 else None,
+        )
+        for seed in range(48)
+    ]
     capped = [{"width_cap": 3} if seed % 5 == 0 else None for seed in range(48)]
 
     def ask(i):
@@ -147,9 +174,13 @@ def test_concurrent_requests_of_mixed_shapes_get_their_own_answers(server, refer
             future.result()
     for tensors, cap, answer in zip(asked, capped, answers, strict=True):
         for row in range(len(tensors["num_ads"])):
-            assert_same(answer, reference.answer(tensors, row, widths="3-3-3:3" if cap else "4-8-16:6"), row=row)
+            assert_same(
+                answer, reference.answer(tensors, row, widths="3-3-3:3" if cap else "4-8-16:6"), row=row
+            )
     batches = _statistics(server, "beam_scheduler")
-    assert batches["execution_count"] < batches["inference_count"], "nothing was batched: the test shows little"
+    assert batches["execution_count"] < batches["inference_count"], (
+        "nothing was batched: the test shows little"
+    )
 
 
 def _statistics(server, model):
@@ -171,16 +202,30 @@ def test_health(server, protocol):
     client.close()
 
 
-@pytest.mark.parametrize(("model", "tensors"), [
-    ("ad_resolver", {"beam_sids": ("INT32", np.zeros((1, 1, 3), np.int32)),
-                     "beam_scores": ("FP32", np.zeros((1, 1), np.float32)),
-                     "beam_values": ("FP32", np.zeros((1, 1), np.float32)),
-                     "num_ads": ("INT32", np.array([[2**31 - 1]], np.int32)),
-                     "exclude": ("INT64", np.zeros((1, 0), np.int64))}),
-    ("beam_scheduler", {"slots": ("INT32", np.zeros((1, 8, 6), np.int32)),
-                        "profile_codes": ("INT32", np.zeros((1, 2), np.int32)),
-                        "num_ads": ("INT32", np.array([[2**31 - 1]], np.int32)),
-                        "exclude": ("INT64", np.zeros((1, 0), np.int64))})])
+@pytest.mark.parametrize(
+    ("model", "tensors"),
+    [
+        (
+            "ad_resolver",
+            {
+                "beam_sids": ("INT32", np.zeros((1, 1, 3), np.int32)),
+                "beam_scores": ("FP32", np.zeros((1, 1), np.float32)),
+                "beam_values": ("FP32", np.zeros((1, 1), np.float32)),
+                "num_ads": ("INT32", np.array([[2**31 - 1]], np.int32)),
+                "exclude": ("INT64", np.zeros((1, 0), np.int64)),
+            },
+        ),
+        (
+            "beam_scheduler",
+            {
+                "slots": ("INT32", np.zeros((1, 8, 6), np.int32)),
+                "profile_codes": ("INT32", np.zeros((1, 2), np.int32)),
+                "num_ads": ("INT32", np.array([[2**31 - 1]], np.int32)),
+                "exclude": ("INT64", np.zeros((1, 0), np.int64)),
+            },
+        ),
+    ],
+)
 def test_inner_models_hold_the_limits_too(server, model, tensors):
     """They listen on the same port, and an answer of 2^31 ads would be 60 GB."""
     with pytest.raises(InferenceServerException, match=r"num_ads: expected 1\.\.40 .* got 2147483647"):
@@ -218,8 +263,10 @@ def test_paused_ads_vanish_at_once_while_histories_still_know_them(own):
     assert after["ignored_history"].tolist() == known["ignored_history"].tolist() == [[1]]
     still_there = [i for i, ad in enumerate(known["ad_ids"][0].tolist()) if ad not in paused]
     # The history's meaning is unchanged: the ads that stay keep their scores, and come first.
-    np.testing.assert_array_equal(after["ad_ids"][0, :len(still_there)], known["ad_ids"][0, still_there])
-    np.testing.assert_allclose(after["scores"][0, :len(still_there)], known["scores"][0, still_there], atol=1e-5)
+    np.testing.assert_array_equal(after["ad_ids"][0, : len(still_there)], known["ad_ids"][0, still_there])
+    np.testing.assert_allclose(
+        after["scores"][0, : len(still_there)], known["scores"][0, still_there], atol=1e-5
+    )
     with _writer(deployment) as writer:
         writer.apply(AdRecord(ad, tuple(by_ad[ad]), "active", 2) for ad in paused)
     assert_same(send(server.grpc_url, tensors), {name: values[0] for name, values in known.items()})
@@ -257,8 +304,12 @@ def test_publish_and_roll_back_without_a_restart(own):
     deployment, server = own
     tensors = request(num_ads=8)
     first = Reference.of(deployment).answer(tensors)
-    write_bundle(checkpoint(seed=5, tokenizer_id=deployment.tokenizer_id), deployment.bundles,
-                 tokenizer=deployment.tokenizer, activate=False)
+    write_bundle(
+        checkpoint(seed=5, tokenizer_id=deployment.tokenizer_id),
+        deployment.bundles,
+        tokenizer=deployment.tokenizer,
+        activate=False,
+    )
 
     point_current(deployment.bundles, 2)  # too early: its graphs are not loaded yet
     assert_same(send(server.grpc_url, tensors), first)

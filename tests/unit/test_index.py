@@ -45,11 +45,11 @@ def snapshot_of(seed, **options):
 def test_trie_equals_sets_of_prefixes(seed):
     snapshot, catalogue = snapshot_of(seed, ads=5 + 10 * seed)
     live, trie = as_sets(*catalogue), snapshot.trie
-    prefixes = [sorted({s[:t + 1] for s in live}) for t in range(3)]  # node i of level t is prefixes[t][i]
+    prefixes = [sorted({s[: t + 1] for s in live}) for t in range(3)]  # node i of level t is prefixes[t][i]
     assert trie.leaves == len(live)
     for t in range(3):
         assert [p[-1] for p in prefixes[t]] == trie.codes[t].tolist()
-        below = [sum(s[:t + 1] == p for s in live) for p in prefixes[t]]
+        below = [sum(s[: t + 1] == p for s in live) for p in prefixes[t]]
         assert trie.leaf_counts(t, np.arange(len(below))).tolist() == below
         assert trie.leaf_counts(t, np.array([-1])).tolist() == [0]
     for t in (1, 2):
@@ -63,7 +63,7 @@ def test_trie_equals_sets_of_prefixes(seed):
         assert (allowed[0, -1] == -1).all()
     assert trie.codes[0].tolist() == [p[0] for p in prefixes[0]]
     where = {p: i for t in range(3) for i, p in enumerate(prefixes[t])}
-    nodes = [np.array([[where[s[:t + 1]] for s in sorted(live)]]) for t in range(3)]
+    nodes = [np.array([[where[s[: t + 1]] for s in sorted(live)]]) for t in range(3)]
     assert [tuple(s) for s in trie.sids(2, nodes[2], parents=nodes[:2])[0].tolist()] == sorted(live)
 
 
@@ -85,7 +85,8 @@ def test_snapshot_equals_dictionaries(seed):
     asked = np.array([0, -1, len(order) - 1, 0, 2])
     rows, ads = snapshot.ads_of_leaves(asked)
     assert list(zip(rows.tolist(), ads.tolist(), strict=True)) == [
-        (i, ad) for i, leaf in enumerate(asked.tolist()) if leaf >= 0 for ad in sorted(live[order[leaf]])]
+        (i, ad) for i, leaf in enumerate(asked.tolist()) if leaf >= 0 for ad in sorted(live[order[leaf]])
+    ]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -112,6 +113,7 @@ def test_codebooks_too_large_to_pack_are_refused():
 
 # On disk. LMDB opens an environment once a process, so the other side of a reader is a process of its own.
 
+
 def write_index(path: Path, seed=0, *, tokenizer_id="tok") -> int:
     ad_ids, sids, active = random_catalogue(seed)
     with IndexWriter(path, level_sizes=SIZES, tokenizer_id=tokenizer_id) as writer:
@@ -119,15 +121,21 @@ def write_index(path: Path, seed=0, *, tokenizer_id="tok") -> int:
 
 
 def in_other_process(path: Path, code: str) -> None:
-    head = ("import sys; from pathlib import Path; import numpy as np; "
-            "from indexer.store import AdRecord, IndexWriter; "
-            f"w = IndexWriter(Path(sys.argv[1]), level_sizes={SIZES}, tokenizer_id='tok'); ")
+    head = (
+        "import sys; from pathlib import Path; import numpy as np; "
+        "from indexer.store import AdRecord, IndexWriter; "
+        f"w = IndexWriter(Path(sys.argv[1]), level_sizes={SIZES}, tokenizer_id='tok'); "
+    )
     subprocess.run([sys.executable, "-c", head + code, str(path)], check=True, cwd=Path(__file__).parents[2])
 
 
 def same(a: IndexSnapshot, b: IndexSnapshot) -> bool:
-    return (np.array_equal(a.ad_ids, b.ad_ids) and np.array_equal(a.ad_sids, b.ad_sids)
-            and np.array_equal(a.leaf_keys, b.leaf_keys) and np.array_equal(a.leaf_ad_ids, b.leaf_ad_ids))
+    return (
+        np.array_equal(a.ad_ids, b.ad_ids)
+        and np.array_equal(a.ad_sids, b.ad_sids)
+        and np.array_equal(a.leaf_keys, b.leaf_keys)
+        and np.array_equal(a.leaf_ad_ids, b.leaf_ad_ids)
+    )
 
 
 def test_store_gives_back_what_was_built(tmp_path):
@@ -148,8 +156,14 @@ def test_reverse_table_holds_exactly_the_active_ads(tmp_path):
     ad_ids, sids, active = random_catalogue(0)
     paused, moved = int(ad_ids[active][0]), int(ad_ids[active][1])
     with IndexWriter(tmp_path, level_sizes=SIZES, tokenizer_id="tok") as writer:
-        writer.apply([AdRecord(paused, tuple(sids[ad_ids == paused][0].tolist()), "paused"),
-                      AdRecord(moved, (0, 0, 0)), AdRecord(999, (3, 2, 4)), AdRecord(999, (3, 2, 3))])
+        writer.apply(
+            [
+                AdRecord(paused, tuple(sids[ad_ids == paused][0].tolist()), "paused"),
+                AdRecord(moved, (0, 0, 0)),
+                AdRecord(999, (3, 2, 4)),
+                AdRecord(999, (3, 2, 3)),
+            ]
+        )
     snapshot = IndexReader(tmp_path).snapshot
     rows, ads = snapshot.ads_of_leaves(np.arange(snapshot.trie.leaves))
     codes, _ = snapshot.sids_of(ads)
@@ -157,8 +171,10 @@ def test_reverse_table_holds_exactly_the_active_ads(tmp_path):
     copy = shutil.copytree(tmp_path, tmp_path.with_name("copy"))
     with lmdb.open(str(copy), max_dbs=4, readonly=True) as environment, environment.begin() as transaction:
         table = environment.open_db(b"sids", txn=transaction, create=False, dupsort=True)
-        stored = {(tuple(np.frombuffer(k, ">u4").tolist()), int.from_bytes(v, "big"))
-                  for k, v in transaction.cursor(db=table)}
+        stored = {
+            (tuple(np.frombuffer(k, ">u4").tolist()), int.from_bytes(v, "big"))
+            for k, v in transaction.cursor(db=table)
+        }
     assert stored == expected
     assert ((0, 0, 0), moved) in stored
     assert ((3, 2, 3), 999) in stored
@@ -196,40 +212,50 @@ def test_paused_ad_comes_back(tmp_path):
         command.set_status(tmp_path, [ad, 12345], "paused")
 
 
-@pytest.mark.parametrize(("bad", "message"), [
-    (AdRecord(-1, (0, 0, 0)), "ad -1: expected an id in 0 .. 2"),
-    (AdRecord(1 << 63, (0, 0, 0)), "ad 9223372036854775808: expected an id in 0 .. 2"),
-    (AdRecord(1, (0, 0)), r"one code a level below \(4, 3, 5\), got \(0, 0\)"),
-    (AdRecord(1, (0, 3, 0)), r"one code a level below \(4, 3, 5\), got \(0, 3, 0\)"),
-    (AdRecord(1, (0, 0, -1)), "one code a level below"),
-    (AdRecord(1, (0, 0, 0), "gone"), r"expected status active \| paused \| deleted, got 'gone'"),
-])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (AdRecord(-1, (0, 0, 0)), "ad -1: expected an id in 0 .. 2"),
+        (AdRecord(1 << 63, (0, 0, 0)), "ad 9223372036854775808: expected an id in 0 .. 2"),
+        (AdRecord(1, (0, 0)), r"one code a level below \(4, 3, 5\), got \(0, 0\)"),
+        (AdRecord(1, (0, 3, 0)), r"one code a level below \(4, 3, 5\), got \(0, 3, 0\)"),
+        (AdRecord(1, (0, 0, -1)), "one code a level below"),
+        (AdRecord(1, (0, 0, 0), "gone"), r"expected status active \| paused \| deleted, got 'gone'"),
+    ],
+)
 def test_a_bad_record_applies_nothing(tmp_path, bad, message):
     write_index(tmp_path)
     before = IndexReader(tmp_path).snapshot
-    with IndexWriter(tmp_path, level_sizes=SIZES, tokenizer_id="tok") as writer, \
-            pytest.raises(ValueError, match=message):
+    with (
+        IndexWriter(tmp_path, level_sizes=SIZES, tokenizer_id="tok") as writer,
+        pytest.raises(ValueError, match=message),
+    ):
         writer.apply([AdRecord(888, (0, 0, 0)), bad])
     after = IndexReader(tmp_path).snapshot
     assert same(before, after)
     assert after.version == before.version
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda a, s, t: (np.append(a[1:], a[1]), s, t), "expected distinct ads, ad .* occurs 2 times"),
-    (lambda a, s, t: (a, s[:, :2], t), r"expected SIDs \(40, 3\) and as many statuses, got \(40, 2\)"),
-    (lambda a, s, t: (a, s, t[1:]), "and 39"),
-    (lambda a, s, t: (a, s + 1, t), "expected one code a level below"),
-    (lambda a, s, t: (a - 100, s, t), "expected an id in 0 .. 2"),
-    (lambda a, s, t: (a, s, np.where(a == a[7], "on", t)), "got 'on'"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a, s, t: (np.append(a[1:], a[1]), s, t), "expected distinct ads, ad .* occurs 2 times"),
+        (lambda a, s, t: (a, s[:, :2], t), r"expected SIDs \(40, 3\) and as many statuses, got \(40, 2\)"),
+        (lambda a, s, t: (a, s, t[1:]), "and 39"),
+        (lambda a, s, t: (a, s + 1, t), "expected one code a level below"),
+        (lambda a, s, t: (a - 100, s, t), "expected an id in 0 .. 2"),
+        (lambda a, s, t: (a, s, np.where(a == a[7], "on", t)), "got 'on'"),
+    ],
+)
 def test_a_bad_build_leaves_the_old_content(tmp_path, change, message):
     write_index(tmp_path)
     before = IndexReader(tmp_path).snapshot
     ad_ids, sids, _ = random_catalogue(1)
-    with IndexWriter(tmp_path, level_sizes=SIZES, tokenizer_id="tok") as writer, \
-            pytest.raises(ValueError, match=message):
-        a, s, t = change(ad_ids, sids, np.full(40, "active"))
+    a, s, t = change(ad_ids, sids, np.full(40, "active"))
+    with (
+        IndexWriter(tmp_path, level_sizes=SIZES, tokenizer_id="tok") as writer,
+        pytest.raises(ValueError, match=message),
+    ):
         writer.build(a, s, statuses=t)
     assert same(IndexReader(tmp_path).snapshot, before)
 
@@ -242,10 +268,13 @@ def test_one_writer_at_a_time(tmp_path):
     assert write_index(tmp_path) == 2  # free again
 
 
-@pytest.mark.parametrize(("other", "message"), [
-    ({"tokenizer_id": "new"}, "expected tokenizer_id new, it holds tok"),
-    ({"level_sizes": (4, 3, 6)}, r"expected level_sizes \[4, 3, 6\], it holds \[4, 3, 5\]"),
-])
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"tokenizer_id": "new"}, "expected tokenizer_id new, it holds tok"),
+        ({"level_sizes": (4, 3, 6)}, r"expected level_sizes \[4, 3, 6\], it holds \[4, 3, 5\]"),
+    ],
+)
 def test_index_of_another_tokenizer(tmp_path, other, message):
     write_index(tmp_path)
     with pytest.raises(IndexStoreError, match=message):
@@ -295,9 +324,16 @@ def test_newer_format(tmp_path):
         IndexReader(tmp_path)
 
 
-@pytest.mark.parametrize(("table", "key", "value"), [
-    (META, b"index", b"{no json"), (META, b"index", b"\xff\xfe"), (META, b"index", b'{"format": 1}'),
-    (ADS, b"\0" * 8, b"short"), (ADS, b"short", b"\0" * 21)])
+@pytest.mark.parametrize(
+    ("table", "key", "value"),
+    [
+        (META, b"index", b"{no json"),
+        (META, b"index", b"\xff\xfe"),
+        (META, b"index", b'{"format": 1}'),
+        (ADS, b"\0" * 8, b"short"),
+        (ADS, b"short", b"\0" * 21),
+    ],
+)
 def test_corrupted_records(tmp_path, table, key, value):
     write_index(tmp_path)
     edit(tmp_path, table, key, value)
@@ -335,11 +371,18 @@ def test_overwritten_file(tmp_path):
 def test_build_command_names_ads_without_a_sid(tmp_path):
     pl.DataFrame({"ad_id": [1, 2], "status": ["active", "paused"]}).write_parquet(tmp_path / "ads.parquet")
     pl.DataFrame({"ad_id": [1], "s1": [0], "s2": [1], "s3": [2]}).write_parquet(tmp_path / "sids.parquet")
-    arguments = {"ads": tmp_path / "ads.parquet", "sids": tmp_path / "sids.parquet", "out": tmp_path / "index",
-                 "level_sizes": SIZES, "tokenizer_id": "tok"}
+    arguments = {
+        "ads": tmp_path / "ads.parquet",
+        "sids": tmp_path / "sids.parquet",
+        "out": tmp_path / "index",
+        "level_sizes": SIZES,
+        "tokenizer_id": "tok",
+    }
     with pytest.raises(ValueError, match="expected a SID for every ad .* 1 have none, first ad_id 2"):
         command.build(**arguments)
-    pl.DataFrame({"ad_id": [2, 1], "s1": [3, 0], "s2": [0, 1], "s3": [0, 2]}).write_parquet(tmp_path / "sids.parquet")
+    pl.DataFrame({"ad_id": [2, 1], "s1": [3, 0], "s2": [0, 1], "s3": [0, 2]}).write_parquet(
+        tmp_path / "sids.parquet"
+    )
     assert command.build(**arguments) == 1
     snapshot = IndexReader(tmp_path / "index").snapshot
     assert snapshot.ad_sids.tolist() == [[0, 1, 2], [3, 0, 0]]

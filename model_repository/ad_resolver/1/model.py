@@ -14,6 +14,7 @@ import triton_python_backend_utils as pb_utils
 
 from serving.adapter import answer_each, array, pad_rows, parameters, resolve_path
 from serving.index.reader import IndexReader
+from serving.request import RequestLimits, check_num_ads
 from serving.resolve import NO_AD, resolve
 
 
@@ -22,7 +23,9 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Open the index."""
-        self.reader = IndexReader(resolve_path(parameters(args)["index"]))
+        config = parameters(args)
+        self.reader = IndexReader(resolve_path(config["index"]))
+        self.limits = RequestLimits(max_num_ads=int(config["max_num_ads"]))
 
     def execute(self, requests):
         """Resolve request by request with the index as of now."""
@@ -35,6 +38,9 @@ class TritonPythonModel:
             array(pb_utils, request, name)
             for name in ("beam_sids", "beam_scores", "beam_values", "num_ads", "exclude")
         )
+        check_num_ads(
+            num_ads, self.limits
+        )  # again: whoever calls this model past the ensemble must not fill memory
         snapshot = self.reader.snapshot
         rows = [
             resolve(

@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb_utils
 from serving.adapter import answer, array, integer_parameter, pad_rows, parameters, refuse, resolve_path
 from serving.bls import BlsExecutor
 from serving.index.reader import IndexReader
-from serving.request import RequestError
+from serving.request import RequestLimits, check_num_ads
 from serving.scheduler import ActiveModel, Scheduler, SearchRequest
 from serving.widths import WidthPlan
 
@@ -33,6 +33,7 @@ class TritonPythonModel:
             is_loaded=self.is_loaded,
         )
         plan = WidthPlan.parse(config["widths"], levels=active.manifest.levels)
+        self.limits = RequestLimits(max_num_ads=int(config["max_num_ads"]))
         self.scheduler = Scheduler(reader, active, plan=plan, make_executor=self.make_executor)
 
     @staticmethod
@@ -52,7 +53,7 @@ class TritonPythonModel:
         for i, request in enumerate(requests):
             try:
                 rows = self.rows(request)
-            except RequestError as error:
+            except Exception as error:  # noqa: BLE001  (a raise here would fail every request of the batch)
                 responses[i] = refuse(pb_utils, error)
                 continue
             searches += rows
@@ -67,13 +68,15 @@ class TritonPythonModel:
             )
         return responses
 
-    @staticmethod
-    def rows(request):
+    def rows(self, request):
         """Searches of one request: slots [b, S, T + 3], profile [b, P], num_ads [b, 1], exclude [b, E]."""
         cap = integer_parameter(request, "width_cap")
         slots, profile, num_ads, exclude = (
             array(pb_utils, request, name) for name in ("slots", "profile_codes", "num_ads", "exclude")
         )
+        check_num_ads(
+            num_ads, self.limits
+        )  # again: whoever calls this model past the ensemble must not fill memory
         return [
             SearchRequest(s, p, int(n[0]), e[e >= 0], cap)
             for s, p, n, e in zip(slots, profile, num_ads, exclude, strict=True)

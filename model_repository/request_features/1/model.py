@@ -17,7 +17,7 @@ import triton_python_backend_utils as pb_utils
 from serving.adapter import answer_each, array, pad_rows, parameters, resolve_path
 from serving.bundle import current_version, read_manifest
 from serving.index.reader import IndexReader
-from serving.request import RequestLimits, check_exclude, check_num_ads, request_features
+from serving.request import RequestLimits, check_exclude, check_num_ads, check_present, request_features
 
 
 class TritonPythonModel:
@@ -45,6 +45,13 @@ class TritonPythonModel:
         num_ads = array(pb_utils, request, "num_ads")  # [b, 1]
         now = array(pb_utils, request, "timestamp")  # [b, 1] or None
         exclude = array(pb_utils, request, "exclude_ad_ids")  # [b, E] or None
+        check_present(
+            history_ad_ids=ad_ids,
+            history_behaviors=behaviors,
+            history_timestamps=timestamps,
+            profile=profile,
+            num_ads=num_ads,
+        )
         check_num_ads(num_ads[:, 0], self.limits)
         rows = len(ad_ids)
         now = np.full((rows, 1), int(time.time())) if now is None else now

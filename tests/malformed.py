@@ -1,0 +1,704 @@
+"""Seeded generator of malformed requests: `generate(seed, count, good=...)`, and `Sender` to send them.
+
+A case is a good request with one or two faults, for gRPC (raw protobuf) or HTTP (raw bytes on a socket), so
+that it can lie about what no client library would let it: shapes, lengths, encodings. Each is below 2 MB.
+
+Left out on purpose, because the server of the wheel (Triton 24.10) itself dies of them (tried):
+JSON nested a million levels deep (1 MB of "[") and a body of a million HTTP chunks (6 MB), which end the
+server, though a tenth of either does no harm; and a shape whose number of bytes overflows to that of the data
+(`overflows`), which ends a stub. Nothing here calls the repository-control, trace or shared-memory endpoints
+with a name that exists: they do what they are told.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+_SIZES = {
+    "BOOL": 1,
+    "UINT8": 1,
+    "UINT16": 2,
+    "UINT32": 4,
+    "UINT64": 8,
+    "INT8": 1,
+    "INT16": 2,
+    "INT32": 4,
+    "INT64": 8,
+    "FP16": 2,
+    "FP32": 4,
+    "FP64": 8,
+    "BF16": 2,
+    "BYTES": 4,
+}
+_ODD = (0, -1, -2, 1, 3, 4, 200, 2**15, -(2**31), 2**31 - 1, 2**40, 2**40 + 1, -(2**63), 2**63 - 1)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input as it goes over the wire; nothing makes dtype, shape and data agree."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    @classmethod
+    def of(cls, name: str, values: np.ndarray) -> Tensor:
+        """Honest tensor."""
+        return cls(
+            name, {"int32": "INT32", "int64": "INT64"}[values.dtype.name], values.shape, values.tobytes()
+        )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One malformed request.
+
+    Attributes:
+        fault: what was done to it.
+        protocol: grpc, http (a tensor request as HTTP) or raw (bytes as they are).
+        tensors: inputs, for grpc and http.
+        parameters: request parameters.
+        model: model asked for.
+        version: model version asked for; "" is any.
+        outputs: outputs asked for; empty is all.
+        raw: bytes on the socket, for raw.
+        complete: False when the HTTP message never ends as announced, so the server owes no answer.
+    """
+
+    fault: str
+    protocol: str
+    tensors: tuple[Tensor, ...] = ()
+    parameters: dict[str, Any] = field(default_factory=dict)
+    model: str = "gr4ad"
+    version: str = ""
+    outputs: tuple[str, ...] = ()
+    raw: bytes = b""
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came back.
+
+    Attributes:
+        kind: valid (status OK), error, closed (connection ended without an answer) or hang (timeout).
+        code: gRPC status name or HTTP status.
+        text: error text.
+        outputs: output tensors of a valid answer.
+    """
+
+    kind: str
+    code: str = ""
+    text: str = ""
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def overflows(tensor: Tensor) -> bool:
+    """Whether the shape fits the data in 64-bit arithmetic only, so that Triton's check lets it through."""
+    size = _SIZES.get(tensor.dtype, 1) * math.prod(tensor.shape)
+    return size != len(tensor.data) and size % 2**64 == len(tensor.data)
+
+
+def generate(seed: int, count: int, *, good: Callable[[int], dict[str, np.ndarray]]) -> Iterator[Case]:
+    """`count` cases; the same for the same seed.
+
+    Args:
+        seed: of everything.
+        count: cases.
+        good: good request tensors for a seed; the faults are put into those.
+    """
+    random = np.random.default_rng(seed)
+    faults = [*_TENSOR_FAULTS.values(), *[f for f in _RAW_FAULTS.values()]]
+    for _ in range(count):
+        fault = faults[random.integers(len(faults))]
+        tensors = tuple(Tensor.of(n, v) for n, v in good(int(random.integers(2**31))).items())
+        protocol = ("grpc", "http")[random.integers(2)]
+        case = fault(random, Case(fault.__name__.strip("_"), protocol, tensors))
+        if (
+            case.protocol != "raw" and random.random() < 0.2
+        ):  # faults together hide behind each other: also test that
+            second = list(_TENSOR_FAULTS.values())[random.integers(len(_TENSOR_FAULTS))]
+            case = replace(second(random, case), fault=f"{case.fault}+{second.__name__.strip('_')}")
+        yield replace(
+            case, tensors=tuple(replace(t, shape=(1, 7)) if overflows(t) else t for t in case.tensors)
+        )
+
+
+# Faults of the tensors: (random, case) -> case.
+
+
+def _pick(random: np.random.Generator, case: Case) -> tuple[int, Tensor]:
+    i = int(random.integers(max(len(case.tensors), 1)))
+    return (i, case.tensors[i]) if case.tensors else (0, Tensor("profile", "INT32", (1, 2), bytes(8)))
+
+
+def _put(case: Case, i: int, **changes: Any) -> Case:
+    tensors = list(case.tensors or (Tensor("profile", "INT32", (1, 2), bytes(8)),))
+    tensors[i] = replace(tensors[i], **changes)
+    return replace(case, tensors=tuple(tensors))
+
+
+def _fitting(random: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> bytes:
+    return random.bytes(_SIZES[dtype] * int(np.prod([max(s, 0) for s in shape])))
+
+
+def _wrong_dtype(random: np.random.Generator, case: Case) -> Case:
+    i, tensor = _pick(random, case)
+    dtype = random.choice([d for d in _SIZES if d != tensor.dtype])
+    data = _fitting(random, dtype, tensor.shape) if random.random() < 0.7 else tensor.data
+    return _put(case, i, dtype=str(dtype), data=data)
+
+
+def _unknown_dtype(random: np.random.Generator, case: Case) -> Case:
+    i, _ = _pick(random, case)
+    return _put(case, i, dtype=str(random.choice(["", "int64", "INT128", "FP", "\u00e9", "BYTES " * 50])))
+
+
+def _wrong_rank(random: np.random.Generator, case: Case) -> Case:
+    i, tensor = _pick(random, case)
+    shapes = [(), tensor.shape[1:], (1, *tensor.shape), (*tensor.shape, 1), (1,) * 40 + tensor.shape]
+    return _put(case, i, shape=shapes[random.integers(len(shapes))])
+
+
+def _lying_shape(random: np.random.Generator, case: Case) -> Case:
+    i, tensor = _pick(random, case)
+    odd = [
+        (1, -1),
+        (-1, 1),
+        (1, 2**62),
+        (2**32, 2**32),
+        (1, 2**31),
+        (0, 1),
+        (1, 0),
+        (1, 7),
+        (2**63 - 1, 1),
+        (-1, -1),
+    ]
+    return _put(case, i, shape=odd[random.integers(len(odd))])
+
+
+def _lying_data(random: np.random.Generator, case: Case) -> Case:
+    i, tensor = _pick(random, case)
+    cut = int(random.integers(len(tensor.data) + 1))
+    return _put(
+        case, i, data=tensor.data[:cut] if random.random() < 0.5 else tensor.data + random.bytes(1 + cut)
+    )
+
+
+def _random_bits(random: np.random.Generator, case: Case) -> Case:
+    i, tensor = _pick(random, case)
+    nan = np.tile(np.frombuffer(np.float64("nan").tobytes(), np.uint8), len(tensor.data) // 8 + 1).tobytes()
+    return _put(
+        case, i, data=random.bytes(len(tensor.data)) if random.random() < 0.6 else nan[: len(tensor.data)]
+    )
+
+
+def _odd_value(random: np.random.Generator, case: Case) -> Case:
+    i, tensor = _pick(random, case)
+    if tensor.dtype not in ("INT32", "INT64") or len(tensor.data) < 8 or len(tensor.data) % 8:
+        return _random_bits(random, case)
+    values = np.frombuffer(tensor.data, "<i4" if tensor.dtype == "INT32" else "<i8").copy()
+    odd = np.array(_ODD[random.integers(len(_ODD))], np.int64)
+    values[random.integers(len(values))] = odd.astype(values.dtype)
+    return _put(case, i, data=values.tobytes())
+
+
+def _odd_num_ads(random: np.random.Generator, case: Case) -> Case:
+    odd = np.array([[_ODD[random.integers(len(_ODD))]]], np.int64).astype(np.int32)
+    return replace(
+        case, tensors=tuple(Tensor.of("num_ads", odd) if t.name == "num_ads" else t for t in case.tensors)
+    )
+
+
+def _missing_inputs(random: np.random.Generator, case: Case) -> Case:
+    kept = random.random(len(case.tensors)) < random.random()
+    return replace(case, tensors=tuple(t for t, k in zip(case.tensors, kept, strict=True) if k))
+
+
+def _extra_input(random: np.random.Generator, case: Case) -> Case:
+    names = ["", "slots", "history_ad_id", "x" * 10_000, "profile\0", "../../etc/passwd"]
+    return replace(
+        case, tensors=(*case.tensors, Tensor(names[random.integers(len(names))], "INT32", (1, 1), bytes(4)))
+    )
+
+
+def _twice(random: np.random.Generator, case: Case) -> Case:
+    _, tensor = _pick(random, case)
+    return replace(case, tensors=(*case.tensors, tensor))
+
+
+def _other_lengths(random: np.random.Generator, case: Case) -> Case:
+    i, tensor = _pick(random, case)
+    shape = (1, int(random.integers(0, 2_000)))
+    return _put(case, i, shape=shape, data=bytes(_SIZES.get(tensor.dtype, 4) * shape[1]))
+
+
+def _many_rows(random: np.random.Generator, case: Case) -> Case:
+    rows = int(random.choice([0, 2, 8, 9, 100, 1000]))
+    alike = random.random() < 0.5
+    tensors = [replace(t, shape=(rows, *t.shape[1:]), data=t.data * rows) for t in case.tensors]
+    return replace(
+        case,
+        tensors=tuple(
+            t if alike or random.random() < 0.5 else case.tensors[i] for i, t in enumerate(tensors)
+        ),
+    )
+
+
+def _huge(random: np.random.Generator, case: Case) -> Case:
+    """One tensor of about 1 MB, or a whole history of as much; random, constant or padding."""
+    length = int(random.integers(20_000, 50_000))
+    fill = random.integers(3)
+
+    def values(dtype: str) -> bytes:
+        kind = np.dtype("<i4" if dtype == "INT32" else "<i8")
+        if fill == 0:
+            return random.bytes(length * kind.itemsize)
+        return np.full(length, 1 if fill == 1 else -1, kind).tobytes()
+
+    names = [
+        ["history_ad_ids", "history_behaviors", "history_timestamps"],
+        ["exclude_ad_ids"],
+        ["profile"],
+        ["history_ad_ids"],
+    ][random.integers(4)]
+    kept = [t for t in case.tensors if t.name not in names]
+    dtypes = [("INT32" if n in ("history_behaviors", "profile") else "INT64") for n in names]
+    return replace(
+        case,
+        tensors=(*kept, *(Tensor(n, d, (1, length), values(d)) for n, d in zip(names, dtypes, strict=True))),
+    )
+
+
+def _parameters(random: np.random.Generator, case: Case) -> Case:
+    names = [
+        "width_cap",
+        "width_cap",
+        "width_cap",
+        "deadline_ms",
+        "priority",
+        "timeout",
+        "sequence_id",
+        "sequence_start",
+        "binary_data_output",
+        "triton_final_response",
+        "",
+        "x" * 5_000,
+    ]
+    values = [
+        0,
+        -1,
+        1,
+        2**31,
+        2**62,
+        True,
+        False,
+        "",
+        "abc",
+        "1e3",
+        "\u0663",
+        "9" * 5_000,
+        "null",
+        1.5,
+        "0x10",
+        " 5",
+    ]
+    count = int(random.integers(1, 4))
+    return replace(
+        case,
+        parameters={
+            names[random.integers(len(names))]: values[random.integers(len(values))] for _ in range(count)
+        },
+    )
+
+
+def _model(random: np.random.Generator, case: Case) -> Case:
+    inner = ["request_features", "beam_scheduler", "ad_resolver", "lazyar_prefix", "lazyar_tail_2"]
+    names = [*inner, "", "gr4ad ", "GR4AD", "../gr4ad", "gr4ad/versions/1", "x" * 5_000]
+    return replace(case, model=names[random.integers(len(names))])
+
+
+def _version(random: np.random.Generator, case: Case) -> Case:
+    return replace(
+        case, version=["0", "2", "-1", "99999999999999999999", "one", "1.0", " "][random.integers(7)]
+    )
+
+
+def _outputs(random: np.random.Generator, case: Case) -> Case:
+    names = ["ad_ids", "ad_ids", "beam_sids", "", "x" * 5_000, "scores"]
+    return replace(
+        case, outputs=tuple(names[random.integers(len(names))] for _ in range(random.integers(1, 4)))
+    )
+
+
+# Faults of the HTTP message itself.
+
+
+def _message(
+    body: bytes,
+    *,
+    headers: dict[str, Any] | None = None,
+    target: str = "/v2/models/gr4ad/infer",
+    method: str = "POST",
+    length: object = None,
+) -> bytes:
+    lines = [
+        f"{method} {target} HTTP/1.1",
+        "Host: fuzz",
+        "Connection: close",
+        f"Content-Length: {len(body) if length is None else length}",
+    ]
+    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def _http_body(case: Case) -> tuple[bytes, int]:
+    """JSON header and binary tensors of a case, and the length of the JSON."""
+    inputs = [
+        {
+            "name": t.name,
+            "datatype": t.dtype,
+            "shape": list(t.shape),
+            "parameters": {"binary_data_size": len(t.data)},
+        }
+        for t in case.tensors
+    ]
+    content: dict[str, Any] = {
+        "inputs": inputs,
+        "parameters": {"binary_data_output": True, **case.parameters},
+    }
+    if case.outputs:
+        content["outputs"] = [{"name": n, "parameters": {"binary_data": True}} for n in case.outputs]
+    header = json.dumps(content).encode()
+    return header + b"".join(t.data for t in case.tensors), len(header)
+
+
+def _raw(case: Case, raw: bytes, *, complete: bool = True) -> Case:
+    return replace(case, protocol="raw", raw=raw, complete=complete)
+
+
+def _no_json(random: np.random.Generator, case: Case) -> Case:
+    bodies = [
+        b"",
+        b"hello",
+        b"\xff\xfe\x00",
+        b"[]",
+        b"null",
+        b"1",
+        b'"x"',
+        b"{",
+        b'{"inputs":',
+        b"{}" * 1000,
+        b"NaN",
+        b"{'inputs': []}",
+        random.bytes(300),
+        random.bytes(1_000_000),
+        b"[" * 5_000,
+        b'{"inputs":' + b"[" * 5_000 + b"]" * 5_000 + b"}",
+    ]
+    return _raw(case, _message(bodies[random.integers(len(bodies))]))
+
+
+def _odd_json(random: np.random.Generator, case: Case) -> Case:
+    odd: list[Any] = [
+        None,
+        [],
+        {},
+        "x",
+        5,
+        -1,
+        1.5,
+        True,
+        [None],
+        [[1], [2, 3]],
+        ["1", 2],
+        [1e400],
+        2**64,
+        [[[[]]]],
+    ]
+    inputs: list[Any] = [
+        {
+            "name": t.name,
+            "datatype": t.dtype,
+            "shape": list(t.shape),
+            "data": np.frombuffer(t.data, "<i4" if t.dtype == "INT32" else "<i8").tolist(),
+        }
+        for t in case.tensors
+    ]
+    content: dict[str, Any] = {"inputs": inputs}
+    at = random.integers(5)
+    value = odd[random.integers(len(odd))]
+    if at == 0:
+        content[str(random.choice(["inputs", "outputs", "parameters", "id"]))] = value
+    elif at == 1:
+        inputs[random.integers(len(inputs))] = value
+    else:
+        inputs[random.integers(len(inputs))][
+            str(random.choice(["data", "data", "shape", "name", "datatype"]))
+        ] = value
+    return _raw(case, _message(json.dumps(content).encode()))
+
+
+def _cut_json(random: np.random.Generator, case: Case) -> Case:
+    body, length = _http_body(case)
+    return _raw(case, _message(body[: random.integers(1, length)]))
+
+
+def _binary_length(random: np.random.Generator, case: Case) -> Case:
+    """The tensors after the JSON are cut off, or the header that says where they begin is wrong."""
+    body, length = _http_body(case)
+    wrong = [length + 1, length - 1, 0, -1, len(body) + 1, 2**63, "abc", "", "1e3"]
+    if random.random() < 0.4:
+        return _raw(
+            case,
+            _message(
+                body[: random.integers(length, len(body))],
+                headers={"Inference-Header-Content-Length": length},
+            ),
+        )
+    return _raw(
+        case, _message(body, headers={"Inference-Header-Content-Length": wrong[random.integers(len(wrong))]})
+    )
+
+
+def _never_ends(random: np.random.Generator, case: Case) -> Case:
+    """Fewer bytes than Content-Length, which is also what a client that dies in the middle sends."""
+    body, length = _http_body(case)
+    whole = _message(
+        body,
+        headers={"Inference-Header-Content-Length": length},
+        length=[len(body) + 100, 10**9, 2**62][random.integers(3)],
+    )
+    return _raw(case, whole[: random.integers(1, len(whole) + 1)], complete=False)
+
+
+def _odd_length(random: np.random.Generator, case: Case) -> Case:
+    """A Content-Length that is too small or no number: what follows is no HTTP any more."""
+    body, length = _http_body(case)
+    odd = [0, 1, length, -1, "abc", "", "0x10", 2**64, "5, 5"]
+    return _raw(
+        case,
+        _message(
+            body, headers={"Inference-Header-Content-Length": length}, length=odd[random.integers(len(odd))]
+        ),
+        complete=False,
+    )
+
+
+def _url(random: np.random.Generator, case: Case) -> Case:
+    targets = [
+        "/",
+        "*",
+        "/v2",
+        "/v2/models",
+        "/v2/models//infer",
+        "/v2/models/gr4ad",
+        "/v2/models/gr4ad/versions/9/infer",
+        "/v2/models/gr4ad/versions/x/infer",
+        "/v2/models/%00/infer",
+        "/v2/models/gr4ad/generate",
+        "/v1/predict",
+        "/v2/models/gr4ad/infer?x=1",
+        "/../../etc/passwd",
+        "/v2/models/" + "x" * 7_000 + "/infer",
+        "/metrics",
+        "/v2/models/gr4ad/generate_stream",
+        "/v2/repository/models/nobody/load",
+        "/v2/health/ready/x",
+    ]
+    methods = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "CONNECT", "BREW", "get"]
+    body, length = _http_body(case)
+    return _raw(
+        case,
+        _message(
+            body,
+            headers={"Inference-Header-Content-Length": length},
+            target=targets[random.integers(len(targets))],
+            method=methods[random.integers(len(methods))],
+        ),
+        complete=False,
+    )
+
+
+def _encoding(random: np.random.Generator, case: Case) -> Case:
+    body, length = _http_body(case)
+    headers: dict[str, Any] = {"Inference-Header-Content-Length": length}
+    headers |= [
+        {"Content-Encoding": "gzip"},
+        {"Content-Encoding": "deflate"},
+        {"Content-Encoding": "br"},
+        {"Accept-Encoding": "x" * 5_000},
+        {"Content-Type": "image/png"},
+        {"Expect": "100-continue"},
+    ][random.integers(6)]
+    return _raw(case, _message(body, headers=headers))
+
+
+def _chunks(random: np.random.Generator, case: Case) -> Case:
+    size, count = int(random.integers(1, 500)), int(random.integers(1, 500))
+    ends = [b"0\r\n\r\n", b"", b"zz\r\n", b"ffffffffffffffff\r\n"][random.integers(4)]
+    head = b"POST /v2/models/gr4ad/infer HTTP/1.1\r\nHost: fuzz\r\nConnection: close\r\n"
+    head += b"Transfer-Encoding: chunked\r\n\r\n"
+    return _raw(case, head + b"%x\r\n%s\r\n" % (size, random.bytes(size)) * count + ends, complete=False)
+
+
+def _no_http(random: np.random.Generator, case: Case) -> Case:
+    raws = [
+        b"\x16\x03\x01\x02\x00\x01" + random.bytes(200),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        random.bytes(2_000),
+        b"GET /v2 HTTP/9.9\r\n\r\n",
+        b"\r\n" * 500,
+        b"POST\r\n\r\n",
+        b"A" * 200_000,
+        b"\0" * 100,
+        b"GET /v2 HTTP/1.1\r\n" + b"X: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"GET /v2 HTTP/1.1\r\n" + b"X: y\r\n" * 10_000 + b"\r\n",
+    ]
+    return _raw(case, raws[random.integers(len(raws))], complete=False)
+
+
+_TENSOR_FAULTS = {
+    f.__name__: f
+    for f in (
+        _wrong_dtype,
+        _unknown_dtype,
+        _wrong_rank,
+        _lying_shape,
+        _lying_data,
+        _random_bits,
+        _odd_value,
+        _odd_num_ads,
+        _missing_inputs,
+        _extra_input,
+        _twice,
+        _other_lengths,
+        _many_rows,
+        _huge,
+        _parameters,
+        _model,
+        _version,
+        _outputs,
+    )
+}
+_RAW_FAULTS = {
+    f.__name__: f
+    for f in (
+        _no_json,
+        _odd_json,
+        _cut_json,
+        _binary_length,
+        _never_ends,
+        _odd_length,
+        _url,
+        _encoding,
+        _chunks,
+        _no_http,
+    )
+}
+
+
+# Sending.
+
+
+class Sender:
+    """Sends cases to one server; one gRPC channel, one HTTP connection a case."""
+
+    def __init__(self, *, grpc_url: str, http_url: str, timeout_s: float) -> None:
+        """Connect lazily; `timeout_s` bounds every single case."""
+        self._channel = grpc.insecure_channel(grpc_url)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        host, _, port = http_url.rpartition(":")
+        self._address, self._timeout_s = (host, int(port)), timeout_s
+
+    def send(self, case: Case) -> Outcome:
+        """Send and classify."""
+        if case.protocol == "grpc":
+            return self._grpc(case)
+        return self._http(case.raw if case.protocol == "raw" else _as_http(case))
+
+    def close(self) -> None:
+        """Release the channel."""
+        self._channel.close()
+
+    def _grpc(self, case: Case) -> Outcome:
+        request = service_pb2.ModelInferRequest(model_name=case.model, model_version=case.version)
+        for name, value in case.parameters.items():
+            kind = {bool: "bool_param", int: "int64_param", str: "string_param", float: "double_param"}[
+                type(value)
+            ]
+            setattr(request.parameters[name], kind, value)
+        for tensor in case.tensors:
+            request.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=tensor.shape)
+            request.raw_input_contents.append(tensor.data)
+        for name in case.outputs:
+            request.outputs.add(name=name)
+        try:
+            response = self._stub.ModelInfer(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            code = error.code().name
+            return Outcome("hang" if code == "DEADLINE_EXCEEDED" else "error", code, error.details() or "")
+        pairs = zip(response.outputs, response.raw_output_contents, strict=True)
+        return Outcome("valid", "OK", outputs={o.name: _decode(o.datatype, o.shape, raw) for o, raw in pairs})
+
+    def _http(self, raw: bytes) -> Outcome:
+        received = b""
+        try:
+            with socket.create_connection(self._address, timeout=self._timeout_s) as connection:
+                try:
+                    connection.sendall(raw)
+                    connection.shutdown(socket.SHUT_WR)  # an incomplete message ends here instead of never
+                    while piece := connection.recv(1 << 16):
+                        received += piece
+                except TimeoutError:
+                    return Outcome("hang")
+                except OSError:
+                    pass  # the server hung up while we were still sending: what it said before counts
+        except OSError as error:
+            return Outcome("error", "connect", str(error))
+        return _parse(received)
+
+
+def _as_http(case: Case) -> bytes:
+    body, length = _http_body(case)
+    version = f"/versions/{case.version}" if case.version else ""
+    target = f"/v2/models/{case.model}{version}/infer".replace(" ", "%20")
+    return _message(body, headers={"Inference-Header-Content-Length": length}, target=target)
+
+
+def _parse(received: bytes) -> Outcome:
+    """First final HTTP response of a connection."""
+    while received.startswith(b"HTTP/1.1 100 "):
+        received = received.partition(b"\r\n\r\n")[2]
+    head, _, body = received.partition(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1"):
+        return Outcome("closed", text=received[:80].decode(errors="replace"))
+    lines = head.decode(errors="replace").split("\r\n")
+    status = lines[0].split(" ", 1)[1]
+    headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines[1:])}
+    if not status.startswith("2"):
+        return Outcome("error", status, body.decode(errors="replace") or status)
+    if "inference-header-content-length" not in headers:
+        return Outcome("valid", status, body.decode(errors="replace"))
+    length = int(headers["inference-header-content-length"])
+    outputs, at = {}, length
+    for output in json.loads(body[:length])["outputs"]:
+        size = output["parameters"]["binary_data_size"]
+        outputs[output["name"]] = _decode(output["datatype"], output["shape"], body[at : at + size])
+        at += size
+    return Outcome("valid", status, outputs=outputs)
+
+
+def _decode(dtype: str, shape: Any, raw: bytes) -> np.ndarray:
+    kinds = {"INT64": "<i8", "INT32": "<i4", "FP32": "<f4", "BOOL": "?"}
+    return np.frombuffer(raw, kinds[dtype]).reshape(list(shape))

@@ -1,0 +1,318 @@
+"""The `model.py` adapters with a fake `triton_python_backend_utils`: tensors in, tensors out, errors."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from serving.beam_search import beam_search
+from serving.bls import BlsExecutor, EngineError
+from serving.index.reader import IndexReader
+from serving.ort import OrtExecutor
+from serving.widths import WidthPlan
+from tests.fake_triton import FakeTriton, Request, TritonError, load_model
+from tests.pipeline import WIDTHS
+from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE, random_requests
+
+GRAPHS = ["lazyar_prefix", *(f"lazyar_tail_{t}" for t in (2, 3, 4))]
+NONE = np.zeros((1, 0), np.int64)
+
+
+@pytest.fixture
+def triton():
+    return FakeTriton()
+
+
+@pytest.fixture
+def load(pipeline, triton):
+    """Adapters as rendered; each opens the index anew, which LMDB allows once a process."""
+    opened = []
+
+    def open_adapter(name, version="1"):
+        folder = pipeline.repository / name
+        model = load_model(folder / version / "model.py", triton, config=folder / "config.pbtxt")
+        opened.append(model)
+        return model
+
+    yield open_adapter
+    for model in opened:
+        reader = getattr(model, "reader", None) or getattr(getattr(model, "scheduler", None), "_reader", None)
+        if reader is not None:
+            reader.close()
+
+
+@pytest.fixture
+def graphs(load, triton):
+    """The four graph models as Triton would call them."""
+    for name in GRAPHS:
+        adapter = load(name)
+
+        def call(version, inputs, *, adapter=adapter):
+            assert version == 1
+            response = adapter.execute([Request(inputs)])[0]
+            if response.has_error():
+                raise RuntimeError(response.error().message())
+            return response.arrays()
+
+        triton.models[name] = call
+    return triton
+
+
+def history(ads, *, rows=1, now=1_000, num_ads=3, **more):
+    ads = np.array([ads] * rows, np.int64).reshape(rows, -1)
+    inputs = {
+        "history_ad_ids": ads,
+        "history_behaviors": np.full(ads.shape, 3, np.int32),
+        "history_timestamps": np.full(ads.shape, 500, np.int64),
+        "profile": np.ones((rows, 2), np.int32),
+        "num_ads": np.full((rows, 1), num_ads, np.int32),
+        "timestamp": np.full((rows, 1), now, np.int64),
+    }
+    return {k: v for k, v in (inputs | more).items() if v is not None}
+
+
+def searchable(rows, *, num_ads=5, start=0):
+    slots, profile = random_requests(start + rows)
+    return {
+        "slots": slots[start:],
+        "profile_codes": profile[start:],
+        "num_ads": np.full((rows, 1), num_ads, np.int32),
+        "exclude": np.full((rows, 2), -1, np.int64),
+    }
+
+
+def test_request_features(load):
+    model = load("request_features")
+    ads = model.reader.snapshot.ad_ids[:3]
+    exclude = np.array([[7, -1, 5], [7, 7, 7]], np.int64)
+    requests = [Request(history(ads, rows=2, exclude_ad_ids=exclude)), Request(history([3]))]
+    first, second = (r.arrays() for r in model.execute(requests))
+    assert first["slots"].shape == (2, SPEC.slots, SPEC.columns)
+    assert first["slots"].dtype == np.int32
+    assert first["profile_codes"].tolist() == [[1, 1], [1, 1]]
+    assert first["excluded"].tolist() == [[5, 7], [7, -1]]
+    assert first["ignored_history"].tolist() == [[0], [0]]
+    assert second["ignored_history"].tolist() == [[1]]
+    assert second["excluded"].shape == (1, 0)
+    codes = model.reader.snapshot.sids_of(ads)[0] + 1
+    assert sorted(first["slots"][0, :3, :3].tolist()) == sorted(codes.tolist())
+
+
+def test_optional_inputs_may_be_absent(load):
+    model = load("request_features")
+    ads = model.reader.snapshot.ad_ids[:2]
+    response = model.execute([Request(history(ads, timestamp=None, exclude_ad_ids=None))])[0].arrays()
+    assert response["excluded"].shape == (1, 0)
+    # without a time of its own a request is of now, decades after these events: the last gap bucket
+    assert (response["slots"][0, :2, SPEC.levels + 1] == SPEC.gap_buckets - 1).all()
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"num_ads": np.array([[0]], np.int32)}, "num_ads: expected 1..40 .*got 0"),
+        ({"profile": np.array([[9, 9]], np.int32)}, r"profile\[0\]: expected 0..2"),
+        ({"exclude_ad_ids": np.arange(51)[None]}, "exclude_ad_ids: expected at most 50 ads, got 51"),
+        ({"history_behaviors": np.zeros((1, 5), np.int32)}, "history_behaviors: expected 1 values"),
+    ],
+)
+def test_the_clients_mistake_is_invalid_arg_and_does_not_spoil_the_batch(load, bad, message):
+    model = load("request_features")
+    good = history([3])
+    answers = model.execute([Request(good), Request(good | bad), Request(good)])
+    assert [a.has_error() for a in answers] == [False, True, False]
+    error = answers[1].error()
+    assert error.code() == TritonError.INVALID_ARG
+    assert re.search(message, error.message())
+
+
+def test_a_missing_input_is_named(load):
+    model = load("request_features")
+    answers = model.execute([Request(history([3], num_ads=1, profile=None)), Request(history([3]))])
+    assert [a.has_error() for a in answers] == [True, False]
+    assert answers[0].error().code() == TritonError.INVALID_ARG
+    assert "missing: profile" in answers[0].error().message()
+
+
+def test_models_behind_the_ensemble_check_num_ads_again(graphs, load):
+    model = load("beam_scheduler")
+    answers = model.execute([Request(searchable(1, num_ads=100_000)), Request(searchable(1))])
+    assert [a.has_error() for a in answers] == [True, False]
+    assert answers[0].error().code() == TritonError.INVALID_ARG
+    assert "num_ads: expected 1..40" in answers[0].error().message()
+
+
+def test_our_mistake_is_internal(load, monkeypatch):
+    model = load("request_features")
+    monkeypatch.setattr(model, "spec", None)
+    error = model.execute([Request(history([3]))])[0].error()
+    assert error.code() == TritonError.INTERNAL
+
+
+def test_ad_resolver(load):
+    model = load("ad_resolver")
+    snapshot = model.reader.snapshot
+    live = snapshot.sids_of(snapshot.leaf_ad_ids[:1])[0][0]
+    expected = snapshot.ads_of_leaves(snapshot.leaves_of(live[None]))[1].tolist()
+    sids = np.full((2, 4, 3), -1, np.int32)
+    sids[0, 1], sids[1, 0] = live, live
+    inputs = {
+        "beam_sids": sids,
+        "beam_scores": np.full((2, 4), -1.5, np.float32),
+        "beam_values": np.full((2, 4), np.nan, np.float32),
+        "num_ads": np.array([[1], [5]], np.int32),
+        "exclude": np.array([[-1], [expected[0]]], np.int64),
+    }
+    out = model.execute([Request(inputs)])[0].arrays()
+    assert out["ad_ids"].shape == (2, 5)
+    assert out["ad_ids"][0].tolist() == [expected[0], -1, -1, -1, -1]
+    assert [a for a in out["ad_ids"][1].tolist() if a >= 0] == expected[1:]
+    assert out["index_version"].tolist() == [[1], [1]]
+    assert out["sids"].shape == (2, 5, 3)
+    assert all(np.isfinite(out[k]).all() for k in ("scores", "expected_value"))
+
+
+def test_bls_equals_ort_in_process(graphs, pipeline):
+    reader = IndexReader(pipeline.index)
+    try:
+        slots, profile = random_requests(4)
+        found = [
+            beam_search(
+                executor,
+                reader.snapshot.trie,
+                slots,
+                profile,
+                plan=WidthPlan.parse(WIDTHS, levels=3),
+                num_results=np.full(4, 7),
+                value_table=VALUE_TABLE,
+            )
+            for executor in (
+                BlsExecutor(graphs, levels=3, version=1),
+                OrtExecutor(pipeline.bundles / "1", levels=3),
+            )
+        ]
+    finally:
+        reader.close()
+    for name in ("sids", "leaves", "scores", "expected_value", "widths"):
+        np.testing.assert_array_equal(getattr(found[0], name), getattr(found[1], name))
+    assert graphs.calls == [(name, 1) for name in GRAPHS]  # one call a level, all of one version
+
+
+def test_bls_hands_keys_and_values_on_untouched(graphs):
+    executor = BlsExecutor(graphs, levels=3, version=1)
+    slots, profile = random_requests(2)
+    _, carry = executor.prefix(slots, profile)
+    executor.tail(
+        2, carry, parents=[], token=np.zeros((2, 1), np.int32), allowed=np.zeros((2, 1, 3), np.int32)
+    )
+    for name in ("m", "context_kv", "context_bias", "past_kv_1"):
+        assert graphs.tensors[-1][name] is carry[name]
+
+
+def test_bls_error_names_model_and_version(triton):
+    def broken(version, inputs):
+        raise RuntimeError("out of memory")
+
+    triton.models["lazyar_prefix"] = broken
+    slots, profile = random_requests(1)
+    with pytest.raises(EngineError, match="lazyar_prefix version 5: RuntimeError: out of memory"):
+        BlsExecutor(triton, levels=3, version=5).prefix(slots, profile)
+
+
+def test_beam_scheduler(graphs, load):
+    model = load("beam_scheduler")
+    graphs.calls.clear()
+    requests = [Request(searchable(2)), Request(searchable(1, start=2, num_ads=20))]
+    first, second = (r.arrays() for r in model.execute(requests))
+    assert [n for n, _ in graphs.calls] == GRAPHS  # both requests share one search
+    assert first["beam_sids"].shape[::2] == (2, 3)
+    assert first["beam_sids"].dtype == np.int32
+    assert second["beam_sids"].shape[1] >= 20
+    assert (second["beam_sids"][0, :20] >= 0).all()
+    assert first["model_version"].tolist() == [[1], [1]]
+    assert first["degraded"].tolist() == [[False], [False]]
+    assert first["beam_widths"].shape == (2, 4)
+    live = model.scheduler._reader.snapshot
+    sids = first["beam_sids"][0]
+    assert (live.leaves_of(sids[sids[:, 0] >= 0]) >= 0).all()
+    assert (sids < np.array(LEVEL_SIZES)).all()
+
+
+def test_beam_scheduler_width_cap(graphs, load):
+    model = load("beam_scheduler")
+    out = model.execute([Request(searchable(1, num_ads=1), json.dumps({"width_cap": 3}))])[0].arrays()
+    assert out["degraded"].tolist() == [[True]]
+    assert out["beam_widths"].max() <= 3
+    again = model.execute([Request(searchable(1, num_ads=1), json.dumps({"width_cap": "3"}))])[0].arrays()
+    np.testing.assert_array_equal(out["beam_sids"], again["beam_sids"])
+
+
+@pytest.mark.parametrize("cap", ['"wide"', "0", "-3", "1.5", "true", "[]", '""', '"' + "9" * 5000 + '"'])
+def test_a_bad_width_cap_fails_its_own_request_only(graphs, load, cap):
+    model = load("beam_scheduler")
+    answers = model.execute([Request(searchable(1)), Request(searchable(1), f'{{"width_cap": {cap}}}')])
+    assert [a.has_error() for a in answers] == [False, True]
+    assert answers[1].error().code() == TritonError.INVALID_ARG
+    assert "width_cap: expected a whole number >= 1, got" in answers[1].error().message()
+
+
+def test_a_failing_engine_is_internal_and_passes(graphs, load):
+    model = load("beam_scheduler")
+    working = graphs.models["lazyar_tail_3"]
+    graphs.models["lazyar_tail_3"] = lambda version, inputs: {}["gone"]
+    error = model.execute([Request(searchable(1))])[0].error()
+    assert error.code() == TritonError.INTERNAL
+    assert "lazyar_tail_3 version 1" in error.message()
+    graphs.models["lazyar_tail_3"] = working
+    assert not model.execute([Request(searchable(1))])[0].has_error()
+
+
+def test_graph_model_with_a_wrong_shape(load):
+    model = load("lazyar_prefix")
+    slots, profile = random_requests(2)
+    good, wrong = (
+        Request({"slots": slots, "profile": profile}),
+        Request({"slots": slots[:, 1:], "profile": profile}),
+    )
+    answers = model.execute([good, wrong, Request({"slots": slots}), good])
+    assert [a.has_error() for a in answers] == [False, True, True, False]
+    np.testing.assert_array_equal(answers[0].arrays()["logprob"], answers[3].arrays()["logprob"])
+    np.testing.assert_allclose(np.exp(answers[0].arrays()["logprob"]).sum(axis=1), 1, atol=1e-5)
+
+
+def test_from_request_to_ads(graphs, load):
+    """The three adapters one after the other, as the ensemble wires them."""
+    features = load("request_features")
+    ads, shown = features.reader.snapshot.ad_ids[:4], features.reader.snapshot
+    built = features.execute([Request(history(ads, num_ads=6))])[0].arrays()
+    features.reader.close()
+    scheduler = load("beam_scheduler")
+    num_ads = np.array([[6]], np.int32)
+    beams = scheduler.execute(
+        [
+            Request(
+                {
+                    "slots": built["slots"],
+                    "profile_codes": built["profile_codes"],
+                    "num_ads": num_ads,
+                    "exclude": built["excluded"],
+                }
+            )
+        ]
+    )[0].arrays()
+    scheduler.scheduler._reader.close()
+    resolver = load("ad_resolver")
+    out = resolver.execute(
+        [
+            Request(
+                {k: beams[k] for k in ("beam_sids", "beam_scores", "beam_values")}
+                | {"num_ads": num_ads, "exclude": built["excluded"]}
+            )
+        ]
+    )[0].arrays()
+    assert np.isin(out["ad_ids"], shown.leaf_ad_ids).all()
+    assert len(set(out["ad_ids"][0].tolist())) == 6
+    assert (np.diff(out["scores"][0]) <= 0).all()
+    assert (out["expected_value"] > 0).all()
+    assert (shown.sids_of(out["ad_ids"][0])[0] == out["sids"][0]).all()

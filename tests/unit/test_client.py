@@ -1,0 +1,105 @@
+"""The client's check of an answer: a right one has no problems, every kind of wrong one is seen."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from examples.client import Catalogue, problems
+
+SIDS = [[0, 0, 1], [0, 1, 0], [0, 1, 0], [1, 0, 0], [1, 2, 2], [1, 2, 2]]  # of the ads 10, 20 .. 60
+
+
+@pytest.fixture
+def catalogue() -> Catalogue:
+    ids = [10, 20, 30, 40, 50, 60]
+    ads = pl.DataFrame(
+        {"ad_id": ids, "text": [f"ad {i}" for i in ids], "status": ["active"] * 5 + ["paused"]}
+    )
+    events = pl.DataFrame(
+        {
+            "user_id": [7, 7, 8],
+            "ad_id": [20, 10, 30],
+            "timestamp": [50, 40, 60],
+            "behavior": ["conversion", "click", "impression"],
+            "value": [0.5, 8.0, 2.0],
+        }
+    )
+    sids = pl.DataFrame({"ad_id": ids} | {f"s{t + 1}": [s[t] for s in SIDS] for t in range(3)})
+    users = pl.DataFrame({"user_id": [7, 8], "age": ["young", None], "region": ["west", "moon"]})
+    columns = {"age": ("old", "young"), "region": ("east", "west")}
+    return Catalogue(ads, users, events, sids, columns, 61)
+
+
+def _answer(ads: list[int]) -> dict[str, np.ndarray]:
+    """Right answer with these ads; -1 is padding."""
+    real = np.array(ads) >= 0
+    return {
+        "ad_ids": np.array([ads]),
+        "scores": np.where(real, -0.5 - 0.25 * np.arange(len(ads)), 0).astype(np.float32)[None],
+        "expected_value": np.where(real, 2.5, 0).astype(np.float32)[None],
+        "sids": np.array([[SIDS[a // 10 - 1] if a >= 0 else [-1] * 3 for a in ads]], np.int32),
+    }
+
+
+@pytest.mark.parametrize(
+    ("ads", "num_ads", "exclude"),
+    [
+        ([20, 30, 10], 3, []),
+        ([20, 30, 10], 3, [40]),
+        ([50, 40, 10, 30, 20, -1, -1], 7, []),
+        ([50, 40, -1, -1], 4, [10, 20, 30]),
+    ],
+)
+def test_a_right_answer_has_no_problems(catalogue, ads, num_ads, exclude):
+    assert problems(_answer(ads), catalogue=catalogue, num_ads=num_ads, exclude=exclude) == []
+
+
+def _set(name, at, value):
+    def change(answer):
+        answer[name][0, at] = value
+
+    return change
+
+
+WRONG = {
+    "too few": ([20, 30, -1], [], None, "expected 3 ads, got 2"),
+    "too many": ([20, 30, 10, 40], [], None, "expected 3 ads, got 4"),
+    "padding first": ([-1, 20, 30, 10], [], None, "padding stands before an ad"),
+    "twice": ([20, 20, 10], [], None, "an ad comes twice"),
+    "excluded": ([20, 30, 10], [30], None, "excluded ad 30 came back"),
+    "rising": ([20, 30, 10], [], _set("scores", 2, -0.1), "falling order"),
+    "positive": ([20, 30, 10], [], _set("scores", 0, 0.5), "falling order"),
+    "NaN score": ([20, 30, 10], [], _set("scores", 1, np.nan), "falling order"),
+    "value above": ([20, 30, 10], [], _set("expected_value", 1, 8.1), "expected values between 0.5 and 8.0"),
+    "value below": ([20, 30, 10], [], _set("expected_value", 1, 0.4), "expected values between 0.5 and 8.0"),
+    "NaN value": ([20, 30, 10], [], _set("expected_value", 1, np.nan), "expected values between"),
+    "other SID": ([20, 30, 10], [], _set("sids", 2, [0, 0, 0]), "SID is not the tokenizer's"),
+    "unknown ad": ([20, 30, 10], [], _set("ad_ids", 2, 99), "SID is not the tokenizer's"),
+    "paused ad": ([20, 30, 60], [], None, "ad 60 is paused or unknown"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_every_kind_of_wrong_answer_is_seen(catalogue, name):
+    ads, exclude, change, message = WRONG[name]
+    answer = _answer(ads)
+    if change is not None:
+        change(answer)
+    found = problems(answer, catalogue=catalogue, num_ads=3, exclude=exclude)
+    assert any(message in problem for problem in found), found
+
+
+def test_request_of_a_user(catalogue):
+    tensors = catalogue.request(7, num_ads=4, exclude=[50])
+    assert {name: values.tolist() for name, values in tensors.items()} == {
+        "history_ad_ids": [[10, 20]],
+        "history_behaviors": [[2, 3]],
+        "history_timestamps": [[40, 50]],
+        "profile": [[2, 2]],
+        "num_ads": [[4]],
+        "timestamp": [[61]],
+        "exclude_ad_ids": [[50]],
+    }
+    assert catalogue.request(8, num_ads=4)["profile"].tolist() == [[0, 0]]  # unknown age, unseen region
+    with pytest.raises(ValueError, match=r"expected a user of the logs \(7 \.\. 8\), got 9"):
+        catalogue.request(9, num_ads=4)

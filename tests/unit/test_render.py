@@ -1,0 +1,221 @@
+"""The rendered model repository: every config parses, fits its graph, and a bad one writes nothing."""
+
+import shutil
+
+import onnx
+import pytest
+
+import export.render as module
+from export.bundle import point_current
+from export.config import ServingConfig
+from export.render import SOURCE, TARGETS, RenderError, check_config, render
+from serving.bundle import BundleError
+from tests.pipeline import serving_config
+from tests.unit.test_scheduler import add_version
+
+MODELS = {
+    "gr4ad",
+    "request_features",
+    "beam_scheduler",
+    "ad_resolver",
+    "lazyar_prefix",
+    "lazyar_tail_2",
+    "lazyar_tail_3",
+    "lazyar_tail_4",
+}
+TYPES = {
+    onnx.TensorProto.INT32: "TYPE_INT32",
+    onnx.TensorProto.FLOAT: "TYPE_FP32",
+    onnx.TensorProto.INT64: "TYPE_INT64",
+}
+
+
+@pytest.fixture
+def bundles(pipeline, tmp_path):
+    return shutil.copytree(pipeline.bundles, tmp_path / "bundles")
+
+
+def rendered(bundles, folder, *, target="cpu", config=None):
+    return render(
+        bundles, folder, index=bundles.parent / "index", config=config or serving_config(), target=target
+    )
+
+
+def config_of(folder, name):
+    return check_config(name, (folder / name / "config.pbtxt").read_text())
+
+
+def fill_plans(bundles):
+    for path in bundles.glob("*/*.onnx"):
+        path.with_suffix(".plan").write_bytes(b"engine")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_renders_configs_that_fit_their_graphs(bundles, tmp_path, target):
+    fill_plans(bundles)
+    folder = tmp_path / "repository"
+    assert set(rendered(bundles, folder, target=target)) == MODELS
+    assert {p.name for p in folder.iterdir()} == MODELS
+    for name in MODELS:
+        parsed = config_of(folder, name)
+        assert parsed.max_batch_size == 8
+        if not name.startswith("lazyar"):
+            continue
+        graph = onnx.load(str(bundles / "1" / f"{name.removeprefix('lazyar_')}.onnx")).graph
+        for side, values in ((parsed.input, graph.input), (parsed.output, graph.output)):
+            expected = []
+            for value in values:
+                tensor = value.type.tensor_type
+                dims = [d.dim_value or -1 for d in tensor.shape.dim]
+                assert dims[0] == -1  # the batch, which Triton's dims leave out
+                expected.append((value.name, TYPES[tensor.elem_type], dims[1:]))
+            got = [
+                (
+                    t.name,
+                    type(t)
+                    .DESCRIPTOR.fields_by_name["data_type"]
+                    .enum_type.values_by_number[t.data_type]
+                    .name,
+                    list(t.dims),
+                )
+                for t in side
+            ]
+            assert got == expected
+        backend = {"cpu": "python"}.get(target, target)
+        assert parsed.backend == backend
+        assert parsed.version_policy.WhichOneof("policy_choice") == "all"
+        files = {p.name for p in (folder / name / "1").iterdir()}
+        assert (
+            files
+            == {"cpu": {"model.onnx", "model.py"}, "onnxruntime": {"model.onnx"}, "tensorrt": {"model.plan"}}[
+                target
+            ]
+        )
+
+
+def test_ensemble_wires_tensors_that_exist_and_have_one_type(pipeline):
+    """What a step reads is an input of the ensemble or made by a step before, of the same type and dims."""
+    configs = {name: config_of(pipeline.repository, name) for name in MODELS}
+    ensemble = configs["gr4ad"]
+    known = {t.name: (t.data_type, list(t.dims)) for t in ensemble.input}
+    for step in ensemble.ensemble_scheduling.step:
+        inputs = {t.name: (t.data_type, list(t.dims)) for t in configs[step.model_name].input}
+        outputs = {t.name: (t.data_type, list(t.dims)) for t in configs[step.model_name].output}
+        assert set(step.input_map) == set(inputs)
+        for theirs, ours in step.input_map.items():
+            assert known[ours] == inputs[theirs], (step.model_name, theirs)
+        for theirs, ours in step.output_map.items():
+            known[ours] = outputs[theirs]
+    for t in ensemble.output:
+        assert known[t.name] == (t.data_type, list(t.dims)), t.name
+    optional = {t.name for t in ensemble.input if t.optional}
+    assert optional == {t.name for t in configs["request_features"].input if t.optional}
+    assert optional >= {"exclude_ad_ids", "timestamp"}
+
+
+def test_parameters_carry_the_settings(bundles, tmp_path):
+    config = ServingConfig(widths="3-5-7", max_num_ads=11, max_exclude=0, threads=3)
+    rendered(bundles, tmp_path / "r", config=config)
+    found = {
+        k: v.string_value for name in MODELS for k, v in config_of(tmp_path / "r", name).parameters.items()
+    }
+    assert found == {
+        "bundles": str(bundles.resolve()),
+        "index": str((bundles.parent / "index").resolve()),
+        "widths": "3-5-7:7",
+        "max_num_ads": "11",
+        "max_exclude": "0",
+        "threads": "3",
+    }
+
+
+def test_adapters_are_the_sources(pipeline):
+    for name in ("request_features", "beam_scheduler", "ad_resolver"):
+        assert (pipeline.repository / name / "1" / "model.py").read_bytes() == (
+            SOURCE / name / "1" / "model.py"
+        ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('name: "a" max_batch_size: ${size}', r"a: config.pbtxt has the unfilled placeholder \$\{size"),
+        ('name: "b"', "a: expected a config of that name, got 'b'"),
+        ('name: "a" maximum: 3', "a: config.pbtxt is not a Triton model config: .*maximum"),
+        ('name: "a" input [', "a: config.pbtxt is not a Triton model config"),
+    ],
+)
+def test_bad_configs(text, message):
+    with pytest.raises(RenderError, match=message):
+        check_config("a", text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text + "\n# ${colour}", "placeholder 'colour' has no value"),
+        (lambda text: text + "\nflavour: 3", "is not a Triton model config"),
+        (
+            lambda text: text.replace('"ad_resolver"', '"resolver"'),
+            "expected a config of that name, got 'resolver'",
+        ),
+    ],
+)
+def test_a_bad_template_writes_nothing(bundles, tmp_path, monkeypatch, change, message):
+    templates = shutil.copytree(module.TEMPLATES, tmp_path / "templates")
+    path = templates / "ad_resolver.pbtxt"
+    path.write_text(change(path.read_text()))
+    monkeypatch.setattr(module, "TEMPLATES", templates)
+    with pytest.raises(RenderError, match=message):
+        rendered(bundles, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_tensorrt_without_engines_refuses(bundles, tmp_path):
+    with pytest.raises(
+        RenderError, match=r"prefix.plan: expected a TensorRT engine, found none \(4 of 4 .*trtexec"
+    ):
+        rendered(bundles, tmp_path / "r", target="tensorrt")
+    fill_plans(bundles)
+    (bundles / "1" / "tail_3.plan").unlink()
+    with pytest.raises(RenderError, match=r"tail_3.plan: expected .*\(1 of 4"):
+        rendered(bundles, tmp_path / "r", target="tensorrt")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("widths", ["4-8", "4-8-16-32:3", "4-8-x", "0-8-16", "4-8-16:0", ""])
+def test_widths_that_do_not_fit(bundles, tmp_path, widths):
+    with pytest.raises(ValueError, match="width plan: expected .*got"):
+        rendered(bundles, tmp_path / "r", config=ServingConfig(widths=widths))
+    assert not (tmp_path / "r").exists()
+
+
+def test_no_bundle_or_a_corrupted_one(bundles, tmp_path):
+    (bundles / "1" / "tail_2.onnx").write_bytes(b"")
+    with pytest.raises(BundleError, match="tail_2.onnx: expected sha256"):
+        rendered(bundles, tmp_path / "r")
+    (bundles / "1" / "manifest.json").unlink()
+    with pytest.raises(
+        RenderError, match="expected at least one bundle, found none; run `make train export`"
+    ):
+        rendered(bundles, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def version_folders(folder):
+    found = [{p.name for p in model.iterdir() if p.is_dir()} for model in folder.glob("lazyar_*")]
+    assert all(f == found[0] for f in found)
+    return found[0]
+
+
+def test_the_last_two_versions_stay_and_the_one_that_serves(bundles, tmp_path):
+    folder = tmp_path / "r"
+    for version in (2, 3):
+        add_version(bundles, version)
+        point_current(bundles, version)
+        rendered(bundles, folder)
+    assert version_folders(folder) == {"2", "3"}
+    add_version(bundles, 4)
+    point_current(bundles, 1)  # rolled back: what serves must be loadable after a restart
+    rendered(bundles, folder)
+    assert version_folders(folder) == {"1", "3", "4"}

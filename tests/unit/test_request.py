@@ -1,0 +1,140 @@
+"""Every refusal of a request says what was expected and what came; what may be trimmed is counted."""
+
+import numpy as np
+import pytest
+
+from serving.request import RequestError, RequestLimits, check_exclude, check_num_ads, request_features
+from serving.resolve import resolve
+from tests.tiny import SPEC, tiny_snapshot
+
+NOW = 1_000_000
+
+
+def ask(ad_ids=(), behaviors=None, timestamps=None, *, profile=(0, 0), now=NOW):
+    ad_ids = np.array(ad_ids, np.int64)
+    return request_features(
+        SPEC,
+        tiny_snapshot(),
+        ad_ids=ad_ids,
+        behaviors=np.array([3] * len(ad_ids) if behaviors is None else behaviors, np.int32),
+        timestamps=np.array([NOW - 60] * len(ad_ids) if timestamps is None else timestamps, np.int64),
+        profile=np.array(profile, np.int32),
+        now=now,
+    )
+
+
+def known(count):
+    return tiny_snapshot().ad_ids[:count].tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ad_ids": (1, 2), "behaviors": (1,)}, r"history_behaviors: expected 2 values .*got 1"),
+        ({"ad_ids": (1, 2), "timestamps": (1, 2, 3)}, r"history_timestamps: expected 2 values .*got 3"),
+        ({"ad_ids": (1, -2)}, r"history_ad_ids\[1\]: expected an ad id >= 0 \(or -1 for padding\), got -2"),
+        (
+            {"ad_ids": (1,), "behaviors": (0,)},
+            "history_behaviors: expected 1..3 .*conversion.*got 0 at position 0",
+        ),
+        ({"ad_ids": (1, 1), "behaviors": (1, 4)}, "history_behaviors: expected 1..3 .*got 4 at position 1"),
+        ({"ad_ids": (1,), "timestamps": (-5,)}, "history_timestamps: expected 0..1099511627776 .*got -5"),
+        (
+            {"ad_ids": (1,), "timestamps": (1 << 41,)},
+            "history_timestamps: expected .*unix seconds.*got 2199023255552",
+        ),
+        ({"now": -1}, "timestamp: expected 0..1099511627776 .*got -1"),
+        ({"profile": (0,)}, "profile: expected 2 codes, got 1"),
+        ({"profile": (0, 0, 0)}, "profile: expected 2 codes, got 3"),
+        ({"profile": (0, 4)}, r"profile\[1\]: expected 0..3 \(0 = unknown\), got 4"),
+        ({"profile": (-1, 0)}, r"profile\[0\]: expected 0..2 \(0 = unknown\), got -1"),
+    ],
+)
+def test_refusals(arguments, message):
+    with pytest.raises(RequestError, match=message):
+        ask(**arguments)
+
+
+@pytest.mark.parametrize("num", [0, -1, 41, 100_000])
+def test_number_of_ads(num):
+    limits = RequestLimits(max_num_ads=40)
+    with pytest.raises(RequestError, match=rf"num_ads: expected 1..40 \(ads to return\), got {num}"):
+        check_num_ads(np.array([5, num]), limits)
+    check_num_ads(np.array([1, 40]), limits)
+
+
+def test_excluded_ads():
+    limits = RequestLimits(max_exclude=3)
+    assert check_exclude(np.array([5, -1, 2, 5, 2, 9]), limits).tolist() == [2, 5, 9]
+    assert check_exclude(np.array([], np.int64), limits).tolist() == []
+    with pytest.raises(RequestError, match="exclude_ad_ids: expected at most 3 ads, got 4"):
+        check_exclude(np.arange(4), limits)
+    with pytest.raises(RequestError, match=r"exclude_ad_ids\[2\]: expected an ad id >= 0 .*got -7"):
+        check_exclude(np.array([1, 2, -7]), limits)
+
+
+def test_limits_that_allow_nothing():
+    with pytest.raises(ValueError, match="expected max_num_ads >= 1 and max_exclude >= 0, got"):
+        RequestLimits(max_num_ads=0)
+
+
+def test_cold_start_user():
+    found = ask()
+    assert found.slots.shape == (SPEC.slots, SPEC.columns)
+    assert not found.slots.any()
+    assert found.ignored == 0
+
+
+def test_what_is_left_out_is_counted():
+    a, b = known(2)
+    unknown = 3  # not in the tiny catalogue
+    assert unknown not in tiny_snapshot().ad_ids
+    found = ask((a, -1, unknown, b, a), timestamps=(5, -9, 6, NOW + 1, NOW), behaviors=(1, 99, 2, 3, 3))
+    assert found.ignored == 2  # the unknown ad and the future event; padding is nothing at all
+    assert found.slots[:2, SPEC.levels].tolist() == [3, 1]
+
+
+def test_history_of_ten_thousand_keeps_the_newest():
+    ads = known(20)
+    history = [ads[i % 20] for i in range(10_000)]
+    times = np.arange(10_000) + 10
+    found = ask(history, timestamps=times)
+    assert found.ignored == 10_000 - SPEC.max_history
+    same = ask(history[-SPEC.max_history :], timestamps=times[-SPEC.max_history :])
+    np.testing.assert_array_equal(found.slots, same.slots)
+
+
+def test_unknown_ads_do_not_push_known_ones_out():
+    ad = known(1)[0]
+    found = ask([ad] + [3] * 500, timestamps=range(501))
+    assert (
+        found.slots[0, : SPEC.levels].tolist() == (tiny_snapshot().sids_of(np.array([ad]))[0][0] + 1).tolist()
+    )
+
+
+def test_a_paused_ad_still_counts_as_history():
+    snapshot = tiny_snapshot()
+    paused = int(np.setdiff1d(snapshot.ad_ids, snapshot.leaf_ad_ids)[0])
+    found = ask((paused,))
+    assert found.ignored == 0
+    assert found.slots[0, SPEC.levels] == 3
+
+
+def test_resolve_keeps_the_order_of_beams_and_skips_what_is_not_live():
+    snapshot = tiny_snapshot()
+    live = np.array(sorted({tuple(s) for s in snapshot.sids_of(snapshot.leaf_ad_ids)[0].tolist()}), np.int32)
+    beams = np.array([live[4], [-1, -1, -1], live[0], live[9]], np.int32)
+    ads_of = {i: snapshot.ads_of_leaves(np.array([i]))[1].tolist() for i in (4, 0, 9)}
+    exclude = np.array(ads_of[4][:1])
+    everything = [a for i in (4, 0, 9) for a in ads_of[i] if a not in exclude]
+    scores, values = np.array([-1, -np.inf, -2, -3], np.float32), np.array([7, np.nan, 5, np.nan], np.float32)
+    found = resolve(snapshot, beams, scores=scores, expected_value=values, num_ads=20, exclude=exclude)
+    count = len(everything)
+    assert found.ad_ids.tolist() == everything + [-1] * (20 - count)
+    expected = [{4: -1, 0: -2, 9: -3}[i] for i in (4, 0, 9) for a in ads_of[i] if a not in exclude]
+    assert found.scores.tolist() == expected + [0] * (20 - count)
+    assert np.isfinite(found.expected_value).all()  # an answer as JSON knows no NaN
+    assert (found.sids[:count] == snapshot.sids_of(np.array(everything))[0]).all()
+    assert (found.sids[count:] == -1).all()
+    short = resolve(snapshot, beams, scores=scores, expected_value=values, num_ads=1, exclude=exclude)
+    assert short.ad_ids.tolist() == everything[:1]
