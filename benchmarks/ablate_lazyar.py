@@ -29,7 +29,7 @@ from training.config import load_section
 from training.data.config import DataConfig
 from training.data.prepare import load_prepared
 from training.dataset import RequestDataset, load_sids
-from training.evaluate import test_requests
+from training.evaluate import draw_requests
 from training.model.config import ModelConfig
 
 WIDTHS = "64-128-256:64"
@@ -81,7 +81,7 @@ def latency(arguments: argparse.Namespace, names: list[str], *, requests: int) -
     dataset = RequestDataset(
         load_prepared(arguments.run / "data"), load_sids(arguments.run / "tokenizer"), spec=spec.features
     )
-    drawn = test_requests(
+    drawn = draw_requests(
         dataset, target_behaviors=data.target_behaviors, min_history=10, count=requests, seed=0
     )
     snapshot = IndexSnapshot.build(

@@ -82,7 +82,7 @@ def _serve(options: argparse.Namespace) -> int:
         print(f"Triton is ready after {time.monotonic() - started:.1f} s, pid {server.pid}")
         print(f"  log      {server.log_file}")
         print(f"  HTTP     {server.http_url}\n  gRPC     {server.grpc_url}\n  metrics  {server.metrics_url}")
-        print(f"try: python examples/request.py --url {server.grpc_url}   (or: make request)", flush=True)
+        print(f"try: make request   (or: python -m examples.request --url {server.grpc_url})", flush=True)
         if options.pid_file is not None:
             options.pid_file.parent.mkdir(parents=True, exist_ok=True)
             options.pid_file.write_text(f"{server.pid}\n")

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from serving.server_files import ServerError
@@ -45,14 +45,22 @@ def remove_leftovers(shm_prefix: str) -> None:
         region.unlink(missing_ok=True)
 
 
+def stub_models(shm_prefix: str) -> dict[Path, str]:
+    """Python models with a living process under this prefix: file of the model -> its name."""
+    paths = [Path(arguments[1]) for _, arguments in _stubs(shm_prefix)]
+    return {path: path.parents[1].name for path in paths}  # <model>/<version>/model.py
+
+
 def _stubs_of(shm_prefix: str) -> list[int]:
-    found = []
+    return [pid for pid, _ in _stubs(shm_prefix)]
+
+
+def _stubs(shm_prefix: str) -> Iterator[tuple[int, list[str]]]:
     for entry in Path("/proc").glob("[0-9]*"):
         arguments = _arguments(int(entry.name))
         is_stub = bool(arguments) and arguments[0].endswith("triton_python_backend_stub")
         if is_stub and any(argument.startswith(shm_prefix) for argument in arguments):
-            found.append(int(entry.name))
-    return found
+            yield int(entry.name), arguments
 
 
 def _arguments(pid: int) -> list[str]:

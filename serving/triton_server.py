@@ -18,6 +18,7 @@ from types import TracebackType
 
 from serving.server_files import ServerError, ServerFiles, prepare_server
 from serving.server_process import choose_ports, error_lines, is_ready, remove_leftovers
+from serving.stub_watch import StubWatch
 
 HOME = Path(__file__).resolve().parents[1]
 DEFAULT_CACHE = HOME / "build" / "triton"
@@ -84,6 +85,7 @@ class TritonServer:
         self._shm_default_bytes = shm_default_bytes
         self._extra_args = list(extra_args)
         self._process: subprocess.Popen[bytes] | None = None
+        self._watch: StubWatch | None = None
 
     @property
     def http_url(self) -> str:
@@ -133,6 +135,8 @@ class TritonServer:
         atexit.register(self.stop)
         try:
             self._wait_until_ready()
+            self._watch = StubWatch(self.shm_prefix, host=self.host, http_port=self.ports["http"])
+            self._watch.start()
         except BaseException:  # also Ctrl-C while it starts
             self._keeps_log = True
             self.stop()
@@ -145,6 +149,8 @@ class TritonServer:
         process, self._process = self._process, None
         if process is None:
             return
+        if self._watch is not None:
+            self._watch.stop()
         died_by_itself = process.poll() is not None
         if not died_by_itself:
             process.terminate()
@@ -162,6 +168,8 @@ class TritonServer:
         """Lets the server outlive this Python process; returns its pid, to be stopped by `stop_pid`."""
         atexit.unregister(self.stop)
         pid, self._process = self.pid, None
+        if self._watch is not None:
+            self._watch.stop()  # a detached server is on its own: a probe should send it real requests
         self._keeps_log = True
         return pid
 

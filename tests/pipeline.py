@@ -36,32 +36,54 @@ class Pipeline:
 def small_ads(count: int = 60) -> pl.DataFrame:
     """Ads table with enough different texts for tiny codebooks."""
     words = ["apple", "pear", "bread", "milk", "soap", "paper", "cheese", "tea"]
-    return pl.DataFrame({
-        "ad_id": np.arange(count), "item_id": [f"i{i}" for i in range(count)],
-        "account_id": [f"a{i % 5}" for i in range(count)], "conversion_type": ["plain"] * count,
-        "text": [f"{words[i % 8]} {words[(i // 8) % 8]} size {i % 3}" for i in range(count)],
-        "created_at": np.zeros(count, np.int64), "status": ["active"] * count})
+    return pl.DataFrame(
+        {
+            "ad_id": np.arange(count),
+            "item_id": [f"i{i}" for i in range(count)],
+            "account_id": [f"a{i % 5}" for i in range(count)],
+            "conversion_type": ["plain"] * count,
+            "text": [f"{words[i % 8]} {words[(i // 8) % 8]} size {i % 3}" for i in range(count)],
+            "created_at": np.zeros(count, np.int64),
+            "status": ["active"] * count,
+        }
+    )
 
 
 def checkpoint(*, seed: int = 0, tokenizer_id: str) -> Checkpoint:
     """Untrained tiny model as the training step would hand it over."""
     model = tiny_model(seed=seed)
     edges = np.array([0.7, 1.5, 4.0], np.float32)
-    spec = ModelSpec(model.config, SPEC, LEVEL_SIZES, ValueBuckets(edges, VALUE_TABLE),
-                     {"age": ("old", "young"), "region": ("east", "north", "west")}, tokenizer_id)
+    spec = ModelSpec(
+        model.config,
+        SPEC,
+        LEVEL_SIZES,
+        ValueBuckets(edges, VALUE_TABLE),
+        {"age": ("old", "young"), "region": ("east", "north", "west")},
+        tokenizer_id,
+    )
     return Checkpoint(model, spec, {"threads": 1}, 0, [], None)
 
 
 def build(folder: Path, *, seed: int = 0) -> Pipeline:
     """Bundle version 1, index version 1, rendered cpu repository."""
     torch.set_num_threads(1)
-    tokenizer = Tokenizer.fit(small_ads(), TokenizerConfig(codebook_sizes=LEVEL_SIZES[:-1], hash_size=LEVEL_SIZES[-1],
-                                                          embedding_dim=8))
-    pipeline = Pipeline(folder / "bundles", folder / "index", folder / "model_repository", folder / "tokenizer",
-                        tokenizer.tokenizer_id)
+    tokenizer = Tokenizer.fit(
+        small_ads(),
+        TokenizerConfig(codebook_sizes=LEVEL_SIZES[:-1], hash_size=LEVEL_SIZES[-1], embedding_dim=8),
+    )
+    pipeline = Pipeline(
+        folder / "bundles",
+        folder / "index",
+        folder / "model_repository",
+        folder / "tokenizer",
+        tokenizer.tokenizer_id,
+    )
     tokenizer.save(pipeline.tokenizer)
-    write_bundle(checkpoint(seed=seed, tokenizer_id=tokenizer.tokenizer_id), pipeline.bundles,
-                 tokenizer=pipeline.tokenizer)
+    write_bundle(
+        checkpoint(seed=seed, tokenizer_id=tokenizer.tokenizer_id),
+        pipeline.bundles,
+        tokenizer=pipeline.tokenizer,
+    )
     ad_ids, sids, active = tiny_catalogue()
     with IndexWriter(pipeline.index, level_sizes=LEVEL_SIZES, tokenizer_id=tokenizer.tokenizer_id) as writer:
         writer.build(ad_ids, sids, statuses=np.where(active, "active", "paused"))
@@ -73,8 +95,13 @@ def copy_of(pipeline: Pipeline, folder: Path) -> Pipeline:
     """The same deployment in a folder of its own, to be changed."""
     for name in ("bundles", "index", "tokenizer"):
         shutil.copytree(getattr(pipeline, name), folder / name)
-    copied = Pipeline(folder / "bundles", folder / "index", folder / "model_repository", folder / "tokenizer",
-                      pipeline.tokenizer_id)
+    copied = Pipeline(
+        folder / "bundles",
+        folder / "index",
+        folder / "model_repository",
+        folder / "tokenizer",
+        pipeline.tokenizer_id,
+    )
     render(copied.bundles, copied.repository, index=copied.index, config=serving_config())
     return copied
 

@@ -18,12 +18,21 @@ VALUE_TABLE = np.array([0.5, 1.0, 2.0, 8.0], np.float32)
 def tiny_model(*, shared_layers: int = 2, layers: int = 3, seed: int = 0, **options: bool) -> Generator:
     """Generator with random weights that are large enough for beams to differ."""
     torch.manual_seed(seed)
-    config = ModelConfig(layers=layers, shared_layers=shared_layers, width=16, heads=2, ffn_multiple=2,
-                         value_buckets=4, **options)
+    config = ModelConfig(
+        layers=layers,
+        shared_layers=shared_layers,
+        width=16,
+        heads=2,
+        ffn_multiple=2,
+        value_buckets=4,
+        **options,
+    )
     return Generator(config, SPEC, level_sizes=LEVEL_SIZES, value_buckets=len(VALUE_TABLE)).eval()
 
 
-def tiny_catalogue(*, ads: int = 60, seed: int = 0, paused: int = 5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def tiny_catalogue(
+    *, ads: int = 60, seed: int = 0, paused: int = 5
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ad ids int64 [N], SIDs int32 [N, T] (some shared), active bool [N]."""
     random = np.random.default_rng(seed)
     ad_ids = np.sort(random.choice(10_000, ads, replace=False)).astype(np.int64)

@@ -111,6 +111,11 @@ class RequestDataset:
             self.log, start=start, stop=stop, target_behaviors=target_behaviors, min_history=min_history
         )
 
+    def target_counts(self, groups: TargetGroups) -> np.ndarray:
+        """Number of targets of each request, int64 [N]."""
+        before = np.concatenate([[0], np.cumsum(np.isin(self.log.behavior, groups.target_codes))])
+        return before[groups.end] - before[groups.begin]
+
     def targets(self, groups: TargetGroups, row: int) -> np.ndarray:
         """Events, positions in the log, that are the targets of request `row`."""
         events = np.arange(groups.begin[row], groups.end[row])

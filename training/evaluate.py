@@ -43,7 +43,7 @@ class Requests:
     values: list[np.ndarray]
 
 
-def test_requests(
+def draw_requests(
     dataset: RequestDataset,
     *,
     target_behaviors: tuple[str, ...],
@@ -129,7 +129,7 @@ def evaluate(
     value_table: np.ndarray,
 ) -> dict:
     """Metrics of model and baselines, and the share of returned beams that are not live SIDs."""
-    requests = test_requests(
+    requests = draw_requests(
         dataset,
         target_behaviors=target_behaviors,
         min_history=min_history,

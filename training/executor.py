@@ -15,6 +15,7 @@ class TorchExecutor:
 
     def __init__(self, model: Generator) -> None:
         """Wrap a model; it is used in evaluation mode."""
+        model.eval()
         self._prefix = PrefixGraph(model)
         self._tails = {t: TailGraph(model, t) for t in range(2, model.levels + 2)}
 

@@ -25,18 +25,15 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from serving.features import FeatureSpec
+from training.batches import BatchOrder
 from training.checkpoint import CheckpointError, ModelSpec, load_checkpoint, save_checkpoint
-from training.config import ConfigError, FeatureConfig, TrainingConfig, load_section
-from training.data.config import DataConfig
+from training.config import ConfigError, TrainingConfig
 from training.data.log import TargetGroups
-from training.data.prepare import load_prepared
-from training.dataset import Batch, RequestDataset, ValueBuckets, load_sids
-from training.model.config import ModelConfig
+from training.dataset import Batch, RequestDataset
 from training.model.gr4ad import Generator
 from training.objectives.vsl import VslLoss, vsl_loss
 from training.plots import plot_training
-from training.tokenizer.tokenizer import Tokenizer
+from training.run import open_run
 
 
 class Trainer:
@@ -76,6 +73,8 @@ class Trainer:
                 f"expected at least one request of a batch for each of {self.world} processes, got batches "
                 f"of {min(config.batch_size, len(self.groups))}"
             )
+        counts = np.minimum(dataset.target_counts(self.groups), config.targets_per_request)
+        self._order = BatchOrder(counts, batch_size=config.batch_size, seed=config.seed)
         torch.manual_seed(config.seed)
         self.model = spec.build()
         self.optimizer = torch.optim.AdamW(
@@ -179,7 +178,7 @@ class Trainer:
         """Batches from the current step on; the next one is built while the model works on this one."""
 
         def build(step: int) -> Batch:
-            epoch, rows = _global_batch(len(self.groups), step, self.config)
+            epoch, rows = self._order(step)
             return self.dataset.batch(
                 self.groups,
                 rows[self.rank :: self.world],
@@ -267,62 +266,11 @@ class Trainer:
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then cosine to a tenth of the peak."""
+    """Linear warm-up, then cosine to a hundredth of the peak."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
-    return config.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(progress, 1.0)))
-
-
-def make_spec(
-    dataset: RequestDataset,
-    model: ModelConfig,
-    *,
-    features: FeatureSpec,
-    groups: TargetGroups,
-    level_sizes: tuple[int, ...],
-    tokenizer_id: str,
-    profile_columns: dict[str, tuple[str, ...]],
-) -> ModelSpec:
-    """Model specification with value buckets fitted on the training targets only."""
-    targets = np.isin(dataset.log.behavior, groups.target_codes) & (
-        dataset.log.timestamp < dataset.split.train_end
-    )
-    buckets = ValueBuckets.fit(dataset.log.value[targets], buckets=model.value_buckets)
-    return ModelSpec(model, features, level_sizes, buckets, profile_columns, tokenizer_id)
-
-
-def open_run(
-    config: str | Path, run: Path, *, overrides: tuple[str, ...] = ()
-) -> tuple[RequestDataset, ModelSpec, TrainingConfig, DataConfig]:
-    """Dataset and specification of a run folder that holds `data/` and `tokenizer/`."""
-    prepared = load_prepared(run / "data")
-    tokenizer = Tokenizer.load(run / "tokenizer")
-    data = load_section(config, "data", DataConfig, overrides=overrides)
-    training = load_section(config, "training", TrainingConfig, overrides=overrides)
-    features = load_section(config, "features", FeatureConfig, overrides=overrides)
-    model = load_section(config, "model", ModelConfig, overrides=overrides)
-    spec = FeatureSpec(
-        levels=len(tokenizer.level_sizes),
-        profile_sizes=prepared.profile.cardinalities,
-        **features.model_dump(),
-    )
-    dataset = RequestDataset(prepared, load_sids(run / "tokenizer"), spec=spec)
-    groups = dataset.groups("train", target_behaviors=data.target_behaviors, min_history=training.min_history)
-    return (
-        dataset,
-        make_spec(
-            dataset,
-            model,
-            features=spec,
-            groups=groups,
-            level_sizes=tokenizer.level_sizes,
-            tokenizer_id=tokenizer.tokenizer_id,
-            profile_columns=dict(prepared.profile.categories),
-        ),
-        training,
-        data,
-    )
+    return config.learning_rate * (0.505 + 0.495 * math.cos(math.pi * min(progress, 1.0)))
 
 
 def main() -> None:
@@ -384,15 +332,6 @@ def _parameter_groups(model: Generator, weight_decay: float) -> list[dict]:
     matrices = [p for n, p in model.named_parameters() if p.ndim >= 2 and "codes" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim < 2 or "codes" in n]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def _global_batch(requests: int, step: int, config: TrainingConfig) -> tuple[int, np.ndarray]:
-    """Epoch and rows of a step: a seeded permutation an epoch, a pure function of the step."""
-    size = min(config.batch_size, requests)
-    per_epoch = requests // size
-    epoch, at = divmod(step, per_epoch)
-    order = np.random.default_rng((config.seed, epoch)).permutation(requests)
-    return epoch, order[at * size : (at + 1) * size]
 
 
 def _sample(groups: TargetGroups, count: int, seed: int) -> np.ndarray:

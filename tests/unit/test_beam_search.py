@@ -17,17 +17,29 @@ WIDE = WidthPlan((6, 30, 210), 210)
 
 def search(snapshot, *, plan=WIDE, num=10, count=4, banned=None, executor=None):
     slots, profile = random_requests(count)
-    return beam_search(executor or TorchExecutor(tiny_model()), snapshot.trie, slots, profile, plan=plan,
-                       num_results=np.full(count, num), value_table=VALUE_TABLE, banned=banned)
+    return beam_search(
+        executor or TorchExecutor(tiny_model()),
+        snapshot.trie,
+        slots,
+        profile,
+        plan=plan,
+        num_results=np.full(count, num),
+        value_table=VALUE_TABLE,
+        banned=banned,
+    )
 
 
 def exhaustive(snapshot, row, *, count=4):
     """log p of every live SID for one request, by the unsplit model; and its expected value."""
     slots, profile = random_requests(count)
-    live = sorted({tuple(s) for s in snapshot.ad_sids[np.isin(snapshot.ad_ids, snapshot.leaf_ad_ids)].tolist()})
+    live = sorted(
+        {tuple(s) for s in snapshot.ad_sids[np.isin(snapshot.ad_ids, snapshot.leaf_ad_ids)].tolist()}
+    )
     tokens = torch.tensor([live])
     with torch.no_grad():
-        logits, _ = tiny_model()(torch.tensor(slots[row:row + 1]), torch.tensor(profile[row:row + 1]), tokens)
+        logits, _ = tiny_model()(
+            torch.tensor(slots[row : row + 1]), torch.tensor(profile[row : row + 1]), tokens
+        )
     logprob = sum(logits[t].log_softmax(-1)[0, range(len(live)), tokens[0, :, t]] for t in range(3))
     value = logits[3].softmax(-1)[0] @ torch.tensor(VALUE_TABLE)
     return live, logprob.numpy(), value.numpy()
@@ -39,9 +51,9 @@ def test_equals_exhaustive_enumeration():
     for row in range(4):
         live, logprob, value = exhaustive(snapshot, row)
         order = np.argsort(-logprob, kind="stable")
-        assert [tuple(s) for s in beams.sids[row][:len(live)].tolist()] == [live[i] for i in order]
-        np.testing.assert_allclose(beams.scores[row][:len(live)], logprob[order], atol=1e-5)
-        np.testing.assert_allclose(beams.expected_value[row][:len(live)], value[order], rtol=1e-4)
+        assert [tuple(s) for s in beams.sids[row][: len(live)].tolist()] == [live[i] for i in order]
+        np.testing.assert_allclose(beams.scores[row][: len(live)], logprob[order], atol=1e-5)
+        np.testing.assert_allclose(beams.expected_value[row][: len(live)], value[order], rtol=1e-4)
 
 
 def test_narrow_beams_equal_a_plain_python_search():
@@ -54,13 +66,15 @@ def test_narrow_beams_equal_a_plain_python_search():
     everything = torch.tensor([list(product(*map(range, LEVEL_SIZES)))])
     for row in range(4):
         with torch.no_grad():
-            logits, _ = model(torch.tensor(slots[row:row + 1]), torch.tensor(profile[row:row + 1]), everything)
+            logits, _ = model(
+                torch.tensor(slots[row : row + 1]), torch.tensor(profile[row : row + 1]), everything
+            )
         kept = {(): 0.0}
         for t, width in enumerate(plan.sid):
             step = {}
             for i, sid in enumerate(everything[0].tolist()):
-                prefix = tuple(sid[:t + 1])
-                if prefix[:-1] in kept and any(x[:t + 1] == prefix for x in live):
+                prefix = tuple(sid[: t + 1])
+                if prefix[:-1] in kept and any(x[: t + 1] == prefix for x in live):
                     step[prefix] = kept[prefix[:-1]] + float(logits[t][0, i].log_softmax(-1)[sid[t]])
             kept = dict(sorted(step.items(), key=lambda kv: -kv[1])[:width])
         found = [tuple(s) for s in beams.sids[row].tolist() if s[0] >= 0]
@@ -72,7 +86,7 @@ def test_returns_n_results_or_all_that_exist(num):
     snapshot = tiny_snapshot()
     beams = search(snapshot, plan=WidthPlan((1, 1, 1), 1), num=num)
     assert ((beams.leaves >= 0).sum(axis=1) >= min(num, snapshot.trie.leaves)).all()
-    assert np.isfinite(beams.expected_value[:, :min(num, snapshot.trie.leaves)]).all()
+    assert np.isfinite(beams.expected_value[:, : min(num, snapshot.trie.leaves)]).all()
 
 
 def test_all_beams_are_live_and_distinct():
@@ -102,8 +116,9 @@ def test_empty_catalogue_gives_no_beams():
 
 
 def test_one_ad_catalogue():
-    snapshot = IndexSnapshot.build(np.array([7]), np.array([[5, 0, 6]]), active=np.array([True]),
-                                   level_sizes=LEVEL_SIZES)
+    snapshot = IndexSnapshot.build(
+        np.array([7]), np.array([[5, 0, 6]]), active=np.array([True]), level_sizes=LEVEL_SIZES
+    )
     assert (search(snapshot).sids[:, 0] == [5, 0, 6]).all()
 
 
@@ -124,8 +139,15 @@ def test_rows_of_a_batch_do_not_influence_each_other():
     slots, profile = random_requests(4)
     together = search(snapshot, plan=WidthPlan((3, 6, 12), 4))
     for row in range(4):
-        alone = beam_search(TorchExecutor(tiny_model()), snapshot.trie, slots[row:row + 1], profile[row:row + 1],
-                            plan=WidthPlan((3, 6, 12), 4), num_results=np.array([10]), value_table=VALUE_TABLE)
+        alone = beam_search(
+            TorchExecutor(tiny_model()),
+            snapshot.trie,
+            slots[row : row + 1],
+            profile[row : row + 1],
+            plan=WidthPlan((3, 6, 12), 4),
+            num_results=np.array([10]),
+            value_table=VALUE_TABLE,
+        )
         count = int((together.leaves[row] >= 0).sum())
         assert (alone.sids[0] == together.sids[row][:count]).all()
         assert (alone.leaves[0] == together.leaves[row][:count]).all()
@@ -138,5 +160,7 @@ def test_top_k_breaks_ties_by_position(k):
     scores[random.random(scores.shape) < 0.3] = -np.inf
     got = top_k(scores, k)
     for row in range(20):
-        order = sorted((i for i in range(30) if scores[row, i] > -np.inf), key=lambda i: (-scores[row, i], i))[:k]
+        order = sorted(
+            (i for i in range(30) if scores[row, i] > -np.inf), key=lambda i: (-scores[row, i], i)
+        )[:k]
         assert [i for i in got[row] if i >= 0] == order

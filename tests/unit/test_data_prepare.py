@@ -122,10 +122,10 @@ def test_command_line(source: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "tracker-1" in printed
     assert "events" in printed
     for text, message in [
-        ("model: {}\n", "expected a section data"),
-        ("data: {source: parquet, pth: x}\n", "known keys ['source', 'path'"),
+        ("model: {}\n", "data: source: Field required"),
+        ("data: {source: parquet, pth: x}\n", "unknown key 'pth'; known: path, "),
         (f"data: {{source: parquet, path: {tmp_path}/no}}\n", "no such file"),
-        ("data: [\n", "expected YAML"),
+        ("data: [\n", "cannot be read as YAML"),
     ]:
         config.write_text(text)
         assert main(["--config", str(config), "--out", str(out)]) == 1

@@ -105,7 +105,7 @@ def test_report_of_a_tiny_run(run):
 
 def test_baselines_equal_counting_in_the_raw_table(run):
     dataset, _, training, data = open_run(*run)
-    requests = module.test_requests(
+    requests = module.draw_requests(
         dataset, target_behaviors=data.target_behaviors, min_history=training.min_history, count=30, seed=0
     )
     events = pl.read_parquet(run[1] / "data" / "events.parquet").filter(pl.col("behavior") == "conversion")
@@ -132,7 +132,7 @@ def test_baselines_equal_counting_in_the_raw_table(run):
 def test_oracle_reaches_recall_one(run):
     """An engine that knows the answer gets it through beam search and look-up: the harness loses nothing."""
     dataset, spec, training, data = open_run(*run)
-    requests = module.test_requests(
+    requests = module.draw_requests(
         dataset, target_behaviors=data.target_behaviors, min_history=training.min_history, count=30, seed=0
     )
     seen = iter(requests.targets)
@@ -190,6 +190,6 @@ def test_oracle_reaches_recall_one(run):
 def test_no_test_request(run):
     dataset, _, _, data = open_run(*run)
     with pytest.raises(ValueError, match="expected at least one test request, got none"):
-        module.test_requests(
+        module.draw_requests(
             dataset, target_behaviors=data.target_behaviors, min_history=9999, count=5, seed=0
         )

@@ -1,4 +1,4 @@
-"""LazyAR: against a plainly written autoregressive decoder, its own split, and what the shared stage may see."""
+"""LazyAR: against a plain autoregressive decoder, its own split, and what the shared stage may see."""
 
 import math
 
@@ -17,8 +17,9 @@ def plain_linear(linear, x):
 
 
 def plain_norm(norm, x):
-    return (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, unbiased=False, keepdim=True) + norm.eps) \
-        * norm.weight + norm.bias
+    return (x - x.mean(-1, keepdim=True)) / torch.sqrt(
+        x.var(-1, unbiased=False, keepdim=True) + norm.eps
+    ) * norm.weight + norm.bias
 
 
 def plain_attention(q, k, v, *, heads, mask):
@@ -89,8 +90,9 @@ def test_split_equals_unsplit(shared_layers, plain):
     for level in range(2, 5):
         size = logits[level - 1].shape[-1]
         allowed = np.broadcast_to(np.arange(size, dtype=np.int32), (3, 5, size))
-        logprob, carry = executor.tail(level, carry, parents=[identity] * (level - 2),
-                                       token=tokens[:, :, level - 2], allowed=allowed)
+        logprob, carry = executor.tail(
+            level, carry, parents=[identity] * (level - 2), token=tokens[:, :, level - 2], allowed=allowed
+        )
         np.testing.assert_allclose(logprob, logits[level - 1].log_softmax(-1).numpy(), atol=1e-5)
 
 
@@ -106,7 +108,8 @@ def test_shared_stage_sees_no_token_and_first_level_is_the_same_for_all_tokens()
     assert torch.equal(seen[0], seen[1])
     a, without_a = model(slots, profile, torch.tensor([[[0, 0, 0]]] * 2))
     b, without_b = model(slots, profile, torch.tensor([[[5, 4, 6]]] * 2))
-    assert torch.equal(a[0], b[0]) and not torch.allclose(a[1], b[1])
+    assert torch.equal(a[0], b[0])
+    assert not torch.allclose(a[1], b[1])
     assert all(torch.equal(x, y) for x, y in zip(without_a, without_b, strict=True))
 
 
@@ -116,7 +119,8 @@ def test_later_tokens_do_not_change_earlier_levels():
     slots, profile = map(torch.tensor, random_requests(2))
     a, _ = model(slots, profile, torch.tensor([[[1, 2, 3]]] * 2))
     b, _ = model(slots, profile, torch.tensor([[[1, 2, 6]]] * 2))
-    assert torch.equal(a[2], b[2]) and not torch.allclose(a[3], b[3])
+    assert torch.equal(a[2], b[2])
+    assert not torch.allclose(a[3], b[3])
 
 
 @torch.no_grad()
@@ -132,11 +136,14 @@ def test_empty_slots_do_not_matter():
         torch.testing.assert_close(x, y, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("values", "message"), [
-    ({"layers": 2, "shared_layers": 2}, "shared_layers < layers"),
-    ({"width": 30, "heads": 4}, "divisible by heads"),
-    ({"widht": 30}, "widht"),
-])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"layers": 2, "shared_layers": 2}, "shared_layers < layers"),
+        ({"width": 30, "heads": 4}, "divisible by heads"),
+        ({"widht": 30}, "widht"),
+    ],
+)
 def test_bad_sizes_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig(**values)
@@ -144,5 +151,6 @@ def test_bad_sizes_are_refused(values, message):
 
 def test_features_and_tokenizer_must_have_the_same_levels():
     from training.model.gr4ad import Generator
+
     with pytest.raises(ValueError, match="expected 2 SID levels"):
         Generator(ModelConfig(), FeatureSpec(levels=2), level_sizes=LEVEL_SIZES, value_buckets=4)

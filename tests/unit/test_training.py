@@ -16,11 +16,14 @@ from safetensors.torch import load_file
 import training.train as module
 from serving.features import build_slots
 from tests.tiny_log import write_run
+from training.batches import BatchOrder
 from training.checkpoint import CheckpointError, load_checkpoint
 from training.config import TrainingConfig
+from training.data.prepare import load_prepared
 from training.dataset import RequestDataset, ValueBuckets, load_sids
 from training.objectives.vsl import vsl_loss
-from training.train import Trainer, learning_rate, open_run
+from training.run import open_run
+from training.train import Trainer, learning_rate
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,8 +139,8 @@ def test_learning_rate():
     rates = [learning_rate(s, config) for s in range(111)]
     assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
     assert rates[10] == pytest.approx(2.0)
-    assert rates[60] == pytest.approx(1.1)  # half way between the peak and a tenth of it
-    assert rates[110] == pytest.approx(0.2)
+    assert rates[60] == pytest.approx(1.01)  # half way between the peak and a hundredth of it
+    assert rates[110] == pytest.approx(0.02)
     assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
     assert learning_rate(0, TrainingConfig(steps=5, warmup_steps=0, learning_rate=2.0)) == 2.0
 
@@ -219,23 +222,38 @@ def test_drawn_targets_depend_on_epoch_and_request_only(run):
     assert (tokens(rows, 0) != tokens(rows, 1)).any()
 
 
-def test_every_request_once_an_epoch():
-    config = TrainingConfig(batch_size=4)
-    for epoch in range(2):
-        batches = [module._global_batch(22, epoch * 5 + i, config) for i in range(5)]
-        assert {e for e, _ in batches} == {epoch}
-        rows = np.concatenate([r for _, r in batches])
-        assert len(set(rows.tolist())) == 20
-    small = module._global_batch(3, 7, config)  # fewer requests than a batch
-    assert small[0] == 7
-    assert sorted(small[1].tolist()) == [0, 1, 2]
+def test_every_request_once_an_epoch_and_similar_sizes_together():
+    sizes = np.random.default_rng(0).integers(1, 9, 400)
+    order = BatchOrder(sizes, batch_size=4, seed=0)
+    first = [order(i) for i in range(100)]
+    assert {e for e, _ in first} == {0}
+    assert sorted(np.concatenate([r for _, r in first]).tolist()) == list(range(400))
+    padding = sum(len(r) * sizes[r].max() - sizes[r].sum() for _, r in first)
+    assert padding < 0.05 * sizes.sum()  # a random order pads by about a half
+    again = BatchOrder(sizes, batch_size=4, seed=0)
+    np.testing.assert_array_equal(again(57)[1], first[57][1])  # a pure function of the step
+    assert (
+        np.concatenate([order(100 + i)[1] for i in range(100)]) != np.concatenate([r for _, r in first])
+    ).any()
+
+
+def test_fewer_requests_than_a_batch():
+    epoch, rows = BatchOrder(np.ones(3, int), batch_size=4, seed=0)(7)
+    assert (epoch, sorted(rows.tolist())) == (7, [0, 1, 2])
+
+
+def test_targets_are_counted(run):
+    dataset, *_ = open_run(*run)
+    groups = dataset.groups("train", target_behaviors=("conversion",), min_history=1)
+    counted = [len(dataset.targets(groups, row)) for row in range(len(groups))]
+    assert dataset.target_counts(groups).tolist() == counted
 
 
 def test_event_of_an_ad_without_sid(run):
     dataset, spec, *_ = open_run(*run)
     sids = load_sids(run[1] / "tokenizer")
     gone = int(dataset.log.ad_ids[0])
-    prepared = module.load_prepared(run[1] / "data")
+    prepared = load_prepared(run[1] / "data")
     with pytest.raises(ValueError, match=f"expected a SID for every ad of the events; .* first ad_id {gone}"):
         RequestDataset(prepared, sids.filter(pl.col("ad_id") != gone), spec=spec.features)
 
