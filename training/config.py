@@ -39,6 +39,8 @@ class TrainingConfig(BaseModel):
         lambda_mtp: weight of the multi-token-prediction loss.
         behavior_weights: w_behavior of each behavior.
         validate_every, validation_requests: how often and on how many requests.
+        recent_weeks: train on targets of the last weeks only (their histories go all the way back); None for
+            all weeks.
         min_history: events a user must have before a target counts as a sample.
         threads: CPU threads of each process.
     """
@@ -60,6 +62,7 @@ class TrainingConfig(BaseModel):
     validate_every: int = Field(500, ge=1)
     validation_requests: int = Field(256, ge=1)
     min_history: int = Field(10, ge=0)
+    recent_weeks: int | None = Field(None, ge=1)
     seed: int = 0
     threads: int = Field(2, ge=1)
 

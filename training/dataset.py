@@ -15,6 +15,7 @@ from serving.features import BEHAVIORS, FeatureSpec, build_slots
 from training.config import TrainingConfig
 from training.data.log import EventLog, TargetGroups, target_groups
 from training.data.prepare import Prepared
+from training.data.split import WEEK
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,23 @@ class RequestDataset:
                 f"first ad_id {self.log.ad_ids[missing[0]]}: tokenizer and data do not belong together"
             )
 
-    def groups(self, part: str, *, target_behaviors: tuple[str, ...], min_history: int) -> TargetGroups:
-        """Requests of `part`: train, validation or test."""
+    def groups(
+        self,
+        part: str,
+        *,
+        target_behaviors: tuple[str, ...],
+        min_history: int,
+        recent_weeks: int | None = None,
+    ) -> TargetGroups:
+        """Requests of `part`: train, validation or test; only its last `recent_weeks` if given."""
         bounds = {
             "train": (0, self.split.train_end),
             "validation": (self.split.train_end, self.split.validation_end),
             "test": (self.split.validation_end, self.split.end),
         }
         start, stop = bounds[part]
+        if recent_weeks is not None:
+            start = max(start, stop - recent_weeks * WEEK)
         return target_groups(
             self.log, start=start, stop=stop, target_behaviors=target_behaviors, min_history=min_history
         )

@@ -57,7 +57,10 @@ class Trainer:
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.groups = dataset.groups(
-            "train", target_behaviors=target_behaviors, min_history=config.min_history
+            "train",
+            target_behaviors=target_behaviors,
+            min_history=config.min_history,
+            recent_weeks=config.recent_weeks,
         )
         self.validation = dataset.groups(
             "validation", target_behaviors=target_behaviors, min_history=config.min_history

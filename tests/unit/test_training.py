@@ -242,6 +242,16 @@ def test_fewer_requests_than_a_batch():
     assert (epoch, sorted(rows.tolist())) == (7, [0, 1, 2])
 
 
+def test_recent_weeks_cut_targets_not_histories(run):
+    dataset, *_ = open_run(*run)
+    every = dataset.groups("train", target_behaviors=("conversion",), min_history=1)
+    recent = dataset.groups("train", target_behaviors=("conversion",), min_history=1, recent_weeks=1)
+    week = dataset.split.train_end - 7 * 86400
+    assert recent.now.tolist() == every.now[every.now >= week].tolist()
+    assert 0 < len(recent) < len(every)
+    assert (recent.begin == every.begin[every.now >= week]).all()
+
+
 def test_targets_are_counted(run):
     dataset, *_ = open_run(*run)
     groups = dataset.groups("train", target_behaviors=("conversion",), min_history=1)
