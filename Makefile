@@ -37,7 +37,7 @@ test: setup ## unit tests, then the tests with a real server
 .PHONY: setup
 setup: $(VENV)/.installed ## virtual environment with everything pinned
 $(VENV)/.installed: requirements.lock Makefile
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"expected Python 3.11 or newer, got {v[0]}.{v[1]}" if v < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"expected Python 3.11 or 3.12, got {v[0]}.{v[1]}; set PYTHON=" if not (3, 11) <= v < (3, 13) else 0)'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --no-deps -r requirements.lock
 	$(PY) -m pip install --quiet $(TORCH)

@@ -128,7 +128,7 @@ def main() -> None:
         "--run", type=Path, default=Path("build/demo"), help="run folder with data/ and tokenizer/"
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1000, help="training steps of each of the runs [1000]")
+    parser.add_argument("--steps", type=int, default=800, help="training steps of each of the runs [800]")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a thread each [2]")
     parser.add_argument("--quick", action="store_true", help="a few steps: shows that it runs")
     arguments = parser.parse_args()
