@@ -212,14 +212,16 @@ def _command(repository: Path, tmp_path: Path, *more: str) -> list[str]:
 def test_command_stops_cleanly_on_sigterm(repository: Path, tmp_path: Path) -> None:
     command = _command(repository, tmp_path)
     with subprocess.Popen(command, cwd=HOME, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        lines = [process.stdout.readline()]
-        while lines[-1] and "try:" not in lines[-1]:
-            lines.append(process.stdout.readline())
-        assert "Triton is ready after" in lines[0]
-        assert "examples/request.py" in lines[-1]
-        assert _leftovers(f"gr4ad_{process.pid}_") != []
-        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.stdout is not None
+            lines = [process.stdout.readline()]
+            while lines[-1] and "try:" not in lines[-1]:
+                lines.append(process.stdout.readline())
+            assert "Triton is ready after" in lines[0]
+            assert "make request" in lines[-1]
+            assert _leftovers(f"gr4ad_{process.pid}_") != []
+        finally:
+            process.send_signal(signal.SIGTERM)  # also after a failure: Popen's exit waits without end
         assert process.wait(30) == 0
         assert _leftovers(f"gr4ad_{process.pid}_") == []
 
