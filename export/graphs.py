@@ -126,9 +126,8 @@ def _export(
 ) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter(
-            "ignore"
-        )  # exporter notes about opsets and guards; the parity check is what counts
+        # The exporter's notes on opsets and guards say little; the parity check is what counts.
+        warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module.eval(),
             example,

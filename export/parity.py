@@ -39,9 +39,8 @@ def parity_error(model: Generator, bundle: Path, *, batch: int = 5, beams: int =
     expected = [x.log_softmax(-1).numpy() for x in logits]  # [B, n, V] a level
     executor = OrtExecutor(bundle, levels=model.levels)
     logprob, carry = executor.prefix(slots.numpy(), profile.numpy())
-    worst = float(
-        np.abs(expected[0] - logprob[:, None]).max()
-    )  # level 1 sees no token: one row for all beams
+    # Level 1 sees no token: one row for all beams.
+    worst = float(np.abs(expected[0] - logprob[:, None]).max())
     random = np.random.default_rng(seed)
     sids = tokens.numpy().astype(np.int32)
     order = np.broadcast_to(np.arange(beams), (batch, beams))  # beam i of the level follows path order[:, i]

@@ -70,9 +70,8 @@ def beam_search(
     needed = np.maximum(num_results, 1) + bans  # [B] leaves that kept prefixes must lead to
 
     logprob, carry = executor.prefix(slots, profile)  # [B, V_1]
-    candidates = np.maximum(
-        np.nan_to_num(logprob[:, trie.codes[0]], nan=_FLOOR), _FLOOR
-    )  # [B, root children]
+    # [B, root children]
+    candidates = np.maximum(np.nan_to_num(logprob[:, trie.codes[0]], nan=_FLOOR), _FLOOR)
     if levels == 1 and banned is not None:
         _ban(candidates, np.broadcast_to(np.arange(candidates.shape[1]), candidates.shape), banned)
     nodes, scores = _keep(candidates, trie, 0, _width(plan, 0, levels, num_results), needed)

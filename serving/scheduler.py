@@ -88,9 +88,8 @@ class ActiveModel:
         """
         self._bundles, self._is_loaded = Path(bundles), is_loaded
         self._stamp, self._retry_at = self._read_stamp(), 0.0
-        self.manifest = self._described(
-            tokenizer_id
-        )  # graphs may still be loading: the first search finds out
+        # Its graphs may still be loading: the first search finds out.
+        self.manifest = self._described(tokenizer_id)
 
     def refresh(self, tokenizer_id: str) -> bool:
         """Follow CURRENT; True when another version is in use now. Call between batches."""

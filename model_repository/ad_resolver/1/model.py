@@ -38,9 +38,8 @@ class TritonPythonModel:
             array(pb_utils, request, name)
             for name in ("beam_sids", "beam_scores", "beam_values", "num_ads", "exclude")
         )
-        check_num_ads(
-            num_ads, self.limits
-        )  # again: whoever calls this model past the ensemble must not fill memory
+        # Again: whoever calls this model past the ensemble must not fill memory.
+        check_num_ads(num_ads, self.limits)
         snapshot = self.reader.snapshot
         rows = [
             resolve(

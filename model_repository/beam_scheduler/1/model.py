@@ -74,9 +74,8 @@ class TritonPythonModel:
         slots, profile, num_ads, exclude = (
             array(pb_utils, request, name) for name in ("slots", "profile_codes", "num_ads", "exclude")
         )
-        check_num_ads(
-            num_ads, self.limits
-        )  # again: whoever calls this model past the ensemble must not fill memory
+        # Again: whoever calls this model past the ensemble must not fill memory.
+        check_num_ads(num_ads, self.limits)
         return [
             SearchRequest(s, p, int(n[0]), e[e >= 0], cap)
             for s, p, n, e in zip(slots, profile, num_ads, exclude, strict=True)
