@@ -99,7 +99,7 @@ def main() -> None:
             print(
                 f"version {snapshot.version}, tokenizer {snapshot.tokenizer_id}, "
                 f"levels {snapshot.level_sizes}, "
-                f"{len(snapshot.ad_ids):,} ads known, {len(snapshot.leaf_ad_ids):,} active on "
+                f"{len(snapshot.ad_ids):,} ads known, {len(snapshot.leaf_ads):,} active on "
                 f"{snapshot.trie.leaves:,} SIDs"
             )
     except (BundleError, IndexStoreError, ValueError, OSError) as error:

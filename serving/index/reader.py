@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import lmdb
 import numpy as np
 
+from serving.index.keys import pack, run_starts, unpack
 from serving.index.layout import (
     ACTIVE,
     ADS,
@@ -34,22 +36,20 @@ class IndexSnapshot:
         tokenizer_id: tokenizer that made the SIDs.
         level_sizes: codebook size of each level.
         ad_ids: int64 [N] sorted.
-        ad_sids: int32 [N, T].
+        ad_keys: int64 [N] packed SID of each ad.
         trie: the live SIDs.
-        leaf_keys: int64 [M] live SIDs packed in mixed radix, sorted: leaf i of the trie is leaf_keys[i].
-        leaf_ad_ptr: int32 [M + 1] into `leaf_ad_ids`.
-        leaf_ad_ids: int64, active ads by leaf, ascending within a leaf.
+        leaf_ad_ptr: int32 [M + 1] into `leaf_ads`.
+        leaf_ads: int32, positions in `ad_ids` of the active ads by leaf, ascending within a leaf.
     """
 
     version: int
     tokenizer_id: str
     level_sizes: tuple[int, ...]
     ad_ids: np.ndarray
-    ad_sids: np.ndarray
+    ad_keys: np.ndarray
     trie: Trie
-    leaf_keys: np.ndarray
     leaf_ad_ptr: np.ndarray
-    leaf_ad_ids: np.ndarray
+    leaf_ads: np.ndarray
 
     @classmethod
     def build(
@@ -62,46 +62,54 @@ class IndexSnapshot:
         version: int = 0,
         tokenizer_id: str = "",
     ) -> IndexSnapshot:
-        """Build from arrays: ad_ids int64 [N] distinct, sids int32 [N, T], active bool [N].
+        """Build from arrays: ad_ids int64 [N] distinct, sids int [N, T], active bool [N].
+
+        `ad_ids` is kept, not copied, when it is sorted already.
 
         Raises:
-            ValueError: SIDs of these level sizes do not fit into 64 bits.
+            ValueError: SIDs of these level sizes do not fit into 64 bits, or a code is not of its level.
         """
-        if math.prod(level_sizes) >= 1 << 63:
-            raise ValueError(f"expected level sizes whose product is below 2**63, got {level_sizes}")
-        order = np.argsort(ad_ids)
-        ad_ids, sids, active = ad_ids[order], np.ascontiguousarray(sids[order], np.int32), active[order]
-        keys = pack(sids[active], level_sizes)
-        by_leaf = np.argsort(keys, kind="stable")  # stable: ads stay ascending within a leaf
-        leaf_keys, first = np.unique(keys[by_leaf], return_index=True)
-        live = np.flatnonzero(active)[by_leaf]
+        keys = pack(sids, level_sizes)
+        if (ad_ids[1:] < ad_ids[:-1]).any():
+            order = np.argsort(ad_ids)
+            ad_ids, keys, active = ad_ids[order], keys[order], active[order]
+        live_keys, ads = _sort_stable(keys[active], bound=math.prod(level_sizes))
+        first = run_starts(live_keys)  # [M]
         return cls(
             version,
             tokenizer_id,
             level_sizes,
             ad_ids,
-            sids,
-            Trie.from_sorted(sids[live[first]].reshape(len(first), sids.shape[1])),
-            leaf_keys,
-            np.append(first, len(live)).astype(np.int32),
-            ad_ids[live],
+            keys,
+            Trie.from_keys(live_keys[first], level_sizes),
+            np.append(first, len(ads)).astype(np.int32),
+            np.flatnonzero(active).astype(np.int32)[ads],
         )
+
+    @property
+    def leaf_ad_ids(self) -> np.ndarray:
+        """Active ads by leaf, int64, ascending within a leaf; gathered anew at each call."""
+        return self.ad_ids[self.leaf_ads]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all arrays, those that are shared counted once."""
+        trie = self.trie
+        tables = (t for t in trie.child_table if t is not None)
+        arrays = [self.ad_ids, self.ad_keys, self.leaf_ad_ptr, self.leaf_ads, trie.mask]
+        arrays += [*trie.padded_codes, *trie.child_ptr, *trie.leaf_ptr, *tables]
+        return sum(a.nbytes for a in {id(a): a for a in arrays}.values())
 
     def sids_of(self, ad_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """SIDs int32 [n, T] of ads int64 [n], and known bool [n] (rows of unknown ads are undefined)."""
         if not len(self.ad_ids):
             return np.zeros((len(ad_ids), len(self.level_sizes)), np.int32), np.zeros(len(ad_ids), bool)
         at = np.minimum(np.searchsorted(self.ad_ids, ad_ids), len(self.ad_ids) - 1)
-        return self.ad_sids[at], self.ad_ids[at] == ad_ids
+        return unpack(self.ad_keys[at], self.level_sizes), self.ad_ids[at] == ad_ids
 
     def leaves_of(self, sids: np.ndarray) -> np.ndarray:
         """Leaf of each SID, int64 [n]; -1 where the SID is not live or not a SID at all."""
-        valid = ((sids >= 0) & (sids < np.asarray(self.level_sizes))).all(axis=-1)
-        if not len(self.leaf_keys):
-            return np.full(len(sids), -1)
-        keys = pack(np.where(valid[:, None], sids, 0), self.level_sizes)
-        at = np.minimum(np.searchsorted(self.leaf_keys, keys), len(self.leaf_keys) - 1)
-        return np.where(valid & (self.leaf_keys[at] == keys), at, -1)
+        return self.trie.find(sids)
 
     def banned_leaves(self, ad_ids: np.ndarray) -> np.ndarray:
         """Leaves, sorted int64, all of whose active ads are in `ad_ids`: beams need not go there."""
@@ -115,12 +123,12 @@ class IndexSnapshot:
     def ads_of_leaves(self, leaves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Active ads of leaves [n] (-1: none): rows int64 [k] into `leaves`, ascending, and ads int64 [k]."""
         safe = np.maximum(leaves, 0)
-        if not len(self.leaf_keys):
+        if not self.trie.leaves:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         count = np.where(leaves >= 0, self.leaf_ad_ptr[safe + 1] - self.leaf_ad_ptr[safe], 0)
         rows = np.repeat(np.arange(len(leaves)), count)
         within = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
-        return rows, self.leaf_ad_ids[self.leaf_ad_ptr[safe][rows] + within]
+        return rows, self.ad_ids[self.leaf_ads[self.leaf_ad_ptr[safe][rows] + within]]
 
 
 class IndexReader:
@@ -174,32 +182,43 @@ class IndexReader:
         with self._environment.begin() as transaction:
             meta = self._meta(transaction)
             level_sizes = tuple(meta["level_sizes"])
+            row = np.dtype([("ad_id", ">i8"), *record_dtype(len(level_sizes)).descr])
             try:
                 database = self._environment.open_db(ADS, txn=transaction, create=False)
+                expected = transaction.stat(database)["entries"] * row.itemsize
+                rows = bytearray()
                 with transaction.cursor(db=database) as cursor:
-                    pairs = [(bytes(k), bytes(v)) for k, v in cursor]
+                    parts = chain.from_iterable(cursor)  # key, value, key, value ..
+                    while chunk := b"".join(islice(parts, 1 << 16)):  # one bytes object each: not all at once
+                        rows += chunk
             except lmdb.Error as error:
                 raise IndexStoreError(f"index {self.path}: corrupted `ads` table: {error}") from error
+        if len(rows) != expected:
+            raise IndexStoreError(
+                f"index {self.path}: corrupted `ads` records: expected {expected} bytes, got {len(rows)}"
+            )
+        records = np.frombuffer(rows, row)
         try:
-            ad_ids = np.frombuffer(b"".join(k for k, _ in pairs), ">i8").astype(np.int64)
-            records = np.frombuffer(b"".join(v for _, v in pairs), record_dtype(len(level_sizes)))
+            return IndexSnapshot.build(
+                records["ad_id"].astype(np.int64),
+                records["codes"],
+                active=records["status"] == ACTIVE,
+                level_sizes=level_sizes,
+                version=int(meta["sequence"]),
+                tokenizer_id=str(meta["tokenizer_id"]),
+            )
         except ValueError as error:
             raise IndexStoreError(f"index {self.path}: corrupted `ads` records: {error}") from error
-        if len(records) != len(ad_ids):
-            raise IndexStoreError(f"index {self.path}: expected {len(ad_ids)} records, got {len(records)}")
-        return IndexSnapshot.build(
-            ad_ids,
-            records["codes"],
-            active=records["status"] == ACTIVE,
-            level_sizes=level_sizes,
-            version=int(meta["sequence"]),
-            tokenizer_id=str(meta["tokenizer_id"]),
-        )
 
 
-def pack(sids: np.ndarray, level_sizes: tuple[int, ...]) -> np.ndarray:
-    """Mixed-radix int64 [n] of SIDs [n, T]; order of the numbers is lexicographic order of the SIDs."""
-    keys = np.zeros(len(sids), np.int64)
-    for level, size in enumerate(level_sizes):
-        keys = keys * size + sids[:, level]
-    return keys
+def _sort_stable(keys: np.ndarray, *, bound: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted keys [n], each in 0 .. bound - 1, and positions that sort them; equal keys keep their order."""
+    count = max(len(keys), 1)
+    if bound * count >= 1 << 63:
+        positions = np.argsort(keys, kind="stable")
+        return keys[positions], positions
+    # Numbers with the position in the low digits are sorted in a sixth of the time of argsort.
+    numbers = keys * count
+    numbers += np.arange(len(keys))
+    numbers.sort()
+    return np.divmod(numbers, count, out=(numbers, np.empty_like(numbers)))

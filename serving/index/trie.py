@@ -1,6 +1,7 @@
-"""The live semantic IDs as a trie in CSR arrays, for vectorised children look-ups.
+"""The live semantic IDs as a trie in CSR arrays, for vectorised look-ups.
 
-Letters: M distinct live SIDs (leaves), T levels, B requests, n beams, C children of the beam that has most.
+Letters: M distinct live SIDs (leaves), T levels, B requests, n beams, C children of the beam that has most,
+W children of the node that has most.
 """
 
 from __future__ import annotations
@@ -9,48 +10,86 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from serving.index.keys import pack, run_starts
+
+_FANOUT = 8  # parts that a step of `find` divides a node's children into; bisection takes more, smaller steps
+
 
 @dataclass(frozen=True)
 class Trie:
     """Prefix tree of SIDs; node ids of a level are positions in lexicographic order.
 
     Attributes:
-        codes: a level, int32 [nodes_t]: last code of each node.
+        padded_codes: a level, int32 [nodes_t + W_t]: last code of each node, then -1, so that W_t codes can
+            be read from any node on.
         child_ptr: a level, int32 [nodes_{t-1} + 1]: children of node i of the level above are nodes
             child_ptr[i] .. child_ptr[i + 1]. Level 0's parent is the root.
-        leaf_ptr: a level, int32 [nodes_t + 1]: leaves below node i are leaf_ptr[i] .. leaf_ptr[i + 1].
+        leaf_ptr: a level but the last, where each node is a leaf; int32 [nodes_t + 1]: leaves below node i
+            are leaf_ptr[i] .. leaf_ptr[i + 1]. Level T - 2 has child_ptr[T - 1] itself.
+        child_table: a level, int32 [nodes_{t-1} + 1, W_t]: codes of the children of node i, then -1; the last
+            row is all -1. None where it would take too much memory, and for level 0.
+        mask: int32 [2 W]: W times 0, W times -1.
     """
 
-    codes: tuple[np.ndarray, ...]
+    padded_codes: tuple[np.ndarray, ...]
     child_ptr: tuple[np.ndarray, ...]
     leaf_ptr: tuple[np.ndarray, ...]
+    child_table: tuple[np.ndarray | None, ...]
+    mask: np.ndarray
 
     @classmethod
     def from_sorted(cls, sids: np.ndarray) -> Trie:
         """Build from int32 [M, T] SIDs that are distinct and in lexicographic order."""
-        m, levels = sids.shape
-        codes, child_ptr, leaf_ptr = [], [], []
-        starts_above = np.zeros(min(m, 1), np.int64)  # the root begins at leaf 0
-        new = np.zeros(m, bool)
-        new[:1] = True
-        for t in range(levels):
-            new[1:] |= sids[1:, t] != sids[:-1, t]  # [M] does the prefix of t + 1 codes change here
-            starts = np.flatnonzero(new)
-            codes.append(np.ascontiguousarray(sids[starts, t], np.int32))
-            child_ptr.append(np.append(np.searchsorted(starts, starts_above), len(starts)).astype(np.int32))
-            leaf_ptr.append(np.append(starts, m).astype(np.int32))
-            starts_above = starts
-        return cls(tuple(codes), tuple(child_ptr), tuple(leaf_ptr))
+        level_sizes = tuple((sids.max(axis=0, initial=0).astype(np.int64) + 1).tolist())
+        return cls.from_keys(pack(sids, level_sizes), level_sizes)
+
+    @classmethod
+    def from_keys(cls, keys: np.ndarray, level_sizes: tuple[int, ...]) -> Trie:
+        """Build from packed SIDs, int64 [M], distinct and ascending."""
+        leaves, widest = len(keys), 0
+        padded_codes, child_ptr, child_table = [], [], []
+        for level in reversed(range(len(level_sizes))):
+            size = level_sizes[level]
+            prefixes = keys // size  # [nodes_t]
+            starts = run_starts(prefixes)  # [nodes_{t-1}]
+            ptr = np.append(starts, len(keys)).astype(np.int32)
+            count = np.diff(ptr)
+            width = int(count.max(initial=0))
+            padded = np.full(len(keys) + width, -1, np.int32)
+            padded[: len(keys)] = keys - prefixes * size
+            # With a table the level then takes at most 8 bytes a leaf, which one where no two leaves share a
+            # prefix takes without: 4 an entry and 8 (code, pointer) a node, and no more nodes than entries.
+            dense = level > 0 and 12 * len(count) * width <= 8 * leaves
+            padded_codes.append(padded)
+            child_ptr.append(ptr)
+            child_table.append(_table(padded[: len(keys)], count, width) if dense else None)
+            widest, keys = max(widest, width), prefixes[starts]
+        child_ptr.reverse()
+        leaf_ptr = child_ptr[-1:] if len(child_ptr) > 1 else []
+        for ptr in reversed(child_ptr[1:-1]):
+            leaf_ptr.insert(0, leaf_ptr[0][ptr])
+        return cls(
+            tuple(reversed(padded_codes)),
+            tuple(child_ptr),
+            tuple(leaf_ptr),
+            tuple(reversed(child_table)),
+            np.repeat(np.array([0, -1], np.int32), widest),
+        )
+
+    @property
+    def codes(self) -> tuple[np.ndarray, ...]:
+        """A level, int32 [nodes_t]: last code of each node."""
+        return tuple(c[: p[-1]] for c, p in zip(self.padded_codes, self.child_ptr, strict=True))
 
     @property
     def levels(self) -> int:
         """SID levels T."""
-        return len(self.codes)
+        return len(self.child_ptr)
 
     @property
     def leaves(self) -> int:
         """Distinct live SIDs M."""
-        return len(self.codes[-1])
+        return int(self.child_ptr[-1][-1])
 
     def children(self, level: int, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Children at `level` of beams standing on nodes of the level above.
@@ -63,24 +102,60 @@ class Trie:
             allowed int32 [B, n, C] codes, -1 where a beam has fewer than C children (C >= 1), and first int32
             [B, n], the node id of each beam's first child.
         """
-        ptr = self.child_ptr[level]
-        live = nodes >= 0
-        safe = np.where(live, nodes, 0)
+        ptr, table = self.child_ptr[level], self.child_table[level]
+        safe = np.maximum(nodes, 0)
         first = ptr[safe]
-        count = np.where(live, ptr[safe + 1] - first, 0)
+        count = np.where(nodes >= 0, ptr[safe + 1] - first, 0)
         width = max(int(count.max(initial=0)), 1)
-        offset = np.arange(width, dtype=np.int32)
-        valid = offset < count[..., None]  # [B, n, C]
-        index = np.where(valid, first[..., None] + offset, 0)
-        return np.where(valid, self.codes[level][index], np.int32(-1)), first.astype(np.int32)
+        if table is not None:
+            return table[:, :width][nodes], first  # padded beams take the last row
+        # Copies of rows: as index arithmetic and `where` on [B, n, C], it takes several times as long.
+        allowed = _windows(self.padded_codes[level], width)[first]  # [B, n, C], past the last child too
+        allowed |= _windows(self.mask, width)[len(self.mask) // 2 - count]  # -1 has all bits
+        return allowed, first
 
     def leaf_counts(self, level: int, nodes: np.ndarray) -> np.ndarray:
         """Live SIDs below nodes of `level`; 0 for padding (-1). Same shape as `nodes`."""
+        if level == self.levels - 1:
+            return (nodes >= 0).astype(np.int32)
         ptr = self.leaf_ptr[level]
-        safe = np.where(nodes >= 0, nodes, 0)
+        safe = np.maximum(nodes, 0)
         return np.where(nodes >= 0, ptr[safe + 1] - ptr[safe], 0)
 
     def sids(self, level: int, nodes: np.ndarray, *, parents: list[np.ndarray]) -> np.ndarray:
         """Codes int32 [B, n, level + 1] of beams at `level` from their nodes and those of their ancestors."""
-        columns = [self.codes[t][np.maximum(p, 0)] for t, p in enumerate([*parents, nodes])]
-        return np.stack(columns, axis=-1).astype(np.int32)
+        columns = [self.padded_codes[t][np.maximum(p, 0)] for t, p in enumerate([*parents, nodes])]
+        return np.stack(columns, axis=-1)
+
+    def find(self, sids: np.ndarray) -> np.ndarray:
+        """Leaf of each SID int [n, T], int64 [n]; -1 where the SID is not live or not a SID at all."""
+        if not self.leaves:
+            return np.full(len(sids), -1)
+        # From level to level the last child whose code is not above the wanted one. A node has at least one
+        # child, so a SID that is lost already goes on from a node that exists.
+        nodes = np.maximum(np.searchsorted(self.codes[0], sids[:, 0], side="right") - 1, 0).astype(np.int32)
+        found = self.padded_codes[0][nodes] == sids[:, 0]
+        for level in range(1, self.levels):
+            codes, ptr, wanted = self.padded_codes[level], self.child_ptr[level], sids[:, level]
+            low, high = ptr[nodes], ptr[nodes + 1] - 1  # [n]
+            width = int((high - low).max(initial=0)) + 1
+            while width > 1:
+                stride = -(-width // _FANOUT)
+                probes = low[:, None] + np.arange(stride, width, stride, dtype=np.int32)  # [n, < _FANOUT]
+                passed = (probes <= high[:, None]) & (codes[probes] <= wanted[:, None])
+                low = low + stride * passed.sum(axis=1, dtype=np.int32)
+                high, width = np.minimum(high, low + (stride - 1)), stride
+            found &= codes[low] == wanted
+            nodes = low
+        return np.where(found, nodes, -1).astype(np.int64)
+
+
+def _table(codes: np.ndarray, count: np.ndarray, width: int) -> np.ndarray:
+    table = np.full((len(count) + 1, width), -1, np.int32)
+    table[:-1][np.arange(width) < count[:, None]] = codes
+    return table
+
+
+def _windows(values: np.ndarray, width: int) -> np.ndarray:
+    """View int32 [len - width + 1, width] whose row i is values[i : i + width]."""
+    return np.ndarray((len(values) - width + 1, width), np.int32, values, strides=values.strides * 2)

@@ -14,8 +14,9 @@ import pytest
 
 import indexer.__main__ as command
 from indexer.store import AdRecord, IndexWriter
+from serving.index.keys import pack, unpack
 from serving.index.layout import ADS, META, IndexStoreError
-from serving.index.reader import IndexReader, IndexSnapshot, pack
+from serving.index.reader import IndexReader, IndexSnapshot
 
 SIZES = (4, 3, 5)
 
@@ -103,6 +104,29 @@ def test_banned_leaves_are_those_with_nothing_left(seed):
 def test_pack_keeps_the_order_of_sids():
     sids = np.array([[a, b, c] for a in range(4) for b in range(3) for c in range(5)])
     assert pack(sids, SIZES).tolist() == list(range(60))
+    assert unpack(np.arange(60), SIZES).tolist() == sids.tolist()
+
+
+@pytest.mark.parametrize("bad", [(0, 3, 0), (4, 0, 0), (0, 0, -1)])
+def test_codes_of_no_level_are_refused(bad):
+    """Packed, they would be another SID."""
+    sids = np.array([(3, 2, 4), bad, bad])
+    with pytest.raises(ValueError, match=r"SID 1: expected one code a level below \(4, 3, 5\), got \["):
+        IndexSnapshot.build(np.arange(3), sids, active=np.zeros(3, bool), level_sizes=SIZES)
+
+
+@pytest.mark.parametrize("sizes", [SIZES, (1 << 21, 1 << 21, 1 << 20)])  # 62 bits: no room to sort by number
+@pytest.mark.parametrize("ordered", [False, True])
+def test_ads_that_share_a_sid_are_ascending(sizes, ordered):
+    ad_ids, sids, active = random_catalogue(0, ads=190)
+    if ordered:
+        ad_ids = np.sort(ad_ids)
+    sids *= np.array(sizes, np.int32) // np.array(SIZES, np.int32)  # up to the largest codes of each level
+    live = as_sets(ad_ids, sids, active)
+    assert max(map(len, live.values())) > 3
+    snapshot = IndexSnapshot.build(ad_ids, sids, active=active, level_sizes=sizes)
+    assert snapshot.leaf_ad_ids.tolist() == [ad for sid in sorted(live) for ad in sorted(live[sid])]
+    assert snapshot.leaves_of(np.array(sorted(live))).tolist() == list(range(len(live)))
 
 
 def test_codebooks_too_large_to_pack_are_refused():
@@ -132,8 +156,8 @@ def in_other_process(path: Path, code: str) -> None:
 def same(a: IndexSnapshot, b: IndexSnapshot) -> bool:
     return (
         np.array_equal(a.ad_ids, b.ad_ids)
-        and np.array_equal(a.ad_sids, b.ad_sids)
-        and np.array_equal(a.leaf_keys, b.leaf_keys)
+        and np.array_equal(a.ad_keys, b.ad_keys)
+        and np.array_equal(a.leaf_ad_ptr, b.leaf_ad_ptr)
         and np.array_equal(a.leaf_ad_ids, b.leaf_ad_ids)
     )
 
@@ -148,6 +172,17 @@ def test_store_gives_back_what_was_built(tmp_path):
     reader.close()
     assert write_index(tmp_path, seed=1) == 2  # a second build replaces, it does not add
     assert same(IndexReader(tmp_path).snapshot, snapshot_of(1)[0])
+
+
+def test_more_ads_than_are_read_at_once(tmp_path):
+    random = np.random.default_rng(0)
+    ad_ids, sizes = random.permutation(70_000), (300, 200, 5)
+    sids = np.stack([random.integers(0, v, len(ad_ids)) for v in sizes], axis=1).astype(np.int32)
+    statuses = random.choice(["active", "paused", "deleted"], len(ad_ids))
+    with IndexWriter(tmp_path, level_sizes=sizes, tokenizer_id="tok") as writer:
+        writer.build(ad_ids, sids, statuses=statuses)
+    expected = IndexSnapshot.build(ad_ids, sids, active=statuses == "active", level_sizes=sizes)
+    assert same(IndexReader(tmp_path).snapshot, expected)
 
 
 def test_reverse_table_holds_exactly_the_active_ads(tmp_path):
@@ -332,6 +367,8 @@ def test_newer_format(tmp_path):
         (META, b"index", b'{"format": 1}'),
         (ADS, b"\0" * 8, b"short"),
         (ADS, b"short", b"\0" * 21),
+        (ADS, b"\0" * 8, b"\0" * 50),  # two records long
+        (ADS, b"\0" * 8, b"\0" * 9 + b"\x09" + b"\0" * 11),  # a code beyond its level
     ],
 )
 def test_corrupted_records(tmp_path, table, key, value):
@@ -385,5 +422,5 @@ def test_build_command_names_ads_without_a_sid(tmp_path):
     )
     assert command.build(**arguments) == 1
     snapshot = IndexReader(tmp_path / "index").snapshot
-    assert snapshot.ad_sids.tolist() == [[0, 1, 2], [3, 0, 0]]
+    assert snapshot.sids_of(np.array([1, 2]))[0].tolist() == [[0, 1, 2], [3, 0, 0]]
     assert snapshot.leaf_ad_ids.tolist() == [1]
