@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--user", type=int, help="user of the logs [the first one]")
     parser.add_argument("--num-ads", type=int, default=10)
     parser.add_argument("--exclude", type=int, nargs="*", default=[], metavar="AD")
+    parser.add_argument("--widths", help='beams a level, e.g. "32-64-128:32" (within the server\'s policy)')
     parser.add_argument("--width-cap", type=int, help="no level keeps more beams than this")
     arguments = parser.parse_args()
     try:
@@ -59,7 +60,7 @@ def main() -> None:
             arguments.url,
             tensors,
             protocol=arguments.protocol,
-            parameters={"width_cap": arguments.width_cap} if arguments.width_cap else None,
+            parameters={k: v for k in ("widths", "width_cap") if (v := getattr(arguments, k)) is not None},
         )
         elapsed = time.perf_counter() - began
     except InferenceServerException as error:

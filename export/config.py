@@ -10,16 +10,27 @@ class ServingConfig(BaseModel):
 
     Attributes:
         widths: width plan, beams after each SID level and, after the colon, beams that get a value.
+        max_widths: widest plan that a request may ask for; None for `widths`.
+        normalise: of each SID level, "codebook" or "live" (e.g. "codebook-codebook-live"): whether the
+            probabilities of a level add up to 1 over its whole codebook or over the live children of a beam.
+            None for "codebook" throughout.
         max_num_ads: most ads a request may ask for.
         max_exclude: most ads a request may exclude.
         max_batch_size: most requests in one batch.
+        scheduler_instances: beam schedulers side by side; with two, the prefix of one batch can run beside
+            the tails of another, where there are cores for it.
+        queue_delay_us: how long the scheduler's queue waits for a batch to fill.
         threads: CPU threads of each graph (cpu and onnxruntime targets).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     widths: str = "64-128-256:64"
+    max_widths: str | None = None
+    normalise: str | None = None
     max_num_ads: int = Field(200, ge=1)
     max_exclude: int = Field(1000, ge=0)
     max_batch_size: int = Field(16, ge=1)
+    scheduler_instances: int = Field(1, ge=1)
+    queue_delay_us: int = Field(0, ge=0)
     threads: int = Field(1, ge=1)

@@ -64,11 +64,11 @@ def _export_tail(model: Generator, level: int, path: Path) -> None:
     # Every earlier level has its own number of beams: distinct sizes keep the exporter from tying them
     # together.
     beams = [1, *(11 + j for j in range(2, level))]
-    past = [torch.zeros(batch, tail, 2, b, width) for b in beams]
+    past = [torch.zeros(batch, 2 * tail, b, width) for b in beams]
     parents = [torch.zeros(batch, n, dtype=torch.int32) for _ in range(2, level)]
     example = (
         torch.zeros(batch, model.levels + 1, width),
-        torch.zeros(batch, model.tail_kv_groups, 2, context, width),
+        torch.zeros(batch, model.tail_kv_groups, 2, config.heads, context, width // config.heads),
         torch.zeros(batch, context),
         past,
         parents,
@@ -84,7 +84,7 @@ def _export_tail(model: Generator, level: int, path: Path) -> None:
         {0: b},
         {0: b},
         {0: b},
-        [{0: b}, *({0: b, 3: Dim(f"beams_{j}", min=1, max=65536)} for j in range(2, level))],
+        [{0: b}, *({0: b, 2: Dim(f"beams_{j}", min=1, max=65536)} for j in range(2, level))],
         [{0: b, 1: dim_n} for _ in parents],
         {0: b, 1: dim_n},
         {0: b, 1: dim_n, 2: c},

@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2
 
 from export.config import ServingConfig
 from serving.adapter import HOME
+from serving.beam_search import parse_normalise
 from serving.bundle import CURRENT, Manifest, current_version, read_manifest, versions
 from serving.widths import WidthPlan
 
@@ -58,7 +59,7 @@ def render(
 
     Raises:
         BundleError: no bundle, or a corrupted one.
-        RenderError: a config cannot be rendered.
+        RenderError: a config cannot be rendered, or the target does not run a bundle's precision.
         ValueError: the width plan does not fit the model.
     """
     kept = versions(bundles)[-KEPT_VERSIONS:]
@@ -67,13 +68,25 @@ def render(
     if (bundles / CURRENT).exists():  # after a rollback the version that serves may be an older one
         kept = sorted({*kept, current_version(bundles)})
     manifests = [read_manifest(bundles / str(v)) for v in kept]
+    for manifest in manifests:
+        check_precision(manifest.precision, target, where=f"{bundles / str(manifest.version)}: ")
     newest = manifests[-1]
     plan = WidthPlan.parse(config.widths, levels=newest.levels)
+    widest = WidthPlan.parse(config.max_widths or config.widths, levels=newest.levels)
+    if widest.narrower(plan):
+        raise RenderError(f"serving.max_widths: expected at least serving.widths, {plan}, got {widest}")
+    normalise: tuple[str, ...] = ("codebook",) * newest.levels
+    if config.normalise is not None:
+        normalise = parse_normalise(config.normalise, levels=newest.levels)
     values = {
         "max_batch_size": config.max_batch_size,
+        "scheduler_instances": config.scheduler_instances,
+        "queue_delay_us": config.queue_delay_us,
         "max_num_ads": config.max_num_ads,
         "max_exclude": config.max_exclude,
         "widths": str(plan),
+        "max_widths": str(widest),
+        "normalise": "-".join(normalise),
         "profile_columns": len(newest.features.profile_sizes),
         "slots": newest.features.slots,
         "slot_columns": newest.features.columns,
@@ -120,6 +133,19 @@ def check_config(name: str, text: str) -> model_config_pb2.ModelConfig:
     if parsed.name != name:
         raise RenderError(f"{name}: expected a config of that name, got {parsed.name!r}")
     return parsed
+
+
+def check_precision(precision: str, target: Target, *, where: str = "") -> None:
+    """Refuse a precision that the engine of a target does not run.
+
+    Raises:
+        RenderError: says what to do instead.
+    """
+    if target == "tensorrt" and precision == "int8":
+        raise RenderError(
+            f"{where}precision int8 is for CPUs (ONNX Runtime quantizes activations at run time), TensorRT "
+            "does not run its graphs; use target cpu or onnxruntime, or export with --precision fp32"
+        )
 
 
 def _fill(template: str, values: dict) -> str:

@@ -89,6 +89,19 @@ def integer_parameter(request: Any, name: str) -> int | None:
     return int(value)
 
 
+def text_parameter(request: Any, name: str) -> str | None:
+    """A request parameter that must be a text; None when it is absent.
+
+    Raises:
+        RequestError: it is something else, or very long.
+    """
+    value = json.loads(request.parameters() or "{}").get(name)
+    if value is not None and (not isinstance(value, str) or len(value) > 200):
+        shown = value if not isinstance(value, str) else f"{len(value)} characters"
+        raise RequestError(f"parameter {name}: expected a text of at most 200 characters, got {shown!r}")
+    return value
+
+
 def pad_rows(rows: list[np.ndarray], *, fill: float) -> np.ndarray:
     """Stack rows [n_i, ...] to [b, max n, ...], filled up with `fill`."""
     width = max(map(len, rows))

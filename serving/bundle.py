@@ -51,6 +51,11 @@ class Manifest:
         """SID levels T."""
         return len(self.level_sizes)
 
+    @property
+    def precision(self) -> str:
+        """Precision of the graphs: "fp32", "int8"."""
+        return str(self.content.get("precision", "fp32"))
+
 
 def read_manifest(bundle: str | Path, *, verify: bool = True) -> Manifest:
     """Read a bundle's manifest.

@@ -11,6 +11,7 @@ import numpy as np
 
 from serving.features import BEHAVIORS, FeatureSpec, build_slots
 from serving.index.reader import IndexSnapshot
+from serving.widths import WidthPlan
 
 PADDING = -1  # an ad id that stands for nothing, so that rows of a batch can have one length
 
@@ -124,6 +125,18 @@ def check_num_ads(num_ads: np.ndarray, limits: RequestLimits) -> None:
         RequestError: out of range.
     """
     _check_range("num_ads", num_ads.ravel(), low=1, high=limits.max_num_ads, meaning="ads to return")
+
+
+def parse_widths(text: str, *, levels: int) -> WidthPlan:
+    """Request parameter `widths`.
+
+    Raises:
+        RequestError: it is no width plan.
+    """
+    try:
+        return WidthPlan.parse(text, levels=levels)
+    except ValueError as error:
+        raise RequestError(f"parameter widths: {error}") from error
 
 
 def check_exclude(exclude: np.ndarray, limits: RequestLimits) -> np.ndarray:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.beam_search import beam_search
+from serving.beam_search import Normalise, beam_search
 from serving.bundle import CURRENT, BundleError, Manifest, current_version, read_manifest
 from serving.executor import Executor
 from serving.index.reader import IndexReader, IndexSnapshot
@@ -34,6 +34,7 @@ class SearchRequest:
         profile: int32 [P].
         num_ads: ads wanted, within the policy.
         exclude: int64, ads that must not come back.
+        plan: widths, within the policy; None for the configured ones.
         width_cap: no level keeps more beams than this (num_ads still counts); None for the plan's own widths.
     """
 
@@ -41,6 +42,7 @@ class SearchRequest:
     profile: np.ndarray
     num_ads: int
     exclude: np.ndarray
+    plan: WidthPlan | None = None
     width_cap: int | None = None
 
 
@@ -143,6 +145,8 @@ class Scheduler:
         *,
         plan: WidthPlan,
         make_executor: Callable[[Manifest], Executor],
+        max_plan: WidthPlan | None = None,
+        normalise: tuple[Normalise, ...] | None = None,
     ) -> None:
         """Wire up.
 
@@ -151,8 +155,11 @@ class Scheduler:
             active: model version.
             plan: configured widths.
             make_executor: engine for one model version.
+            max_plan: policy: widest plan a request may ask for (default: the configured one).
+            normalise: of each level, see `beam_search`.
         """
-        self._reader, self._active, self._plan, self._make_executor = reader, active, plan, make_executor
+        self._reader, self._active, self._make_executor = reader, active, make_executor
+        self._plan, self._max_plan, self._normalise = plan, max_plan or plan, normalise
         self._executor = make_executor(active.manifest)
 
     def search(self, requests: list[SearchRequest]) -> list[SearchAnswer | Exception]:
@@ -176,7 +183,8 @@ class Scheduler:
         return answers
 
     def _plan_of(self, request: SearchRequest) -> WidthPlan:
-        return self._plan if request.width_cap is None else self._plan.capped(request.width_cap)
+        plan = self._plan if request.plan is None else request.plan.within(self._max_plan)
+        return plan if request.width_cap is None else plan.capped(request.width_cap)
 
     def _search_group(
         self, snapshot: IndexSnapshot, plan: WidthPlan, requests: list[SearchRequest]
@@ -197,6 +205,7 @@ class Scheduler:
             num_results=np.array([r.num_ads for r in requests]),
             value_table=manifest.value_table,
             banned=banned if any(map(len, banned)) else None,
+            normalise=self._normalise,
         )
         return [
             SearchAnswer(
@@ -206,7 +215,7 @@ class Scheduler:
                 manifest.version,
                 snapshot.version,
                 beams.widths,
-                plan != self._plan,
+                plan.narrower(self._plan),
             )
             for i in range(len(requests))
         ]

@@ -20,7 +20,7 @@ class WidthPlan:
     def __post_init__(self) -> None:
         """Reject widths that keep nothing."""
         if not self.sid or min(self.sid) < 1 or self.value < 1:
-            raise ValueError(f"width plan: expected widths and value >= 1, got {self}")
+            raise ValueError(f"expected widths and value >= 1, got {self}")
 
     @classmethod
     def parse(cls, text: str, *, levels: int) -> WidthPlan:
@@ -44,6 +44,16 @@ class WidthPlan:
     def capped(self, cap: int) -> WidthPlan:
         """The plan with no width above `cap`."""
         return WidthPlan(tuple(min(w, cap) for w in self.sid), min(self.value, cap))
+
+    def within(self, most: WidthPlan) -> WidthPlan:
+        """The plan with no width above that of `most` at the same level."""
+        return WidthPlan(
+            tuple(min(w, m) for w, m in zip(self.sid, most.sid, strict=True)), min(self.value, most.value)
+        )
+
+    def narrower(self, other: WidthPlan) -> bool:
+        """Whether any width is below that of `other`."""
+        return self.within(other) != other
 
     def __str__(self) -> str:
         """The form `parse` reads."""

@@ -257,6 +257,32 @@ def test_a_bad_width_cap_fails_its_own_request_only(graphs, load, cap):
     assert "width_cap: expected a whole number >= 1, got" in answers[1].error().message()
 
 
+def test_beam_scheduler_widths_of_a_request(graphs, load):
+    model = load("beam_scheduler")
+    plain, narrow = Request(searchable(1, num_ads=1)), json.dumps({"widths": "2-3-4:1"})
+    first, second = (r.arrays() for r in model.execute([plain, Request(searchable(1, num_ads=1), narrow)]))
+    assert second["beam_widths"].tolist() == [[2, 3, 4, 1]]
+    assert second["degraded"].tolist() == [[True]]
+    assert first["degraded"].tolist() == [[False]]
+    # The policy: no level gets more than max_widths, which here is the configured plan.
+    wide = json.dumps({"widths": "900-900-900:900"})
+    third = model.execute([Request(searchable(1, num_ads=1), wide)])[0].arrays()
+    np.testing.assert_array_equal(third["beam_widths"], first["beam_widths"])
+    assert third["degraded"].tolist() == [[False]]
+
+
+@pytest.mark.parametrize(
+    "widths", ["0-3-5:1", "2-3-5:0", "2-3", "2-3-5-7", "a-b-c", "", "2--3-5", "-1-3-5", 7, ["2"], "9" * 300]
+)
+def test_bad_widths_fail_their_own_request_only(graphs, load, widths):
+    model = load("beam_scheduler")
+    bad = Request(searchable(1), json.dumps({"widths": widths}))
+    answers = model.execute([Request(searchable(1)), bad])
+    assert [a.has_error() for a in answers] == [False, True]
+    assert answers[1].error().code() == TritonError.INVALID_ARG
+    assert "parameter widths: " in answers[1].error().message()
+
+
 def test_a_failing_engine_is_internal_and_passes(graphs, load):
     model = load("beam_scheduler")
     working = graphs.models["lazyar_tail_3"]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from serving.beam_search import beam_search, top_k
+from serving.beam_search import beam_search
 from serving.index.reader import IndexSnapshot
+from serving.selection import top_k
 from serving.widths import WidthPlan
 from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_requests, tiny_catalogue, tiny_model, tiny_snapshot
 from training.executor import TorchExecutor
@@ -32,9 +33,7 @@ def search(snapshot, *, plan=WIDE, num=10, count=4, banned=None, executor=None):
 def exhaustive(snapshot, row, *, count=4):
     """log p of every live SID for one request, by the unsplit model; and its expected value."""
     slots, profile = random_requests(count)
-    live = sorted(
-        {tuple(s) for s in snapshot.ad_sids[np.isin(snapshot.ad_ids, snapshot.leaf_ad_ids)].tolist()}
-    )
+    live = sorted({tuple(s) for s in snapshot.sids_of(snapshot.leaf_ad_ids)[0].tolist()})
     tokens = torch.tensor([live])
     with torch.no_grad():
         logits, _ = tiny_model()(
@@ -62,7 +61,7 @@ def test_narrow_beams_equal_a_plain_python_search():
     beams = search(snapshot, plan=plan, num=1)
     slots, profile = random_requests(4)
     model = tiny_model()
-    live = {tuple(s) for s in snapshot.ad_sids[np.isin(snapshot.ad_ids, snapshot.leaf_ad_ids)].tolist()}
+    live = {tuple(s) for s in snapshot.sids_of(snapshot.leaf_ad_ids)[0].tolist()}
     everything = torch.tensor([list(product(*map(range, LEVEL_SIZES)))])
     for row in range(4):
         with torch.no_grad():

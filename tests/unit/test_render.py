@@ -114,7 +114,14 @@ def test_ensemble_wires_tensors_that_exist_and_have_one_type(pipeline):
 
 
 def test_parameters_carry_the_settings(bundles, tmp_path):
-    config = ServingConfig(widths="3-5-7", max_num_ads=11, max_exclude=0, threads=3)
+    config = ServingConfig(
+        widths="3-5-7",
+        max_widths="6-5-9:9",
+        normalise="codebook-live-live",
+        max_num_ads=11,
+        max_exclude=0,
+        threads=3,
+    )
     rendered(bundles, tmp_path / "r", config=config)
     found = {
         k: v.string_value for name in MODELS for k, v in config_of(tmp_path / "r", name).parameters.items()
@@ -123,6 +130,8 @@ def test_parameters_carry_the_settings(bundles, tmp_path):
         "bundles": str(bundles.resolve()),
         "index": str((bundles.parent / "index").resolve()),
         "widths": "3-5-7:7",
+        "max_widths": "6-5-9:9",
+        "normalise": "codebook-live-live",
         "max_num_ads": "11",
         "max_exclude": "0",
         "threads": "3",
@@ -188,6 +197,29 @@ def test_widths_that_do_not_fit(bundles, tmp_path, widths):
     with pytest.raises(ValueError, match="width plan: expected .*got"):
         rendered(bundles, tmp_path / "r", config=ServingConfig(widths=widths))
     assert not (tmp_path / "r").exists()
+
+
+def test_policy_below_the_configured_widths(bundles, tmp_path):
+    with pytest.raises(RenderError, match=r"serving.max_widths: expected at least .*4-8-16:6, got 4-7-16:6"):
+        rendered(bundles, tmp_path / "r", config=ServingConfig(widths="4-8-16:6", max_widths="4-7-16:6"))
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "normalise", ["live", "codebook-live", "codebook-live-alive", "", "live-live-live-live"]
+)
+def test_normalise_that_does_not_fit(bundles, tmp_path, normalise):
+    with pytest.raises(ValueError, match="normalise: expected 3 of .*got"):
+        rendered(bundles, tmp_path / "r", config=ServingConfig(normalise=normalise))
+    assert not (tmp_path / "r").exists()
+
+
+def test_batching_settings(bundles, tmp_path):
+    rendered(bundles, tmp_path / "r", config=ServingConfig(scheduler_instances=2, queue_delay_us=500))
+    scheduler = config_of(tmp_path / "r", "beam_scheduler")
+    assert scheduler.instance_group[0].count == 2
+    assert scheduler.dynamic_batching.max_queue_delay_microseconds == 500
+    assert config_of(tmp_path / "r", "lazyar_prefix").instance_group[0].count == 1
 
 
 def test_no_bundle_or_a_corrupted_one(bundles, tmp_path):

@@ -65,7 +65,7 @@ def make(deployment, *, searches=None, loaded=lambda manifest: True, fail_batch=
 def requests(count, *, num_ads=5, caps=None, exclude=NONE):
     slots, profile = random_requests(count)
     return [
-        SearchRequest(slots[i], profile[i], num_ads, exclude, (caps or [None] * count)[i])
+        SearchRequest(slots[i], profile[i], num_ads, exclude, width_cap=(caps or [None] * count)[i])
         for i in range(count)
     ]
 

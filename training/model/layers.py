@@ -5,7 +5,6 @@ Letters: B requests, n beams (or targets), t levels, S context slots, d width, H
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,12 +26,15 @@ class ContextKeysValues(nn.Module):
         return self.key(context), self.value(context)
 
 
-class DecoderLayer(nn.Module):
-    """GR4AD's `Dec_l` (arXiv 2602.22732, LazyAR decoder).
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, n, d] to [B, H, n, e]."""
+    return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)
 
-    Two views of one layer: `forward` sees all levels at once (training, shared stage), `step` sees one new
-        level
-    and the keys and values of the levels before it (tails).
+
+class DecoderLayer(nn.Module):
+    """GR4AD's `Dec_l` (arXiv 2602.22732, LazyAR decoder), all levels at once: training and the shared stage.
+
+    `training.model.step.StepLayer` is the same layer for one new level, as the tails run it.
     """
 
     def __init__(self, width: int, heads: int, *, ffn_multiple: int, dropout: float = 0.0) -> None:
@@ -71,41 +73,10 @@ class DecoderLayer(nn.Module):
         h = h + self.dropout(self.out_self(attended.transpose(1, 2).reshape(batch, n * levels, width)))
         return self._feed_forward(h).reshape(batch, n, levels, width)
 
-    def step(
-        self, h: Tensor, context_kv: ContextKv, bias: Tensor, *, past: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """One new level for n beams.
-
-        Args:
-            h: [B, n, d].
-            context_kv: keys and values, [B, S, d] each.
-            bias: [B, S].
-            past: for each earlier level [B, 2, n, d], or [B, 2, 1, d] where all beams share it.
-
-        Returns:
-            h [B, n, d], and keys and values of this level [B, 2, n, d].
-        """
-        h = self._attend_context(h, context_kv, bias)
-        q, k, v = self.qkv_self(self.norm_self(h)).chunk(3, dim=-1)  # [B, n, d] each
-        new_kv = torch.stack([k, v], dim=1)
-        keys, values = zip(
-            *[(self._split(kv[:, 0]), self._split(kv[:, 1])) for kv in [*past, new_kv]], strict=True
-        )
-        q = self._split(q) * (q.shape[-1] // self.heads) ** -0.5
-        # At most T + 1 levels attend to each other: multiply and sum beats a batched matmul of that size.
-        scores = torch.stack([(q * key).sum(-1) for key in keys], dim=-1)  # [B, n, H, t]
-        weights = scores.softmax(-1)
-        attended = sum(weights[..., i, None] * value for i, value in enumerate(values))  # [B, n, H, e]
-        h = h + self.out_self(attended.flatten(2))
-        return self._feed_forward(h), new_kv
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, x.shape[-1] // self.heads))  # [B, n, H, e]
-
     def _attend_context(self, h: Tensor, context_kv: ContextKv, bias: Tensor) -> Tensor:
         # Beams lie on the sequence dimension, so all of them read one copy of the context's keys and values.
-        q = self._split(self.query_context(self.norm_context(h))).transpose(1, 2)  # [B, H, n, e]
-        k, v = (self._split(x).transpose(1, 2) for x in context_kv)  # [B, H, S, e]
+        q = split_heads(self.query_context(self.norm_context(h)), self.heads)  # [B, H, n, e]
+        k, v = (split_heads(x, self.heads) for x in context_kv)  # [B, H, S, e]
         attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, None, None, :])
         return h + self.dropout(self.out_context(attended.transpose(1, 2).flatten(2)))
 

@@ -1,16 +1,18 @@
 """The generator cut into the graphs that serve: one prefix a request, one tail a later level.
 
 Names and shapes of inputs and outputs are the contract in `serving.executor`. Letters: B requests, n beams,
-C children, t levels with the value, S context slots, d width, R = L - K tail layers, G sets of context keys
-and values (1 where the layers share one, else R).
+C children, t levels with the value, S context slots, d width, H heads, e = d / H, R = L - K tail layers,
+G sets of context keys and values (1 where the layers share one, else R).
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from training.model.gr4ad import Generator
+from training.model.step import StepLayer
 
 
 class PrefixGraph(nn.Module):
@@ -20,6 +22,7 @@ class PrefixGraph(nn.Module):
         """Wrap a model; weights are shared, not copied."""
         super().__init__()
         self.model = model
+        self.layers = nn.ModuleList(StepLayer(layer) for layer in model.tail_layers)
 
     def forward(self, slots: Tensor, profile: Tensor) -> tuple[Tensor, ...]:
         """See `serving.executor.prefix_outputs`.
@@ -29,21 +32,22 @@ class PrefixGraph(nn.Module):
             profile: int32 [B, P].
 
         Returns:
-            logprob [B, V_1], m [B, t, d], context_kv [B, G, 2, S, d], context_bias [B, S],
-            past_kv_1 [B, R, 2, 1, d].
+            logprob [B, V_1], m [B, t, d], context_kv [B, G, 2, H, S, e], context_bias [B, S],
+            past_kv_1 [B, 2 R, 1, d].
         """
         model = self.model
         context_kv, bias = model.encode(slots, profile)
         m = model.shared_stage(context_kv, bias)[:, 0]  # [B, t, d]
-        tail_kv = context_kv[model.shared :]
-        h = model.fuse(m[:, :1], model.bos)  # [B, 1, d]
+        groups = context_kv[model.shared :][: model.tail_kv_groups]
+        heads = model.config.heads
+        stacked = torch.stack([torch.stack(kv, dim=1) for kv in groups], dim=1)  # [B, G, 2, S, d]
+        stacked = stacked.unflatten(-1, (heads, -1)).transpose(3, 4)  # [B, G, 2, H, S, e]
+        h = model.fuse(m[:, 0], model.bos[:, 0])  # [B, d]
         past = []
-        for layer, kv in zip(model.tail_layers, tail_kv, strict=True):
-            h, new = layer.step(h, kv, bias, past=[])
-            past.append(new)
-        logprob = model.logits(h[:, 0], 1).log_softmax(-1)
-        stacked = torch.stack([torch.stack(kv, dim=1) for kv in tail_kv[: model.tail_kv_groups]], dim=1)
-        return logprob, m, stacked, bias, torch.stack(past, dim=1)
+        for i, layer in enumerate(self.layers):
+            h, key, value = layer(h, stacked[:, min(i, model.tail_kv_groups - 1)], bias, past=[])
+            past += [key, value]
+        return model.logits(h, 1).log_softmax(-1), m, stacked, bias, torch.stack(past, dim=1)
 
 
 class TailGraph(nn.Module):
@@ -53,6 +57,16 @@ class TailGraph(nn.Module):
         """Wrap a model for `level` = 2 .. T + 1 (T + 1 is the value level)."""
         super().__init__()
         self.model, self.level = model, level
+        self.layers = nn.ModuleList(StepLayer(layer) for layer in model.tail_layers)
+        # Half of Fuse sees nothing but the token: one row a code, worked out now, instead of two matrix
+        # products a beam.
+        fuse, width = model.fuse, model.config.width
+        with torch.no_grad():
+            codes = model.codes.table(level - 1).weight[1:]  # [V, d]
+            self.gate = nn.Parameter(fuse.gate(codes), requires_grad=False)
+            mixed = codes @ fuse.mix.weight[:, width:].T + fuse.mix.bias
+            self.token = nn.Parameter(mixed, requires_grad=False)
+            self.mix = nn.Parameter(fuse.mix.weight[:, :width].T.contiguous(), requires_grad=False)
 
     def forward(
         self,
@@ -68,32 +82,37 @@ class TailGraph(nn.Module):
 
         Args:
             m: [B, t, d].
-            context_kv: [B, G, 2, S, d].
+            context_kv: [B, G, 2, H, S, e].
             context_bias: [B, S].
-            past_kv: for j = 1 .. level - 1, [B, R, 2, n_j, d]; n_1 = 1.
+            past_kv: for j = 1 .. level - 1, [B, 2 R, n_j, d], keys and values of each tail layer in turn;
+                n_1 = 1.
             parents: for j = 2 .. level - 1, int32 [B, n], beam of level j.
             token: int32 [B, n], code chosen at level - 1.
             allowed: int32 [B, n, C], -1 = padding.
 
         Returns:
-            logprob [B, n, C] and past_kv of this level [B, R, 2, n, d].
+            logprob [B, n, C] and past_kv of this level [B, 2 R, n, d].
         """
         model = self.model
-        embedded = model.codes.table(self.level - 1)(token + 1)  # [B, n, d]
-        h = model.fuse(m[:, self.level - 1 : self.level], embedded)
-        past = [
-            past_kv[0],
-            *(self._gather(kv, parent) for kv, parent in zip(past_kv[1:], parents, strict=True)),
-        ]
+        width = model.config.width
+        batch, n = token.shape
+        gated = m[:, self.level - 1 : self.level] * embedding(token, self.gate)  # [B, n, d]
+        h = gated.reshape(-1, width) @ self.mix + embedding(token, self.token).reshape(-1, width)  # [B n, d]
+        past = [past_kv[0], *(_rows(kv, p) for kv, p in zip(past_kv[1:], parents, strict=True))]
+        parts = [kv.unbind(1) for kv in past]  # [B, n, d] each
         new = []
-        for i, layer in enumerate(model.tail_layers):
-            group = context_kv[:, min(i, model.tail_kv_groups - 1)]  # [B, 2, S, d]
-            h, kv = layer.step(h, (group[:, 0], group[:, 1]), context_bias, past=[p[:, i] for p in past])
-            new.append(kv)
-        logprob = model.logits(h, self.level).log_softmax(-1)  # [B, n, V]
+        for i, layer in enumerate(self.layers):
+            group = context_kv[:, min(i, model.tail_kv_groups - 1)]  # [B, 2, H, S, e]
+            earlier = [(p[2 * i], p[2 * i + 1]) for p in parts]
+            h, key, value = layer(h, group, context_bias, past=earlier)
+            new += [key, value]
+        logprob = model.logits(h, self.level).log_softmax(-1).reshape(batch, n, -1)  # [B, n, V]
         return logprob.gather(2, allowed.clamp(min=0).long()), torch.stack(new, dim=1)
 
-    @staticmethod
-    def _gather(kv: Tensor, parent: Tensor) -> Tensor:
-        index = parent.long()[:, None, None, :, None].expand(-1, kv.shape[1], 2, -1, kv.shape[-1])
-        return kv.gather(3, index)  # [B, R, 2, n_j, d] -> [B, R, 2, n, d]
+
+def _rows(kv: Tensor, parent: Tensor) -> Tensor:
+    """Keys and values of the beams' ancestors: [B, 2 R, n_j, d] and int32 [B, n] to [B, 2 R, n, d]."""
+    batch, parts, count, width = kv.shape
+    # Whole rows of one table: ONNX Runtime copies those at memory speed.
+    first = torch.arange(batch * parts, dtype=parent.dtype).reshape(batch, parts, 1) * count
+    return embedding(first + parent[:, None, :], kv.reshape(batch * parts * count, width))

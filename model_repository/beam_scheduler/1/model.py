@@ -12,10 +12,20 @@ sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.adapter import answer, array, integer_parameter, pad_rows, parameters, refuse, resolve_path
+from serving.adapter import (
+    answer,
+    array,
+    integer_parameter,
+    pad_rows,
+    parameters,
+    refuse,
+    resolve_path,
+    text_parameter,
+)
+from serving.beam_search import parse_normalise
 from serving.bls import BlsExecutor
 from serving.index.reader import IndexReader
-from serving.request import RequestLimits, check_num_ads
+from serving.request import RequestLimits, check_num_ads, parse_widths
 from serving.scheduler import ActiveModel, Scheduler, SearchRequest
 from serving.widths import WidthPlan
 
@@ -32,9 +42,16 @@ class TritonPythonModel:
             tokenizer_id=reader.snapshot.tokenizer_id,
             is_loaded=self.is_loaded,
         )
-        plan = WidthPlan.parse(config["widths"], levels=active.manifest.levels)
+        self.levels = active.manifest.levels
         self.limits = RequestLimits(max_num_ads=int(config["max_num_ads"]))
-        self.scheduler = Scheduler(reader, active, plan=plan, make_executor=self.make_executor)
+        self.scheduler = Scheduler(
+            reader,
+            active,
+            plan=WidthPlan.parse(config["widths"], levels=self.levels),
+            max_plan=WidthPlan.parse(config["max_widths"], levels=self.levels),
+            normalise=parse_normalise(config["normalise"], levels=self.levels),
+            make_executor=self.make_executor,
+        )
 
     @staticmethod
     def is_loaded(manifest):
@@ -70,14 +87,15 @@ class TritonPythonModel:
 
     def rows(self, request):
         """Searches of one request: slots [b, S, T + 3], profile [b, P], num_ads [b, 1], exclude [b, E]."""
-        cap = integer_parameter(request, "width_cap")
+        cap, widths = integer_parameter(request, "width_cap"), text_parameter(request, "widths")
+        plan = None if widths is None else parse_widths(widths, levels=self.levels)
         slots, profile, num_ads, exclude = (
             array(pb_utils, request, name) for name in ("slots", "profile_codes", "num_ads", "exclude")
         )
         # Again: whoever calls this model past the ensemble must not fill memory.
         check_num_ads(num_ads, self.limits)
         return [
-            SearchRequest(s, p, int(n[0]), e[e >= 0], cap)
+            SearchRequest(s, p, int(n[0]), e[e >= 0], plan, cap)
             for s, p, n, e in zip(slots, profile, num_ads, exclude, strict=True)
         ]
 

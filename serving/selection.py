@@ -1,0 +1,45 @@
+"""Exact choice of the best candidates without sorting all of them (top-k pre-cut).
+
+Letters: B requests, m candidates, k kept.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_MAXIMA_PER_KEPT = 4
+
+
+def top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Positions of the k largest of each row, largest first, equals by position; -1 stands for -inf.
+
+    The row is cut before anything is sorted: with the candidates in groups, the k-th largest of the groups'
+    maxima is a lower bound of the k-th largest candidate, because k candidates reach it. What lies below it
+    cannot be among the k best, so only the rest (about k of them) is sorted.
+
+    Args:
+        scores: float [B, m], no NaN.
+        k: how many, at least 1.
+
+    Returns:
+        int64 [B, min(k, m)].
+    """
+    count = scores.shape[1]
+    k = min(k, count)
+    out = np.full((len(scores), k), -1, np.int64)
+    bound = _lower_bound(scores, k)
+    for row, (values, least) in enumerate(zip(scores, bound, strict=True)):
+        left = np.flatnonzero((values >= least) & (values > -np.inf))
+        best = left[np.argsort(-values[left], kind="stable")[:k]]
+        out[row, : len(best)] = best
+    return out
+
+
+def _lower_bound(scores: np.ndarray, k: int) -> np.ndarray:
+    """For each row a value that at least k candidates reach, [B]."""
+    batch, count = scores.shape
+    groups = count // max(count // (_MAXIMA_PER_KEPT * k), 1)  # at least k of them
+    size = count // groups
+    # Strided groups: the maximum runs along rows of `groups` numbers, which is what NumPy does fast.
+    maxima = scores[:, : size * groups].reshape(batch, size, groups).max(axis=1) if size > 1 else scores
+    return np.partition(maxima, maxima.shape[1] - k, axis=1)[:, maxima.shape[1] - k]
