@@ -15,7 +15,7 @@ import numpy as np
 
 from serving.features import FeatureSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # goes up when tensors of the graphs change their names or shapes
 MANIFEST = "manifest.json"
 CURRENT = "CURRENT"
 
@@ -76,10 +76,10 @@ def read_manifest(bundle: str | Path, *, verify: bool = True) -> Manifest:
     try:
         content = json.loads(path.read_text())
         found = content["format_version"]
-        if not isinstance(found, int) or found > FORMAT_VERSION:
+        if type(found) is not int or found != FORMAT_VERSION:
             raise BundleError(
-                f"bundle {bundle}: expected format_version <= {FORMAT_VERSION}, got {found}; "
-                "it was made by a newer release"
+                f"bundle {bundle}: expected format_version {FORMAT_VERSION}, got {found!r}; "
+                "another release made it: export the model again with this one"
             )
         manifest = Manifest(
             int(content["model_version"]),

@@ -76,8 +76,9 @@ def test_one_changed_bit(bundles, name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "expected format_version <= 1, got 2"),
-        ({"format_version": "1"}, "expected format_version <= 1, got 1"),
+        ({"format_version": 1}, "expected format_version 2, got 1; another release made it"),
+        ({"format_version": 3}, "expected format_version 2, got 3"),
+        ({"format_version": "2"}, "expected format_version 2, got '2'"),
         ({"model_version": 7}, "expected model_version 1, got 7"),
         ({"model_version": "x"}, "manifest.json is not readable: ValueError"),
         ({"tokenizer_id": None}, "manifest.json is not readable: KeyError: 'tokenizer_id'"),
