@@ -11,16 +11,123 @@ import torch
 
 from export.bundle import point_current, write_bundle
 from export.config import ServingConfig
+from export.gate import Gate, GateError, summary
+from export.gate_requests import held_out_requests, random_requests
 from export.parity import ParityError
-from export.render import SOURCE, TARGETS, RenderError, render
+from export.precision_config import PRECISIONS, Precision, PrecisionConfig
+from export.quantize import QuantizeError
+from export.render import SOURCE, TARGETS, RenderError, check_precision, render
 from export.seeded import seeded_checkpoint
+from serving.beam_search import parse_normalise
 from serving.bundle import BundleError, read_manifest
-from training.checkpoint import CheckpointError, load_checkpoint
+from serving.widths import WidthPlan
+from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError, load_section
 
 
 def main() -> None:
     """Command line."""
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.render_only and arguments.precision:
+        parser.error("--precision is of a new export, --render-only makes none")
+    bundles, overrides = arguments.run / "bundles", tuple(arguments.overrides)
+    try:
+        if arguments.activate is not None:
+            read_manifest(bundles / str(arguments.activate))
+            point_current(bundles, arguments.activate)
+            print(f"{bundles}/CURRENT -> {arguments.activate}")
+            return
+        config = load_section(arguments.config, "serving", ServingConfig, overrides=overrides)
+        if not arguments.render_only:
+            _export(arguments, config, overrides=overrides)
+        models = render(
+            bundles,
+            arguments.repository,
+            index=arguments.index or arguments.run / "index",
+            config=config,
+            target=arguments.target,
+        )
+    except (
+        BundleError,
+        CheckpointError,
+        ConfigError,
+        GateError,
+        ParityError,
+        QuantizeError,
+        RenderError,
+        ValueError,
+        OSError,
+    ) as error:
+        raise SystemExit(f"error: {error}") from error
+    print(f"{arguments.repository}: {', '.join(models)} (target {arguments.target})")
+
+
+def _export(arguments: argparse.Namespace, serving: ServingConfig, *, overrides: tuple[str, ...]) -> None:
+    """Write the next bundle."""
+    config = load_section(arguments.config, "precision", PrecisionConfig, overrides=overrides)
+    precision: Precision = arguments.precision or config.precision
+    check_precision(precision, arguments.target)
+    checkpoint = (
+        seeded_checkpoint(arguments.config, overrides=overrides)
+        if arguments.seeded_weights
+        else load_checkpoint(arguments.run / "model" / "checkpoint")
+    )
+    torch.set_num_threads(int(checkpoint.training["threads"]))
+    evaluation = arguments.run / "model" / "evaluation.json"
+    quality = json.loads(evaluation.read_text()) if evaluation.is_file() else {}
+    gate = None
+    if precision != "fp32":
+        _say("random requests" if arguments.seeded_weights else "reading validation requests")
+        gate = _gate(arguments, checkpoint, config=config, serving=serving, overrides=overrides)
+    _say("exporting prefix and tails to ONNX")
+    bundle = write_bundle(
+        checkpoint,
+        arguments.run / "bundles",
+        quality=quality,
+        tokenizer=None if arguments.seeded_weights else arguments.run / "tokenizer",
+        precision=precision,
+        gate=gate,
+    )
+    content = read_manifest(bundle).content
+    print(
+        f"bundle {bundle}: {len(content['graphs'])} graphs, {precision}, parity of FP32 with PyTorch within "
+        f"{content['parity_max_error']:.1e}, {content['export_seconds']} s"
+    )
+    if gate:
+        print(summary(content["quality_precision"], precision=precision))
+
+
+def _gate(
+    arguments: argparse.Namespace,
+    checkpoint: Checkpoint,
+    *,
+    config: PrecisionConfig,
+    serving: ServingConfig,
+    overrides: tuple[str, ...],
+) -> Gate:
+    levels = len(checkpoint.spec.level_sizes)
+    requests = (
+        random_requests(checkpoint, config=config)
+        if arguments.seeded_weights
+        else held_out_requests(
+            arguments.run, checkpoint.spec, preset=arguments.config, config=config, overrides=overrides
+        )
+    )
+    return Gate(
+        requests,
+        config,
+        WidthPlan.parse(serving.widths, levels=levels),
+        parse_normalise(serving.normalise, levels=levels) if serving.normalise else None,
+        serving.threads,
+    )
+
+
+def _say(text: str) -> None:
+    print(f"{text} …", file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
     parser.add_argument("--config", required=True, help="preset, e.g. configs/demo.yaml")
     parser.add_argument("--run", required=True, type=Path, help="run folder with model/ and tokenizer/")
@@ -35,6 +142,13 @@ def main() -> None:
         help="cpu: Python backend with ONNX Runtime, for the server of the wheel; "
         "onnxruntime, tensorrt: Triton's own backends",
     )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the graphs (default: precision.precision of the preset, fp32 unless it says otherwise). "
+        "int8: for CPUs; compared with FP32 on validation requests of RUN/data, and published only if it "
+        "passes the thresholds of the preset's section `precision` (seeded weights: compared only)",
+    )
     parser.add_argument("--render-only", action="store_true", help="render for the bundles that are there")
     parser.add_argument(
         "--seeded-weights",
@@ -45,57 +159,7 @@ def main() -> None:
         "--activate", type=int, metavar="VERSION", help="serve an earlier version again; exports nothing"
     )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
-    arguments = parser.parse_args()
-    bundles = arguments.run / "bundles"
-    try:
-        if arguments.activate is not None:
-            read_manifest(bundles / str(arguments.activate))
-            point_current(bundles, arguments.activate)
-            print(f"{bundles}/CURRENT -> {arguments.activate}")
-            return
-        config = load_section(
-            arguments.config, "serving", ServingConfig, overrides=tuple(arguments.overrides)
-        )
-        if not arguments.render_only:
-            overrides = tuple(arguments.overrides)
-            checkpoint = (
-                seeded_checkpoint(arguments.config, overrides=overrides)
-                if arguments.seeded_weights
-                else load_checkpoint(arguments.run / "model" / "checkpoint")
-            )
-            torch.set_num_threads(int(checkpoint.training["threads"]))
-            evaluation = arguments.run / "model" / "evaluation.json"
-            quality = json.loads(evaluation.read_text()) if evaluation.is_file() else {}
-            print("exporting prefix and tails to ONNX …", file=sys.stderr, flush=True)
-            bundle = write_bundle(
-                checkpoint,
-                bundles,
-                quality=quality,
-                tokenizer=None if arguments.seeded_weights else arguments.run / "tokenizer",
-            )
-            content = read_manifest(bundle).content
-            print(
-                f"bundle {bundle}: {len(content['graphs'])} graphs, parity with PyTorch within "
-                f"{content['parity_max_error']:.1e}, {content['export_seconds']} s"
-            )
-        models = render(
-            bundles,
-            arguments.repository,
-            index=arguments.index or arguments.run / "index",
-            config=config,
-            target=arguments.target,
-        )
-    except (
-        BundleError,
-        CheckpointError,
-        ConfigError,
-        ParityError,
-        RenderError,
-        ValueError,
-        OSError,
-    ) as error:
-        raise SystemExit(f"error: {error}") from error
-    print(f"{arguments.repository}: {', '.join(models)} (target {arguments.target})")
+    return parser
 
 
 if __name__ == "__main__":

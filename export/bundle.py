@@ -11,8 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from export.gate import Gate
 from export.graphs import export_graphs
 from export.parity import check_parity
+from export.precision_config import Precision
+from export.quantize import quantize_int8
 from serving.bundle import CURRENT, FORMAT_VERSION, MANIFEST, sha256, versions
 from training.checkpoint import Checkpoint
 from training.tokenizer import Tokenizer
@@ -25,8 +28,10 @@ def write_bundle(
     tokenizer: Path | None,
     quality: dict[str, Any] | None = None,
     activate: bool = True,
+    precision: Precision = "fp32",
+    gate: Gate | None = None,
 ) -> Path:
-    """Export, check parity, describe, publish as the next version.
+    """Export, check parity, quantize, check quality, describe, publish as the next version.
 
     Nothing carries a version number before it is whole: the work is done in a folder beside and renamed.
 
@@ -36,22 +41,30 @@ def write_bundle(
         tokenizer: saved tokenizer, the indexer encodes new ads with it; None for a model without real SIDs.
         quality: figures to carry in the manifest.
         activate: point CURRENT at it.
+        precision: of the graphs; a bundle holds one.
+        gate: what a precision below FP32 must pass; None for FP32.
 
     Returns:
         Folder of the new version.
 
     Raises:
         ParityError: the graphs do not compute what the model computes; nothing is published.
-        ValueError: the tokenizer is not the one that the model was trained with.
+        GateError: the lower precision does not find what FP32 finds; nothing is published.
+        ValueError: the tokenizer is not the one that the model was trained with, or `gate` does not go with
+            `precision`.
     """
+    if (gate is None) != (precision == "fp32"):
+        raise ValueError(f"precision {precision}: expected a gate below fp32 and none for fp32")
     began = time.monotonic()
     bundles.mkdir(parents=True, exist_ok=True)
     work = bundles / ".new"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
-        export_graphs(checkpoint.model, work)
-        error = check_parity(checkpoint.model, work)
+        graphs = work / "fp32" if gate else work
+        graphs.mkdir(exist_ok=True)
+        export_graphs(checkpoint.model, graphs)
+        error = check_parity(checkpoint.model, graphs)
         if tokenizer is not None:
             found, wanted = Tokenizer.load(tokenizer).tokenizer_id, checkpoint.spec.tokenizer_id
             if found != wanted:
@@ -61,6 +74,12 @@ def write_bundle(
             shutil.copytree(
                 tokenizer, work / "tokenizer", ignore=shutil.ignore_patterns("sids.parquet", "*.partial")
             )
+        figures = None
+        if gate:
+            quantize_int8(graphs, work)
+            value_table = checkpoint.spec.value_buckets.means
+            figures = gate.run(graphs, work, precision=precision, value_table=value_table)
+            shutil.rmtree(graphs)
         version = max(versions(bundles), default=0) + 1
         spec = checkpoint.spec.to_json()
         files = sorted(p for p in work.rglob("*") if p.is_file())
@@ -69,9 +88,10 @@ def write_bundle(
             "model_version": version,
             "tokenizer_id": spec.pop("tokenizer_id"),
             **spec,
-            "precision": "fp32",
+            "precision": precision,
             "step": checkpoint.step,
-            "parity_max_error": error,
+            "parity_max_error": error,  # of the FP32 graphs, whatever they become
+            "quality_precision": figures,
             "config_hash": hashlib.sha256(
                 json.dumps([spec, checkpoint.training], sort_keys=True).encode()
             ).hexdigest()[:16],

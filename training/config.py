@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-SECTIONS = ("data", "tokenizer", "features", "model", "training", "evaluation", "serving")
+SECTIONS = ("data", "tokenizer", "features", "model", "training", "evaluation", "precision", "serving")
 
 Section = TypeVar("Section", bound=BaseModel)
 

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from export.config import ServingConfig
+from export.precision_config import PrecisionConfig
 from training.config import (
     SECTIONS,
     ConfigError,
@@ -25,6 +26,7 @@ CLASSES = {
     "model": ModelConfig,
     "training": TrainingConfig,
     "evaluation": EvaluationConfig,
+    "precision": PrecisionConfig,
     "serving": ServingConfig,
 }
 PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

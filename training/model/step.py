@@ -61,11 +61,11 @@ class StepLayer(nn.Module):
         levels = [*past, (k, v)]
         # At most T + 1 levels attend to each other: multiply and sum beats a batched matmul of that size, and
         # a softmax written out over t small tensors beats one over rows of t numbers.
-        scores = [self._by_head(q * key).sum(-1, keepdim=True) for key, _ in levels]  # [B, n, H, 1] each
-        top = scores[0]
-        for other in scores[1:]:
+        logits = [self._by_head(q * key).sum(-1, keepdim=True) for key, _ in levels]  # [B, n, H, 1] each
+        top = logits[0]
+        for other in logits[1:]:
             top = torch.maximum(top, other)
-        weights = [(s - top).exp() for s in scores]
+        weights = [(x - top).exp() for x in logits]
         total = sum(weights[1:], start=weights[0])
         mixed = [(w / total) * self._by_head(value) for w, (_, value) in zip(weights, levels, strict=True)]
         h = h + self.out_self(sum(mixed[1:], start=mixed[0]).reshape(-1, width))

@@ -1,0 +1,115 @@
+"""Requests that the precision gate searches with, and the catalogue that it searches.
+
+Letters: N requests, S slots, T SID levels, P profile columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from export.graphs import example_request
+from export.precision_config import PrecisionConfig
+from serving.index.reader import IndexSnapshot
+from training.checkpoint import Checkpoint, ModelSpec
+from training.config import TrainingConfig, load_section
+from training.data.config import DataConfig
+from training.data.prepare import load_prepared
+from training.dataset import RequestDataset, load_sids
+
+SEEDED_ADS = 100_000
+
+
+@dataclass(frozen=True)
+class GateRequests:
+    """Requests and catalogue.
+
+    Attributes:
+        slots: int32 [N, S, T + 3].
+        profile: int32 [N, P].
+        snapshot: the catalogue.
+        targets: of each request, distinct ads that it should find; None for random requests.
+    """
+
+    slots: np.ndarray
+    profile: np.ndarray
+    snapshot: IndexSnapshot
+    targets: list[np.ndarray] | None
+
+
+def held_out_requests(
+    run: Path,
+    spec: ModelSpec,
+    *,
+    preset: str | Path,
+    config: PrecisionConfig,
+    overrides: tuple[str, ...] = (),
+) -> GateRequests:
+    """Requests of the validation weeks against the whole catalogue.
+
+    The test weeks stay unseen: a figure that decides whether a model is published is no test of it.
+
+    Args:
+        run: run folder with `data/` and `tokenizer/`.
+        spec: the model's.
+        preset: preset, for its sections `data` and `training`.
+        config: how many requests, and the seed.
+        overrides: "section.key=value" strings for the preset.
+
+    Raises:
+        ValueError: data are missing, hold no validation request, or do not fit the model.
+    """
+    for file, command in (
+        (run / "data" / "stats.json", "make data"),
+        (run / "tokenizer" / "sids.parquet", "make tokenize"),
+    ):
+        if not file.is_file():
+            raise ValueError(
+                f"{file}: expected it, to compare the precision with FP32 on held-out requests, found "
+                f"none; run `{command}`, or export with --precision fp32"
+            )
+    data = load_section(preset, "data", DataConfig, overrides=overrides)
+    training = load_section(preset, "training", TrainingConfig, overrides=overrides)
+    dataset = RequestDataset(load_prepared(run / "data"), load_sids(run / "tokenizer"), spec=spec.features)
+    groups = dataset.groups(
+        "validation", target_behaviors=data.target_behaviors, min_history=training.min_history
+    )
+    if not len(groups):
+        raise ValueError(
+            f"{run / 'data'}: expected at least one validation request with {data.target_behaviors} after "
+            f"{training.min_history} events of history, found none; the precision cannot be checked"
+        )
+    rows = np.sort(np.random.default_rng(config.seed).permutation(len(groups))[: config.gate_requests])
+    slots, profile = dataset.context(groups, rows)
+    return GateRequests(
+        slots,
+        profile,
+        IndexSnapshot.build(
+            dataset.ad_ids,
+            dataset.ad_sids,
+            active=np.ones(len(dataset.ad_ids), bool),
+            level_sizes=spec.level_sizes,
+        ),
+        [np.unique(dataset.log.ad_ids[dataset.targets(groups, row)]) for row in rows],
+    )
+
+
+def random_requests(checkpoint: Checkpoint, *, config: PrecisionConfig) -> GateRequests:
+    """Random requests against a random catalogue, for a model with seeded weights."""
+    slots, profile = example_request(
+        checkpoint.model,
+        batch=config.gate_requests,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    random = np.random.default_rng(config.seed)
+    sids = np.stack([random.integers(0, v, SEEDED_ADS) for v in checkpoint.spec.level_sizes], axis=1)
+    snapshot = IndexSnapshot.build(
+        np.arange(SEEDED_ADS),
+        sids.astype(np.int32),
+        active=np.ones(SEEDED_ADS, bool),
+        level_sizes=checkpoint.spec.level_sizes,
+    )
+    return GateRequests(slots.numpy(), profile.numpy(), snapshot, None)

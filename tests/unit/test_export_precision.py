@@ -1,0 +1,204 @@
+"""`--precision`: where the gate's requests come from, what the command line refuses, what it hands over."""
+
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import export.__main__ as module
+from export.gate_requests import held_out_requests
+from export.precision_config import PrecisionConfig
+from export.render import TARGETS, RenderError, render
+from serving.features import build_slots
+from tests.pipeline import serving_config
+from tests.tiny_log import write_run
+from tests.unit.test_bundle import edit
+from training.checkpoint import save_checkpoint
+from training.config import TrainingConfig, load_section
+from training.evaluate import draw_requests
+from training.run import open_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Preset and run folder with data, tokenizer and an untrained checkpoint."""
+    torch.set_num_threads(1)
+    preset, folder = write_run(tmp_path_factory.mktemp("log"))
+    _, spec, training, _ = open_run(preset, folder)
+    torch.manual_seed(0)
+    save_checkpoint(folder / "model" / "checkpoint", model=spec.build(), spec=spec, training=training, step=1)
+    return preset, folder
+
+
+def drawn(run, **config):
+    dataset, spec, *_ = open_run(*run)
+    return dataset, held_out_requests(run[1], spec, preset=run[0], config=PrecisionConfig(**config))
+
+
+def export(monkeypatch, capsys, *words):
+    """Status or message of the command, what it printed, and what it would have published."""
+    handed = {}
+
+    def write_bundle(checkpoint, bundles, **options):
+        handed.update(options, checkpoint=checkpoint, bundles=bundles)
+        raise OSError("far enough")
+
+    monkeypatch.setattr(module, "write_bundle", write_bundle)
+    monkeypatch.setattr(sys, "argv", ["export", *map(str, words)])
+    with pytest.raises(SystemExit) as caught:
+        module.main()
+    return caught.value.code, capsys.readouterr().err, handed
+
+
+def test_requests_are_of_the_validation_weeks(run):
+    dataset, requests = drawn(run, gate_requests=1000)
+    groups = dataset.groups("validation", target_behaviors=("conversion",), min_history=3)
+    assert len(requests.slots) == len(requests.targets) == len(groups) > 20
+    split, log = dataset.split, dataset.log
+    assert groups.now.min() >= split.train_end
+    assert groups.now.max() < split.validation_end
+    for row in (0, 7, len(groups) - 1):  # history strictly before, all ads of the basket as targets
+        user, now = groups.user_row[row], groups.now[row]
+        events = np.arange(log.user_ptr[user], log.user_ptr[user + 1])
+        past = events[log.timestamp[events] < now][-dataset.spec.max_history :]
+        at = np.searchsorted(dataset.ad_ids, log.ad_ids[past])
+        slots = build_slots(
+            dataset.spec,
+            log.ad_ids[past],
+            sids=dataset.ad_sids[at],
+            behaviors=log.behavior[past],
+            timestamps=log.timestamp[past],
+            now=int(now),
+        ).slots
+        np.testing.assert_array_equal(requests.slots[row], slots)
+        here = events[(log.timestamp[events] == now) & np.isin(log.behavior[events], groups.target_codes)]
+        assert requests.targets[row].tolist() == sorted(set(log.ad_ids[here].tolist()))
+    assert requests.snapshot.ad_ids.tolist() == dataset.ad_ids.tolist()
+
+
+def test_no_test_request_is_seen(run):
+    dataset, requests = drawn(run, gate_requests=1000)
+    test = draw_requests(dataset, target_behaviors=("conversion",), min_history=3, count=1000, seed=0)
+    slots, _ = dataset.context(test.groups, test.rows)
+    seen = {s.tobytes() for s in requests.slots}
+    assert not any(s.tobytes() in seen for s in slots)
+
+
+def test_draw_is_seeded_and_of_the_size_asked_for(run):
+    (_, a), (_, b), (_, c) = (drawn(run, gate_requests=9, seed=s) for s in (0, 0, 1))
+    assert len(a.slots) == 9
+    np.testing.assert_array_equal(a.slots, b.slots)
+    assert (a.slots != c.slots).any()
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("data/stats.json", r"data/stats.json: expected it, .*found none; run `make data`, or .*fp32"),
+        ("tokenizer/sids.parquet", r"sids.parquet: expected it, .*run `make tokenize`, or .*fp32"),
+    ],
+)
+def test_missing_data_says_what_to_run(run, tmp_path, missing, message, monkeypatch, capsys):
+    folder = shutil.copytree(run[1], tmp_path / "run")
+    (folder / missing).unlink()
+    error, _, handed = export(monkeypatch, capsys, "--config", run[0], "--run", folder, "--precision", "int8")
+    assert not handed
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(error)
+
+
+def test_no_validation_request(run, monkeypatch, capsys):
+    words = ("--config", run[0], "--run", run[1], "--precision", "int8", "--set", "training.min_history=900")
+    error, _, handed = export(monkeypatch, capsys, *words)
+    assert not handed
+    assert "expected at least one validation request with ('conversion',) after 900 events" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "precision"),
+    [
+        ((), "fp32"),
+        (("--precision", "fp32"), "fp32"),
+        (("--precision", "int8"), "int8"),
+        (("--set", "precision.precision=int8"), "int8"),
+        (("--set", "precision.precision=int8", "--precision", "fp32"), "fp32"),
+    ],
+)
+def test_command_line_over_preset_over_fp32(run, monkeypatch, capsys, words, precision):
+    config = ("--set", "serving.widths=4-8-16:6", "--set", "precision.gate_requests=5")
+    live = ("--set", "serving.normalise=codebook-live-live", "--set", "precision.min_overlap50=0.7")
+    error, said, handed = export(
+        monkeypatch, capsys, "--config", run[0], "--run", run[1], *config, *live, *words
+    )
+    assert error == "error: far enough"
+    assert handed["precision"] == precision
+    gate = handed["gate"]
+    assert (gate is None) == (precision == "fp32")
+    assert ("reading validation requests" in said) == (precision == "int8")
+    if gate:  # as it will be served
+        assert (len(gate.requests.slots), str(gate.plan), gate.threads) == (5, "4-8-16:6", 1)
+        assert gate.normalise == ("codebook", "live", "live")
+        assert gate.config.min_overlap50 == 0.7
+
+
+def test_seeded_weights_need_no_data(tmp_path, run, monkeypatch, capsys):
+    _, said, handed = export(
+        monkeypatch,
+        capsys,
+        *("--config", run[0], "--run", tmp_path, "--precision", "int8", "--seeded-weights"),
+        *("--set", "precision.gate_requests=3", "--set", "tokenizer.codebook_sizes=[6, 5]"),
+    )
+    assert handed["gate"].requests.targets is None
+    assert len(handed["gate"].requests.slots) == 3
+    assert "random requests" in said
+
+
+@pytest.mark.parametrize("words", [("--precision", "int8"), ("--set", "precision.precision=int8")])
+def test_tensorrt_refuses_int8_before_any_work(run, monkeypatch, capsys, words):
+    monkeypatch.setattr(module, "load_checkpoint", lambda *_: pytest.fail("loaded"))
+    error, _, handed = export(
+        monkeypatch, capsys, "--config", run[0], "--run", run[1], "--target", "tensorrt", *words
+    )
+    assert error.startswith("error: precision int8 is for CPUs")
+    assert not handed
+
+
+def test_precision_without_an_export_is_a_mistake(run, monkeypatch, capsys):
+    status, said, _ = export(
+        monkeypatch, capsys, "--config", run[0], "--run", run[1], "--render-only", "--precision", "int8"
+    )
+    assert status == 2
+    assert "--render-only makes none" in said
+
+
+def test_unknown_precision_and_threshold(run, monkeypatch, capsys):
+    common = ("--config", run[0], "--run", run[1])
+    status, said, _ = export(monkeypatch, capsys, *common, "--precision", "int4")
+    assert (status, "choose from fp32, int8" in said.replace("'", "")) == (2, True)
+    error, *_ = export(monkeypatch, capsys, *common, "--set", "precision.min_overlap=0.5")
+    assert "unknown key 'min_overlap'; known: gate_batch_size" in error
+    error, *_ = export(monkeypatch, capsys, *common, "--set", "precision.min_overlap50=50")
+    assert "precision: min_overlap50: Input should be less than or equal to 1, got 50" in error
+    assert load_section(run[0], "training", TrainingConfig).min_history == 3  # the preset itself is fine
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_rendering_an_int8_bundle(pipeline, tmp_path, target):
+    bundles = shutil.copytree(pipeline.bundles, tmp_path / "bundles")
+    edit(bundles / "1", precision="int8")
+    for path in bundles.glob("*/*.onnx"):
+        path.with_suffix(".plan").write_bytes(b"engine")
+
+    def rendered():
+        return render(
+            bundles, tmp_path / "repository", index=tmp_path, config=serving_config(), target=target
+        )
+
+    if target == "tensorrt":
+        with pytest.raises(RenderError, match=r"bundles/1: precision int8 is for CPUs .*--precision fp32"):
+            rendered()
+        assert not (tmp_path / "repository").exists()
+    else:
+        assert "lazyar_prefix" in rendered()
