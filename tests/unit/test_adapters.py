@@ -1,5 +1,6 @@
 """The `model.py` adapters with a fake `triton_python_backend_utils`: tensors in, tensors out, errors."""
 
+import dataclasses
 import json
 import re
 
@@ -29,12 +30,13 @@ def load(pipeline, triton):
     """Adapters as rendered; each opens the index anew, which LMDB allows once a process."""
     opened = []
 
-    def open_adapter(name, version="1"):
+    def open_adapter(name, version="1", config=None):
         folder = pipeline.repository / name
-        model = load_model(folder / version / "model.py", triton, config=folder / "config.pbtxt")
+        model = load_model(folder / version / "model.py", triton, config=config or folder / "config.pbtxt")
         opened.append(model)
         return model
 
+    open_adapter.opened = opened
     yield open_adapter
     for model in opened:
         reader = getattr(model, "reader", None) or getattr(getattr(model, "scheduler", None), "_reader", None)
@@ -281,6 +283,29 @@ def test_bad_widths_fail_their_own_request_only(graphs, load, widths):
     assert [a.has_error() for a in answers] == [False, True]
     assert answers[1].error().code() == TritonError.INVALID_ARG
     assert "parameter widths: " in answers[1].error().message()
+
+
+def test_graphs_in_the_scheduler_give_the_same_answer(graphs, load, pipeline, triton, tmp_path):
+    """No graph is called as a model, and a version whose graphs cannot be opened is refused."""
+    expected = load("beam_scheduler").execute([Request(searchable(2))])[0].arrays()
+    text = (pipeline.repository / "beam_scheduler" / "config.pbtxt").read_text()
+    switched = 'key: "graph_calls" value { string_value: "in_process" }'
+    config = tmp_path / "config.pbtxt"
+    config.write_text(text.replace('key: "graph_calls" value { string_value: "bls" }', switched))
+    assert switched in config.read_text()
+    for model in list(load.opened):
+        model.scheduler._reader.close() if hasattr(model, "scheduler") else None
+        load.opened.remove(model)
+    graphs.calls.clear()
+    model = load("beam_scheduler", config=config)
+    found = model.execute([Request(searchable(2))])[0].arrays()
+    assert graphs.calls == []
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name])
+    manifest = model.scheduler._active.manifest
+    assert model.is_loaded(manifest)
+    broken = dataclasses.replace(manifest, version=99)
+    assert not model.is_loaded(broken)
 
 
 def test_a_failing_engine_is_internal_and_passes(graphs, load):

@@ -129,6 +129,7 @@ def test_parameters_carry_the_settings(bundles, tmp_path):
     assert found == {
         "bundles": str(bundles.resolve()),
         "index": str((bundles.parent / "index").resolve()),
+        "graph_calls": "bls",
         "widths": "3-5-7:7",
         "max_widths": "6-5-9:9",
         "normalise": "codebook-live-live",
@@ -212,6 +213,19 @@ def test_normalise_that_does_not_fit(bundles, tmp_path, normalise):
     with pytest.raises(ValueError, match="normalise: expected 3 of .*got"):
         rendered(bundles, tmp_path / "r", config=ServingConfig(normalise=normalise))
     assert not (tmp_path / "r").exists()
+
+
+def test_graphs_in_the_scheduler_need_no_models_of_their_own(bundles, tmp_path):
+    rendered(bundles, tmp_path / "r")
+    assert (tmp_path / "r" / "lazyar_prefix").is_dir()
+    rendered(bundles, tmp_path / "r", config=ServingConfig(graph_calls="in_process", threads=2))
+    assert not list((tmp_path / "r").glob("lazyar_*"))
+    found = config_of(tmp_path / "r", "beam_scheduler").parameters
+    assert (found["graph_calls"].string_value, found["threads"].string_value) == ("in_process", "2")
+    with pytest.raises(RenderError, match="graph_calls: expected bls for target onnxruntime, got in_process"):
+        rendered(
+            bundles, tmp_path / "s", config=ServingConfig(graph_calls="in_process"), target="onnxruntime"
+        )
 
 
 def test_batching_settings(bundles, tmp_path):

@@ -1,0 +1,283 @@
+"""Every part of the engine on and off in one run, beside what users would pick instead: `make bench`.
+
+Seeded weights in the shape of preset `bench` and a seeded catalogue. First a correctness gate, then
+interleaved timings in this process, then the same through a real Triton. Writes results.json, table.md and
+bench.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import catalogue, triton_load
+from benchmarks.bench_report import plot, table, write_markdown
+from benchmarks.cells import SIZES, Workload, comparator_cells, engine_cells
+from benchmarks.comparators.static import StaticConstraint, compare
+from benchmarks.demo_quality import int8_quality
+from benchmarks.engines import FullVocabulary, KvPerBeam, quantized, seeded_graphs
+from benchmarks.measure import best_gemm, interleave
+from benchmarks.report import stamp
+from benchmarks.roofline import request_flops
+from export.config import ServingConfig
+from export.seeded import seeded_checkpoint
+from serving.ort import OrtExecutor
+from serving.widths import WidthPlan
+from training.config import ConfigError, load_section
+from training.executor import TorchExecutor
+
+TARGETS = {
+    "lazyar_vs_k0": ">= 2.3",
+    "lazyar_vs_k0_triton": ">= 2.0",
+    "dbw": ">= 1.6",
+    "int8": ">= 1.4",
+    "int8_overlap50": ">= 0.9",
+    "hf_512": ">= 60",
+    "hf_128": ">= 18",
+    "ct2_512": ">= 5",
+    "ct2_512_int8": ">= 7",
+    "triton_vs_inprocess": ">= 0.85",
+    "host_share": "<= 0.10",
+    "latency_10m_vs_10k": "<= 1.25",
+    "reader_bytes_per_ad": "<= 40",
+    "gemm_share": ">= 0.6",
+    "invalid": "<= 0",
+    "short_answers": "<= 0",
+}
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+
+
+def make_graphs(
+    config: str, run: Path, *, shared: int, sweep: list[int], demo: Path
+) -> tuple[dict[str, Path], dict | None]:
+    """Graphs of every K, the INT8 ones of the preset's K, and what INT8 costs the demo; made side by side.
+
+    K = 0 and the preset's K come as bundles with index and repository, which Triton serves later.
+    """
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        served = {
+            k: pool.submit(triton_load.prepare_seeded, config, run, shared_layers=k) for k in (shared, 0)
+        }
+        others = [k for k in sweep if k not in served]
+        running = served | {k: pool.submit(seeded_graphs, config, run, shared_layers=k) for k in others}
+        quality = pool.submit(int8_quality, demo, run / "demo", config="configs/demo.yaml")
+        graphs = {}
+        for k in sorted(running):
+            graphs[f"k{k}"] = running[k].result()
+            say(f"graphs of K = {k} ready")
+        graphs["int8"] = quantized(graphs[f"k{shared}"])
+        return graphs, quality.result()
+
+
+def gate(work: Workload, graphs: dict[str, Path], *, threads: int) -> dict:
+    """Do all ways of searching find what the PyTorch model finds? Scores, and which SIDs.
+
+    Raises:
+        SystemExit: they do not; nothing is timed then.
+    """
+    levels, sizes = work.checkpoint.spec.features.levels, work.checkpoint.spec.level_sizes
+    rows = np.arange(4)
+    shipped = OrtExecutor(graphs[f"k{work.checkpoint.model.shared}"], levels=levels, threads=threads)
+    reference = work.search(TorchExecutor(work.checkpoint.model), rows)
+    report = {}
+    for name, executor in {
+        "onnx": shipped,
+        "kv_per_beam": KvPerBeam(shipped),
+        "full_vocabulary": FullVocabulary(shipped, sizes),
+    }.items():
+        beams = work.search(executor, rows)
+        real = (beams.leaves >= 0) & (reference.leaves >= 0)
+        apart = float(np.abs(beams.scores[real] - reference.scores[real]).max())
+        same = float(np.mean([(beams.leaves[r] == reference.leaves[r]).mean() for r in rows]))
+        shared = np.mean([np.isin(beams.leaves[r], reference.leaves[r]).mean() for r in rows])
+        invalid, short = work.check(beams)
+        figures = {"score_difference": apart, "same_place": same, "same_beams": float(shared)}
+        # Scores of neighbours differ by less than rounding now and then, so a few places may be swapped.
+        if apart > 1e-3 or shared < 0.99 or invalid or short:
+            raise SystemExit(
+                f"correctness gate: {name}: expected the beams of the PyTorch model (scores within 1e-3, "
+                f"99 % of the beams, 0 invalid, 0 short), got {figures}, {invalid} invalid, "
+                f"{short} short"
+            )
+        report[name] = figures
+    return report
+
+
+def ratios(rows: dict[str, dict]) -> dict[str, float | None]:
+    """The figures that the targets are about, from the rows; None where a cell is empty."""
+
+    def qps(name: str) -> float:
+        return rows[name]["qps"]["median"]
+
+    def latency(name: str) -> float:
+        return rows[name]["latency_ms"]["median"]
+
+    wanted = {
+        "lazyar_vs_k0": lambda: qps("default") / qps("k0"),
+        "dbw": lambda: qps("default") / qps("dbw_off"),
+        "value_top": lambda: qps("default") / qps("value_all"),
+        "shared_kv": lambda: qps("default") / qps("kv_per_beam"),
+        "children_only": lambda: qps("default") / qps("full_vocabulary"),
+        "live_levels": lambda: qps("live") / qps("default"),
+        "int8": lambda: qps("int8") / qps("default"),
+        "int8_live": lambda: qps("int8_live") / qps("default"),
+        "hf_512": lambda: latency("hf_512") / latency("ours"),
+        "hf_128": lambda: latency("hf_128") / latency("ours_128"),
+        "ct2_512": lambda: latency("ct2_512") / latency("ours"),
+        "ct2_512_int8": lambda: latency("ct2_512_int8") / latency("ours_int8"),
+        "ct2_512_live": lambda: latency("ct2_512") / latency("ours_live"),
+        "ct2_512_int8_live": lambda: latency("ct2_512_int8") / latency("ours_int8_live"),
+        "latency_10m_vs_10k": lambda: latency("ads_10 M") / latency("ads_10 k"),
+        "latency_10m_vs_10k_live": lambda: latency("live_10 M") / latency("live_10 k"),
+    }
+    found: dict[str, float | None] = {}
+    for name, ratio in wanted.items():
+        try:
+            found[name] = ratio()
+        except KeyError:  # an empty cell
+            found[name] = None
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="configs/bench.yaml")
+    parser.add_argument("--run", type=Path, default=Path("build/bench"))
+    parser.add_argument(
+        "--demo",
+        type=Path,
+        default=Path("build/demo"),
+        help="run with a trained model, for INT8 quality",
+    )
+    parser.add_argument("--threads", type=int, default=1, help="of every engine [1]")
+    parser.add_argument("--batch", type=int, default=4, help="requests of a batch where QPS is measured [4]")
+    parser.add_argument("--rounds", type=int, help="timed rounds (default 15, quick 4)")
+    parser.add_argument(
+        "--quick", action="store_true", help="the same keys from fewer rounds, in <= 5 minutes"
+    )
+    arguments = parser.parse_args()
+    quick, run = arguments.quick, arguments.run
+    rounds = arguments.rounds or (4 if quick else 15)
+    try:
+        serving = load_section(arguments.config, "serving", ServingConfig)
+        checkpoint = seeded_checkpoint(arguments.config)
+    except ConfigError as error:
+        raise SystemExit(f"error: {error}") from error
+    run.mkdir(parents=True, exist_ok=True)
+    layers, shared = checkpoint.spec.model.layers, checkpoint.model.shared
+    graphs, overlap = make_graphs(
+        arguments.config,
+        run,
+        shared=shared,
+        sweep=[] if quick else list(range(layers)),
+        demo=arguments.demo,
+    )
+    cores = sorted(os.sched_getaffinity(0))
+    # One engine thread has one core to itself; the rest of the machine is the client's, as through Triton.
+    os.sched_setaffinity(0, cores[: arguments.threads])
+    torch.set_num_threads(arguments.threads)
+    sizes = checkpoint.spec.level_sizes
+    snapshots, readers = {}, {}
+    for name, count in SIZES.items():
+        began = time.perf_counter()
+        snapshots[name] = catalogue.snapshot(count, sizes, seed=0)
+        readers[name] = {
+            "ads": count,
+            "bytes_per_ad": snapshots[name].nbytes / count,
+            "build_s": time.perf_counter() - began,
+        }
+        say(f"catalogue of {name} ads ready")
+    plan = WidthPlan.parse(serving.widths, levels=len(sizes))
+    work = Workload.seeded(checkpoint, plan, snapshots)
+    say("correctness gate")
+    gated = gate(work, graphs, threads=arguments.threads)
+
+    gemm = best_gemm()
+    cells, clock = engine_cells(work, graphs, batch=arguments.batch, threads=arguments.threads)
+    default = cells[0]
+    say(f"{len(cells)} engine rows, {rounds} rounds")
+    interleave(cells, rounds=rounds, requests=len(work.slots), between=gemm, progress=say)
+    began, clock.seconds = time.perf_counter(), 0.0
+    for first in range(0, 5 * arguments.batch, arguments.batch):
+        default.run(np.arange(first, first + arguments.batch) % len(work.slots))
+    host_share = 1 - clock.seconds / (time.perf_counter() - began)
+
+    rivals = comparator_cells(work, graphs, threads=arguments.threads, quick=quick)
+    say(f"{len(rivals)} comparator rows")
+    interleave(rivals, rounds=2 if quick else 9, requests=len(work.slots), progress=say)
+    rows = {cell.name: cell.row() for cell in [*cells, *rivals]}
+
+    say("children look-ups against dense + CSR masks, 1 M ads")
+    million = catalogue.seeded_sids(SIZES["1 M"], sizes, seed=0)
+    static = compare(
+        snapshots["1 M"].trie,
+        StaticConstraint(million, sizes),
+        level_sizes=sizes,
+        widths=plan.sid,
+        repeats=5 if quick else 30,
+        seed=0,
+    )
+    flops = request_flops(
+        checkpoint.spec.model, checkpoint.spec.features, sizes, len(checkpoint.spec.value_buckets.means), plan
+    )
+    achieved = sum(flops.values()) * rows["default"]["qps"]["median"] / 1e9
+    best = max(float(np.median(x)) for x in gemm.gflops.values())
+    del snapshots, million, work
+    os.sched_setaffinity(0, cores)
+
+    say("through Triton")
+    triton = triton_load.measure(arguments.config, run, shared_layers=shared, quick=quick, say=say)
+    found = ratios(rows) | {
+        "static_1m": float(np.median(static["static"]) / np.median(static["ours"])),
+        "lazyar_vs_k0_triton": triton["lazyar_vs_k0"],
+        "triton_vs_inprocess": triton["triton_vs_inprocess"],
+        "triton_inside_vs_inprocess": triton["triton_inside_vs_inprocess"],
+        "int8_overlap50": overlap["overlap"]["50"] if overlap else None,
+        "host_share": host_share,
+        "reader_bytes_per_ad": readers["10 M"]["bytes_per_ad"],
+        "gemm_share": achieved / best,
+        "invalid": sum(r["invalid"] for r in rows.values()) + triton["invalid"],
+        "short_answers": sum(r["short"] for r in rows.values()) + triton["short"],
+    }
+    results = {
+        **stamp(),
+        "command": "make bench" + (" QUICK=1" if quick else ""),
+        "quick": quick,
+        "threads": arguments.threads,
+        "rounds": rounds,
+        "widths": str(plan),
+        "gate": gated,
+        "rows": rows,
+        "triton": triton,
+        "readers": readers,
+        "static_1m_ms": {n: float(np.median(s) * 1e3) for n, s in static.items()},
+        "gflops": {"achieved": achieved, "best_gemm": best, "request_gflop": sum(flops.values()) / 1e9},
+        "int8_quality": overlap,
+        "ratios": found,
+        "targets": TARGETS,
+    }
+    (run / "results.json").write_text(json.dumps(results, indent=1))
+    write_markdown(results, run / "table.md")
+    plot(results, run / "bench.png")
+    print(table(results))
+    print(f"{run}/results.json, {run}/table.md, {run}/bench.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,539 @@
+"""The same requests through a real Triton and in this process, both on the same cores, at rising load.
+
+Closed loop: a client on other cores keeps `concurrency` requests outstanding and sends the next one when an
+answer is there. In process, the load is the batch size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import tritonclient.grpc
+import tritonclient.grpc.aio
+from threadpoolctl import threadpool_limits
+
+from benchmarks import catalogue
+from export.config import ServingConfig
+from export.render import render
+from indexer.store import IndexWriter
+from serving.bundle import read_manifest
+from serving.index.reader import IndexReader, IndexSnapshot
+from serving.launcher import ServerError, TritonServer
+from serving.ort import OrtExecutor
+from serving.request import request_features
+from serving.resolve import resolve
+from serving.scheduler import ActiveModel, Scheduler, SearchRequest
+from serving.server_files import ServerFiles
+from serving.widths import WidthPlan
+from training.config import load_section
+
+ROOT = Path(__file__).parents[1]
+LOADS = (1, 2, 4, 8)
+TOLERANCE = 1e-3  # of scores and values, between Triton and this process
+CHECKED = ("ad_ids", "scores", "expected_value", "sids")
+
+_TYPES = {np.dtype(np.int32): "INT32", np.dtype(np.int64): "INT64"}
+_MODEL_SOURCES = ("training/model/*.py", "export/graphs.py", "export/bundle.py", "export/seeded.py")
+_NO_ADS = np.zeros(0, np.int64)
+
+Tensors = dict[str, np.ndarray]
+
+
+def prepare(
+    run: Path,
+    *,
+    ads: int,
+    config: str = "configs/bench.yaml",
+    overrides: tuple[str, ...] = (),
+    rebuild: bool = False,
+) -> ServingConfig:
+    """Bundle with seeded weights, index of the seeded catalogue and rendered repository below `run`.
+
+    Bundle and index are made once for a state of the preset and of the model's sources.
+
+    Args:
+        run: folder to fill.
+        ads: size of the catalogue.
+        config: preset.
+        overrides: SECTION.KEY=VALUE on top of it.
+        rebuild: make all anew.
+
+    Returns:
+        The preset's serving settings.
+    """
+    serving = load_section(config, "serving", ServingConfig, overrides=overrides)
+    wanted, stamp = {"bundle": source_digest(config, overrides), "ads": ads}, run / "prepared.json"
+    found = json.loads(stamp.read_text()) if stamp.is_file() and not rebuild else {}
+    stamp.unlink(missing_ok=True)
+    if found.get("bundle") != wanted["bundle"]:
+        from export.bundle import write_bundle  # torch takes its seconds only where a model is built
+        from export.seeded import seeded_checkpoint
+
+        shutil.rmtree(run / "bundles", ignore_errors=True)
+        write_bundle(seeded_checkpoint(config, overrides=overrides), run / "bundles", tokenizer=None)
+    sizes = read_manifest(run / "bundles" / "1").level_sizes
+    if found != wanted:
+        shutil.rmtree(run / "index", ignore_errors=True)
+        with IndexWriter(run / "index", level_sizes=sizes, tokenizer_id=catalogue.TOKENIZER_ID) as writer:
+            sids = catalogue.seeded_sids(ads, sizes)
+            writer.build(np.arange(1, ads + 1), sids, statuses=np.full(ads, "active"))
+    stamp.write_text(json.dumps(wanted))
+    render_settings(run, serving)
+    return serving
+
+
+def source_digest(config: str, overrides: tuple[str, ...]) -> str:
+    """Of what shapes seeded graphs: the preset, what overrides it, and the code that makes them."""
+    digest = hashlib.sha256(Path(config).read_bytes())
+    digest.update(repr([o for o in overrides if not o.startswith("serving.")]).encode())
+    for source in sorted(p for pattern in _MODEL_SOURCES for p in ROOT.glob(pattern)):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def prepare_seeded(config: str, run: Path, *, shared_layers: int, ads: int = 100_000) -> Path:
+    """Prepare RUN/triton/k<K> for `measure`; returns the folder of its graphs."""
+    folder = run / "triton" / f"k{shared_layers}"
+    prepare(folder, ads=ads, config=config, overrides=(f"model.shared_layers={shared_layers}",))
+    return folder / "bundles" / "1"
+
+
+def render_settings(run: Path, serving: ServingConfig) -> None:
+    """Render the repository of a prepared run with other serving settings."""
+    shutil.rmtree(run / "repository", ignore_errors=True)
+    render(run / "bundles", run / "repository", index=run / "index", config=serving)
+
+
+class Server(TritonServer):
+    """A server whose processes, those of the Python models included, may use these cores only."""
+
+    def __init__(self, repository: Path, *, cores: Iterable[int], **options: Any) -> None:
+        """Describe; `with` starts it."""
+        super().__init__(repository, **options)
+        self._cores = set(cores)
+
+    def start(self) -> Server:
+        """Start it and see that every process keeps to its cores.
+
+        Raises:
+            ServerError: it did not start, or a process may run elsewhere.
+        """
+        super().start()
+        for name, process in self.processes().items():
+            if not set(process.cpu_affinity()) <= self._cores:
+                self.stop()
+                raise ServerError(f"{name}: expected cores {self._cores}, got {process.cpu_affinity()}")
+        return self
+
+    def __enter__(self) -> Server:
+        """Start it."""
+        return self.start()
+
+    def processes(self) -> dict[str, psutil.Process]:
+        """The server by the name "tritonserver", and the processes of Python models by the model's name."""
+        server = psutil.Process(self.pid)
+        found = {"tritonserver": server}
+        for number, stub in enumerate(server.children(recursive=True)):
+            name = Path(stub.cmdline()[1]).parents[1].name  # <model>/<version>/model.py
+            found[name if name not in found else f"{name} {number}"] = stub
+        return found
+
+    def cpu_seconds(self) -> Counter[str]:
+        """CPU time that each process has used so far."""
+        return Counter({name: sum(p.cpu_times()[:2]) for name, p in self.processes().items()})
+
+    def statistics(self) -> dict[str, Counter[str]]:
+        """Triton's own counts and nanoseconds so far, by model."""
+        client = tritonclient.grpc.InferenceServerClient(self.grpc_url)
+        try:
+            models = client.get_inference_statistics().model_stats
+        finally:
+            client.close()
+        return {
+            m.name: Counter(
+                requests=m.inference_stats.success.count,
+                executions=m.execution_count,
+                total=m.inference_stats.success.ns,
+                queue=m.inference_stats.queue.ns,
+                input=m.inference_stats.compute_input.ns,
+                infer=m.inference_stats.compute_infer.ns,
+                output=m.inference_stats.compute_output.ns,
+            )
+            for m in models
+        }
+
+    def _command(self, files: ServerFiles) -> list[str]:
+        cores = ",".join(map(str, sorted(self._cores)))
+        return ["taskset", "--cpu-list", cores, *super()._command(files)]
+
+
+@dataclass(frozen=True)
+class Burst:
+    """What a closed loop saw.
+
+    Attributes:
+        completed: requests answered; one that ran when the time was over counts by the share that had passed.
+        total: requests answered, those too.
+        seconds: from the first request on.
+        latencies: seconds of each request answered within the time.
+        failures: texts of the errors.
+        answers: first answer to each of the tensors that were sent, by their position.
+        client_share: of one core, what the client used.
+    """
+
+    completed: float
+    total: int
+    seconds: float
+    latencies: list[float]
+    failures: list[str]
+    answers: dict[int, Tensors]
+    client_share: float
+
+
+def burst(
+    url: str,
+    tensors: list[Tensors],
+    *,
+    concurrency: int,
+    seconds: float | None = None,
+    requests: int | None = None,
+    timeout_s: float = 30.0,
+) -> Burst:
+    """Send `tensors` in turn, `concurrency` at a time, for some seconds or a number of requests."""
+    if (seconds is None) == (requests is None):
+        raise ValueError(f"expected either seconds or requests, got {seconds} and {requests}")
+    return asyncio.run(_burst(url, tensors, concurrency, seconds, requests, timeout_s))
+
+
+async def _burst(
+    url: str,
+    tensors: list[Tensors],
+    concurrency: int,
+    seconds: float | None,
+    requests: int | None,
+    timeout_s: float,
+) -> Burst:
+    inputs = [_inputs(t) for t in tensors]
+    numbers = iter(range(requests)) if requests is not None else itertools.count()
+    spans: list[tuple[float, float]] = []
+    failures: list[str] = []
+    answers: dict[int, Tensors] = {}
+    async with tritonclient.grpc.aio.InferenceServerClient(url) as client:
+        await client.is_server_ready()  # so that the first request does not wait for the connection
+        cpu, start = time.process_time(), time.perf_counter()
+        end = float("inf") if seconds is None else start + seconds
+
+        async def loop() -> None:
+            for number in numbers:
+                began = time.perf_counter()
+                if began >= end:
+                    return
+                at = number % len(inputs)
+                try:
+                    result = await client.infer("gr4ad", inputs[at], client_timeout=timeout_s)
+                except Exception as error:  # whatever it is, it counts
+                    failures.append(f"{type(error).__name__}: {error}")
+                    continue
+                spans.append((began, time.perf_counter()))
+                if at not in answers:
+                    answers[at] = {name: result.as_numpy(name) for name in CHECKED}
+
+        await asyncio.gather(*(loop() for _ in range(concurrency)))
+        now = time.perf_counter()
+        share = (time.process_time() - cpu) / (now - start)
+    completed = sum(1.0 if done <= end else (end - began) / (done - began) for began, done in spans)
+    latencies = [done - began for began, done in spans if done <= end]
+    return Burst(completed, len(spans), min(end, now) - start, latencies, failures, answers, share)
+
+
+def _inputs(tensors: Tensors) -> list[tritonclient.grpc.InferInput]:
+    inputs = []
+    for name, values in tensors.items():
+        tensor = tritonclient.grpc.InferInput(name, list(values.shape), _TYPES[values.dtype])
+        tensor.set_data_from_numpy(values)
+        inputs.append(tensor)
+    return inputs
+
+
+class InProcess:
+    """The whole job without a server: features, search, ads, by the functions that the adapters call."""
+
+    def __init__(self, run: Path, serving: ServingConfig) -> None:
+        """Open bundle and index of a prepared run; LMDB allows that once a process."""
+        bundles = run / "bundles"
+        self.reader = IndexReader(run / "index")
+        tokenizer_id = self.reader.snapshot.tokenizer_id
+        active = ActiveModel(bundles, tokenizer_id=tokenizer_id, is_loaded=lambda manifest: True)
+        self.spec = active.manifest.features
+        self.scheduler = Scheduler(
+            self.reader,
+            active,
+            plan=WidthPlan.parse(serving.widths, levels=active.manifest.levels),
+            make_executor=lambda m: OrtExecutor(
+                bundles / str(m.version), levels=m.levels, threads=serving.threads
+            ),
+        )
+
+    def answer(self, batch: list[Tensors]) -> list[Tensors]:
+        """Answers of requests of one row each, searched together."""
+        snapshot = self.reader.snapshot
+        searches = []
+        for tensors in batch:
+            row = {name: values[0] for name, values in tensors.items()}
+            features = request_features(
+                self.spec,
+                snapshot,
+                ad_ids=row["history_ad_ids"],
+                behaviors=row["history_behaviors"],
+                timestamps=row["history_timestamps"],
+                profile=row["profile"],
+                now=int(row["timestamp"][0]),
+            )
+            searches.append(SearchRequest(features.slots, features.profile, int(row["num_ads"][0]), _NO_ADS))
+        answers = []
+        for search, found in zip(searches, self.scheduler.search(searches), strict=True):
+            if isinstance(found, Exception):
+                raise found
+            ads = resolve(
+                snapshot,
+                found.sids,
+                scores=found.scores,
+                expected_value=found.expected_value,
+                num_ads=search.num_ads,
+                exclude=search.exclude,
+            )
+            answers.append({name: getattr(ads, name)[None] for name in CHECKED})
+        return answers
+
+
+@contextmanager
+def pinned(cores: Iterable[int]) -> Iterator[None]:
+    """This thread on these cores, and no helper threads of NumPy's matrix products."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def faults(answer: Tensors, expected: Tensors, *, snapshot: IndexSnapshot) -> Counter[str]:
+    """What is wrong with an answer of one row, by kind; "invalid" counts SIDs."""
+    found: Counter[str] = Counter()
+    ad_ids, sids = answer["ad_ids"][0], answer["sids"][0]
+    real = ad_ids >= 0
+    found["short"] = int(real.sum() < expected["ad_ids"].size)
+    found["invalid"] = int((snapshot.leaves_of(sids[real]) < 0).sum())
+    codes, known = snapshot.sids_of(ad_ids[real])
+    found["unknown ad"] = int((~known).sum())
+    found["SID of another ad"] = int((codes[known] != sids[real][known]).any(axis=1).sum())
+    found["same ad twice"] = len(ad_ids) - len(np.unique(ad_ids))
+    same = answer["sids"].shape == expected["sids"].shape
+    found["other SIDs than in process"] = int(not same or (answer["sids"] != expected["sids"]).any())
+    for name in ("scores", "expected_value"):
+        close = same and np.abs(answer[name] - expected[name]).max() <= TOLERANCE
+        found[f"other {name} than in process"] = int(not close)
+    return +found  # without zeros
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One cell in one round; it counts only without faults."""
+
+    qps: float
+    latencies: list[float]
+    cpu_ms: float
+    faults: Counter[str]
+    client_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A prepared run, served and in this process, and what it must answer."""
+
+    server: Server
+    client: ProcessPoolExecutor
+    local: InProcess
+    tensors: list[Tensors]
+    expected: list[Tensors]
+    cores: set[int]
+
+    def triton(self, concurrency: int, seconds: float) -> Sample:
+        """Measure requests over gRPC."""
+        before = self.server.cpu_seconds()
+        url = self.server.grpc_url
+        work = self.client.submit(burst, url, self.tensors, concurrency=concurrency, seconds=seconds)
+        seen = work.result()
+        cpu_ms = (self.server.cpu_seconds() - before).total() * 1e3 / max(seen.total, 1)
+        failed = Counter(f"failed: {text}" for text in seen.failures)
+        wrong = self._faults(seen.answers) + failed
+        return Sample(seen.completed / seen.seconds, seen.latencies, cpu_ms, wrong, seen.client_share)
+
+    def in_process(self, batch: int, seconds: float) -> Sample:
+        """Measure batches in this thread; the latency is the batch's."""
+        latencies: list[float] = []
+        answers: dict[int, Tensors] = {}
+        with pinned(self.cores):
+            cpu, start = time.process_time(), time.perf_counter()
+            while (began := time.perf_counter()) < start + seconds:
+                first = len(latencies) * batch
+                rows = [i % len(self.tensors) for i in range(first, first + batch)]
+                answers |= zip(rows, self.local.answer([self.tensors[i] for i in rows]), strict=True)
+                latencies.append(time.perf_counter() - began)
+            elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu
+        done = len(latencies) * batch
+        return Sample(done / elapsed, latencies, cpu * 1e3 / done, self._faults(answers))
+
+    def _faults(self, answers: dict[int, Tensors]) -> Counter[str]:
+        snapshot = self.local.reader.snapshot
+        each = (faults(a, self.expected[at], snapshot=snapshot) for at, a in answers.items())
+        return sum(each, Counter())
+
+
+@contextmanager
+def deployed(
+    runs: dict[str, Path],
+    serving: ServingConfig,
+    *,
+    server_cores: Iterable[int] = (0,),
+    client_cores: Iterable[int] = (1,),
+    distinct: int = 64,
+    more: dict[str, tuple[str, Path]] | None = None,
+) -> Iterator[dict[str, Deployment]]:
+    """Servers of prepared and rendered runs, all up at once; only the one that is asked uses its cores.
+
+    `more` names further servers: of which run, and another repository rendered for it.
+    """
+    with ExitStack() as stack:
+        context = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
+        client = stack.enter_context(
+            ProcessPoolExecutor(1, context, initializer=os.sched_setaffinity, initargs=(0, set(client_cores)))
+        )
+        found = {}
+        for name, run in runs.items():
+            local = InProcess(run, serving)
+            stack.callback(local.reader.close)
+            tensors = catalogue.requests(distinct, local.spec, local.reader.snapshot)
+            with pinned(server_cores):
+                expected = [local.answer([t])[0] for t in tensors]
+            server = stack.enter_context(Server(run / "repository", cores=server_cores))
+            found[name] = Deployment(server, client, local, tensors, expected, set(server_cores))
+        for name, (run_name, repository) in (more or {}).items():
+            server = stack.enter_context(Server(repository, cores=server_cores))
+            found[name] = replace(found[run_name], server=server)
+        yield found
+
+
+def compare(
+    deployments: dict[str, Deployment],
+    cells: list[tuple[str, str, int]],
+    *,
+    rounds: int,
+    seconds: float,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[dict[str, Any]]:
+    """Rows of cells (deployment, "triton" or "in_process", load), interleaved.
+
+    In every round each cell gets `seconds`, in random order; one short round more warms up.
+    """
+    random = np.random.default_rng(0)
+    samples: list[list[Sample]] = [[] for _ in cells]
+    for round_number in range(rounds + 1):
+        say(f"Triton, round {round_number} of {rounds}")
+        for at in random.permutation(len(cells)):
+            name, path, load = cells[at]
+            sample = getattr(deployments[name], path)(load, seconds if round_number else 1.0)
+            if round_number or sample.faults:
+                samples[at].append(sample)
+    return [
+        {"variant": c[0], "path": c[1], "load": c[2]} | summary(s)
+        for c, s in zip(cells, samples, strict=True)
+    ]
+
+
+def summary(samples: list[Sample]) -> dict[str, Any]:
+    """Figures of a cell over its rounds; none where a request failed or an answer was wrong."""
+    wrong = sum((s.faults for s in samples), Counter())
+    if wrong:
+        return {"qps": None, "reason": dict(wrong.most_common(5)), "faults": dict(wrong)}
+    latencies = np.concatenate([s.latencies for s in samples]) * 1e3
+    median, p95 = np.percentile(latencies, [50, 95])
+    return {
+        "qps": round(float(np.median([s.qps for s in samples])), 2),
+        "qps_rounds": [round(s.qps, 2) for s in samples],
+        "latency_ms": {"median": round(float(median), 2), "p95": round(float(p95), 2)},
+        "cpu_ms": round(float(np.median([s.cpu_ms for s in samples])), 2),
+        "client_share": round(max(s.client_share for s in samples), 3),
+    }
+
+
+def ratio(
+    rows: list[dict[str, Any]], above: tuple[str, str], below: tuple[str, str], load: int
+) -> float | None:
+    """Median over the rounds of the QPS of one cell by that of another; None where one has no figures."""
+    found = {(r["variant"], r["path"]): r.get("qps_rounds", []) for r in rows if r["load"] == load}
+    rounds = [a / b for a, b in zip(found[above], found[below], strict=False)]
+    return float(np.median(rounds)) if rounds else None
+
+
+def measure(
+    config: str,
+    run: Path,
+    *,
+    shared_layers: int,
+    quick: bool = False,
+    ads: int = 100_000,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """The part of `make bench` that goes through Triton: LazyAR and K = 0, one core for the server."""
+    runs = {"lazyar": run / "triton" / f"k{shared_layers}", "k0": run / "triton" / "k0"}
+    for name, folder in runs.items():
+        say(f"Triton: bundle, index and repository of {name}")
+        layers = shared_layers if name == "lazyar" else 0
+        serving = prepare(folder, ads=ads, config=config, overrides=(f"model.shared_layers={layers}",))
+    full, own = LOADS[-1], run / "triton" / "graphs_in_scheduler"
+    shutil.rmtree(own, ignore_errors=True)
+    source = runs["lazyar"]
+    settings = serving.model_copy(update={"graph_calls": "in_process"})
+    render(source / "bundles", own, index=source / "index", config=settings)
+    cells = [("lazyar", path, load) for path in ("triton", "in_process") for load in LOADS]
+    cells += [("k0", path, full) for path in ("triton", "in_process")]
+    cells += [("lazyar_inside", "triton", load) for load in LOADS]
+    with deployed(runs, serving, more={"lazyar_inside": ("lazyar", own)}) as deployments:
+        rows = compare(deployments, cells, rounds=3 if quick else 5, seconds=2.0 if quick else 3.0, say=say)
+    wrong = sum((Counter(r.get("faults", {})) for r in rows), Counter())
+    through = [r for r in rows if (r["variant"], r["path"]) == ("lazyar", "triton")]
+    local = [r for r in rows if (r["variant"], r["path"]) == ("lazyar", "in_process")]
+    inside = [r for r in rows if r["variant"] == "lazyar_inside"]
+    return {
+        "rows": [r | {"concurrency": r["load"]} for r in through],
+        "inside": [r | {"concurrency": r["load"]} for r in inside],
+        "in_process": local,
+        "in_process_qps": local[-1]["qps"],
+        "k0": [r for r in rows if r["variant"] == "k0"],
+        "lazyar_vs_k0": ratio(rows, ("lazyar", "triton"), ("k0", "triton"), full),
+        "triton_vs_inprocess": ratio(rows, ("lazyar", "triton"), ("lazyar", "in_process"), full),
+        "triton_inside_vs_inprocess": ratio(
+            rows, ("lazyar_inside", "triton"), ("lazyar", "in_process"), full
+        ),
+        "invalid": wrong["invalid"],
+        "short": wrong["short"] + sum(n for text, n in wrong.items() if text.startswith("failed")),
+        "faults": dict(wrong),
+    }
