@@ -6,6 +6,7 @@ PRESET ?= demo
 CONFIG ?= configs/$(PRESET).yaml
 RUN ?= build/$(PRESET)
 TARGET ?= cpu
+PRECISION ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -24,7 +25,8 @@ QUICK ?=
 help: ## list the targets
 	@echo "gr4ad: generative ad recommendation on Triton"; echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
-	@echo; echo "variables: PRESET=$(PRESET) RUN=$(RUN) TARGET=$(TARGET) (cpu | onnxruntime | tensorrt), QUICK=1 for short runs"
+	@echo; echo "variables: PRESET=$(PRESET) RUN=$(RUN) TARGET=$(TARGET) (cpu | onnxruntime | tensorrt),"; \
+	 echo "           PRECISION=$(PRECISION) (fp32 | int8; the preset's where left out), QUICK=1 for short runs"
 
 .PHONY: demo
 demo: setup ## logs to ads, whole way: train, export, serve, ask; writes build/demo/report.json
@@ -59,8 +61,8 @@ evaluate: ## recall and NDCG on the test weeks, beside two baselines
 	$(PY) -m training.evaluate --config $(CONFIG) --run $(RUN)
 
 .PHONY: export index
-export: setup ## bundle (ONNX, parity-checked) and model_repository/ for TARGET
-	$(PY) -m export --config $(CONFIG) --run $(RUN) --target $(TARGET)
+export: setup ## bundle (ONNX, checked) in PRECISION and model_repository/ for TARGET
+	$(PY) -m export --config $(CONFIG) --run $(RUN) --target $(TARGET) $(if $(PRECISION),--precision $(PRECISION))
 index: setup ## build the semantic-ID index of the bundle
 	$(PY) -m indexer build --bundles $(RUN)/bundles --ads $(RUN)/data/ads.parquet --sids $(RUN)/tokenizer/sids.parquet --out $(RUN)/index
 
@@ -74,6 +76,19 @@ request: setup ## ask the running server: make request USER=17
 ablate-lazyar: $(RUN)/tokenizer/sids.parquet ## K = 0 against LazyAR: quality over 3 seeds, latency in process
 	$(PY) -m benchmarks.ablate_lazyar --config $(CONFIG) --run $(RUN) $(if $(QUICK),--quick)
 
+.PHONY: ablate-live bench bench-setup sweep
+ablate-live: setup ## levels over live children: recall, cold ads, speed on the trained demo
+	$(PY) -m benchmarks.ablate_live --config $(CONFIG) --run $(RUN)
+bench-setup: $(VENV)/.bench-installed
+$(VENV)/.bench-installed: requirements-bench.txt $(VENV)/.installed
+	$(PY) -m pip install --quiet --no-deps -r requirements-bench.txt
+	@touch $@
+bench: bench-setup ## every part of the engine on and off, in process and through Triton; QUICK=1 takes 5 minutes
+	$(PY) -m benchmarks.bench $(if $(QUICK),--quick)
+sweep: bench-setup ## settings of ONNX Runtime and Triton, measured
+	$(PY) -m benchmarks.sweep_ort
+	$(PY) -m benchmarks.sweep_triton
+
 .PHONY: lint
 lint: setup ## ruff, mypy, import contracts
 	$(VENV)/bin/ruff check .
@@ -82,7 +97,7 @@ lint: setup ## ruff, mypy, import contracts
 
 .PHONY: lock
 lock: ## pin what requirements.in asks for, as installed now
-	(echo '# Made by `make lock` from requirements.in (Python 3.11, Linux x86-64). Installed with --no-deps: it is complete.'; $(PY) -m pip freeze | grep -v -i -E '^(torch|gr4ad)\b') > requirements.lock
+	(echo '# Made by `make lock` from requirements.in (Python 3.11, Linux x86-64). Installed with --no-deps: it is complete.'; $(PY) -m pip freeze | grep -v -i -E '^(torch|gr4ad)\b' | grep -v -i -x -F -f requirements-bench.txt) > requirements.lock
 
 .PHONY: clean
 clean: ## remove what was built (not the virtual environment)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -17,6 +19,8 @@ class ServingConfig(BaseModel):
         max_num_ads: most ads a request may ask for.
         max_exclude: most ads a request may exclude.
         max_batch_size: most requests in one batch.
+        graph_calls: "bls": every graph is a Triton model that the scheduler calls; "in_process" (cpu target):
+            the scheduler runs the graphs itself, which saves copying keys and values between processes.
         scheduler_instances: beam schedulers side by side; with two, the prefix of one batch can run beside
             the tails of another, where there are cores for it.
         queue_delay_us: how long the scheduler's queue waits for a batch to fill.
@@ -31,6 +35,7 @@ class ServingConfig(BaseModel):
     max_num_ads: int = Field(200, ge=1)
     max_exclude: int = Field(1000, ge=0)
     max_batch_size: int = Field(16, ge=1)
+    graph_calls: Literal["bls", "in_process"] = "bls"
     scheduler_instances: int = Field(1, ge=1)
     queue_delay_us: int = Field(0, ge=0)
     threads: int = Field(1, ge=1)

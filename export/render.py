@@ -80,6 +80,8 @@ def render(
         normalise = parse_normalise(config.normalise, levels=newest.levels)
     values = {
         "max_batch_size": config.max_batch_size,
+        "graph_calls": config.graph_calls,
+        "threads": config.threads,
         "scheduler_instances": config.scheduler_instances,
         "queue_delay_us": config.queue_delay_us,
         "max_num_ads": config.max_num_ads,
@@ -96,7 +98,10 @@ def render(
         "index": _portable(index),
     }
     configs = {name: _fill(name, values) for name in ("gr4ad", *ADAPTERS)}
-    for stem in newest.content["graphs"]:
+    if config.graph_calls == "in_process" and target != "cpu":
+        raise RenderError(f"serving.graph_calls: expected bls for target {target}, got in_process (cpu only)")
+    stems = list(newest.content["graphs"]) if config.graph_calls == "bls" else []
+    for stem in stems:
         configs[f"lazyar_{stem}"] = _graph_config(stem, newest, config=config, target=target)
     for name, text in configs.items():
         check_config(name, text)
@@ -110,7 +115,10 @@ def render(
         if repository.resolve() != SOURCE.resolve():
             _copy(SOURCE / name / "1" / "model.py", repository / name / "1" / "model.py")
     (repository / "gr4ad" / "1").mkdir(parents=True, exist_ok=True)
-    for stem in newest.content["graphs"]:
+    for old in repository.glob("lazyar_*"):
+        if old.name.removeprefix("lazyar_") not in stems:  # of other settings, or another number of levels
+            shutil.rmtree(old)
+    for stem in stems:
         _place_graph(stem, manifests, bundles=bundles, folder=repository / f"lazyar_{stem}", target=target)
     for name, text in configs.items():
         _write(repository / name / "config.pbtxt", text)

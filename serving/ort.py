@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
+from serving.bundle import Manifest
 from serving.executor import Carry, prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
+
+logger = logging.getLogger(__name__)
 
 
 def open_session(path: str | Path, *, threads: int = 1) -> onnxruntime.InferenceSession:
@@ -56,3 +60,35 @@ class OrtExecutor:
         outputs = dict(zip(names, self._tails[level].run(names, feeds), strict=True))
         logprob = outputs.pop("logprob")
         return logprob, {**carry, **outputs}
+
+
+class OrtGraphs:
+    """Graphs of model versions for a scheduler that runs them in its own process."""
+
+    def __init__(self, bundles: str | Path, *, threads: int) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            bundles: folder of bundles.
+            threads: threads of each graph.
+        """
+        self._bundles, self._threads = Path(bundles), threads
+        self._ready: tuple[int, OrtExecutor] | None = None  # opened, not yet in use
+
+    def load(self, manifest: Manifest) -> bool:
+        """Open all graphs of a version; False, with a log line, where one cannot be."""
+        folder = self._bundles / str(manifest.version)
+        try:
+            self._ready = manifest.version, OrtExecutor(folder, levels=manifest.levels, threads=self._threads)
+        except Exception:  # ONNX Runtime raises many kinds
+            logger.exception("model version %d: its graphs cannot be opened", manifest.version)
+            return False
+        return True
+
+    def executor(self, manifest: Manifest) -> OrtExecutor:
+        """Engine of a version. It is the caller's: an older version goes when it is no longer used."""
+        ready, self._ready = self._ready, None
+        if ready is not None and ready[0] == manifest.version:
+            return ready[1]
+        folder = self._bundles / str(manifest.version)
+        return OrtExecutor(folder, levels=manifest.levels, threads=self._threads)

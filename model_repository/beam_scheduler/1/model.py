@@ -25,6 +25,7 @@ from serving.adapter import (
 from serving.beam_search import parse_normalise
 from serving.bls import BlsExecutor
 from serving.index.reader import IndexReader
+from serving.ort import OrtGraphs
 from serving.request import RequestLimits, check_num_ads, parse_widths
 from serving.scheduler import ActiveModel, Scheduler, SearchRequest
 from serving.widths import WidthPlan
@@ -36,6 +37,9 @@ class TritonPythonModel:
     def initialize(self, args):
         """Open index and manifest; the graphs are called first when a request comes."""
         config = parameters(args)
+        self.graphs = None
+        if config["graph_calls"] == "in_process":
+            self.graphs = OrtGraphs(resolve_path(config["bundles"]), threads=int(config["threads"]))
         reader = IndexReader(resolve_path(config["index"]))
         active = ActiveModel(
             resolve_path(config["bundles"]),
@@ -53,15 +57,17 @@ class TritonPythonModel:
             make_executor=self.make_executor,
         )
 
-    @staticmethod
-    def is_loaded(manifest):
-        """Whether Triton has every graph of that version."""
+    def is_loaded(self, manifest):
+        """Whether Triton, or this process, has every graph of that version."""
+        if self.graphs:
+            return self.graphs.load(manifest)
         names = ["lazyar_prefix", *(f"lazyar_tail_{t}" for t in range(2, manifest.levels + 2))]
         return all(pb_utils.is_model_ready(model_name=n, model_version=str(manifest.version)) for n in names)
 
-    @staticmethod
-    def make_executor(manifest):
+    def make_executor(self, manifest):
         """Engine of one model version."""
+        if self.graphs:
+            return self.graphs.executor(manifest)
         return BlsExecutor(pb_utils, levels=manifest.levels, version=manifest.version)
 
     def execute(self, requests):
