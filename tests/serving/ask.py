@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc
 
-from serving.beam_search import beam_search
+from serving.beam_search import Normalise, beam_search
 from serving.bundle import current_version, read_manifest
 from serving.index.reader import IndexReader, IndexSnapshot
 from serving.ort import OrtExecutor
@@ -82,7 +82,14 @@ class Reference:
         reader.close()  # LMDB opens a file once a process; the snapshot is all that is needed
         return cls(reader.snapshot, OrtExecutor(bundle, levels=manifest.levels), manifest.value_table)
 
-    def answer(self, tensors: dict[str, np.ndarray], row: int = 0, *, widths: str = WIDTHS) -> dict[str, Any]:
+    def answer(
+        self,
+        tensors: dict[str, np.ndarray],
+        row: int = 0,
+        *,
+        widths: str = WIDTHS,
+        normalise: tuple[Normalise, ...] | None = None,
+    ) -> dict[str, Any]:
         """Answer of one row, searched alone."""
         t = {name: values[row] for name, values in tensors.items()}
         snapshot = self.snapshot
@@ -105,6 +112,7 @@ class Reference:
             num_results=np.array([num_ads]),
             value_table=self.value_table,
             banned=[snapshot.banned_leaves(exclude)],
+            normalise=normalise,
         )
         ads = resolve(
             snapshot,
