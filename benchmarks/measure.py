@@ -34,8 +34,8 @@ class Cell:
     invalid: int = 0
     short: int = 0
 
-    def call(self, rows: np.ndarray, *, count: bool = True) -> float:
-        """Run and time one batch; returns its seconds."""
+    def call(self, rows: np.ndarray, *, count: bool = True) -> None:
+        """Run and time one batch."""
         began = time.perf_counter()
         answer = self.run(rows)
         elapsed = time.perf_counter() - began
@@ -44,7 +44,6 @@ class Cell:
         self.short += short
         if count:
             self.seconds.setdefault(len(rows), []).append(elapsed)
-        return elapsed
 
     def row(self) -> dict:
         """Medians and p95 as a JSON row; a cell with a wrong answer has no figures."""
