@@ -97,7 +97,8 @@ def plot(results: dict, path: Path) -> None:
     sweep = {int(n[1:]): r for n, r in rows.items() if n[0] == "k" and n[1:].isdigit() and "qps" in r}
     sweep[shared] = default
     ks = sorted(sweep)
-    style = "o-" if len(ks) > 2 else "o"  # a short run has no sweep: a line between two points would invent one
+    # A short run has no sweep: a line between two points would invent one.
+    style = "o-" if len(ks) > 2 else "o"
     axis.plot(ks, [sweep[k]["qps"]["median"] for k in ks], style, color="#33658a")
     axis.plot([shared], [default["qps"]["median"]], "o", markersize=12, fillstyle="none", color="#f26419")
     axis.set_xlabel("K, layers that see no token")
