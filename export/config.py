@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 class ServingConfig(BaseModel):
     """Settings that rendering writes into the model configs.
 
+    Defaults of batch size, instances and threads are the best of `benchmarks.sweep_triton` on two cores; with one
+    core, one scheduler and one thread are better (docs/decisions.md).
+
     Attributes:
         widths: width plan, beams after each SID level and, after the colon, beams that get a value.
         max_widths: widest plan that a request may ask for; None for `widths`.
@@ -34,8 +37,8 @@ class ServingConfig(BaseModel):
     normalise: str | None = None
     max_num_ads: int = Field(200, ge=1)
     max_exclude: int = Field(1000, ge=0)
-    max_batch_size: int = Field(16, ge=1)
+    max_batch_size: int = Field(8, ge=1)
     graph_calls: Literal["bls", "in_process"] = "bls"
-    scheduler_instances: int = Field(1, ge=1)
+    scheduler_instances: int = Field(2, ge=1)
     queue_delay_us: int = Field(0, ge=0)
-    threads: int = Field(1, ge=1)
+    threads: int = Field(2, ge=1)

@@ -127,7 +127,14 @@ def test_no_validation_request(run, monkeypatch, capsys):
     ],
 )
 def test_command_line_over_preset_over_fp32(run, monkeypatch, capsys, words, precision):
-    config = ("--set", "serving.widths=4-8-16:6", "--set", "precision.gate_requests=5")
+    config = (
+        "--set",
+        "serving.widths=4-8-16:6",
+        "--set",
+        "precision.gate_requests=5",
+        "--set",
+        "serving.threads=3",
+    )
     live = ("--set", "serving.normalise=codebook-live-live", "--set", "precision.min_overlap50=0.7")
     error, said, handed = export(
         monkeypatch, capsys, "--config", run[0], "--run", run[1], *config, *live, *words
@@ -138,7 +145,7 @@ def test_command_line_over_preset_over_fp32(run, monkeypatch, capsys, words, pre
     assert (gate is None) == (precision == "fp32")
     assert ("reading validation requests" in said) == (precision == "int8")
     if gate:  # as it will be served
-        assert (len(gate.requests.slots), str(gate.plan), gate.threads) == (5, "4-8-16:6", 1)
+        assert (len(gate.requests.slots), str(gate.plan), gate.threads) == (5, "4-8-16:6", 3)
         assert gate.normalise == ("codebook", "live", "live")
         assert gate.config.min_overlap50 == 0.7
 
