@@ -20,20 +20,23 @@ ifneq ($(origin USER),environment)
 USER_ID := $(USER)
 endif
 QUICK ?=
+FINE_TUNED ?=
+BUILDER ?= tensorrt
+CAPABILITY ?=
 
 .PHONY: help
 help: ## list the targets
 	@echo "gr4ad: generative ad recommendation on Triton"; echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 	@echo; echo "variables: PRESET=$(PRESET) RUN=$(RUN) TARGET=$(TARGET) (cpu | onnxruntime | tensorrt),"; \
-	 echo "           PRECISION=$(PRECISION) (fp32 | int8; the preset's where left out), QUICK=1 for short runs"
+	 echo "           PRECISION=$(PRECISION) (fp32 | fp16 | int8 | fp8; the preset's where left out), QUICK=1 for short runs"
 
 .PHONY: demo
 demo: setup ## logs to ads, whole way: train, export, serve, ask; writes build/demo/report.json
 	$(PY) -m examples.demo --config $(CONFIG) --run $(RUN) $(if $(QUICK),--quick)
 
 .PHONY: test
-test: setup ## unit tests, then the tests with a real server
+test: precision-setup ## unit tests, then the tests with a real server
 	$(PY) -m pytest tests
 
 .PHONY: setup
@@ -60,9 +63,21 @@ train: $(RUN)/tokenizer/sids.parquet ## train the generator (resumes where it wa
 evaluate: ## recall and NDCG on the test weeks, beside two baselines
 	$(PY) -m training.evaluate --config $(CONFIG) --run $(RUN)
 
+.PHONY: precision-setup quantize-aware engines precision-report
+precision-setup: $(VENV)/.precision-installed ## nvidia-modelopt and TensorRT-RTX (optional; no GPU needed)
+$(VENV)/.precision-installed: requirements-precision.txt $(VENV)/.installed
+	$(PY) -m pip install --quiet --no-deps -r requirements-precision.txt
+	@touch $@
+quantize-aware: precision-setup ## fine-tune the trained model for FP8; then: make export PRECISION=fp8 FINE_TUNED=1
+	$(PY) -m training.quantize_aware --config $(CONFIG) --run $(RUN)
+engines: setup ## TensorRT engines for the GPU of this machine; BUILDER=tensorrt-rtx CAPABILITY=8.9 compiles without one
+	$(PY) -m export.tensorrt --config $(CONFIG) --run $(RUN) --builder $(BUILDER) $(if $(CAPABILITY),--capability $(CAPABILITY))
+precision-report: precision-setup ## FP8, FP16, FP32: compile every graph, compare beams; writes build/precision/report.json
+	$(PY) -m benchmarks.precision_report $(if $(QUICK),--quick)
+
 .PHONY: export index
-export: setup ## bundle (ONNX, checked) in PRECISION and model_repository/ for TARGET
-	$(PY) -m export --config $(CONFIG) --run $(RUN) --target $(TARGET) $(if $(PRECISION),--precision $(PRECISION))
+export: $(if $(filter fp8,$(PRECISION)),precision-setup,setup) ## bundle (ONNX, checked) in PRECISION and model_repository/ for TARGET
+	$(PY) -m export --config $(CONFIG) --run $(RUN) --target $(TARGET) $(if $(PRECISION),--precision $(PRECISION)) $(if $(FINE_TUNED),--fine-tuned)
 index: setup ## build the semantic-ID index of the bundle
 	$(PY) -m indexer build --bundles $(RUN)/bundles --ads $(RUN)/data/ads.parquet --sids $(RUN)/tokenizer/sids.parquet --out $(RUN)/index
 
@@ -97,7 +112,7 @@ lint: setup ## ruff, mypy, import contracts
 
 .PHONY: lock
 lock: ## pin what requirements.in asks for, as installed now
-	(echo '# Made by `make lock` from requirements.in (Python 3.11, Linux x86-64). Installed with --no-deps: it is complete.'; $(PY) -m pip freeze | grep -v -i -E '^(torch|gr4ad)\b' | grep -v -i -x -F -f requirements-bench.txt) > requirements.lock
+	(echo '# Made by `make lock` from requirements.in (Python 3.11, Linux x86-64). Installed with --no-deps: it is complete.'; $(PY) -m pip freeze | grep -v -i -E '^(torch|gr4ad)\b' | grep -v -i -x -F -f requirements-bench.txt -f requirements-precision.txt) > requirements.lock
 
 .PHONY: clean
 clean: ## remove what was built (not the virtual environment)

@@ -40,7 +40,9 @@ def int8_quality(run: Path, cache: Path, *, config: str) -> dict[str, Any] | Non
     precision = load_section(config, "precision", PrecisionConfig)
     serving = load_section(config, "serving", ServingConfig)
     gate = Gate(
-        held_out_requests(run, loaded.spec, preset=config, config=precision, overrides=()),
+        held_out_requests(
+            run, loaded.spec, preset=config, count=precision.gate_requests, seed=precision.seed
+        ),
         precision,
         WidthPlan.parse(serving.widths, levels=len(loaded.spec.level_sizes)),
     )

@@ -6,23 +6,31 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from export.bundle import point_current, write_bundle
+from export.calibrate import CalibrationError
 from export.config import ServingConfig
+from export.engines import EngineError, EngineFolder
 from export.gate import Gate, GateError, summary
-from export.gate_requests import held_out_requests, random_requests
+from export.gate_requests import GateRequests, held_out_requests, random_requests
+from export.graph_config import GraphConfigError
+from export.lower import Lowering
 from export.parity import ParityError
 from export.precision_config import PRECISIONS, Precision, PrecisionConfig
 from export.quantize import QuantizeError
-from export.render import SOURCE, TARGETS, RenderError, check_precision, render
+from export.render import ENGINES, SOURCE, TARGETS, RenderError, check_precision, kept_bundles, render
 from export.seeded import seeded_checkpoint
+from export.tensorrt import Builder, BuildError, build_bundles
 from serving.beam_search import parse_normalise
 from serving.bundle import BundleError, read_manifest
 from serving.widths import WidthPlan
-from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, weights_sha256
 from training.config import ConfigError, load_section
+from training.fp8 import MissingPackageError
+from training.quantize_aware import FOLDER
 
 
 def main() -> None:
@@ -41,18 +49,29 @@ def main() -> None:
         config = load_section(arguments.config, "serving", ServingConfig, overrides=overrides)
         if not arguments.render_only:
             _export(arguments, config, overrides=overrides)
+        if arguments.target == "tensorrt":
+            _say("building TensorRT engines that are not there yet")
+            folder = EngineFolder(arguments.engines or arguments.run / ENGINES)
+            chosen = kept_bundles(bundles, arguments.target)
+            build_bundles(Builder("tensorrt"), bundles, chosen, config=config, folder=folder)
         models = render(
             bundles,
             arguments.repository,
             index=arguments.index or arguments.run / "index",
             config=config,
             target=arguments.target,
+            engines=arguments.engines,
         )
     except (
+        BuildError,
         BundleError,
+        CalibrationError,
         CheckpointError,
         ConfigError,
+        EngineError,
         GateError,
+        GraphConfigError,
+        MissingPackageError,
         ParityError,
         QuantizeError,
         RenderError,
@@ -76,51 +95,76 @@ def _export(arguments: argparse.Namespace, serving: ServingConfig, *, overrides:
     torch.set_num_threads(int(checkpoint.training["threads"]))
     evaluation = arguments.run / "model" / "evaluation.json"
     quality = json.loads(evaluation.read_text()) if evaluation.is_file() else {}
-    gate = None
+    if arguments.fine_tuned and precision != "fp8":
+        raise ValueError(f"--fine-tuned: expected precision fp8, got {precision}")
+    lowering = None
     if precision != "fp32":
-        _say("random requests" if arguments.seeded_weights else "reading validation requests")
-        gate = _gate(arguments, checkpoint, config=config, serving=serving, overrides=overrides)
+        lowering = _lowering(
+            arguments, checkpoint, precision, config=config, serving=serving, overrides=overrides
+        )
     _say("exporting prefix and tails to ONNX")
     bundle = write_bundle(
         checkpoint,
         arguments.run / "bundles",
         quality=quality,
         tokenizer=None if arguments.seeded_weights else arguments.run / "tokenizer",
-        precision=precision,
-        gate=gate,
+        lowering=lowering,
     )
     content = read_manifest(bundle).content
     print(
         f"bundle {bundle}: {len(content['graphs'])} graphs, {precision}, parity of FP32 with PyTorch within "
         f"{content['parity_max_error']:.1e}, {content['export_seconds']} s"
     )
-    if gate:
+    if lowering:
         print(summary(content["quality_precision"], precision=precision))
 
 
-def _gate(
+def _lowering(
     arguments: argparse.Namespace,
     checkpoint: Checkpoint,
+    precision: Precision,
     *,
     config: PrecisionConfig,
     serving: ServingConfig,
     overrides: tuple[str, ...],
-) -> Gate:
+) -> Lowering:
     levels = len(checkpoint.spec.level_sizes)
-    requests = (
-        random_requests(checkpoint, config=config)
-        if arguments.seeded_weights
-        else held_out_requests(
-            arguments.run, checkpoint.spec, preset=arguments.config, config=config, overrides=overrides
+
+    def draw(part: Literal["train", "validation"], count: int) -> GateRequests:
+        if arguments.seeded_weights:
+            return random_requests(checkpoint, count=count, seed=config.seed + (part == "train"))
+        return held_out_requests(
+            arguments.run,
+            checkpoint.spec,
+            preset=arguments.config,
+            count=count,
+            seed=config.seed,
+            part=part,
+            overrides=overrides,
         )
-    )
-    return Gate(
-        requests,
+
+    _say("random requests" if arguments.seeded_weights else "reading validation requests")
+    gate = Gate(
+        draw("validation", config.gate_requests),
         config,
         WidthPlan.parse(serving.widths, levels=levels),
         parse_normalise(serving.normalise, levels=levels) if serving.normalise else None,
         serving.threads,
     )
+    calibration = draw("train", config.calibration_requests) if precision == "fp8" else None
+    fine_tuned = None
+    if arguments.fine_tuned:
+        tuned = load_checkpoint(arguments.run / "model" / FOLDER)
+        source = weights_sha256(arguments.run / "model" / "checkpoint")
+        same = tuned.spec.to_json() == checkpoint.spec.to_json()
+        if not (same and tuned.history and tuned.history[-1].get("source") == source):
+            raise CheckpointError(
+                f"{arguments.run / 'model' / FOLDER}: expected a model fine-tuned from RUN/model/checkpoint "
+                f"as it is "
+                "now, it was made from other weights; run `make quantize-aware` again"
+            )
+        fine_tuned = tuned.model
+    return Lowering(precision, gate, calibration, fine_tuned)
 
 
 def _say(text: str) -> None:
@@ -140,14 +184,30 @@ def _parser() -> argparse.ArgumentParser:
         choices=TARGETS,
         default="cpu",
         help="cpu: Python backend with ONNX Runtime, for the server of the wheel; "
-        "onnxruntime, tensorrt: Triton's own backends",
+        "onnxruntime, tensorrt: Triton's own backends; for tensorrt engines are built that are not there "
+        "yet, on "
+        "the GPU host, inside its Triton container (an exported bundle: --render-only)",
+    )
+    parser.add_argument(
+        "--engines",
+        type=Path,
+        help="target tensorrt: folder of python -m export.tensorrt (default: RUN/engines)",
     )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         help="of the graphs (default: precision.precision of the preset, fp32 unless it says otherwise). "
-        "int8: for CPUs; compared with FP32 on validation requests of RUN/data, and published only if it "
-        "passes the thresholds of the preset's section `precision` (seeded weights: compared only)",
+        "int8: for CPUs; fp16, fp8: for GPUs. All below fp32 are compared with FP32 on validation requests "
+        "of "
+        "RUN/data, and published only if they pass the thresholds of the preset's section `precision` "
+        "(seeded "
+        "weights: compared only)",
+    )
+    parser.add_argument(
+        "--fine-tuned",
+        action="store_true",
+        help="fp8: quantize the model that `make quantize-aware` left; still compared with the original in "
+        "FP32",
     )
     parser.add_argument("--render-only", action="store_true", help="render for the bundles that are there")
     parser.add_argument(

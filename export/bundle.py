@@ -11,11 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from export.gate import Gate
 from export.graphs import export_graphs
+from export.lower import Lowering, lower
 from export.parity import check_parity
 from export.precision_config import Precision
-from export.quantize import quantize_int8
 from serving.bundle import CURRENT, FORMAT_VERSION, MANIFEST, sha256, versions
 from training.checkpoint import Checkpoint
 from training.tokenizer import Tokenizer
@@ -28,10 +27,9 @@ def write_bundle(
     tokenizer: Path | None,
     quality: dict[str, Any] | None = None,
     activate: bool = True,
-    precision: Precision = "fp32",
-    gate: Gate | None = None,
+    lowering: Lowering | None = None,
 ) -> Path:
-    """Export, check parity, quantize, check quality, describe, publish as the next version.
+    """Export, check parity, lower the precision, check quality, describe, publish as the next version.
 
     Nothing carries a version number before it is whole: the work is done in a folder beside and renamed.
 
@@ -41,8 +39,7 @@ def write_bundle(
         tokenizer: saved tokenizer, the indexer encodes new ads with it; None for a model without real SIDs.
         quality: figures to carry in the manifest.
         activate: point CURRENT at it.
-        precision: of the graphs; a bundle holds one.
-        gate: what a precision below FP32 must pass; None for FP32.
+        lowering: precision of the graphs and what it must pass; None for FP32. A bundle holds one precision.
 
     Returns:
         Folder of the new version.
@@ -50,18 +47,17 @@ def write_bundle(
     Raises:
         ParityError: the graphs do not compute what the model computes; nothing is published.
         GateError: the lower precision does not find what FP32 finds; nothing is published.
-        ValueError: the tokenizer is not the one that the model was trained with, or `gate` does not go with
-            `precision`.
+        CalibrationError, QuantizeError: FP8 or INT8 cannot be made; nothing is published.
+        ValueError: the tokenizer is not the one that the model was trained with.
     """
-    if (gate is None) != (precision == "fp32"):
-        raise ValueError(f"precision {precision}: expected a gate below fp32 and none for fp32")
+    precision: Precision = lowering.precision if lowering else "fp32"
     began = time.monotonic()
     bundles.mkdir(parents=True, exist_ok=True)
     work = bundles / ".new"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
-        graphs = work / "fp32" if gate else work
+        graphs = work / "fp32" if lowering else work
         graphs.mkdir(exist_ok=True)
         export_graphs(checkpoint.model, graphs)
         error = check_parity(checkpoint.model, graphs)
@@ -75,10 +71,11 @@ def write_bundle(
                 tokenizer, work / "tokenizer", ignore=shutil.ignore_patterns("sids.parquet", "*.partial")
             )
         figures = None
-        if gate:
-            quantize_int8(graphs, work)
+        if lowering:
             value_table = checkpoint.spec.value_buckets.means
-            figures = gate.run(graphs, work, precision=precision, value_table=value_table)
+            lower(graphs, work, lowering, model=checkpoint.model, value_table=value_table)
+            figures = lowering.gate.run(graphs, work, precision=precision, value_table=value_table)
+            figures["fine_tuned"] = lowering.fine_tuned is not None
             shutil.rmtree(graphs)
         version = max(versions(bundles), default=0) + 1
         spec = checkpoint.spec.to_json()
@@ -97,7 +94,7 @@ def write_bundle(
             ).hexdigest()[:16],
             "git_commit": _git_commit(),
             "quality": quality or {},
-            "graphs": _graph_shapes(work),
+            "graphs": graph_shapes(work),
             "export_seconds": round(time.monotonic() - began, 1),
             "sha256": {str(p.relative_to(work)): sha256(p) for p in files},
         }
@@ -119,7 +116,7 @@ def point_current(bundles: Path, version: int) -> None:
     os.replace(partial, bundles / CURRENT)
 
 
-def _graph_shapes(folder: Path) -> dict[str, dict[str, list]]:
+def graph_shapes(folder: Path) -> dict[str, dict[str, list]]:
     """Inputs and outputs of every graph: name -> [dtype, dims]; a string is a dynamic dimension."""
     import onnx
 

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 class ServingConfig(BaseModel):
     """Settings that rendering writes into the model configs.
 
-    Defaults of batch size, instances and threads are the best of `benchmarks.sweep_triton` on two cores; with one
-    core, one scheduler and one thread are better (docs/decisions.md).
+    Defaults of batch size, instances and threads are the best of `benchmarks.sweep_triton` on two cores; with
+    one core, one scheduler and one thread are better (docs/decisions.md).
 
     Attributes:
         widths: width plan, beams after each SID level and, after the colon, beams that get a value.
@@ -28,6 +28,10 @@ class ServingConfig(BaseModel):
             the tails of another, where there are cores for it.
         queue_delay_us: how long the scheduler's queue waits for a batch to fill.
         threads: CPU threads of each graph (cpu and onnxruntime targets).
+        execution_provider: of ONNX Runtime (onnxruntime target): "cpu", "cuda", or "tensorrt", which compiles
+            the graphs when they are first used.
+        cuda_graphs: tensorrt target: pad calls to few shapes and launch those as CUDA graphs.
+        graph_instances: instances of each graph on each GPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,3 +46,6 @@ class ServingConfig(BaseModel):
     scheduler_instances: int = Field(2, ge=1)
     queue_delay_us: int = Field(0, ge=0)
     threads: int = Field(2, ge=1)
+    execution_provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    cuda_graphs: bool = True
+    graph_instances: int = Field(1, ge=1)

@@ -59,7 +59,7 @@ class Gate:
         levels = len(self.plan.sid)
         found = {
             name: search(
-                OrtExecutor(folder, levels=levels, threads=self.threads),
+                OrtExecutor(folder, levels=levels, threads=self.threads, fuse=name != "fp8"),
                 self.requests,
                 plan=self.plan,
                 normalise=self.normalise,

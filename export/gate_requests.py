@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
 from export.graphs import example_request
-from export.precision_config import PrecisionConfig
 from serving.index.reader import IndexSnapshot
 from training.checkpoint import Checkpoint, ModelSpec
 from training.config import TrainingConfig, load_section
 from training.data.config import DataConfig
 from training.data.prepare import load_prepared
 from training.dataset import RequestDataset, load_sids
+from training.tokenizer import Tokenizer
 
 SEEDED_ADS = 100_000
 
@@ -45,10 +46,12 @@ def held_out_requests(
     spec: ModelSpec,
     *,
     preset: str | Path,
-    config: PrecisionConfig,
+    count: int,
+    seed: int,
+    part: Literal["train", "validation"] = "validation",
     overrides: tuple[str, ...] = (),
 ) -> GateRequests:
-    """Requests of the validation weeks against the whole catalogue.
+    """Requests of the validation weeks (or the training weeks) against the whole catalogue.
 
     The test weeks stay unseen: a figure that decides whether a model is published is no test of it.
 
@@ -56,11 +59,13 @@ def held_out_requests(
         run: run folder with `data/` and `tokenizer/`.
         spec: the model's.
         preset: preset, for its sections `data` and `training`.
-        config: how many requests, and the seed.
+        count: requests drawn; all of them when there are fewer.
+        seed: of the draw.
+        part: weeks.
         overrides: "section.key=value" strings for the preset.
 
     Raises:
-        ValueError: data are missing, hold no validation request, or do not fit the model.
+        ValueError: data are missing, hold no such request, or do not fit the model.
     """
     for file, command in (
         (run / "data" / "stats.json", "make data"),
@@ -73,16 +78,20 @@ def held_out_requests(
             )
     data = load_section(preset, "data", DataConfig, overrides=overrides)
     training = load_section(preset, "training", TrainingConfig, overrides=overrides)
+    tokenizer_id = Tokenizer.load(run / "tokenizer").tokenizer_id
+    if tokenizer_id != spec.tokenizer_id:
+        raise ValueError(
+            f"{run / 'tokenizer'}: expected tokenizer {spec.tokenizer_id} (the model's), got {tokenizer_id}: "
+            "its SIDs would mean other ads; train again"
+        )
     dataset = RequestDataset(load_prepared(run / "data"), load_sids(run / "tokenizer"), spec=spec.features)
-    groups = dataset.groups(
-        "validation", target_behaviors=data.target_behaviors, min_history=training.min_history
-    )
+    groups = dataset.groups(part, target_behaviors=data.target_behaviors, min_history=training.min_history)
     if not len(groups):
         raise ValueError(
-            f"{run / 'data'}: expected at least one validation request with {data.target_behaviors} after "
+            f"{run / 'data'}: expected at least one {part} request with {data.target_behaviors} after "
             f"{training.min_history} events of history, found none; the precision cannot be checked"
         )
-    rows = np.sort(np.random.default_rng(config.seed).permutation(len(groups))[: config.gate_requests])
+    rows = np.sort(np.random.default_rng(seed).permutation(len(groups))[:count])
     slots, profile = dataset.context(groups, rows)
     return GateRequests(
         slots,
@@ -97,14 +106,12 @@ def held_out_requests(
     )
 
 
-def random_requests(checkpoint: Checkpoint, *, config: PrecisionConfig) -> GateRequests:
+def random_requests(checkpoint: Checkpoint, *, count: int, seed: int) -> GateRequests:
     """Random requests against a random catalogue, for a model with seeded weights."""
     slots, profile = example_request(
-        checkpoint.model,
-        batch=config.gate_requests,
-        generator=torch.Generator().manual_seed(config.seed),
+        checkpoint.model, batch=count, generator=torch.Generator().manual_seed(seed)
     )
-    random = np.random.default_rng(config.seed)
+    random = np.random.default_rng(seed)
     sids = np.stack([random.integers(0, v, SEEDED_ADS) for v in checkpoint.spec.level_sizes], axis=1)
     snapshot = IndexSnapshot.build(
         np.arange(SEEDED_ADS),

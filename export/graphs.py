@@ -95,6 +95,20 @@ def _export_tail(model: Generator, level: int, path: Path) -> None:
     _export(module, example, path, inputs=inputs, outputs=tail_outputs(level, last=last), dynamic=dynamic)
 
 
+def _name_dimensions(graph: onnx.GraphProto, dynamic: tuple) -> None:
+    """Give dynamic dimensions the names they were asked for; the exporter calls some of them s11."""
+    flat = [axes for part in dynamic for axes in (part if isinstance(part, list) else [part])]
+    names: dict[str, str] = {}
+    for value, axes in zip(graph.input, flat, strict=True):
+        dims = value.type.tensor_type.shape.dim
+        names |= {dims[axis].dim_param: dim.__name__ for axis, dim in axes.items()}
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = names[dim.dim_param]
+    del graph.value_info[:]  # they speak of the old names
+
+
 class _FirstOutput(torch.nn.Module):
     """The last tail hands nothing on."""
 
@@ -141,7 +155,9 @@ def _export(
     assert program is not None
     program.save(str(path), external_data=False)
     graph = onnx.load(str(path))
+    _name_dimensions(graph.graph, dynamic)
     onnx.checker.check_model(graph)
+    onnx.save(graph, str(path))
     names = [i.name for i in graph.graph.input], [o.name for o in graph.graph.output]
     if names != (inputs, outputs):
         raise RuntimeError(

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "fp8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
@@ -21,6 +21,10 @@ class PrecisionConfig(BaseModel):
         max_value_error: largest mean absolute error of expected values, relative to their mean.
         gate_requests: validation requests drawn (seeded); all of them when there are fewer.
         gate_batch_size: requests a search; activations of a batch share their INT8 scale.
+        calibration_requests: training requests that FP8 ranges are measured on (seeded); all of them when
+            there are fewer.
+        fp8_rest: what FP8 graphs are besides their FP8 products.
+        fp8_keep: patterns of weights ("head.weight", "layers.0.ffn.?.weight") whose products stay out of FP8.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,4 +35,7 @@ class PrecisionConfig(BaseModel):
     max_value_error: float = Field(0.05, ge=0)
     gate_requests: int = Field(400, ge=1)
     gate_batch_size: int = Field(16, ge=1)
+    calibration_requests: int = Field(256, ge=1)
+    fp8_rest: Literal["fp16", "fp32"] = "fp16"
+    fp8_keep: tuple[str, ...] = ()
     seed: int = 0

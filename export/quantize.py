@@ -20,13 +20,14 @@ from pathlib import Path
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from export.products import products
+
 HEAD = "head: logits decide the order of beams and the expected value"
 FUSE = (
     "Fuse: the only way in for the token; one row a request in the prefix, a fortieth of a tail's products, "
     "and half of the error if it were quantized"
 )
-_FUSE_WEIGHTS = re.compile(r"(^|\.)(fuse\.gate\.weight|fuse\.mix\.weight|mix)$")
-_VIEWS = ("Slice", "Transpose", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Cast")
+_FUSE_WEIGHTS = re.compile(r"(^|\.)(fuse\.gate|mix)\.weight$")
 
 
 class QuantizeError(RuntimeError):
@@ -73,19 +74,13 @@ def fp32_products(file: Path) -> dict[str, str | None]:
 
 def _products(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, str, str | None]]:
     """FP32 products whose second factor is constant, the name of that weight, and why they stay FP32."""
-    initializers = {i.name for i in graph.initializer}
     producers = {name: node for node in graph.node for name in node.output}
-    # Names of head weights say little: tied ones are transposed codes, small ones are folded and renamed.
+    # Names of head weights say little: small ones are folded and renamed.
     logits = {node.input[0] for node in graph.node if node.op_type == "LogSoftmax"}
     logits |= {name for out in logits if producers[out].op_type == "Add" for name in producers[out].input}
-    for node in graph.node:
-        if node.op_type in ("MatMul", "Gemm"):
-            name = node.input[1]
-            while name in producers and producers[name].op_type in _VIEWS:
-                name = producers[name].input[0]
-            if name in initializers:
-                fuse = FUSE if _FUSE_WEIGHTS.search(name) else None
-                yield node, name, HEAD if node.output[0] in logits else fuse
+    for node, weight, _ in products(graph):
+        fuse = FUSE if _FUSE_WEIGHTS.search(weight.name) else None
+        yield node, weight.name, HEAD if node.output[0] in logits else fuse
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Nothing is written before every config has been rendered and parsed.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -16,25 +17,29 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from export.config import ServingConfig
+from export.engines import EngineFolder, EngineSpec
+from export.graph_config import check_graph, graph_values, on_gpu
+from export.profiles import profiles
 from serving.adapter import HOME
 from serving.beam_search import parse_normalise
 from serving.bundle import CURRENT, Manifest, current_version, read_manifest, versions
 from serving.widths import WidthPlan
+
+logger = logging.getLogger(__name__)
 
 Target = Literal["cpu", "onnxruntime", "tensorrt"]
 TARGETS = get_args(Target)
 SOURCE = HOME / "model_repository"
 TEMPLATES = Path(__file__).parent / "templates"
 ADAPTERS = ("request_features", "beam_scheduler", "ad_resolver")
+ENGINES = "engines"  # folder beside the bundles
 KEPT_VERSIONS = 2  # the one that serves and the one before, to roll back to
 
-_ENGINE = {
-    "cpu": 'backend: "python"',
-    "onnxruntime": 'backend: "onnxruntime"',
-    "tensorrt": 'backend: "tensorrt"',
+_PRECISIONS = {
+    "cpu": ("fp32", "int8"),
+    "onnxruntime": ("fp32", "fp16", "int8", "fp8"),
+    "tensorrt": ("fp32", "fp16", "fp8"),
 }
-_KIND = {"cpu": "KIND_CPU", "onnxruntime": "KIND_CPU", "tensorrt": "KIND_GPU"}
-_TYPES = {"INT32": "TYPE_INT32", "INT64": "TYPE_INT64", "FLOAT": "TYPE_FP32"}
 
 
 class RenderError(RuntimeError):
@@ -42,17 +47,23 @@ class RenderError(RuntimeError):
 
 
 def render(
-    bundles: Path, repository: Path, *, index: Path, config: ServingConfig, target: Target = "cpu"
+    bundles: Path,
+    repository: Path,
+    *,
+    index: Path,
+    config: ServingConfig,
+    target: Target = "cpu",
+    engines: Path | None = None,
 ) -> list[str]:
     """Render the repository for the newest versions of `bundles`.
 
     Args:
-        bundles: folder of bundles; its last `KEPT_VERSIONS` complete versions, and the one CURRENT names,
-            get into the repository.
+        bundles: folder of bundles; see `kept_bundles` for which of them get into the repository.
         repository: folder to fill; the checkout's own, or any other (the adapters are copied there).
         index: folder of the index.
         config: serving settings.
         target: engine of the graphs.
+        engines: folder of engines for target tensorrt (default: `engines` beside the bundles).
 
     Returns:
         Names of the models.
@@ -60,16 +71,11 @@ def render(
     Raises:
         BundleError: no bundle, or a corrupted one.
         RenderError: a config cannot be rendered, or the target does not run a bundle's precision.
+        GraphConfigError: a config does not fit its graph.
+        EngineError: target tensorrt lacks an engine, or it is of another builder, version or device.
         ValueError: the width plan does not fit the model.
     """
-    kept = versions(bundles)[-KEPT_VERSIONS:]
-    if not kept:
-        raise RenderError(f"{bundles}: expected at least one bundle, found none; run `make train export`")
-    if (bundles / CURRENT).exists():  # after a rollback the version that serves may be an older one
-        kept = sorted({*kept, current_version(bundles)})
-    manifests = [read_manifest(bundles / str(v)) for v in kept]
-    for manifest in manifests:
-        check_precision(manifest.precision, target, where=f"{bundles / str(manifest.version)}: ")
+    manifests = kept_bundles(bundles, target)
     newest = manifests[-1]
     plan = WidthPlan.parse(config.widths, levels=newest.levels)
     widest = WidthPlan.parse(config.max_widths or config.widths, levels=newest.levels)
@@ -81,6 +87,8 @@ def render(
     values = {
         "max_batch_size": config.max_batch_size,
         "graph_calls": config.graph_calls,
+        "graph_memory": "device" if on_gpu(config, target) else "host",
+        "pad_shapes": str(target == "tensorrt" and config.cuda_graphs).lower(),
         "threads": config.threads,
         "scheduler_instances": config.scheduler_instances,
         "queue_delay_us": config.queue_delay_us,
@@ -102,14 +110,18 @@ def render(
         raise RenderError(f"serving.graph_calls: expected bls for target {target}, got in_process (cpu only)")
     stems = list(newest.content["graphs"]) if config.graph_calls == "bls" else []
     for stem in stems:
-        configs[f"lazyar_{stem}"] = _graph_config(stem, newest, config=config, target=target)
-    for name, text in configs.items():
-        check_config(name, text)
-
-    if target == "tensorrt":
-        _require_plans(
-            [bundles / str(m.version) / f"{stem}.plan" for m in manifests for stem in m.content["graphs"]]
-        )
+        configs[f"lazyar_{stem}"] = _fill("graph", graph_values(stem, newest, config=config, target=target))
+    parsed = {name: check_config(name, text) for name, text in configs.items()}
+    for manifest in manifests:
+        ranges = profiles(manifest, config) if target == "tensorrt" else {}
+        for stem in stems:
+            graph = bundles / str(manifest.version) / f"{stem}.onnx"
+            check_graph(parsed[f"lazyar_{stem}"], graph, ranges=ranges.get(stem))
+    plans = (
+        {m.version: _plans(m, bundles, engines, config=config) for m in manifests}
+        if target == "tensorrt"
+        else {}
+    )
 
     for name in ADAPTERS:
         if repository.resolve() != SOURCE.resolve():
@@ -119,10 +131,50 @@ def render(
         if old.name.removeprefix("lazyar_") not in stems:  # of other settings, or another number of levels
             shutil.rmtree(old)
     for stem in stems:
-        _place_graph(stem, manifests, bundles=bundles, folder=repository / f"lazyar_{stem}", target=target)
+        _place_graph(
+            stem,
+            manifests,
+            bundles=bundles,
+            folder=repository / f"lazyar_{stem}",
+            target=target,
+            plans={version: found[stem] for version, found in plans.items()},
+        )
     for name, text in configs.items():
         _write(repository / name / "config.pbtxt", text)
     return list(configs)
+
+
+def kept_bundles(bundles: Path, target: Target) -> list[Manifest]:
+    """Bundles that get into a repository, oldest first.
+
+    They are the last `KEPT_VERSIONS` and the one that serves. All versions of a graph share one config, so
+    those whose tensors differ from the serving one's (FP16 keys and values beside FP32 ones), or whose
+    precision the target does not run, are left out with a line in the log; going back to them takes a
+    repository of their own.
+
+    Raises:
+        RenderError: there is none, or the target does not run the precision of the one that serves.
+        BundleError: a bundle is corrupted.
+    """
+    kept = versions(bundles)[-KEPT_VERSIONS:]
+    if not kept:
+        raise RenderError(f"{bundles}: expected at least one bundle, found none; run `make train export`")
+    # After a rollback the version that serves may be an older one.
+    serving = current_version(bundles) if (bundles / CURRENT).exists() else kept[-1]
+    manifests = [read_manifest(bundles / str(v)) for v in sorted({*kept, serving})]
+    reference = next(m for m in manifests if m.version == serving)
+    check_precision(reference.precision, target, where=f"{bundles / str(serving)}: ")
+    fitting = []
+    for manifest in manifests:
+        same = manifest.content["graphs"] == reference.content["graphs"]
+        if same and manifest.precision in _PRECISIONS[target]:
+            fitting.append(manifest)
+        else:
+            logger.warning(
+                "model version %d (%s) is left out: its tensors are not those of version %d (%s)",
+                *(manifest.version, manifest.precision, serving, reference.precision),
+            )
+    return fitting
 
 
 def check_config(name: str, text: str) -> model_config_pb2.ModelConfig:
@@ -149,10 +201,12 @@ def check_precision(precision: str, target: Target, *, where: str = "") -> None:
     Raises:
         RenderError: says what to do instead.
     """
-    if target == "tensorrt" and precision == "int8":
+    if precision not in _PRECISIONS[target]:
+        targets = [t for t, known in _PRECISIONS.items() if precision in known]
         raise RenderError(
-            f"{where}precision int8 is for CPUs (ONNX Runtime quantizes activations at run time), TensorRT "
-            "does not run its graphs; use target cpu or onnxruntime, or export with --precision fp32"
+            f"{where}expected a precision that target {target} runs ({', '.join(_PRECISIONS[target])}), got "
+            f"{precision} (targets: {', '.join(targets)}); use such a target, or export with another "
+            f"--precision"
         )
 
 
@@ -163,31 +217,14 @@ def _fill(template: str, values: dict) -> str:
         raise RenderError(f"{template}.pbtxt: placeholder {error} has no value") from error
 
 
-def _graph_config(stem: str, manifest: Manifest, *, config: ServingConfig, target: Target) -> str:
-    sides = {}
-    for side, tensors in manifest.content["graphs"][stem].items():
-        lines = []
-        for name, dtype, dims in tensors:
-            shape = ", ".join(str(d) if isinstance(d, int) else "-1" for d in dims[1:])  # without the batch
-            lines.append(f'  {{ name: "{name}" data_type: {_TYPES[dtype]} dims: [ {shape} ] }}')
-        sides[side] = ",\n".join(lines)
-    key = {"cpu": "threads", "onnxruntime": "intra_op_thread_count"}.get(target)
-    extra = f'parameters {{ key: "{key}" value {{ string_value: "{config.threads}" }} }}' if key else ""
-    return _fill(
-        "graph",
-        {
-            "name": f"lazyar_{stem}",
-            "engine": _ENGINE[target],
-            "kind": _KIND[target],
-            "extra": extra,
-            "max_batch_size": config.max_batch_size,
-            **sides,
-        },
-    )
-
-
 def _place_graph(
-    stem: str, manifests: list[Manifest], *, bundles: Path, folder: Path, target: Target
+    stem: str,
+    manifests: list[Manifest],
+    *,
+    bundles: Path,
+    folder: Path,
+    target: Target,
+    plans: dict[int, Path],
 ) -> None:
     """Version folders appear whole or not at all, since a server may be looking."""
     for old in folder.glob("*"):
@@ -199,7 +236,7 @@ def _place_graph(
         new.mkdir(parents=True)
         source = bundles / str(manifest.version)
         if target == "tensorrt":
-            _copy(source / f"{stem}.plan", new / "model.plan")
+            _copy(plans[manifest.version], new / "model.plan")
         else:
             _copy(source / f"{stem}.onnx", new / "model.onnx")
         if target == "cpu":
@@ -209,14 +246,26 @@ def _place_graph(
         new.rename(final)
 
 
-def _require_plans(plans: list[Path]) -> None:
-    missing = [p for p in plans if not p.is_file()]
-    if missing:
-        raise RenderError(
-            f"{missing[0]}: expected a TensorRT engine, found none ({len(missing)} of {len(plans)} are "
-            "missing); build them with trtexec from the .onnx of the same name, on the GPU host and with "
-            "the TensorRT version of its Triton"
+def _plans(
+    manifest: Manifest, bundles: Path, engines: Path | None, *, config: ServingConfig
+) -> dict[str, Path]:
+    """Engine of every graph of a bundle."""
+    folder = EngineFolder(engines or bundles.parent / ENGINES)
+    version, capability = folder.only("tensorrt")
+    ranges = profiles(manifest, config)
+    return {
+        stem: folder.require(
+            EngineSpec(
+                stem,
+                manifest.content["sha256"][f"{stem}.onnx"],
+                ranges[stem],
+                "tensorrt",
+                version,
+                capability,
+            )
         )
+        for stem in manifest.content["graphs"]
+    }
 
 
 def _portable(path: Path) -> str:

@@ -112,7 +112,9 @@ def beam_search(
         allowed, first = trie.children(t, nodes)  # [B, n, C], [B, n]
         children = allowed.shape[2]
         token = trie.codes[t - 1][np.maximum(nodes, 0)]  # [B, n]
-        sent = _to_score(trie, t, nodes, live=live, worth=num_values)  # [B, n'] beams that a tail must see
+        # Beams that skipped a level have no keys and values there: they skip the later ones too.
+        worth = num_values if before_skip is None else -1
+        sent = _to_score(trie, t, nodes, live=live, worth=worth)  # [B, n'] beams that a tail must see
         if sent is None:
             logprob, carry = executor.tail(t + 1, carry, parents=parents, token=token, allowed=allowed)
             row = np.broadcast_to(np.arange(nodes.shape[1], dtype=np.int32), nodes.shape)

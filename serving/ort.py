@@ -14,33 +14,44 @@ from serving.executor import Carry, prefix_outputs, tail_carry_inputs, tail_outp
 logger = logging.getLogger(__name__)
 
 
-def open_session(path: str | Path, *, threads: int = 1) -> onnxruntime.InferenceSession:
-    """Open an ONNX graph on the CPU with settings that let several sessions share a machine."""
+def open_session(path: str | Path, *, threads: int = 1, fuse: bool = True) -> onnxruntime.InferenceSession:
+    """Open an ONNX graph on the CPU with settings that let several sessions share a machine.
+
+    Args:
+        path: ONNX file.
+        threads: of the graph.
+        fuse: whether operations may be fused; False for FP8, whose DequantizeLinear ONNX Runtime would fuse
+            into products that it cannot run.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Idle pool threads of one session must not burn the core another session needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    if not fuse:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 class OrtExecutor:
     """`serving.executor.Executor` over the ONNX files of one bundle."""
 
-    def __init__(self, bundle: str | Path, *, levels: int, threads: int = 1) -> None:
+    def __init__(self, bundle: str | Path, *, levels: int, threads: int = 1, fuse: bool = True) -> None:
         """Load `prefix.onnx` and `tail_<level>.onnx` for the levels 2 .. levels + 1.
 
         Args:
             bundle: folder of the bundle.
             levels: SID levels T.
             threads: threads of each graph.
+            fuse: see `open_session`.
         """
         bundle = Path(bundle)
         self._last = levels + 1
-        self._prefix = open_session(bundle / "prefix.onnx", threads=threads)
+        self._prefix = open_session(bundle / "prefix.onnx", threads=threads, fuse=fuse)
         self._tails = {
-            t: open_session(bundle / f"tail_{t}.onnx", threads=threads) for t in range(2, levels + 2)
+            t: open_session(bundle / f"tail_{t}.onnx", threads=threads, fuse=fuse)
+            for t in range(2, levels + 2)
         }
 
     def prefix(self, slots: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, Carry]:

@@ -8,8 +8,10 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from serving.server_files import ServerError
 
@@ -45,10 +47,19 @@ def remove_leftovers(shm_prefix: str) -> None:
         region.unlink(missing_ok=True)
 
 
-def stub_models(shm_prefix: str) -> dict[Path, str]:
-    """Python models with a living process under this prefix: file of the model -> its name."""
-    paths = [Path(arguments[1]) for _, arguments in _stubs(shm_prefix)]
-    return {path: path.parents[1].name for path in paths}  # <model>/<version>/model.py
+def stub_models(shm_prefix: str) -> Counter[Path]:
+    """Living processes of Python models under this prefix: file of the model -> one process an instance."""
+    return Counter(Path(arguments[1]) for _, arguments in _stubs(shm_prefix))
+
+
+def model_of(path: Path) -> str:
+    """Name of the model whose file is <model>/<version>/model.py."""
+    return path.parents[1].name
+
+
+def instances_of(config: Mapping[str, Any]) -> int:
+    """Instances of each version of a model, from its config as Triton gives it (JSON)."""
+    return sum(int(group.get("count", 1)) for group in config.get("instance_group", [])) or 1
 
 
 def _stubs_of(shm_prefix: str) -> list[int]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import json
 import logging
 import threading
 from pathlib import Path
+from typing import Any
 
-from serving.server_process import stub_models
+from serving.server_process import instances_of, model_of, stub_models
 
 logger = logging.getLogger(__name__)
 
@@ -16,22 +18,22 @@ _RELOAD_TIMEOUT_S = 60.0
 
 
 class StubWatch:
-    """A thread that compares the stubs of a server with those it had and loads a model whose stub is gone.
+    """A thread that compares a server's stubs with those it should have, and loads a model that lost one.
 
-    A model that is being reloaded has its new stub before the old one ends. One that somebody unloaded is not
-    ready any more and is forgotten.
+    Every instance of a Python model has a stub. A model that is being reloaded has its new stubs before the
+    old ones end. One that somebody unloaded is not ready any more and is forgotten.
     """
 
     def __init__(self, shm_prefix: str, *, host: str, http_port: int) -> None:
         """Watch the stubs with this prefix; `start` begins."""
         self._prefix, self._host, self._port = shm_prefix, host, http_port
-        self._known: dict[Path, str] = {}
+        self._expected: dict[Path, int] = {}  # file of a model -> stubs
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stub-watch", daemon=True)
 
     def start(self) -> None:
-        """Remember the stubs there are and begin."""
-        self._known = stub_models(self._prefix)
+        """Begin."""
+        self._expected = {path: self._instances(path) for path in stub_models(self._prefix)}
         self._thread.start()
 
     def stop(self) -> None:
@@ -44,30 +46,37 @@ class StubWatch:
         missing: set[Path] = set()
         while not self._end.wait(INTERVAL_S):
             found = stub_models(self._prefix)
-            self._known |= found
-            gone = set(self._known) - set(found)
-            for path in gone & missing:  # twice in a row: no moment between two processes
-                model = self._known.pop(path)
-                if self._post(f"/v2/models/{model}/ready", method="GET") != 200:
+            self._expected |= {p: self._instances(p) for p in found if p not in self._expected}
+            short = {path for path, count in self._expected.items() if found[path] < count}
+            for path in short & missing:  # twice in a row: no moment between two processes
+                model, count = model_of(path), self._expected.pop(path)
+                if self._ask(f"/v2/models/{model}/ready")[0] != 200:
                     continue  # unloaded by somebody
-                logger.error("the process of model %s died; loading it again", model)
+                logger.error(
+                    "%d of %d processes of model %s live; loading it again", found[path], count, model
+                )
                 # A load alone does nothing where the model's files are unchanged.
-                self._post(f"/v2/repository/models/{model}/unload")
-                status = self._post(f"/v2/repository/models/{model}/load")
+                self._ask(f"/v2/repository/models/{model}/unload", method="POST")
+                status, _ = self._ask(f"/v2/repository/models/{model}/load", method="POST")
                 if status != 200:
-                    self._known[path] = model
+                    self._expected[path] = count
                     logger.error("model %s could not be loaded again: HTTP %s", model, status)
-            missing = gone
+            missing = short
 
-    def _post(self, url: str, *, method: str = "POST") -> int | None:
+    def _instances(self, path: Path) -> int:
+        status, content = self._ask(f"/v2/models/{model_of(path)}/config")
+        return instances_of(content) if status == 200 else 1
+
+    def _ask(self, url: str, *, method: str = "GET") -> tuple[int | None, dict[str, Any]]:
+        """Status and JSON of an answer; None without an answer."""
         host = "127.0.0.1" if self._host == "0.0.0.0" else self._host
         connection = http.client.HTTPConnection(host, self._port, timeout=_RELOAD_TIMEOUT_S)
         try:
             connection.request(method, url)
             response = connection.getresponse()
-            response.read()
-            return response.status
-        except (OSError, http.client.HTTPException):
-            return None
+            content = response.read()
+            return response.status, json.loads(content) if response.status == 200 and content else {}
+        except (OSError, ValueError, http.client.HTTPException):
+            return None, {}
         finally:
             connection.close()

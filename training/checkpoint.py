@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -149,3 +150,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             raise
         raise CheckpointError(f"{folder}: not a readable checkpoint: {error}") from error
     return Checkpoint(model, spec, content["training"], content["step"], content["history"], state)
+
+
+def weights_sha256(folder: Path) -> str:
+    """Of the weights of a checkpoint, to tell whether another one was made from it."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()

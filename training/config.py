@@ -8,7 +8,17 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-SECTIONS = ("data", "tokenizer", "features", "model", "training", "evaluation", "precision", "serving")
+SECTIONS = (
+    "data",
+    "tokenizer",
+    "features",
+    "model",
+    "training",
+    "quantize_aware",
+    "evaluation",
+    "precision",
+    "serving",
+)
 
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -65,6 +75,30 @@ class TrainingConfig(BaseModel):
     recent_weeks: int | None = Field(None, ge=1)
     seed: int = 0
     threads: int = Field(2, ge=1)
+
+
+class QuantizeAwareConfig(BaseModel):
+    """Fine-tuning for FP8, see `training.quantize_aware`.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: requests a step.
+        catalogue_targets: SIDs drawn from the catalogue for each request, beside its targets.
+        learning_rate: AdamW, cosine to 0.
+        calibration_batches: batches that ranges of activations are measured on before the first step.
+        validation_batches: batches of validation requests that the divergence is measured on, before and
+            after.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(400, ge=1)
+    batch_size: int = Field(32, ge=1)
+    catalogue_targets: int = Field(10, ge=0)
+    learning_rate: float = Field(3e-5, gt=0)
+    calibration_batches: int = Field(8, ge=1)
+    validation_batches: int = Field(8, ge=1)
+    seed: int = 0
 
 
 class EvaluationConfig(BaseModel):

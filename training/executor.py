@@ -1,28 +1,28 @@
-"""Executor that runs the PyTorch model, for evaluation before export."""
+"""Executor that runs the split model in PyTorch, for evaluation before export and for calibration."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import nn
 
 from serving.executor import Carry, prefix_outputs
 from training.model.gr4ad import Generator
-from training.model.split import PrefixGraph, TailGraph
+from training.model.split import split
 
 
 class TorchExecutor:
-    """`serving.executor.Executor` over a `Generator`."""
+    """`serving.executor.Executor` over the graphs of a `Generator`."""
 
-    def __init__(self, model: Generator) -> None:
-        """Wrap a model; it is used in evaluation mode."""
-        model.eval()
-        self._prefix = PrefixGraph(model)
-        self._tails = {t: TailGraph(model, t) for t in range(2, model.levels + 2)}
+    def __init__(self, model: Generator | nn.ModuleDict) -> None:
+        """Wrap a model, or its graphs as `split` makes them; they are used in evaluation mode."""
+        self._graphs = split(model) if isinstance(model, Generator) else model
 
     @torch.no_grad()
     def prefix(self, slots: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, Carry]:
         """See `Executor.prefix`."""
-        outputs = dict(zip(prefix_outputs(), self._prefix(_tensor(slots), _tensor(profile)), strict=True))
+        found = self._graphs["prefix"](_tensor(slots), _tensor(profile))
+        outputs = dict(zip(prefix_outputs(), found, strict=True))
         return outputs.pop("logprob").numpy(), outputs
 
     @torch.no_grad()
@@ -30,12 +30,11 @@ class TorchExecutor:
         self, level: int, carry: Carry, *, parents: list[np.ndarray], token: np.ndarray, allowed: np.ndarray
     ) -> tuple[np.ndarray, Carry]:
         """See `Executor.tail`."""
-        past = [carry[f"past_kv_{j}"] for j in range(1, level)]
-        logprob, new_kv = self._tails[level](
+        logprob, new_kv = self._graphs[f"tail_{level}"](
             carry["m"],
             carry["context_kv"],
             carry["context_bias"],
-            past,
+            [carry[f"past_kv_{j}"] for j in range(1, level)],
             [_tensor(p) for p in parents],
             _tensor(token),
             _tensor(allowed),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import os
+import signal
 import time
 from dataclasses import replace
 
@@ -137,6 +139,27 @@ def test_a_shape_that_overflows_harms_for_seconds_only(pipeline):
         while _stubs(server) == stubs or not _all_models_ready(server) or not _answers(server):
             assert time.monotonic() < deadline, server.log_tail(20)
             time.sleep(0.2)
+
+
+def test_one_dead_process_of_two_comes_back(pipeline):
+    """The other scheduler goes on answering, so neither health nor requests show that half of it is gone."""
+    with TritonServer(pipeline.repository) as server:
+        before = _schedulers(server)
+        assert len(before) == 2
+        os.kill(min(before), signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while not (
+            len(_schedulers(server)) == 2 and _schedulers(server).isdisjoint(before) and _answers(server)
+        ):
+            assert time.monotonic() < deadline, server.log_tail(20)
+            time.sleep(0.1)
+
+
+def _schedulers(server) -> set[int]:
+    """Process ids of the beam schedulers."""
+    processes = psutil.Process(server.pid).children(recursive=True)
+    living = [p for p in processes if p.status() != psutil.STATUS_ZOMBIE]
+    return {p.pid for p in living if any("/beam_scheduler/" in word for word in p.cmdline())}
 
 
 def _answers(server) -> bool:

@@ -125,7 +125,7 @@ def fake_graphs(monkeypatch, *, content=b"graph"):
     monkeypatch.setattr(
         module, "export_graphs", lambda model, folder, **k: (folder / "prefix.onnx").write_bytes(content)
     )
-    monkeypatch.setattr(module, "_graph_shapes", lambda folder: {})
+    monkeypatch.setattr(module, "graph_shapes", lambda folder: {})
     monkeypatch.setattr(module, "check_parity", lambda *a, **k: 0.0)
 
 

@@ -12,6 +12,7 @@ from training.config import (
     ConfigError,
     EvaluationConfig,
     FeatureConfig,
+    QuantizeAwareConfig,
     TrainingConfig,
     load_section,
 )
@@ -25,6 +26,7 @@ CLASSES = {
     "features": FeatureConfig,
     "model": ModelConfig,
     "training": TrainingConfig,
+    "quantize_aware": QuantizeAwareConfig,
     "evaluation": EvaluationConfig,
     "precision": PrecisionConfig,
     "serving": ServingConfig,

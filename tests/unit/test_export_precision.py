@@ -34,7 +34,10 @@ def run(tmp_path_factory):
 
 def drawn(run, **config):
     dataset, spec, *_ = open_run(*run)
-    return dataset, held_out_requests(run[1], spec, preset=run[0], config=PrecisionConfig(**config))
+    config = PrecisionConfig(**config)
+    return dataset, held_out_requests(
+        run[1], spec, preset=run[0], count=config.gate_requests, seed=config.seed
+    )
 
 
 def export(monkeypatch, capsys, *words):
@@ -140,11 +143,12 @@ def test_command_line_over_preset_over_fp32(run, monkeypatch, capsys, words, pre
         monkeypatch, capsys, "--config", run[0], "--run", run[1], *config, *live, *words
     )
     assert error == "error: far enough"
-    assert handed["precision"] == precision
-    gate = handed["gate"]
-    assert (gate is None) == (precision == "fp32")
+    lowering = handed["lowering"]
+    assert (lowering is None) == (precision == "fp32")
     assert ("reading validation requests" in said) == (precision == "int8")
-    if gate:  # as it will be served
+    if lowering:  # as it will be served
+        gate = lowering.gate
+        assert lowering.precision == precision
         assert (len(gate.requests.slots), str(gate.plan), gate.threads) == (5, "4-8-16:6", 3)
         assert gate.normalise == ("codebook", "live", "live")
         assert gate.config.min_overlap50 == 0.7
@@ -157,8 +161,8 @@ def test_seeded_weights_need_no_data(tmp_path, run, monkeypatch, capsys):
         *("--config", run[0], "--run", tmp_path, "--precision", "int8", "--seeded-weights"),
         *("--set", "precision.gate_requests=3", "--set", "tokenizer.codebook_sizes=[6, 5]"),
     )
-    assert handed["gate"].requests.targets is None
-    assert len(handed["gate"].requests.slots) == 3
+    assert handed["lowering"].gate.requests.targets is None
+    assert len(handed["lowering"].gate.requests.slots) == 3
     assert "random requests" in said
 
 
@@ -168,7 +172,9 @@ def test_tensorrt_refuses_int8_before_any_work(run, monkeypatch, capsys, words):
     error, _, handed = export(
         monkeypatch, capsys, "--config", run[0], "--run", run[1], "--target", "tensorrt", *words
     )
-    assert error.startswith("error: precision int8 is for CPUs")
+    assert error.startswith(
+        "error: expected a precision that target tensorrt runs (fp32, fp16, fp8), got int8"
+    )
     assert not handed
 
 
@@ -183,9 +189,9 @@ def test_precision_without_an_export_is_a_mistake(run, monkeypatch, capsys):
 def test_unknown_precision_and_threshold(run, monkeypatch, capsys):
     common = ("--config", run[0], "--run", run[1])
     status, said, _ = export(monkeypatch, capsys, *common, "--precision", "int4")
-    assert (status, "choose from fp32, int8" in said.replace("'", "")) == (2, True)
+    assert (status, "choose from fp32, fp16, int8, fp8" in said.replace("'", "")) == (2, True)
     error, *_ = export(monkeypatch, capsys, *common, "--set", "precision.min_overlap=0.5")
-    assert "unknown key 'min_overlap'; known: gate_batch_size" in error
+    assert "unknown key 'min_overlap'; known: calibration_requests" in error
     error, *_ = export(monkeypatch, capsys, *common, "--set", "precision.min_overlap50=50")
     assert "precision: min_overlap50: Input should be less than or equal to 1, got 50" in error
     assert load_section(run[0], "training", TrainingConfig).min_history == 3  # the preset itself is fine
@@ -195,8 +201,6 @@ def test_unknown_precision_and_threshold(run, monkeypatch, capsys):
 def test_rendering_an_int8_bundle(pipeline, tmp_path, target):
     bundles = shutil.copytree(pipeline.bundles, tmp_path / "bundles")
     edit(bundles / "1", precision="int8")
-    for path in bundles.glob("*/*.onnx"):
-        path.with_suffix(".plan").write_bytes(b"engine")
 
     def rendered():
         return render(
@@ -204,7 +208,11 @@ def test_rendering_an_int8_bundle(pipeline, tmp_path, target):
         )
 
     if target == "tensorrt":
-        with pytest.raises(RenderError, match=r"bundles/1: precision int8 is for CPUs .*--precision fp32"):
+        with pytest.raises(
+            RenderError,
+            match=r"bundles/1: expected a precision that target tensorrt runs .*got int8 \(targets: cpu, "
+            r"onnx",
+        ):
             rendered()
         assert not (tmp_path / "repository").exists()
     else:

@@ -9,10 +9,12 @@ import onnx
 import pytest
 
 import export.bundle as bundle_module
+import export.lower as lower_module
 from export.bundle import write_bundle
 from export.compare import Found, compare, search
 from export.gate import Gate, GateError, check, summary
 from export.gate_requests import GateRequests, random_requests
+from export.lower import Lowering
 from export.parity import ParityError
 from export.precision_config import PrecisionConfig
 from export.quantize import quantize_int8
@@ -66,8 +68,7 @@ def publish(pipeline, bundles, requests, *, config=CONFIG, tokenizer=True):
         checkpoint(tokenizer_id=pipeline.tokenizer_id),
         bundles,
         tokenizer=pipeline.tokenizer if tokenizer else None,
-        precision="int8",
-        gate=Gate(requests, config, PLAN),
+        lowering=Lowering("int8", Gate(requests, config, PLAN)),
     )
 
 
@@ -191,7 +192,7 @@ def test_wrecked_weights_are_caught_and_nothing_is_published(
     pipeline, bundles, requests, monkeypatch, names, message
 ):
     before = sorted(p.name for p in bundles.rglob("*"))
-    monkeypatch.setattr(bundle_module, "quantize_int8", wrecking(*names))
+    monkeypatch.setattr(lower_module, "quantize_int8", wrecking(*names))
     with pytest.raises(GateError, match=message):
         publish(pipeline, bundles, requests)
     assert sorted(p.name for p in bundles.rglob("*")) == before
@@ -210,25 +211,29 @@ def test_parity_comes_before_quantizing(pipeline, bundles, requests, monkeypatch
         raise ParityError("0.3")
 
     monkeypatch.setattr(bundle_module, "check_parity", mismatch)
-    monkeypatch.setattr(bundle_module, "quantize_int8", lambda *_: pytest.fail("quantized"))
+    monkeypatch.setattr(lower_module, "quantize_int8", lambda *_: pytest.fail("quantized"))
     with pytest.raises(ParityError):
         publish(pipeline, bundles, requests)
     assert versions(bundles) == [1]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_precision_and_gate_go_together(pipeline, bundles, requests, precision):
-    gate = Gate(requests, CONFIG, PLAN) if precision == "fp32" else None
-    with pytest.raises(
-        ValueError, match=f"precision {precision}: expected a gate below fp32 and none for fp32"
-    ):
-        write_bundle(checkpoint(tokenizer_id="x"), bundles, tokenizer=None, precision=precision, gate=gate)
+@pytest.mark.parametrize(
+    ("precision", "calibrated", "message"),
+    [
+        ("fp32", False, "precision fp32: expected no lowering"),
+        ("fp8", False, "precision fp8: expected calibration requests for fp8 and for fp8 only"),
+        ("int8", True, "precision int8: expected calibration requests for fp8 and for fp8 only"),
+    ],
+)
+def test_parts_of_a_lowering_go_together(requests, precision, calibrated, message):
+    with pytest.raises(ValueError, match=message):
+        Lowering(precision, Gate(requests, CONFIG, PLAN), requests if calibrated else None)
 
 
 def test_seeded_weights_are_measured_but_not_gated(pipeline, bundles, monkeypatch):
-    monkeypatch.setattr(bundle_module, "quantize_int8", wrecking("prefix"))
+    monkeypatch.setattr(lower_module, "quantize_int8", wrecking("prefix"))
     config = PrecisionConfig(gate_requests=5)
-    drawn = random_requests(checkpoint(tokenizer_id="seeded"), config=config)
+    drawn = random_requests(checkpoint(tokenizer_id="seeded"), count=5, seed=0)
     assert drawn.slots.shape[0] == drawn.profile.shape[0] == 5
     folder = publish(pipeline, bundles, drawn, config=config, tokenizer=False)
     figures = read_manifest(folder).content["quality_precision"]

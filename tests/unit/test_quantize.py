@@ -117,10 +117,10 @@ def test_integer_product_equals_the_formula(tmp_path):
     [
         ("model.fuse.gate.weight", True),
         ("model.fuse.mix.weight", True),
-        ("mix", True),
-        ("module.mix", True),
+        ("mix.weight", True),
+        ("module.mix.weight", True),
         ("layers.0.out_self.weight", False),
-        ("layers.0.remix", False),
+        ("layers.0.remix.weight", False),
     ],
 )
 def test_fuse_goes_by_name(tmp_path, name, kept):

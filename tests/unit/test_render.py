@@ -4,13 +4,18 @@ import shutil
 
 import onnx
 import pytest
+from tritonclient.grpc import model_config_pb2
 
 import export.render as module
-from export.bundle import point_current
+from export.bundle import graph_shapes, point_current
 from export.config import ServingConfig
-from export.render import SOURCE, TARGETS, RenderError, check_config, render
-from serving.bundle import BundleError
+from export.engines import EngineError, EngineFolder, EngineSpec
+from export.half import convert_to_fp16
+from export.profiles import profiles
+from export.render import ENGINES, SOURCE, TARGETS, RenderError, check_config, render
+from serving.bundle import BundleError, read_manifest, sha256, versions
 from tests.pipeline import serving_config
+from tests.unit.test_bundle import edit
 from tests.unit.test_scheduler import add_version
 
 MODELS = {
@@ -45,9 +50,15 @@ def config_of(folder, name):
     return check_config(name, (folder / name / "config.pbtxt").read_text())
 
 
-def fill_plans(bundles):
-    for path in bundles.glob("*/*.onnx"):
-        path.with_suffix(".plan").write_bytes(b"engine")
+def fill_plans(bundles, *, config=None, version="10.9.0", capability="8.9", builder="tensorrt"):
+    """Engines of every bundle that no TensorRT has seen, in the folder where rendering looks for them."""
+    folder = EngineFolder(bundles.parent / ENGINES)
+    for number in versions(bundles):
+        manifest = read_manifest(bundles / str(number))
+        for stem, ranges in profiles(manifest, config or serving_config()).items():
+            graph = manifest.content["sha256"][f"{stem}.onnx"]
+            folder.save(EngineSpec(stem, graph, ranges, builder, version, capability), b"engine", details={})
+    return folder
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -136,6 +147,9 @@ def test_parameters_carry_the_settings(bundles, tmp_path):
         "max_num_ads": "11",
         "max_exclude": "0",
         "threads": "3",
+        "graph_memory": "host",
+        "pad_shapes": "false",
+        "max_batch_size": "8",
     }
 
 
@@ -183,12 +197,12 @@ def test_a_bad_template_writes_nothing(bundles, tmp_path, monkeypatch, change, m
 
 def test_tensorrt_without_engines_refuses(bundles, tmp_path):
     with pytest.raises(
-        RenderError, match=r"prefix.plan: expected a TensorRT engine, found none \(4 of 4 .*trtexec"
+        EngineError, match=r"engines: expected engines of builder tensorrt .* found none; build"
     ):
         rendered(bundles, tmp_path / "r", target="tensorrt")
-    fill_plans(bundles)
-    (bundles / "1" / "tail_3.plan").unlink()
-    with pytest.raises(RenderError, match=r"tail_3.plan: expected .*\(1 of 4"):
+    folder = fill_plans(bundles)
+    next(folder.folder.glob("tail_3-*.json")).unlink()
+    with pytest.raises(EngineError, match="expected an engine of tail_3 by tensorrt 10.9.0 .* found: none"):
         rendered(bundles, tmp_path / "r", target="tensorrt")
     assert not (tmp_path / "r").exists()
 
@@ -265,3 +279,24 @@ def test_the_last_two_versions_stay_and_the_one_that_serves(bundles, tmp_path):
     point_current(bundles, 1)  # rolled back: what serves must be loadable after a restart
     rendered(bundles, folder)
     assert version_folders(folder) == {"1", "3", "4"}
+
+
+def test_a_version_of_another_precision_is_left_out(bundles, tmp_path, caplog):
+    """All versions of a graph share one config: keys and values in FP16 do not fit one of FP32."""
+    add_version(bundles, 2)
+    convert_to_fp16(bundles / "2", bundles / "2")
+    graphs = graph_shapes(bundles / "2")
+    files = {f"{stem}.onnx": sha256(bundles / "2" / f"{stem}.onnx") for stem in graphs}
+    before = read_manifest(bundles / "2", verify=False).content["sha256"]
+    edit(bundles / "2", precision="fp16", graphs=graphs, sha256=before | files)
+    point_current(bundles, 2)
+    folder = tmp_path / "r"
+    rendered(bundles, folder, target="onnxruntime")
+    assert version_folders(folder) == {"2"}
+    assert "model version 1 (fp32) is left out: its tensors are not those of version 2 (fp16)" in caplog.text
+    assert config_of(folder, "lazyar_tail_2").input[0].data_type == model_config_pb2.TYPE_FP16
+    with pytest.raises(RenderError, match=r"bundles/2: expected a precision that target cpu runs"):
+        rendered(bundles, tmp_path / "s", target="cpu")
+    point_current(bundles, 1)
+    rendered(bundles, tmp_path / "t", target="cpu")
+    assert version_folders(tmp_path / "t") == {"1"}

@@ -7,6 +7,8 @@ G sets of context keys and values (1 where the layers share one, else R).
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
@@ -15,14 +17,23 @@ from training.model.gr4ad import Generator
 from training.model.step import StepLayer
 
 
+def split(model: Generator) -> nn.ModuleDict:
+    """Every graph of a model in evaluation mode: "prefix", "tail_2" .. "tail_<T + 1>"."""
+    model.eval()
+    graphs: dict[str, nn.Module] = {"prefix": PrefixGraph(model)}
+    graphs |= {f"tail_{t}": TailGraph(model, t) for t in range(2, model.levels + 2)}
+    return nn.ModuleDict(graphs).eval()
+
+
 class PrefixGraph(nn.Module):
     """Shared layers of all levels, and level 1 (one beam, from BOS) through all layers."""
 
     def __init__(self, model: Generator) -> None:
-        """Wrap a model; weights are shared, not copied."""
+        """Wrap a model; weights of the layers 1 .. K are shared, those of the others copied."""
         super().__init__()
         self.model = model
         self.layers = nn.ModuleList(StepLayer(layer) for layer in model.tail_layers)
+        self.head = _head(model, 1)
 
     def forward(self, slots: Tensor, profile: Tensor) -> tuple[Tensor, ...]:
         """See `serving.executor.prefix_outputs`.
@@ -47,7 +58,8 @@ class PrefixGraph(nn.Module):
         for i, layer in enumerate(self.layers):
             h, key, value = layer(h, stacked[:, min(i, model.tail_kv_groups - 1)], bias, past=[])
             past += [key, value]
-        return model.logits(h, 1).log_softmax(-1), m, stacked, bias, torch.stack(past, dim=1)
+        logprob = self.head(model.norm(h)).log_softmax(-1)
+        return logprob, m, stacked, bias, torch.stack(past, dim=1)
 
 
 class TailGraph(nn.Module):
@@ -56,7 +68,8 @@ class TailGraph(nn.Module):
     def __init__(self, model: Generator, level: int) -> None:
         """Wrap a model for `level` = 2 .. T + 1 (T + 1 is the value level)."""
         super().__init__()
-        self.model, self.level = model, level
+        self.level, self.kv_groups = level, model.tail_kv_groups
+        self.norm, self.head = model.norm, _head(model, level)
         self.layers = nn.ModuleList(StepLayer(layer) for layer in model.tail_layers)
         # Half of Fuse sees nothing but the token: one row a code, worked out now, instead of two matrix
         # products a beam.
@@ -66,7 +79,8 @@ class TailGraph(nn.Module):
             self.gate = nn.Parameter(fuse.gate(codes), requires_grad=False)
             mixed = codes @ fuse.mix.weight[:, width:].T + fuse.mix.bias
             self.token = nn.Parameter(mixed, requires_grad=False)
-            self.mix = nn.Parameter(fuse.mix.weight[:, :width].T.contiguous(), requires_grad=False)
+            self.mix = nn.Linear(width, width, bias=False)
+            self.mix.weight.copy_(fuse.mix.weight[:, :width])
 
     def forward(
         self,
@@ -93,21 +107,31 @@ class TailGraph(nn.Module):
         Returns:
             logprob [B, n, C] and past_kv of this level [B, 2 R, n, d].
         """
-        model = self.model
-        width = model.config.width
+        width = m.shape[-1]
         batch, n = token.shape
         gated = m[:, self.level - 1 : self.level] * embedding(token, self.gate)  # [B, n, d]
-        h = gated.reshape(-1, width) @ self.mix + embedding(token, self.token).reshape(-1, width)  # [B n, d]
+        h = self.mix(gated.reshape(-1, width)) + embedding(token, self.token).reshape(-1, width)  # [B n, d]
         past = [past_kv[0], *(_rows(kv, p) for kv, p in zip(past_kv[1:], parents, strict=True))]
         parts = [kv.unbind(1) for kv in past]  # [B, n, d] each
         new = []
         for i, layer in enumerate(self.layers):
-            group = context_kv[:, min(i, model.tail_kv_groups - 1)]  # [B, 2, H, S, e]
+            group = context_kv[:, min(i, self.kv_groups - 1)]  # [B, 2, H, S, e]
             earlier = [(p[2 * i], p[2 * i + 1]) for p in parts]
             h, key, value = layer(h, group, context_bias, past=earlier)
             new += [key, value]
-        logprob = model.logits(h, self.level).log_softmax(-1).reshape(batch, n, -1)  # [B, n, V]
+        logprob = self.head(self.norm(h)).log_softmax(-1).reshape(batch, n, -1)  # [B, n, V]
         return logprob.gather(2, allowed.clamp(min=0).long()), torch.stack(new, dim=1)
+
+
+@torch.no_grad()
+def _head(model: Generator, level: int) -> nn.Linear:
+    """Head of a level as one product: tied codes are its weight."""
+    if level > model.levels or not model.config.tie_embeddings:
+        return cast(nn.Linear, model.heads[-1 if level > model.levels else level - 1])
+    codes = model.codes.table(level).weight[1:]  # [V, d]
+    head = nn.Linear(codes.shape[1], codes.shape[0], bias=False)
+    head.weight.copy_(codes)
+    return head
 
 
 def _rows(kv: Tensor, parent: Tensor) -> Tensor:

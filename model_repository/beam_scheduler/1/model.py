@@ -26,7 +26,8 @@ from serving.beam_search import parse_normalise
 from serving.bls import BlsExecutor
 from serving.index.reader import IndexReader
 from serving.ort import OrtGraphs
-from serving.request import RequestLimits, check_num_ads, parse_widths
+from serving.padding import PaddedExecutor, ShapeBuckets
+from serving.request import RequestLimits, check_exclude, check_num_ads, parse_widths
 from serving.scheduler import ActiveModel, Scheduler, SearchRequest
 from serving.widths import WidthPlan
 
@@ -47,12 +48,17 @@ class TritonPythonModel:
             is_loaded=self.is_loaded,
         )
         self.levels = active.manifest.levels
-        self.limits = RequestLimits(max_num_ads=int(config["max_num_ads"]))
+        self.device_memory = config["graph_memory"] == "device"
+        self.plans = [WidthPlan.parse(config[name], levels=self.levels) for name in ("widths", "max_widths")]
+        self.pad_to = int(config["max_batch_size"]) if config["pad_shapes"] == "true" else None
+        self.limits = RequestLimits(
+            max_num_ads=int(config["max_num_ads"]), max_exclude=int(config["max_exclude"])
+        )
         self.scheduler = Scheduler(
             reader,
             active,
-            plan=WidthPlan.parse(config["widths"], levels=self.levels),
-            max_plan=WidthPlan.parse(config["max_widths"], levels=self.levels),
+            plan=self.plans[0],
+            max_plan=self.plans[1],
             normalise=parse_normalise(config["normalise"], levels=self.levels),
             make_executor=self.make_executor,
         )
@@ -68,7 +74,19 @@ class TritonPythonModel:
         """Engine of one model version."""
         if self.graphs:
             return self.graphs.executor(manifest)
-        return BlsExecutor(pb_utils, levels=manifest.levels, version=manifest.version)
+        executor = BlsExecutor(
+            pb_utils, levels=manifest.levels, version=manifest.version, device_memory=self.device_memory
+        )
+        return executor if self.pad_to is None else PaddedExecutor(executor, self.buckets(manifest))
+
+    def buckets(self, manifest):
+        """Shapes that the engines have CUDA graphs for."""
+        return ShapeBuckets.of(
+            tuple(self.plans),
+            level_sizes=manifest.level_sizes,
+            value_buckets=len(manifest.value_table),
+            max_batch=self.pad_to,
+        )
 
     def execute(self, requests):
         """Search for all rows of all requests at once."""
@@ -101,7 +119,7 @@ class TritonPythonModel:
         # Again: whoever calls this model past the ensemble must not fill memory.
         check_num_ads(num_ads, self.limits)
         return [
-            SearchRequest(s, p, int(n[0]), e[e >= 0], plan, cap)
+            SearchRequest(s, p, int(n[0]), check_exclude(e, self.limits), plan, cap)
             for s, p, n, e in zip(slots, profile, num_ads, exclude, strict=True)
         ]
 
