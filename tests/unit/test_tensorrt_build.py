@@ -300,7 +300,11 @@ def test_int8_bundles_are_not_for_tensorrt(builder, pipeline, tmp_path):
         BuildError, match="bundles/1: precision int8 is for CPUs; export with --precision fp8"
     ):
         build_bundles(
-            builder, bundles, [1], config=serving_config(), folder=EngineFolder(tmp_path / "engines")
+            builder,
+            bundles,
+            [read_manifest(bundles / "1")],
+            config=serving_config(),
+            folder=EngineFolder(tmp_path / "engines"),
         )
     assert not (tmp_path / "engines").exists()
 
