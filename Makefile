@@ -70,7 +70,7 @@ $(VENV)/.precision-installed: requirements-precision.txt $(VENV)/.installed
 	@touch $@
 quantize-aware: precision-setup ## fine-tune the trained model for FP8; then: make export PRECISION=fp8 FINE_TUNED=1
 	$(PY) -m training.quantize_aware --config $(CONFIG) --run $(RUN)
-engines: setup ## TensorRT engines for the GPU of this machine; BUILDER=tensorrt-rtx CAPABILITY=8.9 compiles without one
+engines: $(if $(filter tensorrt-rtx,$(BUILDER)),precision-setup,setup) ## TensorRT engines for the GPU of this machine; BUILDER=tensorrt-rtx CAPABILITY=8.9 compiles without one
 	$(PY) -m export.tensorrt --config $(CONFIG) --run $(RUN) --builder $(BUILDER) $(if $(CAPABILITY),--capability $(CAPABILITY))
 precision-report: precision-setup ## FP8, FP16, FP32: compile every graph, compare beams; writes build/precision/report.json
 	$(PY) -m benchmarks.precision_report $(if $(QUICK),--quick)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from export.calibrate import calibrated_graphs
 from export.config import ServingConfig
-from export.gate import Gate, check
+from export.gate import Gate, GateError, check
 from export.gate_requests import GateRequests, held_out_requests
 from export.graphs import export_graphs
 from export.lower import Lowering, lower
@@ -27,7 +27,7 @@ from training.checkpoint import Checkpoint, load_checkpoint
 from training.config import load_section
 from training.executor import TorchExecutor
 from training.fp8 import modelopt_quantization
-from training.quantize_aware import FOLDER
+from training.quantize_aware import FOLDER, load_fine_tuned
 
 CONFIG = "configs/demo.yaml"
 PLAN = "128-256-512:64"
@@ -64,7 +64,7 @@ def quality(run: Path, out: Path, *, quick: bool) -> dict[str, Any]:
                 figures[name] = None
                 print(f"{tuned}: none, no row fp8_qat; run `make quantize-aware`", file=sys.stderr)
                 continue
-            model = load_checkpoint(tuned).model
+            model = load_fine_tuned(run, checkpoint)
         folder = fp32.parent / name
         folder.mkdir(exist_ok=True)
         lowering = Lowering(precision, gate, calibration if precision == "fp8" else None, model)
@@ -179,7 +179,7 @@ def _no_thresholds(config: PrecisionConfig) -> PrecisionConfig:
 def _passes(figures: dict[str, Any], precision: Precision) -> bool:
     try:
         check(figures, precision=precision)
-    except Exception:  # noqa: BLE001
+    except GateError:
         return False
     return True
 

@@ -3,13 +3,14 @@
 Two parts. Compiled: every graph of the presets in FP32, FP16 and FP8 through TensorRT-RTX for several compute
 capabilities. Compared: beams, recall and expected values of the trained demo model in INT8, FP16 and FP8
 (after calibration, and after fine-tuning) with those in FP32, and how sensitive each layer is. Writes
-build/precision/report.json and report.png. No speed is measured: no GPU runs anything here.
+build/precision/report.json and sensitivity.png. No speed is measured: no GPU runs anything here.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shutil
 import sys
 import time
@@ -24,7 +25,6 @@ from benchmarks.report import stamp
 from export.bundle import graph_shapes
 from export.calibrate import calibrate
 from export.config import ServingConfig
-from export.engines import EngineFolder
 from export.fp8 import quantize_fp8
 from export.gate_requests import random_requests
 from export.graphs import export_graphs
@@ -33,7 +33,7 @@ from export.parity import check_parity
 from export.products import fp8_share, product_bytes, weight_bytes
 from export.profiles import graph_profiles
 from export.seeded import seeded_checkpoint
-from export.tensorrt import Builder, BuildError, build_engines
+from export.tensorrt import Builder, BuildError
 from serving.widths import WidthPlan
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.config import load_section
@@ -84,10 +84,11 @@ def compile_preset(
                 }
                 try:
                     builder = Builder("tensorrt-rtx", capability=capability)
-                    engines = EngineFolder(out / "engines")
-                    [made] = build_engines(builder, {stem: path}, ranges, folder=engines)
-                    row |= {"compiled": True, "seconds": made["seconds"], "plan_bytes": made["plan_bytes"]}
-                    row |= {k: made["network"][k] for k in ("products", "fp8_products")}
+                    began = time.monotonic()
+                    plan, _, made = builder.build(path, ranges[stem])
+                    seconds = round(time.monotonic() - began, 2)
+                    row |= {"compiled": True, "seconds": seconds, "plan_bytes": len(plan)}
+                    row |= {k: made[k] for k in ("products", "fp8_products")}
                     row["builder"] = f"tensorrt-rtx {builder.version}"
                 except BuildError as error:
                     row |= {"compiled": False, "reason": str(error)}
@@ -167,9 +168,10 @@ def table(found: list[dict[str, Any]]) -> str:
     for r in found:
         done = r["compiled"]
         ratio = f"{r['plan_bytes_ratio']:.2f}" if r["plan_bytes_ratio"] else ""
+        size = f"{r['plan_bytes'] / 1e6:.1f}" if done else ""
         lines.append(
             f"| {r['preset']} | {r['precision']} | {r['capability']} | {'yes' if done else 'no'} | "
-            f"{r['seconds'] if done else ''} | {r['plan_bytes'] / 1e6 if done else 0:.1f} | "
+            f"{r['seconds'] if done else ''} | {size} | "
             f"{r['fp8_weight_share']:.2f} | {r['product_bytes_ratio']:.3f} | {r['weight_bytes_ratio']:.3f} | "
             f"{ratio} |"
         )
@@ -193,6 +195,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {**stamp(), "command": "python -m benchmarks.precision_report"}
     rows: list[dict[str, Any]] = []
+    peaks: dict[str, float] = {}
     for preset in arguments.presets or (QUICK_PRESETS if arguments.quick else PRESETS):
         run = arguments.demo if preset == "demo" else arguments.out / "none"
         rows += compile_preset(
@@ -202,6 +205,9 @@ def main() -> None:
             capabilities=tuple(arguments.capabilities),
             requests=4 if preset == "gr4ad-160m" else 32,
         )
+        # Of this process so far: the presets come in order of size.
+        peaks[preset] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
+    report["peak_memory_gb"] = peaks
     report["compiled"] = summarise(rows)
     report["graphs"] = rows
     print(table(report["compiled"]))

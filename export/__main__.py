@@ -27,10 +27,10 @@ from export.tensorrt import Builder, BuildError, build_bundles
 from serving.beam_search import parse_normalise
 from serving.bundle import BundleError, read_manifest
 from serving.widths import WidthPlan
-from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, weights_sha256
+from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError, load_section
 from training.fp8 import MissingPackageError
-from training.quantize_aware import FOLDER
+from training.quantize_aware import load_fine_tuned
 
 
 def main() -> None:
@@ -47,21 +47,14 @@ def main() -> None:
             print(f"{bundles}/CURRENT -> {arguments.activate}")
             return
         config = load_section(arguments.config, "serving", ServingConfig, overrides=overrides)
-        if not arguments.render_only:
-            _export(arguments, config, overrides=overrides)
-        if arguments.target == "tensorrt":
-            _say("building TensorRT engines that are not there yet")
-            folder = EngineFolder(arguments.engines or arguments.run / ENGINES)
-            chosen = kept_bundles(bundles, arguments.target)
-            build_bundles(Builder("tensorrt"), bundles, chosen, config=config, folder=folder)
-        models = render(
-            bundles,
-            arguments.repository,
-            index=arguments.index or arguments.run / "index",
-            config=config,
-            target=arguments.target,
-            engines=arguments.engines,
-        )
+        # What can be missing is asked for before the work; what serves changes last.
+        builder = None
+        if arguments.target == "tensorrt" and not arguments.render_only:
+            builder = Builder("tensorrt")
+        version = None if arguments.render_only else _export(arguments, config, overrides=overrides)
+        models = _render(arguments, config, version=version, builder=builder)
+        if version is not None:
+            point_current(bundles, version)
     except (
         BuildError,
         BundleError,
@@ -82,8 +75,40 @@ def main() -> None:
     print(f"{arguments.repository}: {', '.join(models)} (target {arguments.target})")
 
 
-def _export(arguments: argparse.Namespace, serving: ServingConfig, *, overrides: tuple[str, ...]) -> None:
-    """Write the next bundle."""
+def _render(
+    arguments: argparse.Namespace, config: ServingConfig, *, version: int | None, builder: Builder | None
+) -> list[str]:
+    """Fill the repository, and build engines that are not there; returns names of the models."""
+    bundles = arguments.run / "bundles"
+    folder = EngineFolder(arguments.engines or arguments.run / ENGINES)
+
+    def place() -> list[str]:
+        return render(
+            bundles,
+            arguments.repository,
+            index=arguments.index or arguments.run / "index",
+            config=config,
+            target=arguments.target,
+            engines=folder.folder,
+            device=builder.device if builder else None,
+            serving=version,
+        )
+
+    if arguments.target == "tensorrt":
+        if builder is None:
+            try:
+                return place()
+            except EngineError as error:
+                _say(str(error))
+                builder = Builder("tensorrt")
+        _say("building TensorRT engines that are not there yet")
+        chosen = kept_bundles(bundles, arguments.target, serving=version)
+        build_bundles(builder, bundles, chosen, config=config, folder=folder)
+    return place()
+
+
+def _export(arguments: argparse.Namespace, serving: ServingConfig, *, overrides: tuple[str, ...]) -> int:
+    """Write the next bundle; returns its version, which does not serve yet."""
     config = load_section(arguments.config, "precision", PrecisionConfig, overrides=overrides)
     precision: Precision = arguments.precision or config.precision
     check_precision(precision, arguments.target)
@@ -109,6 +134,7 @@ def _export(arguments: argparse.Namespace, serving: ServingConfig, *, overrides:
         quality=quality,
         tokenizer=None if arguments.seeded_weights else arguments.run / "tokenizer",
         lowering=lowering,
+        activate=False,
     )
     content = read_manifest(bundle).content
     print(
@@ -117,6 +143,7 @@ def _export(arguments: argparse.Namespace, serving: ServingConfig, *, overrides:
     )
     if lowering:
         print(summary(content["quality_precision"], precision=precision))
+    return int(bundle.name)
 
 
 def _lowering(
@@ -154,16 +181,7 @@ def _lowering(
     calibration = draw("train", config.calibration_requests) if precision == "fp8" else None
     fine_tuned = None
     if arguments.fine_tuned:
-        tuned = load_checkpoint(arguments.run / "model" / FOLDER)
-        source = weights_sha256(arguments.run / "model" / "checkpoint")
-        same = tuned.spec.to_json() == checkpoint.spec.to_json()
-        if not (same and tuned.history and tuned.history[-1].get("source") == source):
-            raise CheckpointError(
-                f"{arguments.run / 'model' / FOLDER}: expected a model fine-tuned from RUN/model/checkpoint "
-                f"as it is "
-                "now, it was made from other weights; run `make quantize-aware` again"
-            )
-        fine_tuned = tuned.model
+        fine_tuned = load_fine_tuned(arguments.run, checkpoint)
     return Lowering(precision, gate, calibration, fine_tuned)
 
 

@@ -40,13 +40,11 @@ class Ranges:
         name: of its weight in the graph module.
         weight: float32 [out, in], the weight itself.
         activation: largest |x| seen.
-        channels: float32 [out], largest |W| of each output channel.
     """
 
     name: str
     weight: np.ndarray
     activation: float
-    channels: np.ndarray
 
 
 def calibrate(
@@ -170,4 +168,4 @@ def _ranges(stem: str, graph: nn.Module) -> Iterator[Ranges]:
                 f"got {activation}"
             )
         weight = module.weight.detach().numpy()
-        yield Ranges(f"{name}.weight", weight, activation, np.abs(weight).max(axis=1))
+        yield Ranges(f"{name}.weight", weight, activation)

@@ -13,7 +13,7 @@ import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from export.profiles import ShapeRange
 from serving.bundle import sha256
@@ -23,6 +23,14 @@ _CAPABILITY = re.compile(r"\d+\.\d")
 
 class EngineError(RuntimeError):
     """An engine is missing, broken, or of another builder, version or device."""
+
+
+class Device(NamedTuple):
+    """What engines of one builder are for."""
+
+    version: str
+    capability: str
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class EngineSpec:
         builder: "tensorrt" or "tensorrt-rtx".
         version: of the builder.
         capability: compute capability of the device, e.g. "8.9".
+        device: its model where the builder built on one, "" where it built ahead of time.
     """
 
     stem: str
@@ -44,6 +53,7 @@ class EngineSpec:
     builder: str
     version: str
     capability: str
+    device: str = ""
 
     def __post_init__(self) -> None:
         """Reject a capability that is none."""
@@ -108,8 +118,8 @@ class EngineFolder:
             raise
         return description
 
-    def only(self, builder: str) -> tuple[str, str]:
-        """Version and compute capability of the engines of a builder.
+    def only(self, builder: str) -> Device:
+        """What the engines of a builder are for.
 
         Raises:
             EngineError: there are none, or engines of several versions or devices.
@@ -118,15 +128,14 @@ class EngineFolder:
         for file in sorted(self.folder.glob("*-*.json")):
             content = _description(file)
             if content["builder"] == builder:
-                kinds.add((content["version"], content["capability"]))
+                kinds.add(Device(content["version"], content["capability"], content["device"]))
         if len(kinds) != 1:
-            listed = ", ".join(f"{v} for {c}" for v, c in sorted(kinds)) or "none"
+            listed = ", ".join(f"{d.version} for {d.name or d.capability}" for d in sorted(kinds)) or "none"
             raise EngineError(
-                f"{self.folder}: expected engines of builder {builder} of one version for one compute "
-                f"capability, "
-                f"found {listed}; build them with `python -m export.tensorrt --builder {builder}` on the GPU "
-                f"host, "
-                "inside the Triton container that will run them"
+                f"{self.folder}: expected engines of builder {builder} of one version for one device, found "
+                f"{listed}; build them with `python -m export.tensorrt --builder {builder}` on the GPU host, "
+                f"inside "
+                "the Triton container that will run them"
             )
         return kinds.pop()
 
@@ -147,7 +156,7 @@ class EngineFolder:
             wanted = asdict(spec)
             others += [
                 f"{file.name} has {name} {str(other.get(name))[:40]}, expected {str(wanted[name])[:40]}"
-                for name in ("builder", "version", "capability", "graph_sha256")
+                for name in ("builder", "version", "capability", "device", "graph_sha256")
                 if other.get(name) != wanted[name]
             ][:1] or [f"{file.name} has other profiles (widths or limits of section `serving` changed)"]
         found = "; ".join(others) or "none"

@@ -10,7 +10,8 @@ from pathlib import Path
 import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-FP32_OPERATIONS = ("LayerNormalization", "Softmax", "LogSoftmax", "Exp", "ReduceSum", "ReduceMax", "Max")
+# Sub and Div: with Exp, ReduceSum and Max the softmax that self-attention writes out.
+FP32_OPERATIONS = ("LayerNormalization", "Softmax", "LogSoftmax", "Exp", "ReduceSum", "Max", "Sub", "Div")
 FP32_OUTPUTS = ("logprob",)
 
 

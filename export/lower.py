@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,30 +62,32 @@ def lower(
         ParityError: the graphs of the fine-tuned model do not compute what it computes.
         CalibrationError, QuantizeError: see there.
     """
-    own = None
-    if lowering.fine_tuned is not None:
-        model, own = lowering.fine_tuned, target / "fine_tuned"
-        own.mkdir()
-        export_graphs(model, own)
-        check_parity(model, own)
-        source = own
-    if lowering.precision == "int8":
-        quantize_int8(source, target)
-    elif lowering.precision == "fp16":
-        convert_to_fp16(source, target)
-    else:
-        assert lowering.calibration is not None
-        gate = lowering.gate
-        ranges = calibrate(
-            model,
-            lowering.calibration,
-            plan=gate.plan,
-            value_table=value_table,
-            batch_size=gate.config.gate_batch_size,
-            normalise=gate.normalise,
-        )
-        quantize_fp8(source, target, ranges, keep=gate.config.fp8_keep)
-        if gate.config.fp8_rest == "fp16":
-            convert_to_fp16(target, target)
-    if own is not None:
-        shutil.rmtree(own)
+    with tempfile.TemporaryDirectory(dir=target) as own:
+        if lowering.fine_tuned is not None:
+            model, source = lowering.fine_tuned, Path(own)
+            export_graphs(model, source)
+            check_parity(model, source)
+        if lowering.precision == "int8":
+            quantize_int8(source, target)
+        elif lowering.precision == "fp16":
+            convert_to_fp16(source, target)
+        else:
+            _lower_fp8(source, target, lowering, model=model, value_table=value_table)
+
+
+def _lower_fp8(
+    source: Path, target: Path, lowering: Lowering, *, model: Generator, value_table: np.ndarray
+) -> None:
+    assert lowering.calibration is not None
+    gate = lowering.gate
+    ranges = calibrate(
+        model,
+        lowering.calibration,
+        plan=gate.plan,
+        value_table=value_table,
+        batch_size=gate.config.gate_batch_size,
+        normalise=gate.normalise,
+    )
+    quantize_fp8(source, target, ranges, keep=gate.config.fp8_keep)
+    if gate.config.fp8_rest == "fp16":
+        convert_to_fp16(target, target)

@@ -17,7 +17,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from export.config import ServingConfig
-from export.engines import EngineFolder, EngineSpec
+from export.engines import Device, EngineFolder, EngineSpec
 from export.graph_config import check_graph, graph_values, on_gpu
 from export.profiles import profiles
 from serving.adapter import HOME
@@ -54,6 +54,8 @@ def render(
     config: ServingConfig,
     target: Target = "cpu",
     engines: Path | None = None,
+    device: Device | None = None,
+    serving: int | None = None,
 ) -> list[str]:
     """Render the repository for the newest versions of `bundles`.
 
@@ -64,6 +66,8 @@ def render(
         config: serving settings.
         target: engine of the graphs.
         engines: folder of engines for target tensorrt (default: `engines` beside the bundles).
+        device: whose engines; None for the only ones there are.
+        serving: version that serves; None for the one CURRENT names.
 
     Returns:
         Names of the models.
@@ -75,7 +79,7 @@ def render(
         EngineError: target tensorrt lacks an engine, or it is of another builder, version or device.
         ValueError: the width plan does not fit the model.
     """
-    manifests = kept_bundles(bundles, target)
+    manifests = kept_bundles(bundles, target, serving=serving)
     newest = manifests[-1]
     plan = WidthPlan.parse(config.widths, levels=newest.levels)
     widest = WidthPlan.parse(config.max_widths or config.widths, levels=newest.levels)
@@ -118,7 +122,7 @@ def render(
             graph = bundles / str(manifest.version) / f"{stem}.onnx"
             check_graph(parsed[f"lazyar_{stem}"], graph, ranges=ranges.get(stem))
     plans = (
-        {m.version: _plans(m, bundles, engines, config=config) for m in manifests}
+        {m.version: _plans(m, bundles, engines, config=config, device=device) for m in manifests}
         if target == "tensorrt"
         else {}
     )
@@ -130,27 +134,30 @@ def render(
     for old in repository.glob("lazyar_*"):
         if old.name.removeprefix("lazyar_") not in stems:  # of other settings, or another number of levels
             shutil.rmtree(old)
-    for stem in stems:
-        _place_graph(
-            stem,
-            manifests,
-            bundles=bundles,
-            folder=repository / f"lazyar_{stem}",
-            target=target,
-            plans={version: found[stem] for version, found in plans.items()},
+    for stem in stems:  # everything that can fill the disk comes before anything is replaced
+        found = {version: plans[version][stem] for version in plans}
+        _prepare_graph(
+            stem, manifests, bundles=bundles, folder=repository / f"lazyar_{stem}", target=target, plans=found
         )
+    for stem in stems:
+        _place_graph(repository / f"lazyar_{stem}", manifests)
     for name, text in configs.items():
         _write(repository / name / "config.pbtxt", text)
     return list(configs)
 
 
-def kept_bundles(bundles: Path, target: Target) -> list[Manifest]:
+def kept_bundles(bundles: Path, target: Target, *, serving: int | None = None) -> list[Manifest]:
     """Bundles that get into a repository, oldest first.
 
     They are the last `KEPT_VERSIONS` and the one that serves. All versions of a graph share one config, so
     those whose tensors differ from the serving one's (FP16 keys and values beside FP32 ones), or whose
     precision the target does not run, are left out with a line in the log; going back to them takes a
     repository of their own.
+
+    Args:
+        bundles: folder of bundles.
+        target: engine of the graphs.
+        serving: version that serves; None for the one CURRENT names.
 
     Raises:
         RenderError: there is none, or the target does not run the precision of the one that serves.
@@ -159,8 +166,8 @@ def kept_bundles(bundles: Path, target: Target) -> list[Manifest]:
     kept = versions(bundles)[-KEPT_VERSIONS:]
     if not kept:
         raise RenderError(f"{bundles}: expected at least one bundle, found none; run `make train export`")
-    # After a rollback the version that serves may be an older one.
-    serving = current_version(bundles) if (bundles / CURRENT).exists() else kept[-1]
+    if serving is None:  # after a rollback it may be an older one
+        serving = current_version(bundles) if (bundles / CURRENT).exists() else kept[-1]
     manifests = [read_manifest(bundles / str(v)) for v in sorted({*kept, serving})]
     reference = next(m for m in manifests if m.version == serving)
     check_precision(reference.precision, target, where=f"{bundles / str(serving)}: ")
@@ -217,7 +224,7 @@ def _fill(template: str, values: dict) -> str:
         raise RenderError(f"{template}.pbtxt: placeholder {error} has no value") from error
 
 
-def _place_graph(
+def _prepare_graph(
     stem: str,
     manifests: list[Manifest],
     *,
@@ -226,10 +233,7 @@ def _place_graph(
     target: Target,
     plans: dict[int, Path],
 ) -> None:
-    """Version folders appear whole or not at all, since a server may be looking."""
-    for old in folder.glob("*"):
-        if old.is_dir() and old.name not in {str(m.version) for m in manifests}:
-            shutil.rmtree(old)
+    """Version folders beside the ones that a server may be looking at."""
     for manifest in manifests:
         new = folder / f".{manifest.version}.new"
         shutil.rmtree(new, ignore_errors=True)
@@ -241,17 +245,25 @@ def _place_graph(
             _copy(source / f"{stem}.onnx", new / "model.onnx")
         if target == "cpu":
             _copy(TEMPLATES / "graph_model.py", new / "model.py")
+
+
+def _place_graph(folder: Path, manifests: list[Manifest]) -> None:
+    """Version folders appear whole or not at all."""
+    for manifest in manifests:
         final = folder / str(manifest.version)
         shutil.rmtree(final, ignore_errors=True)
-        new.rename(final)
+        (folder / f".{manifest.version}.new").rename(final)
+    for old in folder.glob("*"):
+        if old.is_dir() and old.name not in {str(m.version) for m in manifests}:
+            shutil.rmtree(old)
 
 
 def _plans(
-    manifest: Manifest, bundles: Path, engines: Path | None, *, config: ServingConfig
+    manifest: Manifest, bundles: Path, engines: Path | None, *, config: ServingConfig, device: Device | None
 ) -> dict[str, Path]:
     """Engine of every graph of a bundle."""
     folder = EngineFolder(engines or bundles.parent / ENGINES)
-    version, capability = folder.only("tensorrt")
+    device = device or folder.only("tensorrt")
     ranges = profiles(manifest, config)
     return {
         stem: folder.require(
@@ -260,8 +272,7 @@ def _plans(
                 manifest.content["sha256"][f"{stem}.onnx"],
                 ranges[stem],
                 "tensorrt",
-                version,
-                capability,
+                *device,
             )
         )
         for stem in manifest.content["graphs"]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import re
 import subprocess
 import sys
 import time
@@ -22,8 +24,8 @@ import onnx
 from tqdm import tqdm
 
 from export.config import ServingConfig
-from export.engines import EngineError, EngineFolder, EngineSpec, write_whole
-from export.products import fp8_share
+from export.engines import Device, EngineError, EngineFolder, EngineSpec, write_whole
+from export.products import fp8_share, products
 from export.profiles import ShapeRange, profiles
 from export.render import ENGINES, RenderError, kept_bundles
 from serving.bundle import BundleError, Manifest, read_manifest, sha256
@@ -31,9 +33,8 @@ from training.config import ConfigError, load_section
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _HINTS = {
-    "tensorrt": "it comes with the Triton container on a GPU host (deploy/gpu_check.sh), or pip install "
-    "tensorrt of "
-    "exactly the container's TensorRT version",
+    "tensorrt": "deploy/tensorrt_setup.sh makes an environment with it inside a Triton container on a GPU "
+    "host",
     "tensorrt-rtx": "run `make precision-setup`, or pip install -r requirements-precision.txt",
 }
 
@@ -68,23 +69,27 @@ class Builder:
         self_trt = self.trt
         self._log = Log()
         if name == "tensorrt":
-            found = _device_capability()
+            model, found = _device()
             if capability not in (None, found):
                 raise BuildError(
-                    f"builder tensorrt builds for the GPU of this machine, compute capability {found}; "
-                    f"expected "
-                    f"{capability}: run it on such a GPU"
+                    f"builder tensorrt builds for the GPU of this machine, {model}, compute capability "
+                    f"{found}; "
+                    f"expected {capability}: run it on such a GPU"
                 )
-            self.capability = found
+            self.device = Device(self.version, found, model)
         else:
-            self.capability = capability or "8.9"
+            self.device = Device(self.version, capability or "8.9")
             if not hasattr(self.trt.ComputeCapability, _sm(self.capability)):
                 known = sorted(n for n in dir(self.trt.ComputeCapability) if n.startswith("SM"))
                 raise BuildError(
                     f"builder tensorrt-rtx {self.version}: expected one of {', '.join(known)}, got "
-                    f"{_sm(self.capability)}; build for that device with builder tensorrt on a host that has "
-                    f"it"
+                    f"{_sm(self.capability)}; build for that device with builder tensorrt on a host with it"
                 )
+
+    @property
+    def capability(self) -> str:
+        """Compute capability that it builds for."""
+        return self.device.capability
 
     def build(
         self, graph: Path, profile: dict[str, ShapeRange], *, timing_cache: bytes = b""
@@ -121,13 +126,18 @@ class Builder:
                 raise BuildError(f"{graph}: input {name}: not a profile: {shape}: {error}") from error
         config.add_optimization_profile(ranges)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        if hasattr(trt.BuilderFlag, "TF32"):
+            config.clear_flag(trt.BuilderFlag.TF32)  # FP32 means what the gate saw
         if self.name == "tensorrt-rtx":
             config.num_compute_capabilities = 1
             config.set_compute_capability(getattr(trt.ComputeCapability, _sm(self.capability)), 0)
             cache = None
         else:
-            cache = config.create_timing_cache(timing_cache)
-            config.set_timing_cache(cache, False)
+            # A cache that cannot be read, or is of another device, is as good as none.
+            cache = config.create_timing_cache(timing_cache) or config.create_timing_cache(b"")
+            if not config.set_timing_cache(cache, False):
+                cache = config.create_timing_cache(b"")
+                config.set_timing_cache(cache, False)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise BuildError(
@@ -178,18 +188,25 @@ def build_engines(
     Raises:
         BuildError, EngineError: see there.
     """
-    timing = folder.folder / f"{builder.name}-{builder.version}-{_sm(builder.capability)}.timing"
+    timing = folder.folder / f"{builder.name}-{builder.version}-{_slug(builder.device)}.timing"
     found = []
     for stem, path in tqdm(
         graphs.items(), desc=f"{builder.name} {_sm(builder.capability)}", unit="graph", file=sys.stderr
     ):
-        spec = EngineSpec(stem, sha256(path), ranges[stem], builder.name, builder.version, builder.capability)
+        spec = EngineSpec(stem, sha256(path), ranges[stem], builder.name, *builder.device)
         description = folder.find(spec)
         if description is None:
             began = time.monotonic()
             cache = timing.read_bytes() if timing.is_file() else b""
             plan, cache, details = builder.build(path, ranges[stem], timing_cache=cache)
-            share = fp8_share(onnx.load(str(path)).graph)
+            graph = onnx.load(str(path)).graph
+            share = fp8_share(graph)
+            wanted = sum(root.data_type == onnx.TensorProto.FLOAT8E4M3FN for _, root, _ in products(graph))
+            if details["fp8_products"] != wanted:
+                raise BuildError(
+                    f"{path}: expected {wanted} products in FP8, {builder.name} {builder.version} made "
+                    f"{details['fp8_products']} of {details['products']}"
+                )
             description = folder.save(
                 spec,
                 plan,
@@ -257,23 +274,33 @@ def _import(name: str) -> Any:
         raise BuildError(f"builder {name} is not installed ({error}): {_HINTS[name]}") from error
 
 
+def _slug(device: Device) -> str:
+    return re.sub(r"\W+", "-", f"{_sm(device.capability)} {device.name}".strip())
+
+
 def _sm(capability: str) -> str:
     return f"SM{capability.replace('.', '')}"
 
 
-def _device_capability() -> str:
-    """Of the first GPU, as its driver says."""
-    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+def _device() -> tuple[str, str]:
+    """Model and compute capability of the GPU that CUDA will call device 0."""
+    # In the order of nvidia-smi; without it CUDA puts the fastest first.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
+    command = ["nvidia-smi", f"--id={visible}", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(
             f"builder tensorrt: expected a GPU on this machine, found none ({error}); builder tensorrt-rtx "
             "compiles without one"
         ) from error
-    if not found:
-        raise BuildError("builder tensorrt: expected a GPU on this machine, nvidia-smi lists none")
-    return found[0]
+    name, _, capability = found.strip().partition("\n")[0].rpartition(", ")
+    if not name:
+        raise BuildError(
+            f"builder tensorrt: expected a GPU on this machine, nvidia-smi said {found.strip()!r}"
+        )
+    return name, capability
 
 
 def main() -> None:

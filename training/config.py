@@ -92,10 +92,10 @@ class QuantizeAwareConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(400, ge=1)
+    steps: int = Field(200, ge=1)
     batch_size: int = Field(32, ge=1)
     catalogue_targets: int = Field(10, ge=0)
-    learning_rate: float = Field(3e-5, gt=0)
+    learning_rate: float = Field(1e-5, gt=0)
     calibration_batches: int = Field(8, ge=1)
     validation_batches: int = Field(8, ge=1)
     seed: int = 0

@@ -107,6 +107,25 @@ def fine_tune(
     return plain, {"kl_before": before, "kl_after": _mean_divergence(teacher, student, held_out)}
 
 
+def load_fine_tuned(run: Path, checkpoint: Checkpoint) -> Generator:
+    """The model that was fine-tuned from RUN/model/checkpoint as it is now.
+
+    Raises:
+        CheckpointError: there is none, or it was made from other weights.
+    """
+    folder = run / "model" / FOLDER
+    tuned = load_checkpoint(folder)
+    same = tuned.spec.to_json() == checkpoint.spec.to_json()
+    source = weights_sha256(run / "model" / "checkpoint")
+    if not (same and tuned.history and tuned.history[-1].get("source") == source):
+        raise CheckpointError(
+            f"{folder}: expected a model fine-tuned from RUN/model/checkpoint as it is now, it was made from "
+            f"other "
+            "weights; run `make quantize-aware` again"
+        )
+    return tuned.model
+
+
 def divergence(wanted: list[Tensor], got: list[Tensor]) -> Tensor:
     """sum_t KL(p_t || q_t), the mean over requests and targets; logits [B, n, V_t] of each level."""
     total = torch.zeros(())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,8 @@ def gpu():
         reason = _why_not()
     except OSError as error:
         reason = f"no GPU driver: {error}"
+    if reason and os.environ.get("GR4AD_REQUIRE_GPU"):
+        pytest.fail(reason)  # deploy/gpu_check.sh: skipped is not checked
     if reason:
         pytest.skip(reason)
     import cupy
@@ -67,6 +70,9 @@ def gpu():
 def built(request, gpu, tmp_path_factory) -> Built:
     """One precision."""
     torch.set_num_threads(4)
+    builder = Builder("tensorrt")
+    if request.param == "fp8" and tuple(map(int, builder.capability.split("."))) < (8, 9):
+        pytest.skip(f"FP8 needs compute capability 8.9, this GPU has {builder.capability}")
     checkpoint = seeded_checkpoint(CONFIG)
     serving = load_section(CONFIG, "serving", ServingConfig)
     plan = WidthPlan.parse(serving.widths, levels=checkpoint.model.levels)
@@ -79,7 +85,6 @@ def built(request, gpu, tmp_path_factory) -> Built:
     folder = tmp_path_factory.mktemp(request.param)
     bundle = write_bundle(checkpoint, folder / "bundles", tokenizer=None, lowering=lowering)
     manifest = read_manifest(bundle)
-    builder = Builder("tensorrt")
     engines, ranges = EngineFolder(folder / "engines"), profiles(manifest, serving)
     graphs = {stem: bundle / f"{stem}.onnx" for stem in manifest.content["graphs"]}
     build_engines(builder, graphs, ranges, folder=engines)
@@ -91,8 +96,7 @@ def built(request, gpu, tmp_path_factory) -> Built:
                 hashes[f"{stem}.onnx"],
                 ranges[stem],
                 "tensorrt",
-                builder.version,
-                builder.capability,
+                *builder.device,
             )
         )
         for stem in graphs

@@ -53,7 +53,7 @@ def test_round_trip(folder):
     assert folder.require(SPEC) == folder.path(SPEC)
     assert folder.require(SPEC).read_bytes() == b"the plan"
     assert set(files(folder)) == {f"tail_2-{SPEC.key}.plan", f"tail_2-{SPEC.key}.json"}
-    assert folder.only("tensorrt") == ("10.9.0", "8.9")
+    assert folder.only("tensorrt") == ("10.9.0", "8.9", "")
 
 
 @pytest.mark.parametrize("field", OTHERS)
@@ -81,6 +81,7 @@ def test_the_key_is_the_same_in_another_process_and_order():
         "builder": "tensorrt",
         "version": "10.9.0",
         "capability": "8.9",
+        "device": "",
     }
     assert SPEC.key == hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -185,8 +186,8 @@ def test_only_one_version_for_one_device(folder):
     folder.save(SPEC, b"the plan", details={})
     folder.save(replace(SPEC, stem="tail_3"), b"the plan", details={})
     folder.save(replace(SPEC, builder="tensorrt-rtx", version="1.2", capability="12.0"), b"x", details={})
-    assert folder.only("tensorrt") == ("10.9.0", "8.9")
-    assert folder.only("tensorrt-rtx") == ("1.2", "12.0")
+    assert folder.only("tensorrt") == ("10.9.0", "8.9", "")
+    assert folder.only("tensorrt-rtx") == ("1.2", "12.0", "")
     folder.save(replace(SPEC, capability="9.0"), b"the plan", details={})
     with pytest.raises(EngineError, match="found 10.9.0 for 8.9, 10.9.0 for 9.0; build them"):
         folder.only("tensorrt")

@@ -11,10 +11,13 @@ import export.__main__ as module
 from export.gate_requests import held_out_requests
 from export.precision_config import PrecisionConfig
 from export.render import TARGETS, RenderError, render
+from export.tensorrt import BuildError
+from serving.bundle import current_version
 from serving.features import build_slots
 from tests.pipeline import serving_config
 from tests.tiny_log import write_run
 from tests.unit.test_bundle import edit
+from tests.unit.test_scheduler import add_version
 from training.checkpoint import save_checkpoint
 from training.config import TrainingConfig, load_section
 from training.evaluate import draw_requests
@@ -217,3 +220,41 @@ def test_rendering_an_int8_bundle(pipeline, tmp_path, target):
         assert not (tmp_path / "repository").exists()
     else:
         assert "lazyar_prefix" in rendered()
+
+
+def test_without_tensorrt_nothing_is_exported(run, monkeypatch, capsys):
+    """What a target needs is asked for before the work, not after calibration and gate."""
+    monkeypatch.setattr(module, "Builder", lambda *_: (_ for _ in ()).throw(BuildError("no GPU here")))
+    error, _, handed = export(
+        monkeypatch, capsys, "--config", run[0], "--run", run[1], "--target", "tensorrt"
+    )
+    assert error == "error: no GPU here"
+    assert not handed
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_version_serves_only_when_it_is_rendered(run, pipeline, tmp_path, monkeypatch, fails):
+    folder = tmp_path / "run"
+    shutil.copytree(run[1] / "model", folder / "model")
+    bundles = shutil.copytree(pipeline.bundles, folder / "bundles")
+
+    def write_bundle(*_, activate, **__):
+        assert not activate
+        add_version(bundles, 2)
+        return bundles / "2"
+
+    def render(*_, serving, **__):
+        assert (serving, current_version(bundles)) == (2, 1)
+        if fails:
+            raise OSError("disk full")
+        return ["gr4ad"]
+
+    monkeypatch.setattr(module, "write_bundle", write_bundle)
+    monkeypatch.setattr(module, "render", render)
+    monkeypatch.setattr(sys, "argv", ["export", "--config", str(run[0]), "--run", str(folder)])
+    if fails:
+        with pytest.raises(SystemExit, match="error: disk full"):
+            module.main()
+    else:
+        module.main()
+    assert current_version(bundles) == (1 if fails else 2)

@@ -76,7 +76,7 @@ def small_model(w):
 
 
 def ranges_of(w, activations):
-    return [Ranges(n, a, activations[n], np.abs(a).max(axis=1)) for n, a in w.items()]
+    return [Ranges(n, a, activations[n]) for n, a in w.items()]
 
 
 ACTIVATIONS = {"m.0.weight": 2.0, "m.1.weight": 2.0, "head.weight": 40.0}
@@ -238,7 +238,7 @@ def test_equal_weights_get_the_wider_range(order):
     w = weights()
     w["m.1.weight"] = np.vstack([w["m.0.weight"], np.zeros((1, 6), np.float32)])
     model = small_model(w)
-    twin = [Ranges(n, w["m.0.weight"], a, np.ones(4)) for n, a in (("m.0.weight", 2.0), ("other", 0.5))]
+    twin = [Ranges(n, w["m.0.weight"], a) for n, a in (("m.0.weight", 2.0), ("other", 0.5))]
     ranges = [*(twin[i] for i in order), *ranges_of(w, ACTIVATIONS)[1:]]
     quantize_graph(model, ranges, keep=(), where="small.onnx")
     [scale] = [numpy_helper.to_array(i) for i in model.graph.initializer if i.name == "first_input_scale"]

@@ -53,10 +53,7 @@ def folders(pipeline, tmp_path_factory):
     for name in NAMES:
         model = onnx.load(str(pipeline.bundles / "1" / f"{name}.onnx"))
         gemm = {n.name for n in model.graph.node if any(a.name == "transB" and a.i for a in n.attribute)}
-        found = [
-            Ranges(n.name, w if n.name in gemm else w.T, 3.0, np.ones(1))
-            for n, w in constant_products(model.graph)
-        ]
+        found = [Ranges(n.name, w if n.name in gemm else w.T, 3.0) for n, w in constant_products(model.graph)]
         quantize_graph(model, found, keep=(), where=name)
         onnx.save(model, str(made["fp8"] / f"{name}.onnx"))
     convert_to_fp16(pipeline.bundles / "1", made["fp16"])
@@ -251,7 +248,7 @@ def test_capability_that_rtx_does_not_know(rtx):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("tensorrt", r"deploy/gpu_check.sh"), ("tensorrt-rtx", "make precision-setup")]
+    ("name", "hint"), [("tensorrt", r"deploy/tensorrt_setup.sh"), ("tensorrt-rtx", "make precision-setup")]
 )
 def test_without_the_library(monkeypatch, name, hint):
     monkeypatch.setitem(sys.modules, module.MODULES[name], None)
@@ -273,7 +270,7 @@ def nvidia_smi(folder, monkeypatch, *lines):
     [
         ((), r"expected a GPU on this machine, found none \(.*nvidia-smi.*; builder tensorrt-rtx compiles"),
         (("exit 9",), r"expected a GPU on this machine, found none \(.*status 9"),
-        (("true",), "expected a GPU on this machine, nvidia-smi lists none"),
+        (("true",), "expected a GPU on this machine, nvidia-smi said ''"),
     ],
 )
 def test_builder_tensorrt_without_a_gpu(rtx, tmp_path, monkeypatch, lines, message):
@@ -283,13 +280,27 @@ def test_builder_tensorrt_without_a_gpu(rtx, tmp_path, monkeypatch, lines, messa
 
 
 def test_builder_tensorrt_builds_for_its_own_gpu(rtx, tmp_path, monkeypatch):
-    nvidia_smi(tmp_path, monkeypatch, "echo 9.0", "echo 8.9")
-    assert Builder("tensorrt", module=rtx).capability == "9.0"  # the first
+    """The GPU that CUDA calls device 0, in the order of nvidia-smi."""
+    nvidia_smi(
+        tmp_path,
+        monkeypatch,
+        'case "$*" in',
+        "*--id=0*) echo NVIDIA H100, 9.0;;",
+        "*) echo NVIDIA L4, 8.9;;",
+        "esac",
+    )
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    assert Builder("tensorrt", module=rtx).device == (rtx.__version__, "9.0", "NVIDIA H100")
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert Builder("tensorrt", capability="9.0", module=rtx).capability == "9.0"
     with pytest.raises(
-        BuildError, match=r"GPU of this machine, compute capability 9.0; expected 8.9: run it on such a GPU"
+        BuildError,
+        match=r"this machine, NVIDIA H100, compute capability 9.0; expected 8.9: run it on such a GPU",
     ):
         Builder("tensorrt", capability="8.9", module=rtx)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,0")
+    assert Builder("tensorrt", module=rtx).device.name == "NVIDIA L4"
 
 
 def test_int8_bundles_are_not_for_tensorrt(builder, pipeline, tmp_path):
@@ -339,7 +350,7 @@ def test_command_line_builds_once(builder, pipeline, ranges, tiny_run, monkeypat
     assert f"{engines}: 4 engines, tensorrt-rtx {builder.version}, SM89" in said
     assert said.count(" MB in ") == 4
     folder = EngineFolder(engines)
-    assert folder.only("tensorrt-rtx") == (builder.version, "8.9")
+    assert folder.only("tensorrt-rtx") == (builder.version, "8.9", "")
     expected = set()
     for name in NAMES:
         digest = sha256(pipeline.bundles / "1" / f"{name}.onnx")
@@ -368,7 +379,7 @@ def quick(monkeypatch, plans):
         plan = next(left)
         if isinstance(plan, BaseException):
             raise plan
-        return plan, b"", {}
+        return plan, b"", {"fp8_products": 0, "products": 26}
 
     monkeypatch.setattr(Builder, "build", build)
 
@@ -495,7 +506,7 @@ def test_timing_cache_is_handed_on(builder, pipeline, ranges, tmp_path, monkeypa
 
     def build(*_, timing_cache):
         given.append(timing_cache)
-        return b"plan", b"cache %d" % len(given), {}
+        return b"plan", b"cache %d" % len(given), {"fp8_products": 0, "products": 26}
 
     monkeypatch.setattr(builder, "build", build)
     graphs = {name: pipeline.bundles / "1" / f"{name}.onnx" for name in NAMES[:3]}
@@ -508,3 +519,12 @@ def test_timing_cache_is_handed_on(builder, pipeline, ranges, tmp_path, monkeypa
     assert given[3:] == [b"cache 3"]
     timing = tmp_path / "engines" / f"tensorrt-rtx-{builder.version}-SM89.timing"
     assert timing.read_bytes() == b"cache 4"
+
+
+def test_a_product_that_fell_out_of_fp8_is_refused(builder, tiny_run, monkeypatch):
+    """The network that TensorRT parsed must have as many FP8 products as the file has FP8 weights."""
+    quick(monkeypatch, [b"plan"] * 4)
+    monkeypatch.setattr(module, "products", lambda _: [(None, TensorProto(data_type=17), [])])
+    with pytest.raises(SystemExit, match=r"error: .*onnx: expected 1 products in FP8, .* made 0 of 26"):
+        command(monkeypatch, tiny_run, *RTX)
+    assert not (tiny_run[1] / "engines").exists()
