@@ -24,7 +24,8 @@ class PrecisionConfig(BaseModel):
         calibration_requests: training requests that FP8 ranges are measured on (seeded); all of them when
             there are fewer.
         fp8_rest: what FP8 graphs are besides their FP8 products.
-        fp8_keep: patterns of weights ("*head*.weight", "layers.0.ffn.?.weight") whose products stay out of FP8.
+        fp8_keep: patterns of weights ("*head*.weight", "layers.0.ffn.?.weight") whose products stay out of
+            FP8.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
