@@ -48,10 +48,12 @@ def main() -> None:
             return
         config = load_section(arguments.config, "serving", ServingConfig, overrides=overrides)
         # What can be missing is asked for before the work; what serves changes last.
-        builder = None
-        if arguments.target == "tensorrt" and not arguments.render_only:
-            builder = Builder("tensorrt")
-        version = None if arguments.render_only else _export(arguments, config, overrides=overrides)
+        builder, version = None, None
+        if not arguments.render_only:
+            precision = load_section(arguments.config, "precision", PrecisionConfig, overrides=overrides)
+            check_precision(arguments.precision or precision.precision, arguments.target)
+            builder = Builder("tensorrt") if arguments.target == "tensorrt" else None
+            version = _export(arguments, config, precision, overrides=overrides)
         models = _render(arguments, config, version=version, builder=builder)
         if version is not None:
             point_current(bundles, version)
@@ -107,11 +109,15 @@ def _render(
     return place()
 
 
-def _export(arguments: argparse.Namespace, serving: ServingConfig, *, overrides: tuple[str, ...]) -> int:
+def _export(
+    arguments: argparse.Namespace,
+    serving: ServingConfig,
+    config: PrecisionConfig,
+    *,
+    overrides: tuple[str, ...],
+) -> int:
     """Write the next bundle; returns its version, which does not serve yet."""
-    config = load_section(arguments.config, "precision", PrecisionConfig, overrides=overrides)
     precision: Precision = arguments.precision or config.precision
-    check_precision(precision, arguments.target)
     checkpoint = (
         seeded_checkpoint(arguments.config, overrides=overrides)
         if arguments.seeded_weights
