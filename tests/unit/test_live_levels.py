@@ -32,6 +32,20 @@ def search(executor, trie, plan, normalise, *, num=1, requests=REQUESTS):
     )
 
 
+def assert_plain(beams, executor, sids, plan, normalise, requests):
+    """The beams of each request are those of a plain recursion over the same catalogue."""
+    live = [tuple(s) for s in sids.tolist()]
+    for row, request in enumerate(requests):
+        expected = plain_search(executor, live, request, plan.sid, normalise=normalise, value_table=VALUES)
+        found = [tuple(s) for s in beams.sids[row].tolist() if s[0] >= 0]
+        assert found == [s for s, _, _ in expected]
+        np.testing.assert_allclose(beams.scores[row][: len(found)], [x for _, x, _ in expected], atol=1e-4)
+        with_value = min(len(found), plan.value)
+        np.testing.assert_allclose(
+            beams.expected_value[row][:with_value], [v for _, _, v in expected][:with_value], rtol=1e-4
+        )
+
+
 @pytest.mark.parametrize("count", [3, 40, 300])
 @pytest.mark.parametrize(
     ("sizes", "normalise"),
@@ -52,16 +66,7 @@ def test_equals_a_plain_recursion(sizes, normalise, count):
     sids, executor = catalogue(sizes, count), PathExecutor(sizes)
     plan = WidthPlan(tuple((4, 9, 20, 30)[: len(sizes)]), 6)
     beams = search(executor, Trie.from_sorted(sids), plan, normalise)
-    live = [tuple(s) for s in sids.tolist()]
-    for row, request in enumerate(REQUESTS):
-        expected = plain_search(executor, live, request, plan.sid, normalise=normalise, value_table=VALUES)
-        found = [tuple(s) for s in beams.sids[row].tolist() if s[0] >= 0]
-        assert found == [s for s, _, _ in expected]
-        np.testing.assert_allclose(beams.scores[row][: len(found)], [x for _, x, _ in expected], atol=1e-4)
-        with_value = min(len(found), plan.value)
-        np.testing.assert_allclose(
-            beams.expected_value[row][:with_value], [v for _, _, v in expected][:with_value], rtol=1e-4
-        )
+    assert_plain(beams, executor, sids, plan, normalise, REQUESTS)
 
 
 @pytest.mark.parametrize("normalise", [("codebook", "codebook", "live"), ("codebook", "live", "live")])

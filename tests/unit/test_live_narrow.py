@@ -9,7 +9,8 @@ import pytest
 from serving.beam_search import beam_search
 from serving.index.trie import Trie
 from serving.widths import WidthPlan
-from tests.path_executor import PathExecutor, plain_search
+from tests.path_executor import PathExecutor
+from tests.unit.test_live_levels import assert_plain
 
 VALUES = np.array([1.0, 2.0, 5.0, 9.0], np.float32)
 
@@ -36,16 +37,7 @@ def check(sids, plan, normalise, requests):
         value_table=VALUES,
         normalise=normalise,
     )
-    live = [tuple(s) for s in sids.tolist()]
-    for row, request in enumerate(requests):
-        expected = plain_search(executor, live, request, plan.sid, normalise=normalise, value_table=VALUES)
-        found = [tuple(s) for s in beams.sids[row].tolist() if s[0] >= 0]
-        assert found == [s for s, _, _ in expected]
-        np.testing.assert_allclose(beams.scores[row][: len(found)], [x for _, x, _ in expected], atol=1e-4)
-        with_value = min(len(found), plan.value)
-        np.testing.assert_allclose(
-            beams.expected_value[row][:with_value], [v for _, _, v in expected][:with_value], rtol=1e-4
-        )
+    assert_plain(beams, executor, sids, plan, normalise, requests)
 
 
 def test_the_smallest_case():
