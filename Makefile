@@ -36,7 +36,7 @@ demo: setup ## logs to ads, whole way: train, export, serve, ask; writes build/d
 	$(PY) -m examples.demo --config $(CONFIG) --run $(RUN) $(if $(QUICK),--quick)
 
 .PHONY: test
-test: precision-setup ## unit tests, then the tests with a real server
+test: precision-setup kafka-setup ## unit tests, then the tests with a real server
 	$(PY) -m pytest tests
 
 .PHONY: setup
@@ -62,6 +62,12 @@ train: $(RUN)/tokenizer/sids.parquet ## train the generator (resumes where it wa
 .PHONY: evaluate
 evaluate: ## recall and NDCG on the test weeks, beside two baselines
 	$(PY) -m training.evaluate --config $(CONFIG) --run $(RUN)
+
+.PHONY: kafka-setup
+kafka-setup: $(VENV)/.kafka-installed ## confluent-kafka, for the indexer's Kafka source (optional)
+$(VENV)/.kafka-installed: requirements-kafka.txt $(VENV)/.installed
+	$(PY) -m pip install --quiet --no-deps -r requirements-kafka.txt
+	@touch $@
 
 .PHONY: precision-setup quantize-aware engines precision-report
 precision-setup: $(VENV)/.precision-installed ## nvidia-modelopt and TensorRT-RTX (optional; no GPU needed)
@@ -112,7 +118,7 @@ lint: setup ## ruff, mypy, import contracts
 
 .PHONY: lock
 lock: ## pin what requirements.in asks for, as installed now
-	(echo '# Made by `make lock` from requirements.in (Python 3.11, Linux x86-64). Installed with --no-deps: it is complete.'; $(PY) -m pip freeze | grep -v -i -E '^(torch|gr4ad)\b' | grep -v -i -x -F -f requirements-bench.txt -f requirements-precision.txt) > requirements.lock
+	(echo '# Made by `make lock` from requirements.in (Python 3.11, Linux x86-64). Installed with --no-deps: it is complete.'; $(PY) -m pip freeze | grep -v -i -E '^(torch|gr4ad)\b' | grep -v -i -x -F -f requirements-bench.txt -f requirements-precision.txt -f requirements-kafka.txt) > requirements.lock
 
 .PHONY: clean
 clean: ## remove what was built (not the virtual environment)

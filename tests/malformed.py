@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import select
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,7 @@ _SIZES = {
     "BF16": 2,
     "BYTES": 4,
 }
+_PAUSE_S = 0.05  # for the server to answer the pieces it has
 _ODD = (0, -1, -2, 1, 3, 4, 200, 2**15, -(2**31), 2**31 - 1, 2**40, 2**40 + 1, -(2**63), 2**63 - 1)
 
 
@@ -621,11 +623,12 @@ class Sender:
         host, _, port = http_url.rpartition(":")
         self._address, self._timeout_s = (host, int(port)), timeout_s
 
-    def send(self, case: Case) -> Outcome:
-        """Send and classify."""
+    def send(self, case: Case, *, piecewise: bool = False) -> Outcome:
+        """Send and classify; `piecewise` stops sending HTTP as soon as the server has answered."""
         if case.protocol == "grpc":
             return self._grpc(case)
-        return self._http(case.raw if case.protocol == "raw" else _as_http(case))
+        raw = case.raw if case.protocol == "raw" else _as_http(case)
+        return self._http(raw, piece=1_024 if piecewise else max(len(raw), 1))
 
     def close(self) -> None:
         """Release the channel."""
@@ -651,15 +654,19 @@ class Sender:
         pairs = zip(response.outputs, response.raw_output_contents, strict=True)
         return Outcome("valid", "OK", outputs={o.name: _decode(o.datatype, o.shape, raw) for o, raw in pairs})
 
-    def _http(self, raw: bytes) -> Outcome:
+    def _http(self, raw: bytes, *, piece: int) -> Outcome:
         received = b""
         try:
             with socket.create_connection(self._address, timeout=self._timeout_s) as connection:
                 try:
-                    connection.sendall(raw)
-                    connection.shutdown(socket.SHUT_WR)  # an incomplete message ends here instead of never
-                    while piece := connection.recv(1 << 16):
-                        received += piece
+                    for start in range(0, len(raw), piece):
+                        connection.sendall(raw[start : start + piece])
+                        if start + piece < len(raw) and select.select([connection], [], [], _PAUSE_S)[0]:
+                            break
+                    else:
+                        connection.shutdown(socket.SHUT_WR)  # an incomplete message ends here, not never
+                    while more := connection.recv(1 << 16):
+                        received += more
                 except TimeoutError:
                     return Outcome("hang")
                 except OSError:
