@@ -1,0 +1,102 @@
+"""Base arrays of a generation: an `IndexSnapshot` as memory-mapped files, shared by all reader processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from serving.index.layout import BASE_MANIFEST, FORMAT_VERSION, IndexStoreError
+from serving.index.reader import IndexSnapshot
+from serving.index.trie import Trie
+
+
+def write_base(snapshot: IndexSnapshot, folder: Path) -> None:
+    """Write to a folder beside and rename: nobody sees half a base. One that is there already is replaced.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing is left behind.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = folder.parent / f".{folder.name}.new"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        arrays = _arrays(snapshot)
+        for name, array in arrays.items():
+            with (work / f"{name}.npy").open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
+        manifest = {
+            "format": FORMAT_VERSION,
+            "sequence": snapshot.version,
+            "tokenizer_id": snapshot.tokenizer_id,
+            "level_sizes": list(snapshot.level_sizes),
+            "arrays": {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()},
+        }
+        with (work / BASE_MANIFEST).open("w") as file:
+            json.dump(manifest, file)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def read_base(folder: Path) -> IndexSnapshot:
+    """Map the arrays; costs no memory of its own and hardly any time, whatever their size.
+
+    Raises:
+        IndexStoreError: a file is missing, or does not hold what base.json says.
+    """
+    try:
+        manifest = json.loads((folder / BASE_MANIFEST).read_text())
+        if manifest.get("format") != FORMAT_VERSION:
+            raise IndexStoreError(f"{folder}: expected format {FORMAT_VERSION}, got {manifest.get('format')}")
+        arrays = {}
+        for name, (dtype, shape) in manifest["arrays"].items():
+            # A view as a plain array: `memmap` objects make every small operation slower.
+            array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray)
+            if array.dtype.str != dtype or list(array.shape) != shape:
+                raise IndexStoreError(
+                    f"{folder / name}.npy: expected {dtype} {shape}, got {array.dtype.str} {list(array.shape)}"
+                )
+            arrays[name] = array
+        sizes = tuple(manifest["level_sizes"])
+        levels = range(len(sizes))
+        child_ptr = tuple(arrays[f"child_ptr.{t}"] for t in levels)
+        trie = Trie(
+            tuple(arrays[f"padded_codes.{t}"] for t in levels),
+            child_ptr,
+            (*(arrays[f"leaf_ptr.{t}"] for t in levels[:-2]), *(child_ptr[-1:] if len(sizes) > 1 else ())),
+            tuple(arrays.get(f"child_table.{t}") for t in levels),
+            arrays["mask"],
+        )
+        return IndexSnapshot(
+            int(manifest["sequence"]),
+            str(manifest["tokenizer_id"]),
+            sizes,
+            arrays["ad_ids"],
+            arrays["ad_keys"],
+            trie,
+            arrays["leaf_ad_ptr"],
+            arrays["leaf_ads"],
+        )
+    except IndexStoreError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IndexStoreError(f"{folder}: expected a readable base of the index, got: {error!r}") from error
+
+
+def _arrays(snapshot: IndexSnapshot) -> dict[str, np.ndarray]:
+    trie = snapshot.trie
+    arrays = {name: getattr(snapshot, name) for name in ("ad_ids", "ad_keys", "leaf_ad_ptr", "leaf_ads")}
+    arrays["mask"] = trie.mask
+    for name in ("padded_codes", "child_ptr", "child_table"):
+        arrays |= {f"{name}.{t}": a for t, a in enumerate(getattr(trie, name)) if a is not None}
+    return arrays | {f"leaf_ptr.{t}": a for t, a in enumerate(trie.leaf_ptr[:-1])}
