@@ -21,7 +21,7 @@ import torch
 from export.graphs import export_graphs
 from export.parity import check_parity
 from serving.beam_search import beam_search
-from serving.index.reader import IndexSnapshot
+from serving.index.snapshot import IndexSnapshot
 from serving.ort import OrtExecutor
 from serving.widths import WidthPlan
 from training.checkpoint import load_checkpoint

@@ -20,7 +20,7 @@ from export.config import ServingConfig
 from export.graphs import export_graphs
 from export.parity import check_parity
 from serving.beam_search import Normalise, beam_search
-from serving.index.reader import IndexSnapshot
+from serving.index.snapshot import IndexSnapshot
 from serving.ort import OrtExecutor
 from serving.resolve import NO_AD, resolve
 from serving.widths import WidthPlan

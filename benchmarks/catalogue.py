@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from serving.features import BEHAVIORS, FeatureSpec
-from serving.index.reader import IndexSnapshot
+from serving.index.snapshot import IndexSnapshot
 
 TOKENIZER_ID = "seeded-0"  # as `export.seeded` names the tokenizer of its model
 NOW = 1_700_000_000

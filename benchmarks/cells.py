@@ -17,7 +17,7 @@ from benchmarks.measure import Cell
 from export.graphs import example_request
 from serving.beam_search import Beams, Normalise, beam_search
 from serving.executor import Executor
-from serving.index.reader import IndexSnapshot
+from serving.index.snapshot import IndexSnapshot
 from serving.ort import OrtExecutor
 from serving.widths import WidthPlan
 from training.checkpoint import Checkpoint

@@ -33,7 +33,8 @@ from export.config import ServingConfig
 from export.render import render
 from indexer.store import IndexWriter
 from serving.bundle import read_manifest
-from serving.index.reader import IndexReader, IndexSnapshot
+from serving.index.reader import IndexReader
+from serving.index.snapshot import IndexSnapshot
 from serving.launcher import ServerError, TritonServer
 from serving.ort import OrtExecutor
 from serving.request import request_features

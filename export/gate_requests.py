@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from export.graphs import example_request
-from serving.index.reader import IndexSnapshot
+from serving.index.snapshot import IndexSnapshot
 from training.checkpoint import Checkpoint, ModelSpec
 from training.config import TrainingConfig, load_section
 from training.data.config import DataConfig

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.features import BEHAVIORS, FeatureSpec, build_slots
-from serving.index.reader import IndexSnapshot
+from serving.index.snapshot import IndexSnapshot
 from serving.widths import WidthPlan
 
 PADDING = -1  # an ad id that stands for nothing, so that rows of a batch can have one length

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.index.reader import IndexSnapshot
+from serving.index.snapshot import IndexSnapshot
 
 NO_AD = -1
 

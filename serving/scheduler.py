@@ -17,7 +17,8 @@ import numpy as np
 from serving.beam_search import Normalise, beam_search
 from serving.bundle import CURRENT, BundleError, Manifest, current_version, read_manifest
 from serving.executor import Executor
-from serving.index.reader import IndexReader, IndexSnapshot
+from serving.index.reader import IndexReader
+from serving.index.snapshot import IndexSnapshot
 from serving.widths import WidthPlan
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from serving.features import FeatureSpec
-from serving.index.reader import IndexSnapshot
+from serving.index.snapshot import IndexSnapshot
 from training.model.config import ModelConfig
 from training.model.gr4ad import Generator
 

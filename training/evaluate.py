@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from serving.beam_search import beam_search
 from serving.executor import Executor
-from serving.index.reader import IndexSnapshot
+from serving.index.snapshot import IndexSnapshot
 from serving.resolve import NO_AD, resolve
 from serving.widths import WidthPlan
 from training.checkpoint import CheckpointError, load_checkpoint

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.index.layout import BASE_MANIFEST, FORMAT_VERSION, IndexStoreError
-from serving.index.reader import IndexSnapshot
+from serving.index.snapshot import IndexSnapshot
 from serving.index.trie import Trie
 
 

@@ -6,15 +6,12 @@ Letters: N known ads, M distinct live SIDs, T levels.
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
 import lmdb
 import numpy as np
 
-from serving.index.keys import pack, run_starts, unpack
 from serving.index.layout import (
     ACTIVE,
     ADS,
@@ -24,111 +21,6 @@ from serving.index.layout import (
     open_environment,
     record_dtype,
 )
-from serving.index.trie import Trie
-
-
-@dataclass(frozen=True)
-class IndexSnapshot:
-    """The index at one version. Paused and deleted ads are known (ad -> SID) but not in the trie.
-
-    Attributes:
-        version: sequence number of the last change it holds.
-        tokenizer_id: tokenizer that made the SIDs.
-        level_sizes: codebook size of each level.
-        ad_ids: int64 [N] sorted.
-        ad_keys: int64 [N] packed SID of each ad.
-        trie: the live SIDs.
-        leaf_ad_ptr: int32 [M + 1] into `leaf_ads`.
-        leaf_ads: int32, positions in `ad_ids` of the active ads by leaf, ascending within a leaf.
-    """
-
-    version: int
-    tokenizer_id: str
-    level_sizes: tuple[int, ...]
-    ad_ids: np.ndarray
-    ad_keys: np.ndarray
-    trie: Trie
-    leaf_ad_ptr: np.ndarray
-    leaf_ads: np.ndarray
-
-    @classmethod
-    def build(
-        cls,
-        ad_ids: np.ndarray,
-        sids: np.ndarray,
-        *,
-        active: np.ndarray,
-        level_sizes: tuple[int, ...],
-        version: int = 0,
-        tokenizer_id: str = "",
-    ) -> IndexSnapshot:
-        """Build from arrays: ad_ids int64 [N] distinct, sids int [N, T], active bool [N].
-
-        `ad_ids` is kept, not copied, when it is sorted already.
-
-        Raises:
-            ValueError: SIDs of these level sizes do not fit into 64 bits, or a code is not of its level.
-        """
-        keys = pack(sids, level_sizes)
-        if (ad_ids[1:] < ad_ids[:-1]).any():
-            order = np.argsort(ad_ids)
-            ad_ids, keys, active = ad_ids[order], keys[order], active[order]
-        live_keys, ads = _sort_stable(keys[active], bound=math.prod(level_sizes))
-        first = run_starts(live_keys)  # [M]
-        return cls(
-            version,
-            tokenizer_id,
-            level_sizes,
-            ad_ids,
-            keys,
-            Trie.from_keys(live_keys[first], level_sizes),
-            np.append(first, len(ads)).astype(np.int32),
-            np.flatnonzero(active).astype(np.int32)[ads],
-        )
-
-    @property
-    def leaf_ad_ids(self) -> np.ndarray:
-        """Active ads by leaf, int64, ascending within a leaf; gathered anew at each call."""
-        return self.ad_ids[self.leaf_ads]
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of all arrays, those that are shared counted once."""
-        trie = self.trie
-        tables = (t for t in trie.child_table if t is not None)
-        arrays = [self.ad_ids, self.ad_keys, self.leaf_ad_ptr, self.leaf_ads, trie.mask]
-        arrays += [*trie.padded_codes, *trie.child_ptr, *trie.leaf_ptr, *tables]
-        return sum(a.nbytes for a in {id(a): a for a in arrays}.values())
-
-    def sids_of(self, ad_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """SIDs int32 [n, T] of ads int64 [n], and known bool [n] (rows of unknown ads are undefined)."""
-        if not len(self.ad_ids):
-            return np.zeros((len(ad_ids), len(self.level_sizes)), np.int32), np.zeros(len(ad_ids), bool)
-        at = np.minimum(np.searchsorted(self.ad_ids, ad_ids), len(self.ad_ids) - 1)
-        return unpack(self.ad_keys[at], self.level_sizes), self.ad_ids[at] == ad_ids
-
-    def leaves_of(self, sids: np.ndarray) -> np.ndarray:
-        """Leaf of each SID, int64 [n]; -1 where the SID is not live or not a SID at all."""
-        return self.trie.find(sids)
-
-    def banned_leaves(self, ad_ids: np.ndarray) -> np.ndarray:
-        """Leaves, sorted int64, all of whose active ads are in `ad_ids`: beams need not go there."""
-        sids, known = self.sids_of(ad_ids)
-        leaves = np.unique(self.leaves_of(sids[known]))
-        leaves = leaves[leaves >= 0]
-        rows, ads = self.ads_of_leaves(leaves)
-        kept = np.bincount(rows[~np.isin(ads, ad_ids)], minlength=len(leaves))
-        return leaves[kept == 0]
-
-    def ads_of_leaves(self, leaves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Active ads of leaves [n] (-1: none): rows int64 [k] into `leaves`, ascending, and ads int64 [k]."""
-        safe = np.maximum(leaves, 0)
-        if not self.trie.leaves:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        count = np.where(leaves >= 0, self.leaf_ad_ptr[safe + 1] - self.leaf_ad_ptr[safe], 0)
-        rows = np.repeat(np.arange(len(leaves)), count)
-        within = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
-        return rows, self.ad_ids[self.leaf_ads[self.leaf_ad_ptr[safe][rows] + within]]
 
 
 class IndexReader:
@@ -209,16 +101,3 @@ class IndexReader:
             )
         except ValueError as error:
             raise IndexStoreError(f"index {self.path}: corrupted `ads` records: {error}") from error
-
-
-def _sort_stable(keys: np.ndarray, *, bound: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted keys [n], each in 0 .. bound - 1, and positions that sort them; equal keys keep their order."""
-    count = max(len(keys), 1)
-    if bound * count >= 1 << 63:
-        positions = np.argsort(keys, kind="stable")
-        return keys[positions], positions
-    # Numbers with the position in the low digits are sorted in a sixth of the time of argsort.
-    numbers = keys * count
-    numbers += np.arange(len(keys))
-    numbers.sort()
-    return np.divmod(numbers, count, out=(numbers, np.empty_like(numbers)))

@@ -13,7 +13,8 @@ import tritonclient.grpc
 
 from serving.beam_search import Normalise, beam_search
 from serving.bundle import current_version, read_manifest
-from serving.index.reader import IndexReader, IndexSnapshot
+from serving.index.reader import IndexReader
+from serving.index.snapshot import IndexSnapshot
 from serving.ort import OrtExecutor
 from serving.request import request_features
 from serving.resolve import resolve

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from serving.beam_search import beam_search
-from serving.index.reader import IndexSnapshot
+from serving.index.snapshot import IndexSnapshot
 from serving.selection import top_k
 from serving.widths import WidthPlan
 from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_requests, tiny_catalogue, tiny_model, tiny_snapshot

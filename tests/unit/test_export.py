@@ -9,7 +9,7 @@ import pytest
 from export.graphs import export_graphs
 from export.parity import ParityError, check_parity, parity_error
 from serving.beam_search import beam_search
-from serving.index.reader import IndexSnapshot
+from serving.index.snapshot import IndexSnapshot
 from serving.ort import OrtExecutor
 from serving.resolve import resolve
 from serving.widths import WidthPlan

@@ -21,7 +21,7 @@ from export.profiles import profiles
 from export.render import ENGINES, RenderError, check_config, check_precision, render
 from serving.beam_search import beam_search
 from serving.bundle import read_manifest, sha256
-from serving.index.reader import IndexSnapshot
+from serving.index.snapshot import IndexSnapshot
 from serving.ort import OrtExecutor
 from serving.padding import PaddedExecutor
 from tests.pipeline import serving_config

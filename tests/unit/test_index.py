@@ -16,7 +16,8 @@ import indexer.__main__ as command
 from indexer.store import AdRecord, IndexWriter
 from serving.index.keys import pack, unpack
 from serving.index.layout import ADS, META, IndexStoreError
-from serving.index.reader import IndexReader, IndexSnapshot
+from serving.index.reader import IndexReader
+from serving.index.snapshot import IndexSnapshot
 
 SIZES = (4, 3, 5)
 

@@ -10,7 +10,7 @@ from export.config import ServingConfig
 from export.profiles import ProfileError, ShapeRange, profiles, sizes_of
 from serving.beam_search import beam_search
 from serving.bundle import read_manifest
-from serving.index.reader import IndexSnapshot
+from serving.index.snapshot import IndexSnapshot
 from serving.ort import OrtExecutor
 from serving.widths import WidthPlan
 from tests.pipeline import serving_config

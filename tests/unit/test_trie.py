@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from serving.index.reader import IndexSnapshot
+from serving.index.snapshot import IndexSnapshot
 from serving.index.trie import Trie
 
 LEVEL_SIZES = [(9,), (5, 4), (4, 3, 5), (3, 2, 4, 3)]
