@@ -1,0 +1,163 @@
+"""What the live index is measured on: a seeded bundle with an encoder, its index, a Triton and a sidecar."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import catalogue
+from benchmarks.triton_load import source_digest
+from export.config import ServingConfig
+from export.render import render
+from indexer.store import IndexStore
+from serving.bundle import read_manifest
+from training.config import load_section
+from training.tokenizer import Tokenizer, TokenizerConfig
+from training.tokenizer.embedding import TfidfSvd
+from training.tokenizer.quantizer import ResidualKMeans
+
+CONFIG = "configs/bench.yaml"
+WORDS, DIM = 4_000, 64
+
+
+def seeded_tokenizer(level_sizes: tuple[int, ...], *, seed: int = 0) -> Tokenizer:
+    """Tokenizer of those level sizes that knows the words w0 .. w3999; as costly as a fitted one."""
+    random = np.random.default_rng(seed)
+    embedder = TfidfSvd(
+        {f"w{i}": i for i in range(WORDS)},
+        1,
+        idf=random.uniform(1.0, 9.0, WORDS).astype(np.float32),
+        components=random.standard_normal((DIM, WORDS)).astype(np.float32),
+    )
+    books = []
+    for level, size in enumerate(level_sizes[:-1]):
+        book = random.standard_normal((size, DIM))
+        # Of about the length of what a level leaves to the next.
+        books.append((book / np.linalg.norm(book, axis=1, keepdims=True) * 0.8**level).astype(np.float32))
+    config = TokenizerConfig(
+        codebook_sizes=level_sizes[:-1], hash_size=level_sizes[-1], embedding_dim=DIM, ngram_max=1
+    )
+    return Tokenizer(config, embedder, quantizer=ResidualKMeans(books))
+
+
+def text(random: np.random.Generator) -> str:
+    """Text of an ad that the seeded tokenizer understands."""
+    return " ".join(f"w{i}" for i in random.integers(0, WORDS, 8))
+
+
+def prepare(run: Path, *, ads: int) -> tuple[ServingConfig, str]:
+    """Bundle and repository below `run`, made once; index made anew. Returns settings and tokenizer id."""
+    settings = load_section(CONFIG, "serving", ServingConfig)
+    stamp, wanted = run / "prepared.json", {"bundle": source_digest(CONFIG, ("index",))}
+    if not stamp.is_file() or json.loads(stamp.read_text()) != wanted:
+        from export.bundle import write_bundle  # torch takes its seconds only where a model is built
+        from export.seeded import seeded_checkpoint
+
+        shutil.rmtree(run, ignore_errors=True)
+        checkpoint = seeded_checkpoint(CONFIG)
+        tokenizer = seeded_tokenizer(checkpoint.spec.level_sizes)
+        tokenizer.save(run / "tokenizer")
+        spec = replace(checkpoint.spec, tokenizer_id=tokenizer.tokenizer_id)
+        write_bundle(replace(checkpoint, spec=spec), run / "bundles", tokenizer=run / "tokenizer")
+        stamp.write_text(json.dumps(wanted))
+    manifest = read_manifest(run / "bundles" / "1", verify=False)
+    build_index(run / "index", ads=ads, level_sizes=manifest.level_sizes, tokenizer_id=manifest.tokenizer_id)
+    shutil.rmtree(run / "repository", ignore_errors=True)
+    render(run / "bundles", run / "repository", index=run / "index", config=settings)
+    return settings, manifest.tokenizer_id
+
+
+def build_index(index: Path, *, ads: int, level_sizes: tuple[int, ...], tokenizer_id: str) -> float:
+    """Index of the seeded catalogue with given SIDs, ads 1 .. `ads`; returns the seconds it took."""
+    shutil.rmtree(index, ignore_errors=True)
+    sids = catalogue.seeded_sids(ads, level_sizes)
+    began = time.monotonic()
+    with IndexStore(index) as store:
+        store.build(
+            tokenizer_id,
+            level_sizes=level_sizes,
+            ad_ids=np.arange(1, ads + 1),
+            sids=sids,
+            statuses=np.full(ads, "active"),
+        )
+    return time.monotonic() - began
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Sidecar:
+    """`python -m indexer` on a port of its own; may be killed and started again."""
+
+    def __init__(self, run: Path, *, options: Iterable[str] = (), cores: Iterable[int] | None = None) -> None:
+        """Describe; `start` starts it. Its log goes to RUN/sidecar.log."""
+        self.port, self.log = free_port(), run / "sidecar.log"
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._cores = set(cores or os.sched_getaffinity(0))
+        self._command = [sys.executable, "-m", "indexer", "serve", f"--index={run / 'index'}"]
+        self._command += [f"--bundles={run / 'bundles'}", f"--port={self.port}", *options]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, timeout_s: float = 60.0) -> None:
+        """Start and wait until it is ready.
+
+        Raises:
+            RuntimeError: it ended, or was not ready in time.
+        """
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        os.sched_setaffinity(self.process.pid, self._cores)
+        deadline = time.monotonic() + timeout_s
+        while not self.ready():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the sidecar does not become ready: {self.log.read_text()[-2000:]}")
+            time.sleep(0.02)
+
+    def ready(self) -> bool:
+        """Whether /readyz says so."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def stop(self, *, kill: bool = False) -> None:
+        """End it: SIGTERM and its own clean end, or SIGKILL."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+        self.process.wait(timeout=60)
+
+    def get(self, path: str) -> Any:
+        """JSON of a GET."""
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=30) as answer:
+            return json.loads(answer.read())
+
+
+@contextmanager
+def running(sidecar: Sidecar) -> Iterator[Sidecar]:
+    """Started, and stopped in the end whatever happens."""
+    sidecar.start()
+    try:
+        yield sidecar
+    finally:
+        sidecar.stop()
