@@ -153,14 +153,11 @@ def encoder_graph(
     g = _Nodes()
     idf_of = g.add("Gather", g.constant(idf, np.float32), "columns")  # [N, L]
     tfidf = g.add("Mul", "tf", g.add("Cast", idf_of, to=TensorProto.DOUBLE))
-    length = g.length(tfidf)
-    zero, one = g.constant(0, np.float64), g.constant(1, np.float64)
-    # A text without a known word has only zeros: 0 / 1 = 0.
-    divisor = g.add("Where", g.add("Equal", length, zero), one, length)
-    projected = _projection(g, g.add("Div", tfidf, divisor), components)  # [N, D]
+    projected = _projection(g, g.add("Div", tfidf, g.length(tfidf)), components)  # [N, D]
     length = g.length(projected)
+    # A text without a known word is 0 / 0 by now, and NaN is not greater either: the zero vector.
     known = g.add("Greater", length, g.constant(MIN_LENGTH, np.float64))
-    unit = g.add("Where", known, g.add("Div", projected, length), zero)
+    unit = g.add("Where", known, g.add("Div", projected, length), g.constant(0, np.float64))
     # float32, as `TextEmbedder.embed` returns it, then the grid of quantizer.py.
     unit = g.add("Cast", g.add("Cast", unit, to=TensorProto.FLOAT, name="unit"), to=TensorProto.DOUBLE)
     grid = g.constant(GRID, np.float64)
