@@ -1,4 +1,4 @@
-"""Write a model bundle: graphs, tokenizer, manifest last; then point CURRENT at it."""
+"""Write a model bundle: graphs, tokenizer and its encoder, manifest last; then point CURRENT at it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from export.encoder import write_encoder
 from export.graphs import export_graphs
 from export.lower import Lowering, lower
 from export.parity import check_parity
 from export.precision_config import Precision
+from indexer.encoder import FOLDER as ENCODER
 from serving.bundle import CURRENT, FORMAT_VERSION, MANIFEST, sha256, versions
 from training.checkpoint import Checkpoint
 from training.tokenizer import Tokenizer
@@ -36,7 +38,8 @@ def write_bundle(
     Args:
         checkpoint: trained model.
         bundles: folder of bundles.
-        tokenizer: saved tokenizer, the indexer encodes new ads with it; None for a model without real SIDs.
+        tokenizer: saved tokenizer; the bundle gets it and, for the indexer's new ads, its text encoder. None
+            for a model without real SIDs.
         quality: figures to carry in the manifest.
         activate: point CURRENT at it.
         lowering: precision of the graphs and what it must pass; None for FP32. A bundle holds one precision.
@@ -45,10 +48,11 @@ def write_bundle(
         Folder of the new version.
 
     Raises:
-        ParityError: the graphs do not compute what the model computes; nothing is published.
+        ParityError: the graphs do not compute what the model computes, or the encoder what the tokenizer
+            computes; nothing is published.
         GateError: the lower precision does not find what FP32 finds; nothing is published.
         CalibrationError, QuantizeError: FP8 or INT8 cannot be made; nothing is published.
-        ValueError: the tokenizer is not the one that the model was trained with.
+        ValueError: the tokenizer is not the one that the model was trained with, or has no ONNX form.
     """
     precision: Precision = lowering.precision if lowering else "fp32"
     began = time.monotonic()
@@ -62,7 +66,8 @@ def write_bundle(
         export_graphs(checkpoint.model, graphs)
         error = check_parity(checkpoint.model, graphs)
         if tokenizer is not None:
-            found, wanted = Tokenizer.load(tokenizer).tokenizer_id, checkpoint.spec.tokenizer_id
+            loaded = Tokenizer.load(tokenizer)
+            found, wanted = loaded.tokenizer_id, checkpoint.spec.tokenizer_id
             if found != wanted:
                 raise ValueError(
                     f"{tokenizer}: expected tokenizer {wanted} (the model's), got {found}; train again"
@@ -70,6 +75,8 @@ def write_bundle(
             shutil.copytree(
                 tokenizer, work / "tokenizer", ignore=shutil.ignore_patterns("sids.parquet", "*.partial")
             )
+            # A folder of its own: graphs at the top are Triton's.
+            write_encoder(loaded, work / ENCODER)
         figures = None
         if lowering:
             value_table = checkpoint.spec.value_buckets.means

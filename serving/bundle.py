@@ -98,16 +98,25 @@ def read_manifest(bundle: str | Path, *, verify: bool = True) -> Manifest:
     if bundle.name.isdigit() and int(bundle.name) != manifest.version:
         raise BundleError(f"bundle {bundle}: expected model_version {bundle.name}, got {manifest.version}")
     for name, expected in files.items() if verify else ():
-        file = bundle / name
-        if not file.is_file():
-            raise BundleError(f"bundle {bundle}: expected file {name}, found none")
-        actual = sha256(file)
-        if actual != expected:
-            raise BundleError(
-                f"bundle {bundle}: {name}: expected sha256 {expected[:16]}…, got {actual[:16]}…: "
-                "the file is corrupted"
-            )
+        check_file(bundle, name, expected)
     return manifest
+
+
+def check_file(bundle: Path, name: str, expected: str) -> None:
+    """Compare one file of a bundle with the sha256 of the manifest.
+
+    Raises:
+        BundleError: it is missing or corrupted.
+    """
+    file = bundle / name
+    if not file.is_file():
+        raise BundleError(f"bundle {bundle}: expected file {name}, found none")
+    actual = sha256(file)
+    if actual != expected:
+        raise BundleError(
+            f"bundle {bundle}: {name}: expected sha256 {expected[:16]}…, got {actual[:16]}…: "
+            "the file is corrupted"
+        )
 
 
 def sha256(path: Path) -> str:

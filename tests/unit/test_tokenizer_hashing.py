@@ -8,10 +8,10 @@ import time
 
 import numpy as np
 
-from training.tokenizer.hashing import hash_level
+from serving.index.hashing import hash_level
 
 PROGRAM = """
-from training.tokenizer.hashing import hash_level
+from serving.index.hashing import hash_level
 print(hash_level(['a', 'ü'], ['x', 'y'], [1, 2], size=977).tolist())
 """
 

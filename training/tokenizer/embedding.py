@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 Arrays = dict[str, np.ndarray]
 # Label paths hold one-letter and one-digit words ("2 LB") that scikit-learn's own pattern drops.
 TOKEN_PATTERN = r"(?u)\b\w+\b"
+MIN_LENGTH = 1e-9  # a shorter projection is noise: no direction
 
 
 class TextEmbedder(Protocol):
@@ -115,7 +116,8 @@ class TfidfSvd:
         # Sparse [N, F] @ dense [F, D] adds row by row in storage order, so a row is the same in any batch.
         projected = np.asarray(self._vectorizer.transform(texts) @ self._projection)
         norm = np.sqrt((projected * projected).sum(axis=1, keepdims=True))  # [N, 1]
-        return np.divide(projected, norm, out=np.zeros_like(projected), where=norm > 1e-9).astype(np.float32)
+        unit = np.divide(projected, norm, out=np.zeros_like(projected), where=norm > MIN_LENGTH)
+        return unit.astype(np.float32)
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Return idf and components, and the vocabulary as metadata."""

@@ -9,9 +9,9 @@ import polars as pl
 from pydantic import ValidationError
 from threadpoolctl import threadpool_limits
 
+from serving.index.hashing import hash_level
 from training.tokenizer.config import TokenizerConfig
 from training.tokenizer.embedding import EMBEDDERS, TextEmbedder
-from training.tokenizer.hashing import hash_level
 from training.tokenizer.quantizer import ResidualKMeans
 from training.tokenizer.storage import TokenizerError, content_id, read_folder, write_folder
 
@@ -84,6 +84,16 @@ class Tokenizer:
     def tokenizer_id(self) -> str:
         """16 hex digits of the sha256 over config and learnt content; equal ids give equal SIDs."""
         return self._id
+
+    @property
+    def embedder(self) -> TextEmbedder:
+        """The fitted embedder, for export."""
+        return self._embedder
+
+    @property
+    def codebooks(self) -> tuple[np.ndarray, ...]:
+        """Codebooks of the levels before the hash, float32 [K_l, D] each, for export."""
+        return self._quantizer.codebooks
 
     def encode(self, ads: pl.DataFrame) -> np.ndarray:
         """Return SIDs int32 [N, T]; a row depends on that ad alone, not on its neighbours in the call.

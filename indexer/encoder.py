@@ -1,0 +1,195 @@
+"""SIDs of new ads: text -> columns of known n-grams here, codes in ONNX Runtime, the hash level last.
+
+Gives what `training.tokenizer.Tokenizer.encode` gives, without the packages that fit a tokenizer. The text is
+analysed as scikit-learn does: lower case, words by a pattern, word n-grams joined by one space.
+
+Letters: N ads, L features of the longest text of a block, T levels = codebooks + the hash level.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from serving.bundle import BundleError, check_file, read_manifest
+from serving.index.hashing import hash_level
+from serving.ort import open_session
+
+FORMAT_VERSION = 1
+FOLDER = "encoder"  # in the bundle
+GRAPH = "encoder.onnx"
+SETTINGS = "encoder.json"
+ANALYSIS = "word_ngrams"
+BLOCK_ELEMENTS = (
+    2**21
+)  # bounds every matrix of a block: 16 MiB of float64, unless one text alone has more features
+
+Features = list[tuple[int, int]]  # (column, count) of each known n-gram of a text, by column
+
+
+class AdEncoder:
+    """The text encoder of one bundle.
+
+    Attributes:
+        tokenizer_id: tokenizer whose SIDs it gives.
+        level_sizes: V_1 .. V_T, the hash level last.
+    """
+
+    def __init__(self, folder: str | Path, *, threads: int = 1) -> None:
+        """Open the encoder's own folder; `load` is the usual way in.
+
+        Args:
+            folder: holds `encoder.onnx` and `encoder.json`.
+            threads: of ONNX Runtime.
+
+        Raises:
+            BundleError: a file is missing, unreadable or of another format, or they are of two tokenizers.
+        """
+        folder = Path(folder)
+        path = folder / SETTINGS
+        try:
+            content = json.loads(path.read_text())
+            found = content["format_version"], content["analysis"]
+            if found != (FORMAT_VERSION, ANALYSIS):
+                raise BundleError(
+                    f"{path}: expected format_version {FORMAT_VERSION} and analysis {ANALYSIS!r}, got "
+                    f"{found[0]!r} and {found[1]!r}; another release made it: run `make export` again"
+                )
+            self._read(content)
+        except (OSError, KeyError, TypeError, ValueError, re.error) as error:
+            raise BundleError(f"{path}: not readable: {type(error).__name__}: {error}") from error
+        path = folder / GRAPH
+        try:
+            self._session = open_session(path, threads=threads)
+        except Exception as error:  # ONNX Runtime raises many kinds
+            raise BundleError(f"{path}: not readable: {type(error).__name__}: {error}") from error
+        wanted = graph_metadata(
+            self.tokenizer_id, self.level_sizes, features=len(self._columns), dim=self._dim
+        )
+        actual = self._session.get_modelmeta().custom_metadata_map
+        if actual != wanted:
+            raise BundleError(f"{path}: expected the graph of {SETTINGS}, {wanted}, got {actual}")
+
+    def _read(self, content: dict[str, Any]) -> None:
+        self.tokenizer_id = str(content["tokenizer_id"])
+        self.level_sizes = tuple(int(size) for size in content["level_sizes"])
+        self._words = re.compile(content["token_pattern"]).findall
+        self._ngram_max, self._dim = int(content["ngram_max"]), int(content["embedding_dim"])
+        self._columns = {ngram: column for column, ngram in enumerate(content["vocabulary"])}
+        # What a row of a block costs at least: a score for every code, and the vector.
+        self._width = max(*self.level_sizes[:-1], self._dim)
+
+    @classmethod
+    def load(cls, bundle: str | Path, *, threads: int = 1) -> Self:
+        """Open the encoder of a bundle and check it against the bundle's manifest.
+
+        Args:
+            bundle: folder of one version.
+            threads: of ONNX Runtime.
+
+        Raises:
+            BundleError: the bundle has no encoder, or one that is corrupted or of another tokenizer.
+        """
+        bundle = Path(bundle)
+        # The graphs of the model are not ours to hash: they are hundreds of times the size.
+        manifest = read_manifest(bundle, verify=False)
+        for name in (f"{FOLDER}/{SETTINGS}", f"{FOLDER}/{GRAPH}"):
+            if name not in manifest.content["sha256"]:
+                raise BundleError(
+                    f"bundle {bundle}: expected {name}, found none: the bundle was made by an earlier "
+                    "release or without a tokenizer; run `make export` again"
+                )
+            check_file(bundle, name, manifest.content["sha256"][name])
+        encoder = cls(bundle / FOLDER, threads=threads)
+        wanted = manifest.tokenizer_id, manifest.level_sizes
+        actual = encoder.tokenizer_id, encoder.level_sizes
+        if wanted != actual:
+            raise BundleError(
+                f"bundle {bundle}: expected an encoder of tokenizer {wanted[0]} with levels {wanted[1]}, got "
+                f"{actual[0]} with {actual[1]}; run `make export` again"
+            )
+        return encoder
+
+    def encode(
+        self,
+        ad_ids: Sequence[int],
+        *,
+        account_ids: Sequence[str],
+        conversion_types: Sequence[str],
+        texts: Sequence[str],
+    ) -> np.ndarray:
+        """Return SIDs int32 [N, T]; a row depends on that ad alone, not on its neighbours in the call.
+
+        Memory beside the answer is bounded by the block, and by the longest text alone.
+
+        Raises:
+            ValueError: the columns differ in length.
+        """
+        if len(texts) != len(ad_ids):
+            raise ValueError(f"expected {len(ad_ids)} texts, one an ad, got {len(texts)}")
+        hashed = hash_level(account_ids, conversion_types, ad_ids, size=self.level_sizes[-1])
+        # Many ads share a text: encode each once. inverse [N] -> row of `distinct`.
+        distinct: dict[str, int] = {}
+        inverse = [distinct.setdefault(text, len(distinct)) for text in texts]
+        codes = [np.empty((0, len(self.level_sizes) - 1), np.int32)]
+        for block in self._blocks(distinct):
+            columns, tf = _padded(block)
+            codes += self._session.run(["codes"], {"columns": columns, "tf": tf})
+        return np.concatenate(
+            [np.concatenate(codes)[inverse], hashed[:, None]], axis=1
+        )  # [N, T - 1] + [N, 1]
+
+    def _blocks(self, texts: Iterable[str]) -> Iterator[list[Features]]:
+        block: list[Features] = []
+        width = self._width
+        for text in texts:
+            features = self._features(text)
+            width = max(width, len(features))
+            if block and (len(block) + 1) * width > BLOCK_ELEMENTS:
+                yield block
+                block, width = [], max(self._width, len(features))
+            block.append(features)
+        if block:
+            yield block
+
+    def _features(self, text: str) -> Features:
+        words = self._words(text.lower())
+        counts: Counter[int] = Counter()
+        for n in range(1, self._ngram_max + 1):
+            for start in range(len(words) - n + 1):
+                column = self._columns.get(" ".join(words[start : start + n]))
+                if column is not None:
+                    counts[column] += 1
+        # The graph adds in this order, as the tokenizer does.
+        return sorted(counts.items())
+
+
+def graph_metadata(
+    tokenizer_id: str, level_sizes: tuple[int, ...], *, features: int, dim: int
+) -> dict[str, str]:
+    """What `encoder.onnx` says of itself, so that it is not run with the settings of another one."""
+    return {
+        "tokenizer_id": tokenizer_id,
+        "level_sizes": " ".join(map(str, level_sizes)),
+        "features": str(features),
+        "embedding_dim": str(dim),
+    }
+
+
+def _padded(block: list[Features]) -> tuple[np.ndarray, np.ndarray]:
+    """Columns int64 [N, L] and sublinear term frequencies float64 [N, L]; padding has frequency 0."""
+    longest = max(1, *map(len, block))
+    columns = np.zeros((len(block), longest), np.int64)
+    tf = np.zeros((len(block), longest), np.float64)
+    filled = np.arange(longest) < np.array([len(features) for features in block])[:, None]  # [N, L]
+    flat = np.array([pair for features in block for pair in features], np.int64).reshape(-1, 2)
+    columns[filled] = flat[:, 0]
+    # NumPy's logarithm, as scikit-learn's: ONNX Runtime's may round differently.
+    tf[filled] = np.log(flat[:, 1].astype(np.float64)) + 1.0
+    return columns, tf
