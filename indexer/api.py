@@ -19,11 +19,20 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from indexer.api_models import CREATE, EXAMPLES, FAILURES, Applied, BulkApplied, Failed, Ready, request_body
+from indexer.api_models import (
+    BULK_EXAMPLES,
+    EXAMPLES,
+    FAILURES,
+    Applied,
+    BulkApplied,
+    Failed,
+    Ready,
+    request_body,
+)
 from indexer.body import read_body, split_lines, split_list
 from indexer.events import Reason
 from indexer.guard import JSON, NDJSON, Guard, HttpError
-from indexer.intake import Item, Unavailable
+from indexer.intake import Item, UnavailableError
 from indexer.metrics import Metrics
 from indexer.store import DeadLetter, IndexStore, Outcome
 from indexer.worker import Worker
@@ -33,6 +42,7 @@ log = logging.getLogger("gr4ad.indexer")
 
 SOURCE = "http"
 _MALFORMED = get_args(Reason)
+_BEFORE_THE_BODY = (401, 404, 405, 408, 413, 415, 421, 429)
 _ANSWER_S = 30.0  # longest wait for a commit
 _BULKS = 4  # bodies of the largest size in memory at once
 _AdId = Path(ge=0, lt=1 << 63, examples=[1017])
@@ -75,8 +85,8 @@ def create_app(api: Api) -> FastAPI:
     app = FastAPI(
         title="gr4ad indexer",
         version="1",
-        description="Takes ad events and keeps the semantic-ID index of the ads. An event is answered after its "
-        "commit: what was answered survives a crash. Events of an ad carry a version; they may be "
+        description="Takes ad events and keeps the semantic-ID index of the ads. An event is answered after "
+        "its commit: what was answered survives a crash. Events of an ad carry a version; they may be "
         "repeated and may come in any order.",
     )
     app.add_middleware(_HostCheck, guard=api.guard)
@@ -93,7 +103,8 @@ def _add_writes(app: FastAPI, api: Api) -> None:
     @app.post(
         "/events",
         response_model=Applied,
-        responses=FAILURES | {409: {"model": Failed, "description": "does not fit the ad; kept as a dead letter"}},
+        responses=FAILURES
+        | {409: {"model": Failed, "description": "does not fit the ad; kept as a dead letter"}},
         openapi_extra=request_body(EXAMPLES),
         summary="Apply one event",
     )
@@ -107,16 +118,18 @@ def _add_writes(app: FastAPI, api: Api) -> None:
         "/events/bulk",
         response_model=BulkApplied,
         responses=FAILURES,
-        openapi_extra=request_body({"list": {"summary": "two events", "value": [CREATE, EXAMPLES["pause"]["value"]]}}, lines=True),
+        openapi_extra=request_body(BULK_EXAMPLES, lines=True),
         summary="Apply a JSON list, or lines of JSON, of events",
-        description="Rows apply in order and by themselves: a bad row is named in the answer and kept as a dead "
-        "letter, the others apply. After a 503 or 507 some rows may have been applied; sending all of them "
+        description="Rows apply in order and by themselves: a bad row is named in the answer and kept as a "
+        "dead letter, the others apply. After a 503 or 507 some rows may have been applied; sending all of them "
         "again does no harm.",
     )  # fmt: skip
     async def post_bulk(request: Request) -> Response:
         kind = api.guard.check_write(request.headers, types=(JSON, NDJSON))
         if bulks.locked():
-            raise HttpError(503, "busy", f"{_BULKS} bulks are being taken already", headers={"Retry-After": "1"})
+            raise HttpError(
+                429, "busy", f"{_BULKS} bulks are being taken already", headers={"Retry-After": "1"}
+            )
         async with bulks:
             limits = api.limits
             body = await read_body(request, limit=limits.bulk_bytes, timeout_s=limits.body_s)
@@ -210,7 +223,7 @@ async def _call(api: Api, function: Callable[[], Any]) -> Any:
     except ValueError as error:
         raise HttpError(404, "unknown_dead_letter", str(error)) from None
     except IndexStoreError as error:
-        raise Unavailable(str(error)) from None
+        raise UnavailableError(str(error)) from None
 
 
 async def _answer(future: Future) -> Any:
@@ -283,7 +296,9 @@ class _HostCheck:
 
 def _answer_error(error: HttpError) -> JSONResponse:
     content = {"reason": error.reason, "message": error.message}
-    return JSONResponse(content, status_code=error.status, headers=error.headers)
+    # Of a body that nobody wants the rest need not be sent: without this the server would read all of it.
+    closing = {"Connection": "close"} if error.status in _BEFORE_THE_BODY else {}
+    return JSONResponse(content, status_code=error.status, headers=error.headers | closing)
 
 
 def _add_error_answers(app: FastAPI) -> None:
@@ -291,8 +306,8 @@ def _add_error_answers(app: FastAPI) -> None:
     async def refused(_: Request, error: HttpError) -> Response:
         return _answer_error(error)
 
-    @app.exception_handler(Unavailable)
-    async def unavailable(_: Request, error: Unavailable) -> Response:
+    @app.exception_handler(UnavailableError)
+    async def unavailable(_: Request, error: UnavailableError) -> Response:
         reason = "no_space" if error.status == 507 else "unavailable"
         after = str(math.ceil(error.retry_after_s))
         return _answer_error(HttpError(error.status, reason, str(error), headers={"Retry-After": after}))
@@ -306,11 +321,12 @@ def _add_error_answers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:
         reason = {404: "not_found", 405: "wrong_method"}.get(error.status_code, "http")
-        return _answer_error(HttpError(error.status_code, reason, str(error.detail), headers=dict(error.headers or {})))
+        headers = dict(error.headers or {})
+        return _answer_error(HttpError(error.status_code, reason, str(error.detail), headers=headers))
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
         # The server logs it with its traceback; the client needs neither.
-        return _answer_error(HttpError(500, "internal", "the request failed; the log of the service says why"))
-
-
+        return _answer_error(
+            HttpError(500, "internal", "the request failed; the log of the service says why")
+        )

@@ -30,6 +30,7 @@ EXAMPLES = {
         "value": {"kind": "delete", "ad_id": 1017, "version": 5},
     },
 }
+BULK_EXAMPLES = {"list": {"summary": "two events", "value": [CREATE, EXAMPLES["pause"]["value"]]}}
 
 
 class Failed(BaseModel):
@@ -43,8 +44,8 @@ class Applied(BaseModel):
     """Outcome of one event."""
 
     result: Literal["applied", "stale", "rejected"] = Field(
-        description="applied: committed and on disk. stale: a later version of this ad is there already, nothing "
-        "to do. rejected: kept as a dead letter"
+        description="applied: committed and on disk. stale: a later version of this ad is there already, "
+        "nothing to do. rejected: kept as a dead letter"
     )
     sequence: int | None = Field(
         description="index version that holds it; readers with this version or a later one show it"
@@ -91,6 +92,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
     413: {"model": Failed, "description": "body or number of rows above the limit"},
     415: {"model": Failed, "description": "content type or encoding that is not taken"},
     422: {"model": Failed, "description": "malformed"},
+    429: {"model": Failed, "description": "too many bulks at once; send again after Retry-After seconds"},
     503: {"model": Failed, "description": "not taken or not applied; send again after Retry-After seconds"},
     507: {"model": Failed, "description": "the disk is full; send again once there is space"},
 }

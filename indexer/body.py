@@ -42,7 +42,9 @@ def split_lines(body: bytes, *, limit: int) -> list[tuple[int, bytes]]:
     """
     lines = body.split(b"\n", 2 * limit + 1)  # not millions of empty ones
     if len(lines) > 2 * limit + 1:
-        raise HttpError(413, "too_many_rows", f"expected at most {limit:,} rows, got {2 * limit:,} lines or more")
+        raise HttpError(
+            413, "too_many_rows", f"expected at most {limit:,} rows, got {2 * limit:,} lines or more"
+        )
     rows = []
     for number, line in enumerate(lines):
         if line.strip():
@@ -65,7 +67,7 @@ def split_list(body: bytes, *, limit: int) -> list[tuple[int, bytes]]:
     if text[at : at + 1] != "[":
         raise HttpError(422, "wrong_type", f"expected a JSON list of events, got {ascii(text[at : at + 20])}")
     rows: list[tuple[int, bytes]] = []
-    # Numbers as text: of one with thousands of digits only its own row shall fail, when it is parsed as an event.
+    # Numbers as text: one with thousands of digits shall fail its own row only, once that is parsed.
     at, decode = _after_space(text, at + 1), json.JSONDecoder(parse_int=str, parse_float=str).raw_decode
     while text[at : at + 1] != "]" or rows:
         try:

@@ -1,4 +1,4 @@
-"""Follows the folder of bundles: encoders for the index's generations, and a new generation for a new tokenizer."""
+"""Follows the folder of bundles: encoders of generations, and a generation more for a new tokenizer."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class BundleWatch:
                 continue
             self.problems.pop(f"bundle {version}", None)
             known = name in self._store.meta.generations
-            # An older bundle than the one that serves gets no generation anew: it may have been dropped on purpose.
+            # Of a bundle older than the one that serves, the generation may have been dropped on purpose.
             if name in self._store.encoders or (not known and version < current):
                 continue
             if time.monotonic() >= self._again_at.get(name, 0.0):

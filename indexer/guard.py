@@ -60,18 +60,20 @@ class Guard:
         """
         if self.token is None and not is_loopback(self.host):
             raise ValueError(
-                f"--host {self.host} is open to other machines: expected a token for writers in --token-file or "
-                "GR4AD_INDEXER_TOKEN, got none (127.0.0.1 needs none)"
+                f"--host {self.host} is open to other machines: expected a token for writers in --token-file "
+                "or GR4AD_INDEXER_TOKEN, got none (127.0.0.1 needs none)"
             )
         if self.token is not None and (
             len(self.token) < 8 or not self.token.isascii() or not self.token.isprintable()
         ):
-            raise ValueError(f"expected a token of at least 8 ASCII characters, got {len(self.token)} characters")
+            raise ValueError(
+                f"expected a token of at least 8 ASCII characters, got {len(self.token)} characters"
+            )
 
     def check_host(self, headers: Headers) -> None:
         """On loopback without a token, only addresses and `localhost` as Host.
 
-        A page on the web can point its own name at 127.0.0.1, and the browser then lets it talk to this service.
+        A page on the web can point its own name at 127.0.0.1, and the browser then lets it talk to us.
 
         Raises:
             HttpError: 421.

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from indexer.events import EventError
     from indexer.batch import Outcome
+    from indexer.events import EventError
 
 
-class Unavailable(RuntimeError):
+class UnavailableError(RuntimeError):
     """An event was not taken or not applied, through no fault of its own: send it again later.
 
     Attributes:
@@ -82,8 +82,8 @@ Slot = tuple[Submission, int]
 class Intake:
     """Items in order of arrival, bounded by number and bytes.
 
-    A submission is taken whole while there is room at all, so a bulk is never cut in two. Streams may fill half of
-    the queue only: one that catches up on millions of events leaves room for HTTP.
+    A submission is taken whole while there is room at all, so a bulk is never cut in two. Streams may fill
+    half of the queue only: one that catches up on millions of events leaves room for HTTP.
     """
 
     def __init__(self, *, max_events: int, max_bytes: int) -> None:
@@ -109,17 +109,17 @@ class Intake:
             False when `stop` was set before there was room.
 
         Raises:
-            Unavailable: no room and not to wait, or the writer stops.
+            UnavailableError: no room and not to wait, or the writer stops.
         """
         with self._changed:
             while not self._has_room(submission) and not self._closed:
                 if stop is None:
-                    raise Unavailable(f"{len(self._slots)} events are waiting already; try again later")
+                    raise UnavailableError(f"{len(self._slots)} events are waiting already; try again later")
                 self._changed.wait(0.1)
                 if stop.is_set():
                     return False
             if self._closed:
-                raise Unavailable("the indexer is stopping")
+                raise UnavailableError("the indexer is stopping")
             self._slots.extend((submission, i) for i in range(len(submission.items)))
             self._bytes += sum(len(i.raw) for i in submission.items)
             self._changed.notify_all()

@@ -80,7 +80,7 @@ class Metrics:
 
     def collect(self) -> Iterable[Metric]:
         """Values of `read_from`, samples of one name together."""
-        families: dict[str, Metric] = {}
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
         for name, text, labels, value in self._read():
             kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
             family = families.setdefault(name, kind(_PREFIX + name, text, labels=list(labels)))

@@ -20,12 +20,12 @@ log = logging.getLogger("gr4ad.indexer")
 
 TOKEN, REDIS_URL = "GR4AD_INDEXER_TOKEN", "GR4AD_REDIS_URL"
 
-_DESCRIPTION = """Takes ad events from HTTP, Redis Streams and Kafka and keeps the index that the servers read.
+_DESCRIPTION = """Takes ad events from HTTP, Redis Streams and Kafka, keeps the index that the servers read.
 Every event is acknowledged after its commit. One process an index; Ctrl-C or SIGTERM ends it in order."""
 _EPILOG = f"""examples:
   python -m indexer serve --index build/demo/index --bundles build/demo/bundles
   python -m indexer serve ... --redis-url redis://127.0.0.1:6379/0 --redis-stream gr4ad:ads
-  python -m indexer serve ... --kafka-brokers 127.0.0.1:9092 --kafka-topic ads --kafka-option security.protocol=SSL
+  python -m indexer serve ... --kafka-brokers 127.0.0.1:9092 --kafka-topic ads
   python -m indexer serve ... --host 0.0.0.0 --token-file /run/secrets/indexer-token
 
 environment: {TOKEN} (token of writers), {REDIS_URL} (keeps a password out of the process list)
@@ -42,28 +42,64 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = made.add_argument
-    add("--index", type=Path, required=True, help="folder of the index; an empty one is made where there is none")
-    add("--bundles", type=Path, required=True, help="folder of bundles: encoders of new ads, followed while running")
-    add("--host", default="127.0.0.1", help="address to listen on; others than loopback need a token [127.0.0.1]")
+    add(
+        "--index",
+        type=Path,
+        required=True,
+        help="folder of the index; an empty one is made where there is none",
+    )
+    add(
+        "--bundles",
+        type=Path,
+        required=True,
+        help="folder of bundles: encoders of new ads, followed while running",
+    )
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; others than loopback need a token [127.0.0.1]",
+    )
     add("--port", type=int, default=8010, help="0 for any free one [8010]")
     add("--token-file", type=Path, help=f"file with the token that writers send as Bearer [${TOKEN}]")
-    add("--accounts", type=Path, help="file of known account ids, one a line; events of others are rejected [any]")
+    add(
+        "--accounts",
+        type=Path,
+        help="file of known account ids, one a line; events of others are rejected [any]",
+    )
     add("--batch-events", type=int, default=256, help="most events of one commit [256]")
     add("--batch-ms", type=float, default=10.0, help="wait for more events after the first [10]")
     add("--queue", type=int, default=4096, help="events that may wait; streams fill half of it [4096]")
     add("--map-size-gib", type=float, default=64.0, help="most that the store may take on disk [64]")
     redis = made.add_argument_group("Redis Streams")
     add = redis.add_argument
-    add("--redis-url", default=os.environ.get(REDIS_URL), help=f"redis://, rediss:// or unix:// [${REDIS_URL}]")
-    add("--redis-stream", default="gr4ad:ads", help="entries have the event's JSON in field `event` [gr4ad:ads]")
+    add(
+        "--redis-url",
+        default=os.environ.get(REDIS_URL),
+        help=f"redis://, rediss:// or unix:// [${REDIS_URL}]",
+    )
+    add(
+        "--redis-stream",
+        default="gr4ad:ads",
+        help="entries have the event's JSON in field `event` [gr4ad:ads]",
+    )
     add("--redis-group", default="gr4ad-indexer", help="consumer group, one an index [gr4ad-indexer]")
     add("--redis-consumer", default="indexer", help="name in the group [indexer]")
     kafka = made.add_argument_group("Kafka (needs confluent-kafka: make kafka-setup)")
     add = kafka.add_argument
     add("--kafka-brokers", help="host:port, comma separated")
-    add("--kafka-topic", default="gr4ad-ads", help="its messages are the events' JSON, keyed by ad [gr4ad-ads]")
+    add(
+        "--kafka-topic",
+        default="gr4ad-ads",
+        help="its messages are the events' JSON, keyed by ad [gr4ad-ads]",
+    )
     add("--kafka-group", default="gr4ad-indexer", help="group that offsets are reported for [gr4ad-indexer]")
-    add("--kafka-option", action="append", default=[], metavar="NAME=VALUE", help="setting of librdkafka; repeat")
+    add(
+        "--kafka-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="setting of librdkafka; repeat",
+    )
     return made
 
 
@@ -125,6 +161,7 @@ def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
         try:
             sidecar.start()
             host, port = listener.getsockname()[:2]
+            listener.listen(128)  # whoever reads the line below may connect
             print(f"indexer ready to take events on http://{_bracketed(host)}:{port} (pid {os.getpid()})")
             print(f"  index {config.index}, version {sidecar.store.meta.sequence}", end=", ")
             print(f"up after {time.monotonic() - began:.1f} s", flush=True)

@@ -1,4 +1,4 @@
-"""The parts of the sidecar put together: store, worker, sources, chores, and what health and metrics say of them."""
+"""The parts of the sidecar put together, and what health and metrics say of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from indexer.bundle_watch import BundleWatch
 from indexer.compaction import Compactor
-from indexer.intake import Unavailable
+from indexer.intake import UnavailableError
 from indexer.metrics import Metrics
 from indexer.sources.base import Source
 from indexer.store import IndexStore
@@ -37,7 +37,8 @@ class SidecarConfig:
     Attributes:
         index: folder of the index.
         bundles: folder of bundles.
-        accounts: file of the account ids that events may name, one a line; None for any. Read again when it changes.
+        accounts: file of the account ids that events may name, one a line; None for any. Read
+            again when it changes.
         redis: a stream to read.
         kafka: a topic to read.
         worker: sizes and times of batches.
@@ -117,7 +118,7 @@ class Sidecar:
         """Values of all gauges."""
         try:
             self._last = self.worker.call(lambda: list(self._store_samples())).result(_ANSWER_S)
-        except (FutureTimeout, Unavailable, RuntimeError, OSError) as error:
+        except (FutureTimeout, UnavailableError, RuntimeError, OSError) as error:
             log.debug("metrics of the store are those of before: %r", error)
         return [*self._last, *self._other_samples()]
 
@@ -127,7 +128,12 @@ class Sidecar:
         yield "sequence", "Index version.", none, meta.sequence
         with store.read() as transaction:
             entries = lambda table: transaction.stat(table)["entries"]  # noqa: E731
-            yield "ads_known", "Ads, those that are deleted but not forgotten included.", none, entries(store.tables.ads)
+            yield (
+                "ads_known",
+                "Ads, those that are deleted but not forgotten included.",
+                none,
+                entries(store.tables.ads),
+            )
             yield "dead_letters", "Events that could not be applied.", none, entries(store.tables.dead)
             for name, generation in meta.generations.items():
                 tables, label = store.tables.generations[name], {"generation": name}

@@ -1,4 +1,4 @@
-"""The writer thread: applies events of all sources in batches, answers after the commit, does the chores between."""
+"""The writer thread: applies events of all sources in batches, answers after the commit, and does chores."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from typing import Any, Protocol
 
 import lmdb
 
-from indexer.events import DEFAULT_LIMITS, AdEvent, EventError, EventLimits, parse_event
-from indexer.intake import Intake, Item, Slot, Submission, Unavailable
-from indexer.metrics import Metrics
 from indexer.batch import Outcome
 from indexer.dead_letters import Incoming
+from indexer.events import DEFAULT_LIMITS, AdEvent, EventError, EventLimits, parse_event
+from indexer.intake import Intake, Item, Slot, Submission, UnavailableError
+from indexer.metrics import Metrics
 
 log = logging.getLogger("gr4ad.indexer")
 
@@ -138,7 +138,7 @@ class Worker:
             The submission, or None when `stop` was set before there was room.
 
         Raises:
-            Unavailable: no room, the store fails, or the worker stops.
+            UnavailableError: no room, the store fails, or the worker stops.
         """
         failure = self.failure
         if failure and not kept:
@@ -150,7 +150,7 @@ class Worker:
         """Run a function of the store in the writer's thread, between two batches; thread-safe."""
         future: Future = Future()
         if self._stopping.is_set():
-            raise Unavailable("the indexer is stopping")
+            raise UnavailableError("the indexer is stopping")
         self._calls.put((function, future))
         self._intake.wake()
         return future
@@ -174,7 +174,7 @@ class Worker:
         return problems
 
     def stop(self, *, timeout_s: float = 20.0) -> bool:
-        """Apply what was taken and end; False when that took too long. Events of a store that fails are left."""
+        """Apply what was taken and end; False when that took too long. Those of a failing store are left."""
         self._stopping.set()
         self._intake.close()
         if self._thread.ident:
@@ -191,7 +191,7 @@ class Worker:
             log.exception("the writer thread ends")
         finally:
             self._intake.close()
-            self._intake.drop(lambda submission: True, Unavailable("the indexer is stopping"))
+            self._intake.drop(lambda submission: True, UnavailableError("the indexer is stopping"))
 
     def _turn(self) -> None:
         now = self._turn_began = time.monotonic()
@@ -281,7 +281,7 @@ class Worker:
         if submission.items[i].error is not None:  # not even its dead letter can be written
             self._fail(slots, error)
             return False
-        reason = EventError("internal", f"{type(error).__name__}: {error}")
+        reason = EventError("internal", f"{type(error).__name__}: {error}")  # type: ignore[arg-type]
         submission.items[i] = replace(submission.items[i], error=reason)
         return self._commit(slots)
 
@@ -315,9 +315,9 @@ class Worker:
             log.warning("the store takes writes again after %.1f s", time.time() - self.failure.since)
         self.failure, self._tries = None, 0
 
-    def _unavailable(self, failure: Failure) -> Unavailable:
+    def _unavailable(self, failure: Failure) -> UnavailableError:
         pause = max(self._retry_at - time.monotonic(), 0.5)
-        return Unavailable(
+        return UnavailableError(
             f"the store is not writable: {failure.message}", status=failure.status, retry_after_s=pause
         )
 

@@ -34,7 +34,9 @@ class HashEncoder:
             if "poison" in text:
                 raise RuntimeError("the encoder does not like it")
             words = json.dumps([self.tokenizer_id, account, conversion, text]).encode()
-            rows.append([b % size for b, size in zip(hashlib.sha256(words).digest(), self.level_sizes, strict=False)])
+            rows.append(
+                [b % size for b, size in zip(hashlib.sha256(words).digest(), self.level_sizes, strict=False)]
+            )
         return np.array(rows, np.int32).reshape(len(ad_ids), len(self.level_sizes))
 
 

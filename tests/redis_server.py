@@ -30,7 +30,16 @@ class RedisServer:
 
     def start(self) -> None:
         assert BINARY is not None
-        arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder), "--save", ""]
+        arguments = [
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(self._folder),
+            "--save",
+            "",
+        ]
         self._process = subprocess.Popen(
             [BINARY, *arguments, "--appendonly", "yes", "--appendfsync", "always"],
             stdout=subprocess.DEVNULL,

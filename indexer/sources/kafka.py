@@ -1,7 +1,7 @@
 """Events from a Kafka topic, each applied once: the store's offsets decide, commits to Kafka only inform.
 
-All partitions are assigned, not subscribed to: an index has one writer, so there is nobody to share with. Ads must
-be keyed so that the events of one ad lie in one partition, in order.
+All partitions are assigned, not subscribed to: an index has one writer, so there is nobody to share with. Ads
+must be keyed so that the events of one ad lie in one partition, in order.
 """
 
 from __future__ import annotations
@@ -120,7 +120,9 @@ class KafkaSource(Source):
     def _poll(self) -> None:
         messages = self._consumer.consume(_COUNT, timeout=_POLL_S)
         if self._down:
-            raise self._kafka.KafkaException(self._kafka.KafkaError(self._kafka.KafkaError._ALL_BROKERS_DOWN, self._down))
+            raise self._kafka.KafkaException(
+                self._kafka.KafkaError(self._kafka.KafkaError._ALL_BROKERS_DOWN, self._down)
+            )
         items, taken = [], []
         for message in messages:
             if message.error() is not None:
@@ -148,7 +150,9 @@ class KafkaSource(Source):
         key, offset = self._key(message.partition()), str(message.offset()).encode()
         if message.value() is not None:
             return Item(message.value(), key, offset)
-        error = EventError("missing_field", f"{key} offset {message.offset()}: expected an event, got no value")
+        error = EventError(
+            "missing_field", f"{key} offset {message.offset()}: expected an event, got no value"
+        )
         return Item(b"", key, offset, error)
 
     def _key(self, partition: int) -> str:

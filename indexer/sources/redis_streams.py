@@ -1,8 +1,8 @@
 """Events from a Redis stream, each applied once, whatever restarts in between.
 
-The store's offset, not the consumer group, decides what was applied. On every connection the group is set back to the
-last entry that was handed over, so that Redis delivers again what was pending at this or a dead consumer, in order;
-of these, entries up to the committed offset are only acknowledged.
+The store's offset, not the consumer group, decides what was applied. On every connection the group is set back to
+the last entry that was handed over, so that Redis delivers again what was pending at this or a dead consumer, in
+order; of these, entries up to the committed offset are only acknowledged.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class RedisSource(Source):
         self.name = f"redis:{config.stream}"
         self._config = config
         # One try a call: `Source` reconnects, with pauses, and says so.
-        self._client = redis.Redis.from_url(
+        self._client: Any = redis.Redis.from_url(  # its types are unions of all protocols and modes
             config.url,
             protocol=2,
             retry=Retry(NoBackoff(), 0),
@@ -98,7 +98,9 @@ class RedisSource(Source):
         if last < handed:
             # Flushed, or restored from an older copy. Ids may begin anew, so all that is there counts as new;
             # what had been applied is stale by its version.
-            log.warning("%s: ends at %s, before %s: read from its start", self.name, _text(last), _text(handed))
+            log.warning(
+                "%s: ends at %s, before %s: read from its start", self.name, _text(last), _text(handed)
+            )
             handed = self._handed = self._committed = (0, 0)
         group = self._group()
         delivered = _entry_id(group["last-delivered-id"])
@@ -107,14 +109,17 @@ class RedisSource(Source):
             read = group.get("entries-read")  # with it Redis still knows the lag
             known = read is not None and handed < delivered and len(again) < 10_000
             self._client.xgroup_setid(
-                config.stream, config.group, _text(handed), entries_read=read - len(again) if known else None
+                config.stream,
+                config.group,
+                _text(handed),
+                entries_read=read - len(again) if read is not None and known else None,
             )
 
     def _claim(self) -> None:
         """Take over what is pending anywhere in the group and acknowledge what had been applied.
 
-        Only the holder of the index's lock gets here, so every other consumer of its group is dead, however short
-        its idle time. Entries that were trimmed from the stream leave the list of pending ones on the way.
+        Only the holder of the index's lock gets here, so every other consumer of its group is dead, however
+        short its idle time. Entries that were trimmed from the stream leave the list of pending ones on the way.
         """
         config, start = self._config, b"0-0"
         while True:

@@ -76,7 +76,9 @@ def test_an_ad_from_create_to_delete(client):
     assert first.json()["result"] == "applied"
     sequence = first.json()["sequence"]
     ad = client.get("/ads/7").json()
-    wanted = HashEncoder("tok-a").encode([7], account_ids=["acme"], conversion_types=["buy"], texts=["shoes 7"])
+    wanted = HashEncoder("tok-a").encode(
+        [7], account_ids=["acme"], conversion_types=["buy"], texts=["shoes 7"]
+    )
     assert ad["sids"] == {"tok-a": wanted[0].tolist()}
     assert ad["status"] == "active"
     assert ad["content"] == {"account_id": "acme", "conversion_type": "buy", "text": "shoes 7"}
@@ -85,7 +87,9 @@ def test_an_ad_from_create_to_delete(client):
     again = client.post("/events", json=create(7))
     assert (again.status_code, again.json()["result"]) == (200, "stale")
     for kind, version, status in (("pause", 2, "paused"), ("resume", 3, "active"), ("delete", 4, "deleted")):
-        answer = client.post("/events", content=event(7, version, kind), headers={"content-type": "application/json"})
+        answer = client.post(
+            "/events", content=event(7, version, kind), headers={"content-type": "application/json"}
+        )
         assert answer.json()["result"] == "applied"
         assert client.get("/ads/7").json()["status"] == status
     assert client.get("/ads/7").json()["status_version"] == 4
@@ -139,7 +143,11 @@ def test_a_bulk_names_its_bad_rows_and_applies_the_others(client):
     assert [(r["index"], r["result"]) for r in answer.json()["rows"]] == [
         (0, "applied"), (1, "rejected"), (2, "applied"), (3, "rejected"), (4, "rejected"),
     ]  # fmt: skip
-    assert {k: answer.json()[k] for k in ("applied", "stale", "rejected")} == {"applied": 2, "stale": 0, "rejected": 3}
+    assert {k: answer.json()[k] for k in ("applied", "stale", "rejected")} == {
+        "applied": 2,
+        "stale": 0,
+        "rejected": 3,
+    }
     assert client.get("/ads/2").json()["sequence"] == answer.json()["sequence"]
 
 
@@ -240,8 +248,17 @@ def test_writers_need_the_token(start):
     assert client.get("/readyz").status_code == 200
 
 
-@pytest.mark.parametrize(("host", "token"), [("0.0.0.0", None), ("10.0.0.1", None), ("::", None), ("indexer", None),
-                                             ("127.0.0.1", "short"), ("127.0.0.1", "späße-und-mehr")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("host", "token"),
+    [
+        ("0.0.0.0", None),
+        ("10.0.0.1", None),
+        ("::", None),
+        ("indexer", None),
+        ("127.0.0.1", "short"),
+        ("127.0.0.1", "späße-und-mehr"),
+    ],
+)
 def test_an_open_address_without_a_token_is_refused(host, token):
     with pytest.raises(ValueError, match="expected a token"):
         Guard(host, token=token)
@@ -280,7 +297,9 @@ def test_a_dead_letter_for_want_of_an_account_can_be_replayed(start, folder, mon
     assert client.get("/ads/1").json()["content"]["account_id"] == "new"
 
 
-@pytest.mark.parametrize("path", ["/ads/x", "/ads/-1", f"/ads/{1 << 63}", "/dead-letters?limit=0", "/dead-letters?after=x"])
+@pytest.mark.parametrize(
+    "path", ["/ads/x", "/ads/-1", f"/ads/{1 << 63}", "/dead-letters?limit=0", "/dead-letters?after=x"]
+)
 def test_parameters_out_of_range_are_named(client, path):
     answer = client.get(path)
     assert answer.status_code == 422
@@ -324,7 +343,11 @@ def test_ready_and_healthy(client):
 def test_without_an_encoder_it_is_not_ready_but_ads_can_be_paused(start, folder):
     with IndexStore(folder / "index", encoders={"tok-a": HashEncoder("tok-a")}) as store:
         store.build(
-            "tok-a", LEVEL_SIZES, ad_ids=np.arange(3), sids=np.zeros((3, 3), np.int32), statuses=np.full(3, "active")
+            "tok-a",
+            LEVEL_SIZES,
+            ad_ids=np.arange(3),
+            sids=np.zeros((3, 3), np.int32),
+            statuses=np.full(3, "active"),
         )
     shutil.rmtree(folder / "bundles")
     client = start()
@@ -373,6 +396,7 @@ def test_a_bundle_without_an_encoder_is_a_problem_and_older_ones_begin_nothing(f
     shutil.rmtree(folder / "bundles")
     write_manifest(folder / "bundles", 1, "tok-old")
     write_manifest(folder / "bundles", 2, "tok-a")
+
     def load(bundle):
         raise BundleError(f"bundle {bundle.name}: expected encoder, found none")
 

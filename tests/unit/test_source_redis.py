@@ -5,9 +5,6 @@ import threading
 import time
 
 import pytest
-
-pytest.importorskip("redis")
-
 import redis
 
 from indexer.metrics import Metrics
@@ -36,7 +33,9 @@ class Sidecar:
         store.gate.set()
         metrics = Metrics()
         self.store = store
-        self.worker = Worker(store, heartbeat=folder / "beat", metrics=metrics, config=WorkerConfig(**settings))
+        self.worker = Worker(
+            store, heartbeat=folder / "beat", metrics=metrics, config=WorkerConfig(**settings)
+        )
         config = RedisConfig(server.url, consumer=consumer, count=50)
         self.source = RedisSource(config, self.worker, store)
         self.worker.start()
@@ -123,7 +122,7 @@ def test_a_restarted_sidecar_goes_on_where_its_store_stands(server, store, start
     second = start(store)
     wait_until(lambda: len(store.applied) >= 130)
     wait_until(lambda: pending(server) == 0)
-    assert 30 <= applied
+    assert applied >= 30
     assert ads(store) == list(range(130))
     assert second.source.state.redelivered > 0  # committed, but not acknowledged before the crash
 
@@ -194,7 +193,7 @@ def test_both_killed_in_turn_while_events_come_in(server, store, start):
             server.kill()
             time.sleep(0.2)
             server.start()
-            wait_until(lambda: sidecar.source.state.connected)
+            wait_until(lambda s=sidecar.source.state: s.connected)
             time.sleep(0.2)
             sidecar.crash()
     finally:
@@ -319,8 +318,6 @@ def test_lag_is_measured_also_after_a_crash(server, store, start, monkeypatch):
     first.crash()
     add(server, range(100, 140))
     behind = 140 - len(store.applied)
-    second = Sidecar.__new__(Sidecar)
-    second.store = store
     held = RedisSource(RedisConfig(server.url), None, store)  # connects and measures, hands nothing over
     held._open()
     held._measure()

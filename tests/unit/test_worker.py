@@ -1,4 +1,4 @@
-"""The writer thread: batches, answers after the commit, back-pressure, a store that fails, chores, stopping."""
+"""The writer thread: batches, answers after the commit, back-pressure, a failing store, chores, stopping."""
 
 import errno
 import threading
@@ -7,7 +7,7 @@ import time
 import lmdb
 import pytest
 
-from indexer.intake import Item, Unavailable
+from indexer.intake import Item, UnavailableError
 from indexer.metrics import Metrics
 from indexer.worker import Worker, WorkerConfig
 from serving.index.layout import IndexStoreError
@@ -114,12 +114,10 @@ def test_a_full_queue_refuses_http_and_streams_leave_half_of_it(make, store):
     for a in range(1, 6):
         assert worker.submit(stream(a), kept=True)
     stop, taken = threading.Event(), []
-    blocked = threading.Thread(
-        target=lambda: taken.append(worker.submit(stream(6), kept=True, stop=stop))
-    )
+    blocked = threading.Thread(target=lambda: taken.append(worker.submit(stream(6), kept=True, stop=stop)))
     blocked.start()
     submissions = [worker.submit(http(a)) for a in range(100, 105)]  # HTTP still has room
-    with pytest.raises(Unavailable, match="waiting") as refused:
+    with pytest.raises(UnavailableError, match="waiting") as refused:
         worker.submit(http(200))
     assert refused.value.status == 503
     assert not taken
@@ -136,7 +134,7 @@ def test_the_queue_is_bounded_by_bytes_too(make, store):
     worker.submit(http(0))
     wait_until(lambda: worker.depth == 0)
     worker.submit([Item(b"x" * 1000, "http")])
-    with pytest.raises(Unavailable):
+    with pytest.raises(UnavailableError):
         worker.submit(http(1))
 
 
@@ -167,7 +165,7 @@ def test_a_store_that_fails_answers_http_and_keeps_stream_events(make, store, er
     kept = worker.submit(stream(1, 2), kept=True)
     wait_until(lambda: worker.failure)
     assert any("not writable" in p for p in worker.problems())
-    with pytest.raises(Unavailable) as refused:
+    with pytest.raises(UnavailableError) as refused:
         worker.submit(http(9))
     assert refused.value.status == status
     more = worker.submit(stream(3), kept=True)
@@ -192,7 +190,7 @@ def test_an_event_of_http_that_met_a_failing_store_is_answered_at_once(make, sto
     store.fail = OSError(errno.ENOSPC, "No space left on device")
     store.gate.set()
     for submission in (bulk, waiting):
-        with pytest.raises(Unavailable, match="No space left"):
+        with pytest.raises(UnavailableError, match="No space left"):
             submission.future.result(5)
     assert worker.depth == 0
 
@@ -200,7 +198,7 @@ def test_an_event_of_http_that_met_a_failing_store_is_answered_at_once(make, sto
 def test_without_events_a_probe_finds_out_that_the_store_is_back(make, store):
     worker = make(max_retry_s=0.2)
     store.fail = OSError(errno.EIO, "Input/output error")
-    with pytest.raises(Unavailable):
+    with pytest.raises(UnavailableError):
         worker.submit(http(1)).future.result(5)
     store.fail = None
     wait_until(lambda: not worker.problems())
@@ -259,7 +257,7 @@ def test_stop_applies_what_was_taken_and_refuses_the_rest(make, store):
     threading.Timer(0.2, store.gate.set).start()
     assert worker.stop(timeout_s=5)
     assert len(submission.future.result(0)) == 95
-    with pytest.raises(Unavailable, match="stopping"):
+    with pytest.raises(UnavailableError, match="stopping"):
         worker.submit(http(1))
 
 
@@ -269,7 +267,7 @@ def test_stop_leaves_the_events_of_a_store_that_fails(make, store):
     kept = worker.submit(stream(1), kept=True)
     wait_until(lambda: worker.failure)
     assert worker.stop(timeout_s=5)
-    assert isinstance(kept.future.exception(0), Unavailable)
+    assert isinstance(kept.future.exception(0), UnavailableError)
     assert store.offsets == {}
 
 
@@ -285,7 +283,7 @@ def test_a_stuck_writer_and_a_dead_one_are_problems(make, store, monkeypatch):
     monkeypatch.setattr(worker, "_run_calls", lambda: 1 // 0)
     wait_until(lambda: worker.problems())
     assert "ended" in worker.problems()[0]
-    with pytest.raises(Unavailable):
+    with pytest.raises(UnavailableError):
         worker.submit(http(2))
 
 
