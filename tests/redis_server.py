@@ -1,51 +1,67 @@
-"""A real Redis server for tests."""
+"""A real Redis on a free port that can be killed and started again with what it had on disk."""
 
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import redis
 
+from tests.waiting import wait_until
+
 BINARY = shutil.which("redis-server")
-needs_redis = pytest.mark.skipif(
-    BINARY is None, reason="no redis-server here (Debian: apt install redis-server)"
-)
+needs_redis = pytest.mark.skipif(BINARY is None, reason="no redis-server here (apt install redis-server)")
 
 
 class RedisServer:
-    """One process on a free port, every write on disk before it is acknowledged."""
+    """`appendfsync always`: what it answered survives SIGKILL."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self._folder = folder
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+            self.port = probe.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.client = redis.Redis(port=self.port, protocol=2)
+        self._process: subprocess.Popen | None = None
         self.start()
 
     def start(self) -> None:
-        """Start, or start again on the same port and data."""
-        options = {"port": self.port, "bind": "127.0.0.1", "dir": self.folder, "save": ""}
-        options |= {"appendonly": "yes", "appendfsync": "always", "logfile": self.folder / "redis.log"}
-        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        self.process = subprocess.Popen([str(BINARY), *words], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                with redis.Redis.from_url(self.url) as client:
-                    client.ping()
-                return
-            except redis.RedisError:
-                assert self.process.poll() is None, (self.folder / "redis.log").read_text()
-                assert time.monotonic() < deadline, "redis-server does not answer"
-                time.sleep(0.02)
+        assert BINARY is not None
+        arguments = [
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(self._folder),
+            "--save",
+            "",
+        ]
+        self._process = subprocess.Popen(
+            [BINARY, *arguments, "--appendonly", "yes", "--appendfsync", "always"],
+            stdout=subprocess.DEVNULL,
+        )
+        wait_until(self._answers, what="redis-server")
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, "redis-server ended"
+        try:
+            return bool(self.client.ping())
+        except redis.RedisError:
+            return False
 
     def kill(self) -> None:
-        """SIGKILL, as a crash."""
-        self.process.kill()
-        self.process.wait()
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def close(self) -> None:
+        self.client.close()
+        self.kill()

@@ -152,7 +152,9 @@ def base_folder(path: Path, tokenizer_id: str, *, sequence: int) -> Path:
     return path / BASE / tokenizer_id / str(sequence)
 
 
-def open_environment(path: Path, *, readonly: bool, map_size: int = 1 << 36) -> lmdb.Environment:
+def open_environment(
+    path: Path, *, readonly: bool, map_size: int = 1 << 36, sync: bool = True
+) -> lmdb.Environment:
     """Open the store of the index at `path`; the map is sparse, so its size costs no memory or disk.
 
     Raises:
@@ -170,13 +172,14 @@ def open_environment(path: Path, *, readonly: bool, map_size: int = 1 << 36) -> 
             subdir=True,
             create=not readonly,
             readahead=False,
+            sync=sync,
         )
     except lmdb.Error as error:
         raise IndexStoreError(f"index {path}: LMDB cannot open it: {error}") from error
     # A read behind the end of a truncated file would end the process (SIGBUS).
     expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     actual = file.stat().st_size
-    if readonly and actual < expected:
+    if actual < expected:
         environment.close()
         raise IndexStoreError(
             f"index {path}: expected {expected} bytes in {file.name}, got {actual}: it is truncated"

@@ -132,7 +132,7 @@ def test_bounds_must_be_positive(bad: dict) -> None:
 def server(tmp_path):
     running = RedisServer(tmp_path)
     yield running
-    running.kill()
+    running.close()
 
 
 @needs_redis

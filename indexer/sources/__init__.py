@@ -1,0 +1,1 @@
+"""Where ad events come from besides HTTP: Redis Streams and Kafka."""

@@ -1,0 +1,190 @@
+"""Events from a Kafka topic, each applied once: the store's offsets decide, commits to Kafka only inform.
+
+All partitions are assigned, not subscribed to: an index has one writer, so there is nobody to share with. Ads
+must be keyed so that the events of one ad lie in one partition, in order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from indexer.events import EventError
+from indexer.intake import Item
+from indexer.sources.base import Offsets, Source, Taker, log
+
+_POLL_S = 0.3
+_COUNT = 256
+_MEASURE_S = 2.0
+_PARTITIONS_S = 60.0
+_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class KafkaConfig:
+    """Where the topic is.
+
+    Attributes:
+        brokers: host:port, comma separated.
+        topic: its name.
+        group: consumer group whose offsets tell other tools how far the index is.
+        options: further settings of librdkafka (security.protocol, sasl.*).
+    """
+
+    brokers: str
+    topic: str
+    group: str = "gr4ad-indexer"
+    options: dict[str, str] = field(default_factory=dict)
+
+
+class KafkaSource(Source):
+    """Consumer of one topic; offsets are kept by partition as `kafka:<topic>:<partition>`."""
+
+    def __init__(self, config: KafkaConfig, worker: Taker, offsets: Offsets) -> None:
+        """Prepare.
+
+        Raises:
+            ImportError: confluent-kafka is not installed.
+        """
+        try:
+            import confluent_kafka
+        except ImportError as error:
+            raise ImportError(
+                "the Kafka source needs confluent-kafka: `make kafka-setup`, or pip install -r "
+                f"requirements-kafka.txt ({error})"
+            ) from error
+        self._kafka = confluent_kafka
+        self.failures = (confluent_kafka.KafkaException, OSError)
+        self.name = f"kafka:{config.topic}"
+        self._config = config
+        self._consumer: Any = None
+        self._next: dict[int, int] = {}  # by partition: first offset that the worker has not got
+        self._committed: dict[int, int] = {}  # by partition: first offset that is not applied
+        self._told: dict[int, int] = {}
+        self._applied_ms: dict[int, int] = defaultdict(int)
+        self._down = ""
+        self._measured_at = self._partitions_at = 0.0
+        super().__init__(worker, offsets)
+
+    def _open(self) -> None:
+        self._close()
+        self._down = ""
+        self._consumer = self._kafka.Consumer(
+            {
+                "bootstrap.servers": self._config.brokers,
+                "group.id": self._config.group,
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "client.id": "gr4ad-indexer",
+                **self._config.options,
+                "error_cb": self._on_error,
+            }
+        )
+        self._assign()
+
+    def _on_error(self, error: Any) -> None:
+        if error.code() == self._kafka.KafkaError._ALL_BROKERS_DOWN or error.fatal():
+            self._down = str(error)
+
+    def _assign(self) -> None:
+        """Assign partitions that are not yet, each from behind its committed offset."""
+        self._partitions_at = time.monotonic()
+        topic = self._consumer.list_topics(self._config.topic, timeout=_TIMEOUT_S).topics[self._config.topic]
+        if topic.error is not None:
+            raise self._kafka.KafkaException(topic.error)
+        assigned = {p.partition for p in self._consumer.assignment()}
+        new = [self._start(p) for p in sorted(set(topic.partitions) - assigned)]
+        if new:
+            self._consumer.incremental_assign(new)
+
+    def _start(self, partition: int) -> Any:
+        if partition not in self._next:
+            offset = self._offsets.offset(self._key(partition))
+            self._next[partition] = self._committed[partition] = int(offset) + 1 if offset else 0
+        at = self._kafka.TopicPartition(self._config.topic, partition, self._next[partition])
+        low, high = self._consumer.get_watermark_offsets(at, timeout=_TIMEOUT_S)
+        if not low <= at.offset <= high:
+            # Deleted by retention, or the topic was made anew: all that is there counts as new; what had been
+            # applied is stale by its version.
+            if at.offset:
+                log.warning(
+                    "%s: partition %d holds %d .. %d, not %d: read from its start",
+                    self.name, partition, low, high, at.offset,
+                )  # fmt: skip
+            at.offset = self._next[partition] = self._committed[partition] = low
+        return at
+
+    def _poll(self) -> None:
+        messages = self._consumer.consume(_COUNT, timeout=_POLL_S)
+        if self._down:
+            raise self._kafka.KafkaException(
+                self._kafka.KafkaError(self._kafka.KafkaError._ALL_BROKERS_DOWN, self._down)
+            )
+        items, taken = [], []
+        for message in messages:
+            if message.error() is not None:
+                raise self._kafka.KafkaException(message.error())
+            if message.offset() < self._next[message.partition()]:
+                self.state.redelivered += 1
+                continue
+            items.append(self._item(message))
+            taken.append((message.partition(), message.offset(), message.timestamp()[1]))
+        if items:
+            submission = self._worker.submit(items, kept=True, stop=self._stop)
+            if submission is None:
+                return
+            self._next |= {partition: offset + 1 for partition, offset, _ in taken}
+            self.state.received += len(items)
+            submission.future.add_done_callback(lambda future: self._done(taken, future))
+        self._acknowledge()
+        now = time.monotonic()
+        if now - self._measured_at > _MEASURE_S:
+            self._measure()
+        if now - self._partitions_at > _PARTITIONS_S:
+            self._assign()
+
+    def _item(self, message: Any) -> Item:
+        key, offset = self._key(message.partition()), str(message.offset()).encode()
+        if message.value() is not None:
+            return Item(message.value(), key, offset)
+        error = EventError(
+            "missing_field", f"{key} offset {message.offset()}: expected an event, got no value"
+        )
+        return Item(b"", key, offset, error)
+
+    def _key(self, partition: int) -> str:
+        return f"{self.name}:{partition}"
+
+    def _done(self, taken: list[tuple[int, int, int]], future: Future) -> None:
+        """In the writer's thread, after the commit."""
+        if future.exception() is None:
+            for partition, offset, timestamp in taken:
+                self._committed[partition] = offset + 1
+                self._applied_ms[partition] = timestamp
+
+    def _acknowledge(self) -> None:
+        behind = {p: o for p, o in dict(self._committed).items() if o and self._told.get(p) != o}
+        if behind and self._consumer is not None:
+            at = [self._kafka.TopicPartition(self._config.topic, p, o) for p, o in behind.items()]
+            self._consumer.commit(offsets=at, asynchronous=not self._stop.is_set())
+            self._told |= behind
+
+    def _measure(self) -> None:
+        self._measured_at = time.monotonic()
+        lag, oldest = 0, 0.0
+        for partition, position in dict(self._committed).items():
+            at = self._kafka.TopicPartition(self._config.topic, partition)
+            _, high = self._consumer.get_watermark_offsets(at, cached=True)
+            behind = max(high - position, 0)  # high is negative before the first fetch
+            lag += behind
+            if behind and self._applied_ms[partition] > 0:
+                oldest = max(oldest, time.time() - self._applied_ms[partition] / 1000)
+        self.state.lag_events, self.state.lag_seconds = lag, oldest
+
+    def _close(self) -> None:
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None

@@ -1,0 +1,448 @@
+"""The HTTP API on the real store: outcomes, bulks, limits, who may write, dead letters, health, metrics."""
+
+import functools
+import json
+import shutil
+import subprocess
+import threading
+import time
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from indexer.api import Api, ApiLimits, create_app
+from indexer.bundle_watch import BundleWatch
+from indexer.guard import Guard
+from indexer.sidecar import Sidecar, SidecarConfig
+from indexer.store import IndexStore
+from indexer.worker import WorkerConfig
+from serving.bundle import BundleError
+from tests.indexing import LEVEL_SIZES, HashEncoder, load_hash_encoder, write_manifest
+from tests.recording_store import event
+from tests.waiting import wait_until
+
+WATCH = functools.partial(BundleWatch, load=load_hash_encoder)
+LOCAL = "http://127.0.0.1:8010"
+
+
+def create(ad_id: int, version: int = 1, **content: str) -> dict:
+    fields = {"account_id": "acme", "conversion_type": "buy", "text": f"shoes {ad_id}"} | content
+    return {"kind": "create", "ad_id": ad_id, "version": version, **fields}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_manifest(tmp_path / "bundles", 1, "tok-a")
+    return tmp_path
+
+
+@pytest.fixture
+def start(folder):
+    running = []
+
+    def start(*, host="127.0.0.1", token=None, limits=None, base_url=LOCAL, **settings) -> TestClient:
+        sidecar = Sidecar(SidecarConfig(folder / "index", folder / "bundles", **settings), watch=WATCH)
+        guard = Guard(host, token=token)
+        api = Api(sidecar.store, sidecar.worker, sidecar.metrics, guard, sidecar.ready, limits or ApiLimits())
+        sidecar.start()
+        running.append(sidecar)
+        client = TestClient(create_app(api), base_url=base_url, raise_server_exceptions=False)
+        client.sidecar = sidecar
+        return client
+
+    yield start
+    for sidecar in running:
+        assert sidecar.stop()
+
+
+@pytest.fixture
+def client(start):
+    return start()
+
+
+def lines(*events: dict) -> str:
+    return "".join(json.dumps(e) + "\n" for e in events)
+
+
+def metrics(client) -> dict[str, float]:
+    text = client.get("/metrics").text
+    return {k: float(v) for k, v in (x.rsplit(" ", 1) for x in text.splitlines() if x[0] != "#")}
+
+
+def test_an_ad_from_create_to_delete(client):
+    first = client.post("/events", json=create(7))
+    assert first.status_code == 200
+    assert first.json()["result"] == "applied"
+    sequence = first.json()["sequence"]
+    ad = client.get("/ads/7").json()
+    wanted = HashEncoder("tok-a").encode(
+        [7], account_ids=["acme"], conversion_types=["buy"], texts=["shoes 7"]
+    )
+    assert ad["sids"] == {"tok-a": wanted[0].tolist()}
+    assert ad["status"] == "active"
+    assert ad["content"] == {"account_id": "acme", "conversion_type": "buy", "text": "shoes 7"}
+    assert ad["sequence"] == sequence
+
+    again = client.post("/events", json=create(7))
+    assert (again.status_code, again.json()["result"]) == (200, "stale")
+    for kind, version, status in (("pause", 2, "paused"), ("resume", 3, "active"), ("delete", 4, "deleted")):
+        answer = client.post(
+            "/events", content=event(7, version, kind), headers={"content-type": "application/json"}
+        )
+        assert answer.json()["result"] == "applied"
+        assert client.get("/ads/7").json()["status"] == status
+    assert client.get("/ads/7").json()["status_version"] == 4
+    assert answer.json()["sequence"] == sequence + 3
+
+
+def test_neighbours_share_the_prefix(client):
+    client.post("/events/bulk", json=[create(a, text="same") for a in range(5)] + [create(9, text="other")])
+    near = client.get("/ads/0?neighbours=3").json()["neighbours"]["tok-a"]
+    assert [(n["ad_id"], n["shared"]) for n in near] == [(1, 3), (2, 3), (3, 3)]
+    assert client.get("/ads/0?neighbours=0").json()["neighbours"] == {"tok-a": []}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason"),
+    [
+        (b"{", 422, "invalid_json"),
+        (b"[]", 422, "wrong_type"),
+        (b"\xff\xfe", 422, "invalid_json"),
+        (b'{"kind": "pause", "ad_id": 1}', 422, "missing_field"),
+        (event(1, 1, "rename"), 422, "out_of_range"),
+        (event(1, 1, "pause", colour="red"), 422, "unknown_field"),
+        (b"[" * 100_000, 422, "invalid_json"),
+        (event(1, 1, "pause"), 409, "unknown_ad"),
+    ],
+)
+def test_rejected_events_say_why_and_are_kept(client, body, status, reason):
+    answer = client.post("/events", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == status
+    assert (answer.json()["result"], answer.json()["reason"]) == ("rejected", reason)
+    assert answer.json()["message"]
+    (letter,) = client.get("/dead-letters").json()["dead_letters"]
+    assert letter["reason"] == reason
+    assert letter["source"] == "http"
+
+
+def test_an_event_the_encoder_fails_on_is_kept_and_the_others_apply(client):
+    rows = [create(1), create(2, text="poison"), create(3)]
+    answer = client.post("/events/bulk", json=rows).json()
+    assert [r["result"] for r in answer["rows"]] == ["applied", "rejected", "applied"]
+    assert answer["rows"][1]["reason"] == "internal"
+    assert client.get("/ads/2").status_code == 404
+    assert client.get("/readyz").status_code == 200
+
+
+def test_a_bulk_names_its_bad_rows_and_applies_the_others(client):
+    rows = [create(1), {"kind": "pause"}, create(2), "x", {**event_of(9), "version": 10**5000}]
+    body = json.dumps(rows[:4])[:-1] + ', {"kind": "pause", "ad_id": 1, "version": ' + "1" * 5000 + "}]"
+    answer = client.post("/events/bulk", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 200
+    assert [(r["index"], r["result"]) for r in answer.json()["rows"]] == [
+        (0, "applied"), (1, "rejected"), (2, "applied"), (3, "rejected"), (4, "rejected"),
+    ]  # fmt: skip
+    assert {k: answer.json()[k] for k in ("applied", "stale", "rejected")} == {
+        "applied": 2,
+        "stale": 0,
+        "rejected": 3,
+    }
+    assert client.get("/ads/2").json()["sequence"] == answer.json()["sequence"]
+
+
+def event_of(ad_id: int) -> dict:
+    return json.loads(event(ad_id))
+
+
+def test_lines_of_json(client):
+    body = lines(create(1)) + "\n" + "not json\n" + lines(create(2)) + json.dumps(create(3))
+    answer = client.post("/events/bulk", content=body, headers={"content-type": "application/x-ndjson"})
+    assert [(r["index"], r["result"]) for r in answer.json()["rows"]] == [
+        (0, "applied"), (2, "rejected"), (3, "applied"), (4, "applied"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("{}", "wrong_type"),
+        ("", "wrong_type"),
+        ("[1,", "invalid_json"),
+        ("[1 2]", "invalid_json"),
+        ("[1] x", "invalid_json"),
+        ("[,]", "invalid_json"),
+        ("[1,]", "invalid_json"),
+        ("[" * 200_000, "invalid_json"),
+        (b"[\xff]", "invalid_json"),
+    ],
+)
+def test_what_is_no_list_is_refused_whole(client, body, reason):
+    answer = client.post("/events/bulk", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["reason"]) == (422, reason)
+    assert client.get("/dead-letters").json() == {"dead_letters": [], "next": None}
+
+
+def test_an_empty_bulk_is_nothing(client):
+    for body, kind in (("[ ]", "application/json"), ("\n\n", "application/x-ndjson")):
+        answer = client.post("/events/bulk", content=body, headers={"content-type": kind})
+        assert (answer.status_code, answer.json()["rows"]) == (200, [])
+
+
+def test_bodies_and_rows_beyond_the_limits(start):
+    client = start(limits=ApiLimits(event_bytes=200, bulk_bytes=2000, bulk_rows=10))
+    rows = [json.loads(event(a)) for a in range(11)]
+    assert client.post("/events/bulk", json=rows[:10]).status_code == 200
+    for answer in (
+        client.post("/events", json=create(1, text="x" * 200)),
+        client.post("/events/bulk", json=rows),
+        client.post("/events/bulk", content=lines(*rows), headers={"content-type": "application/x-ndjson"}),
+        client.post("/events/bulk", content="\n" * 30, headers={"content-type": "application/x-ndjson"}),
+        client.post("/events/bulk", json=[create(1, text="x" * 2000)]),
+    ):
+        assert answer.status_code == 413, answer.json()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"content-type": "text/plain"}, 415),
+        ({"content-type": "application/x-www-form-urlencoded"}, 415),
+        ({}, 415),
+        ({"content-type": "application/json; charset=latin-1"}, 415),
+        ({"content-type": "application/json", "content-encoding": "gzip"}, 415),
+        ({"content-type": "Application/JSON; charset=UTF-8"}, 200),
+        ({"content-type": "application/json", "host": "evil.example"}, 421),
+        ({"content-type": "application/json", "host": "127.0.0.1.evil.example:8010"}, 421),
+        ({"content-type": "application/json", "host": "localhost:8010"}, 200),
+        ({"content-type": "application/json", "host": "[::1]:8010"}, 200),
+    ],
+)
+def test_types_encodings_and_hosts(client, headers, status):
+    answer = client.post("/events", content=json.dumps(create(1)), headers=headers)
+    assert answer.status_code == status
+    if status != 200:
+        assert set(answer.json()) == {"reason", "message"}
+        assert client.get("/ads/1").status_code == 404
+
+
+def test_a_foreign_host_cannot_read_either(client):
+    assert client.get("/dead-letters", headers={"host": "evil.example"}).status_code == 421
+
+
+def test_writers_need_the_token(start):
+    client = start(host="0.0.0.0", token="s3cret-token", base_url="http://indexer:8010")
+    known = {"authorization": "Bearer s3cret-token"}
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic s3cret-token"},
+                    {"authorization": "Bearer "}, {"authorization": b"Bearer \xff"}):  # fmt: skip
+        for answer in (
+            client.post("/events", json=create(1), headers=headers),
+            client.post("/events/bulk", json=[create(1)], headers=headers),
+            client.post("/dead-letters/0/replay", json={}, headers=headers),
+            client.delete("/dead-letters/0", headers={**headers, "content-type": "application/json"}),
+        ):
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+    assert client.get("/ads/1").status_code == 404
+    assert client.post("/events", json=create(1), headers=known).status_code == 200
+    assert client.get("/readyz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "token"),
+    [
+        ("0.0.0.0", None),
+        ("10.0.0.1", None),
+        ("::", None),
+        ("indexer", None),
+        ("127.0.0.1", "short"),
+        ("127.0.0.1", "späße-und-mehr"),
+    ],
+)
+def test_an_open_address_without_a_token_is_refused(host, token):
+    with pytest.raises(ValueError, match="expected a token"):
+        Guard(host, token=token)
+
+
+def test_dead_letters_by_pages_replay_and_delete(client):
+    for ad in range(5):
+        client.post("/events", json=json.loads(event(ad, 3)))
+    client.post("/events", content=b"\xff", headers={"content-type": "application/json"})
+    page = client.get("/dead-letters?limit=4").json()
+    assert [x["number"] for x in page["dead_letters"]] == [0, 1, 2, 3]
+    rest = client.get(f"/dead-letters?limit=4&after={page['next']}").json()
+    assert [x["number"] for x in rest["dead_letters"]] == [4, 5]
+    assert rest["next"] is None
+    assert rest["dead_letters"][1]["raw"] == "\\xff"
+
+    assert client.post("/dead-letters/0/replay", json={}).status_code == 409  # still no such ad
+    client.post("/events", json=create(0))  # what waits for it applies by itself
+    assert client.get("/ads/0").json()["status"] == "paused"
+    assert client.post("/dead-letters/0/replay", json={}).status_code == 404
+    headers = {"content-type": "application/json"}
+    assert client.delete("/dead-letters/1", headers=headers).status_code == 204
+    assert client.delete("/dead-letters/1", headers=headers).status_code == 404
+    assert [x["number"] for x in client.get("/dead-letters").json()["dead_letters"]] == [2, 3, 4, 5]
+
+
+def test_a_dead_letter_for_want_of_an_account_can_be_replayed(start, folder, monkeypatch):
+    monkeypatch.setattr("indexer.sidecar._ACCOUNTS_S", 0.0)
+    accounts = folder / "accounts.txt"
+    accounts.write_text("acme\n")
+    client = start(accounts=accounts)
+    refused = client.post("/events", json=create(1, account_id="new"))
+    assert (refused.status_code, refused.json()["reason"]) == (409, "unknown_account")
+    accounts.write_text("acme\nnew\n\n")
+    wait_until(lambda: client.post("/dead-letters/0/replay", json={}).status_code == 200)
+    assert client.get("/ads/1").json()["content"]["account_id"] == "new"
+
+
+@pytest.mark.parametrize(
+    "path", ["/ads/x", "/ads/-1", f"/ads/{1 << 63}", "/dead-letters?limit=0", "/dead-letters?after=x"]
+)
+def test_parameters_out_of_range_are_named(client, path):
+    answer = client.get(path)
+    assert answer.status_code == 422
+    assert set(answer.json()) == {"reason", "message"}
+
+
+def test_unknown_paths_and_methods(client):
+    assert client.get("/nothing").json()["reason"] == "not_found"
+    assert client.get("/events").json()["reason"] == "wrong_method"
+
+
+def test_a_fault_shows_no_traceback(client, monkeypatch):
+    monkeypatch.setattr(client.sidecar.store, "ad", lambda _: 1 // 0)
+    answer = client.get("/ads/1")
+    assert answer.status_code == 500
+    assert answer.json()["reason"] == "internal"
+    assert "Zero" not in answer.text
+
+
+def test_a_full_store_is_507_unready_and_still_readable(start):
+    client = start(map_size=1 << 19, worker=WorkerConfig(max_retry_s=0.2))
+    answers = [client.post("/events", json=create(a, text="x" * 5000)) for a in range(150)]
+    codes = [a.status_code for a in answers]
+    assert codes[0] == 200
+    assert set(codes) <= {200, 507}
+    full = answers[codes.index(507)]
+    assert full.json()["reason"] == "no_space"
+    assert int(full.headers["retry-after"]) >= 1
+    applied = [a for a, code in enumerate(codes) if code == 200]
+    assert all(client.get(f"/ads/{a}").status_code == 200 for a in applied)
+    client.sidecar.worker.call(lambda: client.sidecar.store.environment.set_mapsize(1 << 24)).result(5)
+    wait_until(lambda: client.get("/readyz").status_code == 200)
+    assert client.post("/events", json=create(999)).status_code == 200
+
+
+def test_ready_and_healthy(client):
+    assert client.get("/healthz").json() == {"status": "alive"}
+    assert client.get("/readyz").json() == {"ready": True, "problems": [], "sources": {}}
+
+
+def test_without_an_encoder_it_is_not_ready_but_ads_can_be_paused(start, folder):
+    with IndexStore(folder / "index", encoders={"tok-a": HashEncoder("tok-a")}) as store:
+        store.build(
+            "tok-a",
+            LEVEL_SIZES,
+            ad_ids=np.arange(3),
+            sids=np.zeros((3, 3), np.int32),
+            statuses=np.full(3, "active"),
+        )
+    shutil.rmtree(folder / "bundles")
+    client = start()
+    ready = client.get("/readyz")
+    assert ready.status_code == 503
+    assert ready.json()["problems"][0].startswith("no encoder for new ads")
+    assert client.post("/events", json=json.loads(event(1))).status_code == 200
+    assert client.get("/ads/1").json()["status"] == "paused"
+    assert client.post("/events", json=create(9)).json()["reason"] == "no_encoder"
+
+
+def test_not_ready_while_the_writer_hangs(start, monkeypatch):
+    client = start(worker=WorkerConfig(stuck_s=0.2))
+    apply = client.sidecar.store.apply
+
+    def slow(*args, **kwargs):
+        time.sleep(0.8)
+        return apply(*args, **kwargs)
+
+    monkeypatch.setattr(client.sidecar.store, "apply", slow)
+    posting = threading.Thread(target=lambda: client.post("/events", json=create(1)))
+    posting.start()
+    wait_until(lambda: client.get("/readyz").status_code == 503, timeout_s=2)
+    assert client.get("/healthz").status_code == 200
+    posting.join()
+    wait_until(lambda: client.get("/readyz").status_code == 200)
+
+
+def test_a_new_tokenizer_gets_a_generation_that_is_filled_while_events_go_on(start, folder, monkeypatch):
+    monkeypatch.setattr("indexer.bundle_watch._LOOK_S", 0.05)
+    monkeypatch.setattr("indexer.bundle_watch._FILL_ADS", 10)
+    client = start()
+    client.post("/events/bulk", json=[create(a) for a in range(200)])
+    write_manifest(folder / "bundles", 2, "tok-b")
+    for ad in range(200, 230):
+        assert client.post("/events", json=create(ad)).status_code == 200
+    wait_until(lambda: metrics(client).get('gr4ad_indexer_generation_ready{generation="tok-b"}') == 1)
+    for ad in (0, 199, 200, 229):
+        content = {"account_ids": ["acme"], "conversion_types": ["buy"], "texts": [f"shoes {ad}"]}
+        wanted = {name: HashEncoder(name).encode([ad], **content)[0].tolist() for name in ("tok-a", "tok-b")}
+        assert client.get(f"/ads/{ad}").json()["sids"] == wanted
+    assert metrics(client)['gr4ad_indexer_ads{generation="tok-b",status="active"}'] == 230
+
+
+def test_a_bundle_without_an_encoder_is_a_problem_and_older_ones_begin_nothing(folder):
+    shutil.rmtree(folder / "bundles")
+    write_manifest(folder / "bundles", 1, "tok-old")
+    write_manifest(folder / "bundles", 2, "tok-a")
+
+    def load(bundle):
+        raise BundleError(f"bundle {bundle.name}: expected encoder, found none")
+
+    with IndexStore(folder / "index") as store:
+        watch = BundleWatch(store, folder / "bundles", load=load)
+        watch()
+        assert watch.missing() == ["no encoder for new ads: bundle 2: expected encoder, found none"]
+        watch = BundleWatch(store, folder / "bundles", load=load_hash_encoder)
+        watch()
+        assert watch.missing() == []
+        assert list(store.meta.generations) == ["tok-a"]
+
+
+def test_metrics(client, tmp_path):
+    client.post("/events/bulk", json=[create(1), create(2), create(1), {"kind": "x"}])
+    client.post("/events", content=event(2, 2, "pause"), headers={"content-type": "application/json"})
+    values = metrics(client)
+    name = "gr4ad_indexer_"
+    assert values[f'{name}events_total{{kind="create",reason="",result="applied",source="http"}}'] == 2
+    assert values[f'{name}events_total{{kind="create",reason="",result="stale",source="http"}}'] == 1
+    assert values[f'{name}ads{{generation="tok-a",status="active"}}'] == 1
+    assert values[f'{name}ads{{generation="tok-a",status="inactive"}}'] == 1
+    assert values[f"{name}ads_known"] == 2
+    assert values[f"{name}dead_letters"] == 1
+    assert values[f'{name}changes_since_base{{generation="tok-a"}}'] == 3
+    assert values[f"{name}sequence"] == client.get("/ads/1").json()["sequence"]
+    assert values[f'{name}disk_bytes{{part="store"}}'] > 0
+    assert values[f"{name}queue_depth"] == 0
+    assert values[f"{name}ready"] == 1
+    assert values[f"{name}heartbeat_timestamp_seconds"] > 1e9
+    assert values[f"{name}commit_seconds_count"] == 2
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_accepts_the_metrics(client):
+    client.post("/events", json=create(1))
+    text = client.get("/metrics").text
+    checked = subprocess.run(["promtool", "check", "metrics"], input=text, text=True, capture_output=True)
+    assert checked.returncode == 0, checked.stderr + checked.stdout
+
+
+def test_the_openapi_page_has_examples(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    examples = paths["/events"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    client.post("/events", json=examples["create"]["value"])
+    for kind in ("update", "pause", "resume", "delete"):
+        assert client.post("/events", json=examples[kind]["value"]).json()["result"] == "applied"
+    for path in paths.values():
+        assert all(operation.get("summary") for operation in path.values())
