@@ -138,13 +138,15 @@ def with_changes(base: IndexSnapshot, changes: Changes, *, version: int) -> Snap
     group = np.empty(len(keys), np.int64)
     group[order] = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(keys))))
     keys = keys[starts]
-    leaf = base.trie.find(unpack(keys, sizes))
+    path = base.trie.path(unpack(keys, sizes))  # [T, distinct SIDs]
+    leaf = path[-1].astype(np.int64)
     added = group[len(old) :]
     fresh = np.zeros(len(keys), bool)  # SIDs of the overlay
     fresh[added] = True
     fresh &= leaf < 0
     overlay = Trie.from_keys(keys[fresh], sizes)
-    in_trie = leaf[leaf >= 0]  # ascending, as the SIDs are
+    old_leaf = leaf >= 0
+    in_trie = leaf[old_leaf]  # ascending, as the SIDs are
     leaf[fresh] = leaves + np.arange(overlay.leaves)
 
     rows, ads = base.ads_of_leaves(in_trie)
@@ -154,14 +156,14 @@ def with_changes(base: IndexSnapshot, changes: Changes, *, version: int) -> Snap
     order = np.lexsort((ads, owner))
     patched = np.concatenate([in_trie, leaves + np.arange(overlay.leaves)])
     ptr = np.append(np.searchsorted(owner[order], patched), len(owner))
-    dead = in_trie[np.diff(ptr)[: len(in_trie)] == 0]
+    dead = np.flatnonzero(old_leaf)[np.diff(ptr)[: len(in_trie)] == 0]
     return OverlaySnapshot(
         version,
         base.tokenizer_id,
         sizes,
         base,
         changes,
-        UnionTrie(base.trie, overlay, dead=dead),
+        UnionTrie(base.trie, overlay, dead=path[:, dead], overlaid=path[:, fresh]),
         patched,
         ptr,
         ads[order],

@@ -14,9 +14,6 @@ import numpy as np
 
 from serving.index.keys import pack, run_starts
 
-_FANOUT = 8  # parts that a step of `find` divides a node's children into; bisection takes more, smaller steps
-_MANY = 1024  # SIDs from which on bisection takes less time, since the steps are no longer what costs
-
 
 class ChildNodes(Protocol):
     """Children of beams, as a beam search needs them."""
@@ -212,41 +209,38 @@ class Trie:
 
     def find(self, sids: np.ndarray) -> np.ndarray:
         """Leaf of each SID int [n, T], int64 [n]; -1 where the SID is not live or not a SID at all."""
+        return self.path(sids)[-1].astype(np.int64)
+
+    def path(self, sids: np.ndarray) -> np.ndarray:
+        """Nodes int32 [T, n] on the way to each SID int [n, T]; -1 from the level on where there is none."""
+        nodes = np.full((self.levels, len(sids)), -1, np.int32)
         if not self.leaves:
-            return np.full(len(sids), -1)
-        # A SID that is lost already goes on from a node that exists.
-        nodes, found = self.first_level(sids[:, 0])
+            return nodes
+        # A SID that is lost goes on from a node that exists.
+        at = np.maximum(np.searchsorted(self.codes[0], sids[:, 0], side="right") - 1, 0)
+        found = self.padded_codes[0][at] == sids[:, 0]
+        nodes[0] = np.where(found, at, -1)
         for level in range(1, self.levels):
-            nodes, here = self.child(level, nodes, codes=sids[:, level])
-            found &= here
-        return np.where(found, nodes, -1).astype(np.int64)
+            at = self._last_child(level, at, codes=sids[:, level])
+            found &= self.padded_codes[level][at] == sids[:, level]
+            nodes[level] = np.where(found, at, -1)
+        return nodes
 
-    def first_level(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First-level node int32 [n] of codes [n], a wrong one where none has the code, and whether one has."""
-        nodes = np.maximum(np.searchsorted(self.codes[0], codes, side="right") - 1, 0).astype(np.int32)
-        return nodes, self.padded_codes[0][nodes] == codes
-
-    def child(self, level: int, nodes: np.ndarray, *, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Child at `level` with code [n] of nodes int32 [n], a wrong one where none has it, and whether one has.
-
-        It is the last child whose code is not above the wanted one; a node has at least one child.
-        """
+    def _last_child(self, level: int, nodes: np.ndarray, *, codes: np.ndarray) -> np.ndarray:
+        """Last child int64 [n] at `level` of each node whose code is not above [n], or the first child."""
         values, ptr = self.padded_codes[level], self.child_ptr[level]
-        low, high = ptr[nodes], ptr[nodes + 1] - 1  # [n]
-        width = int((high - low).max(initial=0)) + 1
-        fanout = _FANOUT if len(nodes) < _MANY else 2
-        while width > 1:
-            stride = -(-width // fanout)
-            if fanout == 2:
-                probes = low + np.int32(stride)  # [n]
-                passed = (probes <= high) & (values[np.minimum(probes, high)] <= codes)
-                low = np.where(passed, probes, low)
-            else:
-                probes = low[:, None] + np.arange(stride, width, stride, dtype=np.int32)  # [n, < _FANOUT]
-                passed = (probes <= high[:, None]) & (values[probes] <= codes[:, None])
-                low = low + stride * passed.sum(axis=1, dtype=np.int32)
-            high, width = np.minimum(high, low + (stride - 1)), stride
-        return low, values[low] == codes
+        low = ptr[nodes].astype(np.int64)  # [n]; a node has at least one child
+        last = ptr[nodes + 1].astype(np.int64) - 1
+        codes = np.ascontiguousarray(codes)
+        stride = 1 << int((last - low).max(initial=0)).bit_length()
+        # Steps without branches, `where` or masks, which would take most of the time.
+        while stride > 1:
+            stride //= 2
+            probes = low + stride  # past the end it reads the padding
+            passed = values.take(probes) <= codes
+            passed &= probes <= last
+            low += np.multiply(passed, stride, dtype=np.int64)
+        return low
 
 
 def _table(codes: np.ndarray, count: np.ndarray, width: int) -> np.ndarray:

@@ -28,7 +28,7 @@ class Level:
     Attributes:
         size: N.
         differs: bool [N + O + 1], nodes below which anything differs; the last is padding's (index -1). It is
-            the one array of the size of the base: most beams need no more than one look at it.
+            the one array of the size of the base: most beams need no more than one look at it. Leaves have none.
         touched: int64, base nodes with dead SIDs below them, ascending.
         lost: int64, as many: dead SIDs below.
         dead: int64, base nodes with no live SID of the base below them, ascending.
@@ -91,19 +91,22 @@ class UnionTrie:
     Leaves of the base keep their numbers 0 .. M - 1, those of the overlay are M, M + 1, ..
     """
 
-    def __init__(self, base: Trie, overlay: Trie, *, dead: np.ndarray) -> None:
+    def __init__(self, base: Trie, overlay: Trie, *, dead: np.ndarray, overlaid: np.ndarray) -> None:
         """Join.
 
         Args:
             base: at least one leaf.
-            overlay: live SIDs, none of which is in the base.
-            dead: int64, leaves of the base that are no longer live, ascending.
+            overlay: J live SIDs, none of which is in the base.
+            dead: int [T, d], `base.path` of the SIDs of the base that are no longer live, in order.
+            overlaid: int [T, J], `base.path` of the overlay's SIDs, in order.
         """
         self.levels = base.levels
-        self.leaves = base.leaves - len(dead) + overlay.leaves
+        self.leaves = base.leaves - dead.shape[1] + overlay.leaves
         self._base, self._overlay = base, overlay
         self._has_overlay = overlay.leaves > 0
-        self._levels = _levels(base, overlay, dead=dead)
+        self._levels = [
+            _level(t, base, overlay, dead=dead[t], overlaid=overlaid[t]) for t in range(base.levels)
+        ]
         self.roots = self._roots()
 
     def children(self, level: int, nodes: np.ndarray) -> UnionChildren:
@@ -221,55 +224,36 @@ def _ranges(begin: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return owner, np.arange(len(owner)) + (begin - (np.cumsum(count) - count))[owner]
 
 
-def _levels(base: Trie, overlay: Trie, *, dead: np.ndarray) -> list[Level]:
-    below = _dead_below(base, dead)
-    levels: list[Level] = []
-    exists = np.zeros(0, np.int64)  # base node of each overlay node of the level above, dead ones too
-    for t, (touched, lost, gone) in enumerate(below):
-        codes = overlay.codes[t]
-        size, count = int(base.child_ptr[t][-1]), len(codes)
-        starts = overlay.child_ptr[t].astype(np.int64)
-        if t == base.levels - 1 or not count:  # by definition no SID of the overlay is in the base
-            exists = np.full(count, -1)
-        elif t == 0:
-            nodes, found = base.first_level(codes)
-            exists = np.where(found, nodes, -1)
-        else:
-            parent = np.repeat(exists, np.diff(starts))
-            nodes, found = base.child(t, np.maximum(parent, 0), codes=codes)
-            exists = np.where(found & (parent >= 0), nodes, -1)
-        live = exists if not len(gone) else np.where(member(gone, exists)[1], -1, exists)
-        both, alone = np.flatnonzero(live >= 0), live < 0
-        differs = np.zeros(size + count + 1, bool)
+def _level(t: int, base: Trie, overlay: Trie, *, dead: np.ndarray, overlaid: np.ndarray) -> Level:
+    """`dead`: node int [d] at the level above each dead leaf; `overlaid`: base node [J] above each new leaf."""
+    starts = run_starts(dead)
+    touched, lost = dead[starts].astype(np.int64), np.diff(np.append(starts, len(dead)))
+    gone = touched[base.leaf_counts(t, touched) == lost]
+    size = int(base.child_ptr[t][-1])
+    if t < base.levels - 1:
+        live = overlaid[overlay.leaf_ptr[t][:-1]].astype(
+            np.int64
+        )  # of the first leaf below each node: of all
+    else:
+        live = overlaid.astype(np.int64)
+    if len(gone):
+        live[member(gone, live)[1]] = -1
+    both, alone = np.flatnonzero(live >= 0), live < 0
+    differs = np.zeros(size + len(live) + 1 if t < base.levels - 1 else 0, bool)  # leaves have no children
+    if len(differs):
         differs[touched] = True
         differs[size:-1] = True
-        before = np.concatenate([[0], np.cumsum(alone)])  # [O + 1]
-        ptr = before[starts]
-        levels.append(
-            Level(
-                size,
-                differs,
-                touched,
-                lost,
-                gone,
-                np.append(live, -1),
-                live[both],
-                size + both,
-                np.flatnonzero(alone),
-                np.append(ptr, ptr[-1]) if t else ptr[:0],
-            )
-        )
-    return levels
-
-
-def _dead_below(base: Trie, dead: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """A level: nodes with dead leaves below them, how many, and those with no others. See `Level`."""
-    touched, lost = dead, np.ones(len(dead), np.int64)
-    found = [(touched, lost, dead)]
-    for t in reversed(range(base.levels - 1)):
-        parent = np.searchsorted(base.child_ptr[t + 1], touched, side="right") - 1  # ascending
-        starts = run_starts(parent)
-        touched = parent[starts]
-        lost = np.add.reduceat(lost, starts) if len(starts) else lost
-        found.append((touched, lost, touched[base.leaf_counts(t, touched) == lost]))
-    return found[::-1]
+    before = np.concatenate([[0], np.cumsum(alone)])  # [O + 1]
+    ptr = before[overlay.child_ptr[t]]  # [O' + 1]
+    return Level(
+        size,
+        differs,
+        touched,
+        lost,
+        gone,
+        np.append(live, -1),
+        live[both],
+        size + both,
+        np.flatnonzero(alone),
+        np.append(ptr, ptr[-1]) if t else ptr[:0],
+    )
