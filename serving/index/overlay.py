@@ -132,7 +132,7 @@ def with_changes(base: IndexSnapshot, changes: Changes, *, version: int) -> Snap
     at, in_base = member(base.ad_ids, changes.ad_ids)
     old = base.ad_keys[at[in_base]]
     added_ads = changes.ad_ids[changes.active]
-    # Distinct SIDs that any change concerns, in order, and where each of `old` and the added ads' is among them.
+    # Distinct SIDs that any change concerns, in order, and which of them those of `old` and `added_ads` are.
     keys, order = sort_stable(np.concatenate([old, changes.keys[changes.active]]), bound=math.prod(sizes))
     starts = run_starts(keys)
     group = np.empty(len(keys), np.int64)

@@ -68,7 +68,7 @@ class PrefixTree(Protocol):
 
 
 class Children(NamedTuple):
-    """Children of beams in a `Trie`: codes int32 [B, n, C], and the node of each first child, int32 [B, n]."""
+    """Children of beams in a `Trie`: codes int32 [B, n, C], and each beam's first child, int32 [B, n]."""
 
     allowed: np.ndarray
     first: np.ndarray

@@ -1,13 +1,13 @@
 """A trie and what changed since it was built, looked up as one trie.
 
-Letters: N nodes of a level of the base, O nodes of it in the overlay, T levels, B requests, n beams, C children
-of the beam that has most.
+Letters: N nodes of a level of the base, O nodes of it in the overlay, T levels, B requests, n beams,
+C children of the beam that has most.
 
 The overlay is the trie of the live SIDs that the base does not have at all. A prefix that lies in both has
 children in both; it goes by one number, the overlay's. So there are three kinds of nodes of a level:
 
     0 .. N - 1      a prefix of the base alone
-    N .. N + O - 1  node o = number - N of the overlay; `Level.base_node` says which node of the base it is too
+    N .. N + O - 1  node o = number - N of the overlay; `Level.base_node` says which one of the base it is too
     -1              padding
 """
 
@@ -28,7 +28,8 @@ class Level:
     Attributes:
         size: N.
         differs: bool [N + O + 1], nodes below which anything differs; the last is padding's (index -1). It is
-            the one array of the size of the base: most beams need no more than one look at it. Leaves have none.
+            the one array of the size of the base: most beams need no more than one look at it. Empty for
+            leaves.
         touched: int64, base nodes with dead SIDs below them, ascending.
         lost: int64, as many: dead SIDs below.
         dead: int64, base nodes with no live SID of the base below them, ascending.
@@ -225,7 +226,7 @@ def _ranges(begin: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _level(t: int, base: Trie, overlay: Trie, *, dead: np.ndarray, overlaid: np.ndarray) -> Level:
-    """`dead`: node int [d] at the level above each dead leaf; `overlaid`: base node [J] above each new leaf."""
+    """`dead`: node int [d] above each dead leaf; `overlaid`: base node [J] above each leaf of the overlay."""
     starts = run_starts(dead)
     touched, lost = dead[starts].astype(np.int64), np.diff(np.append(starts, len(dead)))
     gone = touched[base.leaf_counts(t, touched) == lost]
