@@ -91,6 +91,11 @@ class IndexReader:
             raise
 
     @property
+    def version(self) -> int:
+        """Sequence number as of the last refresh."""
+        return self._meta.sequence
+
+    @property
     def generations(self) -> tuple[str, ...]:
         """Tokenizer ids of the generations that are ready, as of the last refresh."""
         return tuple(name for name, generation in self._meta.generations.items() if generation.ready)
