@@ -279,8 +279,7 @@ class InProcess:
         """Open bundle and index of a prepared run; LMDB allows that once a process."""
         bundles = run / "bundles"
         self.reader = IndexReader(run / "index")
-        tokenizer_id = self.reader.snapshot.tokenizer_id
-        active = ActiveModel(bundles, tokenizer_id=tokenizer_id, is_loaded=lambda manifest: True)
+        active = ActiveModel(bundles, reader=self.reader, is_loaded=lambda manifest: True)
         self.spec = active.manifest.features
         self.scheduler = Scheduler(
             self.reader,
@@ -306,7 +305,11 @@ class InProcess:
                 profile=row["profile"],
                 now=int(row["timestamp"][0]),
             )
-            searches.append(SearchRequest(features.slots, features.profile, int(row["num_ads"][0]), _NO_ADS))
+            searches.append(
+                SearchRequest(
+                    features.slot_ads, features.slots, features.profile, int(row["num_ads"][0]), _NO_ADS
+                )
+            )
         answers = []
         for search, found in zip(searches, self.scheduler.search(searches), strict=True):
             if isinstance(found, Exception):

@@ -23,6 +23,7 @@ from export.profiles import profiles
 from serving.adapter import HOME
 from serving.beam_search import parse_normalise
 from serving.bundle import CURRENT, Manifest, current_version, read_manifest, versions
+from serving.features import EVENT_COLUMNS
 from serving.widths import WidthPlan
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def render(
         "normalise": "-".join(normalise),
         "profile_columns": len(newest.features.profile_sizes),
         "slots": newest.features.slots,
-        "slot_columns": newest.features.columns,
+        "event_columns": EVENT_COLUMNS,
         "levels": newest.levels,
         "levels_and_value": newest.levels + 1,
         "bundles": _portable(bundles),

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from serving.index.reader import IndexReader
 from serving.request import RequestError
 
 logger = logging.getLogger(__name__)
@@ -108,3 +110,40 @@ def pad_rows(rows: list[np.ndarray], *, fill: float) -> np.ndarray:
     return np.stack(
         [np.concatenate([r, np.full((width - len(r), *r.shape[1:]), fill, r.dtype)]) for r in rows]
     )
+
+
+class IndexGauges:
+    """What a reader sees of the index, as metrics of the server: version and age of the last sign of life.
+
+    They move with requests: a server that is asked nothing shows what it last saw.
+    """
+
+    PERIOD_S = 1.0  # between two updates
+
+    def __init__(self, triton: Any, model: str, reader: IndexReader) -> None:
+        """Register; without metrics (a server may be started so) nothing is shown."""
+        self._reader, self._due = reader, 0.0
+        # Triton drops a metric whose family nobody holds.
+        self._families: list[Any] = []
+        self._gauges: list[Any] = []
+        described = {
+            "gr4ad_index_version": "Sequence number of the last change in the index that answers use",
+            "gr4ad_index_lag_seconds": "Seconds since the sidecar of the index was last seen alive",
+        }
+        try:
+            for name, text in described.items():
+                family = triton.MetricFamily(name=name, description=text, kind=triton.MetricFamily.GAUGE)
+                self._families.append(family)
+                self._gauges.append(family.Metric(labels={"model": model}))
+        except Exception as error:  # metrics must not keep a model from loading
+            logger.warning("no metrics of the index: %s", error)
+            self._gauges = []
+
+    def update(self) -> None:
+        """Show what is; call between batches."""
+        now = time.monotonic()
+        if now < self._due or not self._gauges:
+            return
+        self._due = now + self.PERIOD_S
+        for gauge, value in zip(self._gauges, (self._reader.version, self._reader.lag_s()), strict=True):
+            gauge.set(float(value))

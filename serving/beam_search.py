@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from serving.executor import Carry, Executor
-from serving.index.trie import Trie
+from serving.index.trie import PrefixTree
 from serving.selection import top_k
 from serving.widths import WidthPlan
 
@@ -60,7 +60,7 @@ class Beams:
 
 def beam_search(
     executor: Executor,
-    trie: Trie,
+    trie: PrefixTree,
     slots: np.ndarray,
     profile: np.ndarray,
     *,
@@ -96,22 +96,23 @@ def beam_search(
     num_values = max(plan.value, int(num_results.max(initial=1)))
 
     logprob, carry = executor.prefix(slots, profile)  # [B, V_1]
-    candidates = np.fmax(logprob[:, trie.codes[0]], _FLOOR)  # [B, root children]
+    codes, roots = trie.roots
+    candidates = np.fmax(logprob[:, codes], _FLOOR)  # [B, root children]
     if live[0]:
         candidates = candidates - _log_sum_exp(candidates)
     if levels == 1 and banned is not None:
-        _ban(candidates, np.broadcast_to(np.arange(candidates.shape[1]), candidates.shape), banned)
-    kept = _keep(candidates, trie, 0, _width(plan, 0, levels, num_results), needed, ids=lambda at: at)
-    nodes, scores = kept, _scores_at(candidates, kept)
+        _ban(candidates, np.broadcast_to(roots, candidates.shape), banned)
+    kept = _keep(candidates, trie, 0, _width(plan, 0, levels, num_results), needed, ids=lambda at: roots[at])
+    nodes, scores = np.where(kept >= 0, roots[np.maximum(kept, 0)], -1), _scores_at(candidates, kept)
     chain: list[np.ndarray] = []  # node of each beam at every level so far, realigned as beams are reordered
     parents: list[np.ndarray] = []  # parents[j - 2]: row of past_kv_j that each beam descends from; -1: none
     widths = [nodes.shape[1]]
     before_skip: tuple[int, Carry] | None = None  # first level that some beams skipped, and its carry
 
     for t in range(1, levels):
-        allowed, first = trie.children(t, nodes)  # [B, n, C], [B, n]
-        children = allowed.shape[2]
-        token = trie.codes[t - 1][np.maximum(nodes, 0)]  # [B, n]
+        below = trie.children(t, nodes)
+        allowed = below.allowed  # [B, n, C]
+        token = trie.code(t - 1, nodes)  # [B, n]
         # Beams that skipped a level have no keys and values there: they skip the later ones too.
         worth = num_values if before_skip is None else -1
         sent = _to_score(trie, t, nodes, live=live, worth=worth)  # [B, n'] beams that a tail must see
@@ -136,19 +137,16 @@ def beam_search(
         if live[t]:
             logprob = logprob - _log_sum_exp(logprob)
         candidates = (scores[:, :, None] + logprob).reshape(batch, -1)  # [B, n * C]
-
-        def child(at: np.ndarray, first: np.ndarray = first, children: int = children) -> np.ndarray:
-            return np.take_along_axis(first, at // children, 1) + (at % children).astype(np.int32)
-
         if t == levels - 1 and banned is not None and bans.any():
-            _ban(candidates, child(np.broadcast_to(np.arange(candidates.shape[1]), candidates.shape)), banned)
-        kept = _keep(candidates, trie, t, _width(plan, t, levels, num_results), needed, ids=child)
+            every = np.broadcast_to(np.arange(candidates.shape[1]), candidates.shape)
+            _ban(candidates, below.nodes(every), banned)
+        kept = _keep(candidates, trie, t, _width(plan, t, levels, num_results), needed, ids=below.nodes)
         scores = _scores_at(candidates, kept)
         at = np.maximum(kept, 0)
-        parent = at // children  # [B, n'] beam of the level before
+        parent = at // allowed.shape[2]  # [B, n'] beam of the level before
         chain = [np.take_along_axis(c, parent, 1) for c in [*chain, nodes]]
         parents = [np.take_along_axis(p, parent, 1) for p in [*parents, row]]
-        nodes = np.where(kept >= 0, child(at), -1)
+        nodes = np.where(kept >= 0, below.nodes(at), -1)
         widths.append(nodes.shape[1])
 
     sids = np.where(nodes[..., None] >= 0, trie.sids(levels - 1, nodes, parents=chain), -1)
@@ -170,7 +168,9 @@ def beam_search(
     return Beams(sids, nodes.astype(np.int32), scores, value, np.array([*widths, count], np.int32))
 
 
-def _to_score(trie: Trie, t: int, nodes: np.ndarray, *, live: list[bool], worth: int) -> np.ndarray | None:
+def _to_score(
+    trie: PrefixTree, t: int, nodes: np.ndarray, *, live: list[bool], worth: int
+) -> np.ndarray | None:
     """Beams [B, n'] that the tail of level t must see, where it need not see all; None for all.
 
     Left out are beams whose remaining codes are forced. They lack keys and values of the level, which the
@@ -207,7 +207,7 @@ def _catch_up(
 
 def _keep(
     scores: np.ndarray,
-    trie: Trie,
+    trie: PrefixTree,
     level: int,
     width: int,
     needed: np.ndarray,

@@ -130,6 +130,11 @@ def versions(bundles: str | Path) -> list[int]:
     return sorted(int(p.parent.name) for p in Path(bundles).glob(f"*/{MANIFEST}") if p.parent.name.isdigit())
 
 
+def read_current(bundles: str | Path, *, verify: bool = True) -> Manifest:
+    """Manifest of the version that CURRENT names; see `read_manifest`."""
+    return read_manifest(Path(bundles) / str(current_version(bundles)), verify=verify)
+
+
 def current_version(bundles: str | Path) -> int:
     """The version that CURRENT names.
 

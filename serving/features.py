@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 BEHAVIORS = {"impression": 1, "click": 2, "conversion": 3}  # 0 marks an empty slot
+EVENT_COLUMNS = 3  # columns of a slot beside the codes: behavior, gap bucket, count bucket
 
 _HOUR, _DAY, _WEEK = 3_600, 86_400, 604_800
 
@@ -71,7 +72,7 @@ class FeatureSpec:
     @property
     def columns(self) -> int:
         """Columns of a slot: T codes + 1, behavior, gap bucket, count bucket."""
-        return self.levels + 3
+        return self.levels + EVENT_COLUMNS
 
     @property
     def gap_buckets(self) -> int:
@@ -92,6 +93,21 @@ class FeatureSpec:
         """Inverse of `to_json`."""
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**arguments)
+
+
+@dataclass(frozen=True)
+class History:
+    """One user's history slots before the SIDs are filled in.
+
+    Attributes:
+        events: int64 [S], position in the history of the event that each slot shows; -1 is an empty slot.
+        columns: int32 [S, 3]: behavior, gap bucket, count bucket; an all-zero row is empty.
+        ignored: events left out: newer than `now`, or older than the newest `max_history`.
+    """
+
+    events: np.ndarray
+    columns: np.ndarray
+    ignored: int
 
 
 @dataclass(frozen=True)
@@ -127,25 +143,43 @@ def build_slots(
         timestamps: int64 [N], unix seconds.
         now: time of the request, unix seconds. Events after it are left out and counted.
     """
-    out = np.zeros((spec.slots, spec.columns), np.int32)
+    history = select_events(spec, ad_ids, behaviors=behaviors, timestamps=timestamps, now=now)
+    codes = np.zeros((spec.slots, spec.levels), np.int32)
+    shown = history.events >= 0
+    codes[shown] = sids[history.events[shown]]
+    return Slots(join_codes(codes, history.columns, shown=shown), history.ignored)
+
+
+def select_events(
+    spec: FeatureSpec, ad_ids: np.ndarray, *, behaviors: np.ndarray, timestamps: np.ndarray, now: int
+) -> History:
+    """Which events of a history get a slot, and all of a slot that does not depend on SIDs.
+
+    Arguments are those of `build_slots`.
+    """
+    events, columns = np.full(spec.slots, -1), np.zeros((spec.slots, EVENT_COLUMNS), np.int32)
     past = np.flatnonzero(timestamps <= now)
     # Oldest first; events of one second keep the order of the request.
     order = past[np.argsort(timestamps[past], kind="stable")][-spec.max_history :]
     ignored = len(ad_ids) - len(order)
     if not len(order):
-        return Slots(out, ignored)
-    ad_ids, sids, behaviors = ad_ids[order], sids[order], behaviors[order]
-    gaps = np.searchsorted(spec.gap_edges_s, now - timestamps[order]).astype(np.int32)
+        return History(events, columns, ignored)
     _, first_from_end, group, counts = np.unique(
-        ad_ids[::-1], return_index=True, return_inverse=True, return_counts=True
+        ad_ids[order][::-1], return_index=True, return_inverse=True, return_counts=True
     )
-    last_seen = len(ad_ids) - 1 - first_from_end  # [G] position of the newest event of each distinct ad
-    buckets = np.searchsorted(spec.count_edges, counts).astype(np.int32)
-    group = group[::-1]
-    columns = np.concatenate([sids + 1, behaviors[:, None], gaps[:, None], buckets[group][:, None]], axis=1)
-    short = columns[::-1][: spec.short_slots]
-    out[: len(short)] = short
+    last_seen = len(order) - 1 - first_from_end  # [G] position of the newest event of each distinct ad
+    short = np.arange(len(order))[::-1][: spec.short_slots]
     # Most frequent first; of equals the most recently seen.
-    best = np.lexsort((-last_seen, -counts))[: spec.long_slots]
-    out[spec.short_slots : spec.short_slots + len(best)] = columns[last_seen[best]]
-    return Slots(out, ignored)
+    long = last_seen[np.lexsort((-last_seen, -counts))[: spec.long_slots]]
+    shown = np.concatenate([short, long])
+    slots = np.concatenate([np.arange(len(short)), spec.short_slots + np.arange(len(long))])
+    events[slots] = order[shown]
+    columns[slots, 0] = behaviors[order[shown]]
+    columns[slots, 1] = np.searchsorted(spec.gap_edges_s, now - timestamps[order[shown]])
+    columns[slots, 2] = np.searchsorted(spec.count_edges, counts)[group[::-1][shown]]
+    return History(events, columns, ignored)
+
+
+def join_codes(codes: np.ndarray, columns: np.ndarray, *, shown: np.ndarray) -> np.ndarray:
+    """Slots int32 [.., S, T + 3] of codes [.., S, T] and columns [.., S, 3], empty where not shown."""
+    return np.concatenate([codes + np.int32(1), columns], axis=-1) * shown[..., None]

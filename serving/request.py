@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.features import BEHAVIORS, FeatureSpec, build_slots
-from serving.index.snapshot import IndexSnapshot
+from serving.features import BEHAVIORS, FeatureSpec, join_codes, select_events
+from serving.index.snapshot import Snapshot
 from serving.widths import WidthPlan
 
 PADDING = -1  # an ad id that stands for nothing, so that rows of a batch can have one length
@@ -38,12 +38,15 @@ class Features:
     """Features of one request.
 
     Attributes:
-        slots: int32 [S, T + 3].
+        slot_ads: int64 [S], ad that each slot shows; -1 is an empty slot.
+        slots: int32 [S, 3]: behavior, gap bucket, count bucket. The SIDs are filled in where the model
+            version is known, see `fill_slots`.
         profile: int32 [P].
         ignored: history events left out: unknown ads, later than the request, older than the newest
             max_history.
     """
 
+    slot_ads: np.ndarray
     slots: np.ndarray
     profile: np.ndarray
     ignored: int
@@ -51,7 +54,7 @@ class Features:
 
 def request_features(
     spec: FeatureSpec,
-    snapshot: IndexSnapshot,
+    snapshot: Snapshot,
     *,
     ad_ids: np.ndarray,
     behaviors: np.ndarray,
@@ -63,7 +66,7 @@ def request_features(
 
     Args:
         spec: context of the model.
-        snapshot: index, for ad -> SID.
+        snapshot: index of any generation: which ads are known.
         ad_ids: int64 [N]; -1 is padding.
         behaviors: int32 [N].
         timestamps: int64 [N], unix seconds.
@@ -95,16 +98,25 @@ def request_features(
     for column, (code, size) in enumerate(zip(profile.tolist(), spec.profile_sizes, strict=True)):
         if not 0 <= code < size:
             raise RequestError(f"profile[{column}]: expected 0..{size - 1} (0 = unknown), got {code}")
-    sids, known = snapshot.sids_of(ad_ids)
-    built = build_slots(
-        spec,
-        ad_ids[known],
-        sids=sids[known],
-        behaviors=behaviors[known],
-        timestamps=timestamps[known],
-        now=now,
-    )
-    return Features(built.slots, profile.astype(np.int32), built.ignored + int((~known).sum()))
+    _, known = snapshot.sids_of(ad_ids)
+    ad_ids = ad_ids[known]
+    history = select_events(spec, ad_ids, behaviors=behaviors[known], timestamps=timestamps[known], now=now)
+    slot_ads, shown = np.full(spec.slots, PADDING, np.int64), history.events >= 0
+    slot_ads[shown] = ad_ids[history.events[shown]]
+    ignored = history.ignored + int((~known).sum())
+    return Features(slot_ads, history.columns, profile.astype(np.int32), ignored)
+
+
+def fill_slots(snapshot: Snapshot, slot_ads: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    """Slots int32 [B, S, T + 3] for a model of the snapshot's tokenizer, see `Features`.
+
+    Args:
+        snapshot: index of the model's generation; an ad that it does not know gets an empty slot.
+        slot_ads: int64 [B, S].
+        slots: int32 [B, S, 3].
+    """
+    sids, known = snapshot.sids_of(slot_ads.ravel())
+    return join_codes(sids.reshape(*slot_ads.shape, -1), slots, shown=known.reshape(slot_ads.shape))
 
 
 def check_present(**inputs: np.ndarray | None) -> None:

@@ -5,13 +5,47 @@ Letters: n beams, T SID levels, k ads asked for.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from serving.index.snapshot import IndexSnapshot
+from serving.bundle import read_manifest
+from serving.index.reader import IndexReader
+from serving.index.snapshot import Snapshot
 
 NO_AD = -1
+FORGET_S = 60.0  # after which a generation that nobody asks for any more is no longer followed
+
+
+class VersionSnapshots:
+    """Snapshots by model version: beams are looked up in the generation that they were searched in."""
+
+    def __init__(self, reader: IndexReader, bundles: str | Path) -> None:
+        """Wire up."""
+        self._reader, self._bundles = reader, Path(bundles)
+        self._tokenizers: dict[int, str] = {}
+        self._asked: dict[str, float] = {}
+
+    def of(self, version: int) -> Snapshot:
+        """Snapshot of the generation of a version's tokenizer.
+
+        Raises:
+            BundleError: there is no such version.
+            IndexStoreError: its generation is not ready.
+        """
+        if version not in self._tokenizers:
+            manifest = read_manifest(self._bundles / str(version), verify=False)
+            self._tokenizers[version] = manifest.tokenizer_id
+        name, now = self._tokenizers[version], time.monotonic()
+        snapshot = self._reader.snapshot_of(name)
+        self._asked[name] = now
+        for other, asked in list(self._asked.items()) if len(self._asked) > 1 else ():
+            if now - asked > FORGET_S:
+                self._reader.forget(other)
+                del self._asked[other]
+        return snapshot
 
 
 @dataclass(frozen=True)
@@ -32,7 +66,7 @@ class Ads:
 
 
 def resolve(
-    snapshot: IndexSnapshot,
+    snapshot: Snapshot,
     sids: np.ndarray,
     *,
     scores: np.ndarray,

@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from serving.beam_search import Normalise, beam_search
-from serving.bundle import CURRENT, BundleError, Manifest, current_version, read_manifest
+from serving.bundle import CURRENT, BundleError, Manifest, read_current
 from serving.executor import Executor
+from serving.index.layout import IndexStoreError
 from serving.index.reader import IndexReader
-from serving.index.snapshot import IndexSnapshot
+from serving.index.snapshot import Snapshot
+from serving.request import fill_slots
 from serving.widths import WidthPlan
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,8 @@ class SearchRequest:
     """One request as the scheduler sees it.
 
     Attributes:
-        slots: int32 [S, T + 3].
+        slot_ads: int64 [S], ad of each history slot; -1 is an empty one.
+        slots: int32 [S, 3], what else a slot holds.
         profile: int32 [P].
         num_ads: ads wanted, within the policy.
         exclude: int64, ads that must not come back.
@@ -39,6 +42,7 @@ class SearchRequest:
         width_cap: no level keeps more beams than this (num_ads still counts); None for the plan's own widths.
     """
 
+    slot_ads: np.ndarray
     slots: np.ndarray
     profile: np.ndarray
     num_ads: int
@@ -71,36 +75,38 @@ class SearchAnswer:
 
 
 class ActiveModel:
-    """The version that CURRENT names, if it is complete, loaded, and of the index's tokenizer.
+    """The version that CURRENT names, if it is complete, loaded, and its tokenizer's generation is ready.
 
     A version that is not usable is refused with a log line, and the one in use stays.
     """
 
     def __init__(
-        self, bundles: str | Path, *, tokenizer_id: str, is_loaded: Callable[[Manifest], bool]
+        self, bundles: str | Path, *, reader: IndexReader, is_loaded: Callable[[Manifest], bool]
     ) -> None:
         """Find the first usable version.
 
         Args:
             bundles: folder of bundles.
-            tokenizer_id: tokenizer of the index.
+            reader: index.
             is_loaded: whether the engine has every graph of a version.
 
         Raises:
-            BundleError: CURRENT names no complete version of that tokenizer.
+            BundleError: CURRENT names no complete version.
+            IndexStoreError: its tokenizer's generation is not ready.
         """
-        self._bundles, self._is_loaded = Path(bundles), is_loaded
+        self._bundles, self._reader, self._is_loaded = Path(bundles), reader, is_loaded
         self._stamp, self._retry_at = self._read_stamp(), 0.0
         # Its graphs may still be loading: the first search finds out.
-        self.manifest = self._described(tokenizer_id)
+        self.manifest = read_current(self._bundles)
+        self._require_generation(self.manifest)
 
-    def refresh(self, tokenizer_id: str) -> bool:
+    def refresh(self) -> bool:
         """Follow CURRENT; True when another version is in use now. Call between batches."""
         stamp = self._read_stamp()
         if stamp == self._stamp or time.monotonic() < self._retry_at:
             return False
         try:
-            manifest = self._described(tokenizer_id)
+            manifest = read_current(self._bundles)
             if manifest.features != self.manifest.features:
                 raise BundleError(
                     f"model version {manifest.version}: expected the features of version "
@@ -109,15 +115,17 @@ class ActiveModel:
                 )
             if not self._is_loaded(manifest):
                 raise BundleError(f"model version {manifest.version}: its graphs are not loaded")
-        except BundleError as error:
+            self._require_generation(manifest)
+        except (BundleError, IndexStoreError) as error:
             logger.error("model version %d stays in use: %s", self.manifest.version, error)
             # Not remembered as seen: the version may still be loading. Nor read again with every batch.
             self._retry_at = time.monotonic() + RETRY_S
             return False
         self._stamp = stamp
-        changed = manifest.version != self.manifest.version
-        self.manifest = manifest
-        return changed
+        old, self.manifest = self.manifest, manifest
+        if old.tokenizer_id != manifest.tokenizer_id:
+            self._reader.forget(old.tokenizer_id)
+        return manifest.version != old.version
 
     def _read_stamp(self) -> tuple[int, int]:
         try:
@@ -126,18 +134,17 @@ class ActiveModel:
             return (0, 0)
         return found.st_mtime_ns, found.st_ino
 
-    def _described(self, tokenizer_id: str) -> Manifest:
-        manifest = read_manifest(self._bundles / str(current_version(self._bundles)))
-        if manifest.tokenizer_id != tokenizer_id:
-            raise BundleError(
-                f"model version {manifest.version}: expected tokenizer {tokenizer_id} (the index's), got "
-                f"{manifest.tokenizer_id}; build the index of this bundle"
-            )
-        return manifest
+    def _require_generation(self, manifest: Manifest) -> None:
+        try:
+            self._reader.snapshot_of(manifest.tokenizer_id)
+        except IndexStoreError as error:
+            raise IndexStoreError(
+                f"model version {manifest.version} is of tokenizer {manifest.tokenizer_id}: {error}"
+            ) from error
 
 
 class Scheduler:
-    """Searches batches with one model version and one index snapshot each."""
+    """Searches batches with one model version and one index snapshot of its generation each."""
 
     def __init__(
         self,
@@ -166,16 +173,25 @@ class Scheduler:
     def search(self, requests: list[SearchRequest]) -> list[SearchAnswer | Exception]:
         """Answer a batch; a failing engine fails the requests of its group only."""
         self._reader.refresh()
-        snapshot = self._reader.snapshot
-        if self._active.refresh(snapshot.tokenizer_id):
+        if self._active.refresh():
             self._executor = self._make_executor(self._active.manifest)
         answers: list[SearchAnswer | Exception] = [RuntimeError("not searched")] * len(requests)
+        if not requests:
+            return answers
+        try:
+            snapshot = self._reader.snapshot_of(self._active.manifest.tokenizer_id)
+        except IndexStoreError as error:
+            logger.exception("search failed")
+            return [error] * len(requests)
+        slots = fill_slots(
+            snapshot, np.stack([r.slot_ads for r in requests]), np.stack([r.slots for r in requests])
+        )
         groups: dict[WidthPlan, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(self._plan_of(request), []).append(i)
         for plan, rows in groups.items():
             try:
-                found = self._search_group(snapshot, plan, [requests[i] for i in rows])
+                found = self._search_group(snapshot, plan, [requests[i] for i in rows], slots=slots[rows])
             except Exception as error:  # one group must not take the others, or the server, down
                 logger.exception("search failed")
                 found = [error] * len(rows)
@@ -188,19 +204,14 @@ class Scheduler:
         return plan if request.width_cap is None else plan.capped(request.width_cap)
 
     def _search_group(
-        self, snapshot: IndexSnapshot, plan: WidthPlan, requests: list[SearchRequest]
+        self, snapshot: Snapshot, plan: WidthPlan, requests: list[SearchRequest], *, slots: np.ndarray
     ) -> list[SearchAnswer | Exception]:
         manifest = self._active.manifest
-        if snapshot.tokenizer_id != manifest.tokenizer_id:
-            raise BundleError(
-                f"index has tokenizer {snapshot.tokenizer_id}, model version {manifest.version} has "
-                f"{manifest.tokenizer_id}"
-            )
         banned = [snapshot.banned_leaves(r.exclude) for r in requests]
         beams = beam_search(
             self._executor,
             snapshot.trie,
-            np.stack([r.slots for r in requests]),
+            slots,
             np.stack([r.profile for r in requests]),
             plan=plan,
             num_results=np.array([r.num_ads for r in requests]),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from google.protobuf import json_format, text_format
@@ -68,10 +69,36 @@ class Request:
         return self._parameters
 
 
+class MetricFamily:
+    """Shows, in `shown`, what a server would: gauges of families that somebody holds."""
+
+    GAUGE = "gauge"
+    shown: ClassVar[weakref.WeakValueDictionary[str, MetricFamily]] = weakref.WeakValueDictionary()
+
+    def __init__(self, *, name: str, description: str, kind: str) -> None:
+        assert kind == self.GAUGE
+        assert description
+        self.values: dict[tuple[tuple[str, str], ...], list[float]] = {}
+        self.shown[name] = self
+
+    def Metric(self, *, labels: dict[str, str]) -> Metric:  # noqa: N802
+        return Metric(self.values.setdefault(tuple(sorted(labels.items())), []))
+
+
+class Metric:
+    def __init__(self, values: list[float]) -> None:
+        self._values = values
+
+    def set(self, value: float) -> None:
+        assert type(value) is float
+        self._values.append(value)
+
+
 class FakeTriton(ModuleType):
     """Answers BLS calls with `models[name](version, {name: array}) -> {name: array}`, and records them."""
 
     Tensor, TritonError, InferenceResponse = Tensor, TritonError, InferenceResponse
+    MetricFamily = MetricFamily
     TRITONSERVER_MEMORY_CPU = 0
 
     def __init__(self) -> None:
@@ -140,6 +167,9 @@ def load_model(path: Path, fake: FakeTriton, *, config: Path) -> Any:
             sys.modules["triton_python_backend_utils"] = before
     model = module.TritonPythonModel()
     model.initialize(
-        {"model_config": json.dumps(json_format.MessageToDict(parsed, preserving_proto_field_name=True))}
+        {
+            "model_name": parsed.name,
+            "model_config": json.dumps(json_format.MessageToDict(parsed, preserving_proto_field_name=True)),
+        }
     )
     return model

@@ -57,3 +57,23 @@ def random_requests(count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     slots[0] = 0
     profile = np.stack([random.integers(0, s, count) for s in SPEC.profile_sizes], axis=-1).astype(np.int32)
     return slots, profile
+
+
+def random_slot_ads(count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What a scheduler is sent, and the slots that it must make of it with the index of `tiny_catalogue`.
+
+    Returns:
+        slot_ads int64 [B, S], of which some are unknown; the other columns int32 [B, S, 3]; profile int32
+        [B, P]; slots int32 [B, S, T + 3]. The first request is a cold-start user.
+    """
+    random = np.random.default_rng(seed)
+    ad_ids, sids, _ = tiny_catalogue()
+    codes = dict(zip(ad_ids.tolist(), sids.tolist(), strict=True))
+    slots, profile = random_requests(count, seed=seed)
+    columns = slots[..., SPEC.levels :].copy()
+    slot_ads = random.choice(np.append(ad_ids, 10_001), slots.shape[:2])  # no ad has the last
+    slot_ads[columns[..., 0] == 0] = -1
+    for row in np.ndindex(slot_ads.shape):
+        sid = codes.get(int(slot_ads[row]))
+        slots[row] = 0 if sid is None else [*(c + 1 for c in sid), *columns[row]]
+    return slot_ads, columns, profile, slots

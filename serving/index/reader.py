@@ -1,103 +1,279 @@
-"""Readers of the index: immutable snapshots that are swapped between batches, never inside one.
+"""Readers of the index: live snapshots that are swapped between batches, never inside one.
 
-Letters: N known ads, M distinct live SIDs, T levels.
+A snapshot is a base, mapped into memory and shared by all processes, and the changes since, which every
+reader holds for itself (`serving.index.overlay`).
 """
 
 from __future__ import annotations
 
-import json
-from itertools import chain, islice
+import logging
+import math
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import lmdb
 import numpy as np
 
+from serving.index.base import read_base
 from serving.index.layout import (
-    ACTIVE,
-    ADS,
-    FORMAT_VERSION,
+    HEARTBEAT,
+    INDEX_KEY,
     META,
+    Generation,
     IndexStoreError,
+    StoreMeta,
+    base_folder,
+    change_dtype,
+    generation_tables,
+    number_key,
     open_environment,
-    record_dtype,
 )
+from serving.index.overlay import Changes, with_changes
+from serving.index.snapshot import IndexSnapshot, Snapshot
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 1.0  # between two tries to catch up after one that failed
+MAX_WAIT_S = 0.05  # longest that a change is left for a later refresh
+_SHARE = 0.1  # of the time, at most, goes into catching up, until MAX_WAIT_S is reached
+
+
+@dataclass(frozen=True)
+class _Followed:
+    """A generation as far as it has been read."""
+
+    base_sequence: int | None
+    base: IndexSnapshot
+    changes: Changes
+    snapshot: Snapshot
+
+
+class _BaseError(IndexStoreError):
+    """A base cannot be read; `base` says which."""
+
+    def __init__(self, error: IndexStoreError, *, base: Path) -> None:
+        super().__init__(str(error))
+        self.base = base
 
 
 class IndexReader:
-    """Follows an index on disk. One reader a process; `snapshot` stays valid as long as somebody holds it."""
+    """Follows an index on disk. One a process, since LMDB does not open a store twice in one.
 
-    def __init__(self, path: str | Path) -> None:
-        """Open the index and read it whole.
+    A snapshot stays valid as long as somebody holds it.
+    """
+
+    def __init__(
+        self, path: str | Path, *, tokenizer_id: str | None = None, max_wait_s: float = MAX_WAIT_S
+    ) -> None:
+        """Open the index and one generation.
+
+        Args:
+            path: folder of the index.
+            tokenizer_id: generation that `snapshot` gives; None for the first ready one by name.
+            max_wait_s: after a refresh that took a while, the next changes are left for later ones until ten
+                times that while has passed, at most this long: a paused ad is gone from every batch that
+                starts so much later. 0 to take every change at once.
 
         Raises:
-            IndexStoreError: missing, corrupted, or of another format version.
+            IndexStoreError: missing, corrupted, of another format version, or without that generation.
         """
-        self.path = Path(path)
+        self.path, self._max_wait_s = Path(path), max_wait_s
         self._environment = open_environment(self.path, readonly=True)
-        self.snapshot = self._read()
+        self._followed: dict[str, _Followed] = {}
+        self._primary = tokenizer_id
+        self._raw, self._meta = b"", StoreMeta()
+        self._not_before, self._failures = 0.0, set[str]()
+        try:
+            self._catch_up(also=tokenizer_id, primary=True)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def version(self) -> int:
+        """Sequence number as of the last refresh."""
+        return self._meta.sequence
+
+    @property
+    def generations(self) -> tuple[str, ...]:
+        """Tokenizer ids of the generations that are ready, as of the last refresh."""
+        return tuple(name for name, generation in self._meta.generations.items() if generation.ready)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """Of the generation that was asked for when the reader was opened; once it is gone, of the next one.
+
+        Raises:
+            IndexStoreError: no generation is ready.
+        """
+        return self.snapshot_of(self._primary_now())
+
+    def snapshot_of(self, tokenizer_id: str) -> Snapshot:
+        """Of one generation. One that was not asked for before is read now, and followed from then on.
+
+        Raises:
+            IndexStoreError: it is not ready, or cannot be read.
+        """
+        self._require(tokenizer_id)
+        if tokenizer_id not in self._followed:
+            self._catch_up(also=tokenizer_id)
+        return self._followed[tokenizer_id].snapshot
+
+    def forget(self, tokenizer_id: str) -> None:
+        """No longer follow a generation, which frees its memory once nobody holds a snapshot of it."""
+        self._followed.pop(tokenizer_id, None)
 
     def refresh(self) -> bool:
-        """Catch up with the writer; True when there was something new. Call between batches."""
-        with self._environment.begin() as transaction:
-            sequence = self._meta(transaction)["sequence"]
-        if sequence == self.snapshot.version:
+        """Catch up with the writer; True when there was something new. Call between batches.
+
+        All generations that are followed get to the same sequence number. A refresh that fails is logged
+        once, leaves everything as it was, and is tried again a second later.
+        """
+        began = time.monotonic()
+        if began < self._not_before:
             return False
-        self.snapshot = self._read()
-        return True
+        try:
+            changed = self._catch_up()
+        except IndexStoreError as error:
+            if str(error) not in self._failures:
+                logger.error("index stays at sequence number %d: %s", self._meta.sequence, error)
+                self._failures.add(str(error))
+            self._not_before = time.monotonic() + RETRY_S
+            return False
+        self._failures.clear()
+        if changed:
+            ended = time.monotonic()
+            self._not_before = ended + min(self._max_wait_s, (ended - began) * (1 / _SHARE - 1))
+        return changed
+
+    def lag_s(self) -> float:
+        """Seconds since a sidecar was last seen alive; inf where none ever was."""
+        try:
+            return max(time.time() - (self.path / HEARTBEAT).stat().st_mtime, 0.0)
+        except OSError:
+            return math.inf
 
     def close(self) -> None:
-        """Release the file."""
+        """Release the file. Snapshots stay valid."""
         self._environment.close()
 
-    def _meta(self, transaction: lmdb.Transaction) -> dict:
-        try:
-            database = self._environment.open_db(META, txn=transaction, create=False)
-            meta = json.loads(bytes(transaction.get(b"index", db=database) or b"null"))
-        except (lmdb.Error, ValueError) as error:
-            raise IndexStoreError(
-                f"index {self.path}: expected a readable `meta` record, got: {error}"
-            ) from error
-        if not isinstance(meta, dict):
-            raise IndexStoreError(
-                f"index {self.path}: expected a complete build, but it carries no `meta` record"
-            )
-        if meta.get("format") != FORMAT_VERSION:
-            raise IndexStoreError(
-                f"index {self.path}: expected format {FORMAT_VERSION}, got {meta.get('format')}"
-            )
-        missing = [k for k in ("sequence", "tokenizer_id", "level_sizes") if k not in meta]
-        if missing:
-            raise IndexStoreError(f"index {self.path}: expected {missing[0]} in `meta`, got {sorted(meta)}")
-        return meta
+    def _primary_now(self) -> str:
+        ready = self.generations
+        if self._primary not in ready:
+            if not ready:
+                raise IndexStoreError(f"index {self.path}: expected a ready generation, found none")
+            self._primary = ready[0]
+        return self._primary
 
-    def _read(self) -> IndexSnapshot:
-        with self._environment.begin() as transaction:
-            meta = self._meta(transaction)
-            level_sizes = tuple(meta["level_sizes"])
-            row = np.dtype([("ad_id", ">i8"), *record_dtype(len(level_sizes)).descr])
-            try:
-                database = self._environment.open_db(ADS, txn=transaction, create=False)
-                expected = transaction.stat(database)["entries"] * row.itemsize
-                rows = bytearray()
-                with transaction.cursor(db=database) as cursor:
-                    parts = chain.from_iterable(cursor)  # key, value, key, value ..
-                    while chunk := b"".join(islice(parts, 1 << 16)):  # one bytes object each: not all at once
-                        rows += chunk
-            except lmdb.Error as error:
-                raise IndexStoreError(f"index {self.path}: corrupted `ads` table: {error}") from error
-        if len(rows) != expected:
+    def _require(self, tokenizer_id: str) -> None:
+        if tokenizer_id not in self.generations:
             raise IndexStoreError(
-                f"index {self.path}: corrupted `ads` records: expected {expected} bytes, got {len(rows)}"
+                f"index {self.path}: expected a ready generation, got {tokenizer_id}; ready: "
+                f"{', '.join(self.generations) or 'none'}"
             )
-        records = np.frombuffer(rows, row)
+
+    def _catch_up(self, *, also: str | None = None, primary: bool = False) -> bool:
+        """Read on in one transaction; `also` is followed from now on, or the generation of `snapshot`."""
+        failed: Path | None = None
+        while True:
+            try:
+                with self._environment.begin() as transaction:
+                    return self._read(transaction, also=also, primary=primary)
+            except _BaseError as error:
+                # The next compaction may have removed it since `meta` was read: then `meta` names another.
+                if error.base == failed:
+                    raise
+                failed = error.base
+            except lmdb.Error as error:
+                raise IndexStoreError(f"index {self.path}: cannot be read: {error}") from error
+
+    def _read(self, transaction: lmdb.Transaction, *, also: str | None, primary: bool) -> bool:
         try:
-            return IndexSnapshot.build(
-                records["ad_id"].astype(np.int64),
-                records["codes"],
-                active=records["status"] == ACTIVE,
-                level_sizes=level_sizes,
-                version=int(meta["sequence"]),
-                tokenizer_id=str(meta["tokenizer_id"]),
-            )
+            table = self._environment.open_db(META, txn=transaction, create=False)
+            raw = bytes(transaction.get(INDEX_KEY, db=table) or b"")
+        except lmdb.NotFoundError:
+            raw = b""
+        if raw and raw == self._raw and also is None:
+            return False
+        before, primary_before = self._meta, self._primary
+        self._meta = StoreMeta.decode(raw, where=self.path)
+        try:
+            if also is not None:
+                self._require(also)
+            wanted = {name for name in self._followed if name in self.generations}
+            wanted |= {also} if also is not None else set()
+            wanted |= {self._primary_now()} if primary else set()
+            found = {name: self._follow(transaction, name) for name in sorted(wanted)}
+        except BaseException:
+            self._meta, self._primary = before, primary_before
+            raise
+        self._raw, self._followed = raw, found
+        return self._meta != before
+
+    def _follow(self, transaction: lmdb.Transaction, name: str) -> _Followed:
+        generation, sequence = self._meta.generations[name], self._meta.sequence
+        old = self._followed.get(name)
+        fits = old is not None and old.base_sequence == generation.base
+        if old is None or not fits or not generation.log_start <= old.snapshot.version <= sequence:
+            base = self._base(name, generation)
+            if base.version < generation.log_start:
+                raise IndexStoreError(
+                    f"index {self.path}: generation {name}: expected a base as of {generation.log_start} or "
+                    f"later, where its changes begin, got {generation.base}"
+                )
+            old = _Followed(generation.base, base, Changes.none(), base)
+        if old.snapshot.version == sequence:
+            return old
+        rows = self._rows(transaction, name, generation, after=old.snapshot.version)
+        try:
+            changes = old.changes.with_rows(rows, generation.level_sizes) if len(rows) else old.changes
         except ValueError as error:
-            raise IndexStoreError(f"index {self.path}: corrupted `ads` records: {error}") from error
+            raise IndexStoreError(
+                f"index {self.path}: generation {name}: corrupted changes: {error}"
+            ) from error
+        snapshot = with_changes(old.base, changes, version=sequence)
+        return _Followed(old.base_sequence, old.base, changes, snapshot)
+
+    def _rows(
+        self, transaction: lmdb.Transaction, name: str, generation: Generation, *, after: int
+    ) -> np.ndarray:
+        dtype = change_dtype(len(generation.level_sizes))
+        try:
+            table = self._environment.open_db(generation_tables(name).changes, txn=transaction, create=False)
+        except lmdb.NotFoundError:  # nothing was written yet
+            return np.zeros(0, dtype)
+        with transaction.cursor(db=table) as cursor:
+            found = cursor.set_range(number_key(after + 1))
+            raw = b"".join(cursor.iternext(keys=False, values=True)) if found else b""
+        if len(raw) % dtype.itemsize:
+            raise IndexStoreError(
+                f"index {self.path}: generation {name}: corrupted changes after {after}: expected rows of "
+                f"{dtype.itemsize} bytes, got {len(raw)} bytes"
+            )
+        return np.frombuffer(raw, dtype)
+
+    def _base(self, name: str, generation: Generation) -> IndexSnapshot:
+        """A generation that only ever got events has no base yet: its log goes back to its beginning."""
+        sizes = generation.level_sizes
+        if generation.base is None:
+            return IndexSnapshot.build(
+                np.zeros(0, np.int64),
+                np.zeros((0, len(sizes)), np.int32),
+                active=np.zeros(0, bool),
+                level_sizes=sizes,
+                version=generation.log_start,
+                tokenizer_id=name,
+            )
+        folder = base_folder(self.path, name, sequence=generation.base)
+        try:
+            base = read_base(folder)
+        except IndexStoreError as error:
+            raise _BaseError(error, base=folder) from error
+        expected = (generation.base, name, sizes)
+        got = (base.version, base.tokenizer_id, base.level_sizes)
+        if got != expected:
+            raise IndexStoreError(
+                f"{folder}: expected sequence number, tokenizer and level sizes {expected}, got {got}"
+            )
+        return base

@@ -6,17 +6,58 @@ Letters: N known ads, M distinct live SIDs, T levels.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 
 from serving.index.keys import pack, run_starts, unpack
-from serving.index.trie import Trie
+from serving.index.trie import PrefixTree, Trie
+
+
+class Snapshot(ABC):
+    """The index at one version. Paused and deleted ads are known (ad -> SID) but not in the trie.
+
+    Attributes:
+        version: sequence number of the last change it holds.
+        tokenizer_id: tokenizer that made the SIDs.
+        level_sizes: codebook size of each level.
+        trie: the live SIDs.
+    """
+
+    version: int
+    tokenizer_id: str
+    level_sizes: tuple[int, ...]
+    trie: PrefixTree
+
+    @abstractmethod
+    def sids_of(self, ad_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """SIDs int32 [n, T] of ads int64 [n], and known bool [n] (rows of unknown ads are undefined)."""
+
+    @abstractmethod
+    def ads_of_leaves(self, leaves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Active ads of leaves [n] (-1: none): rows int64 [k] into `leaves`, ascending, and ads int64 [k].
+
+        The ads of a leaf come ascending.
+        """
+
+    def leaves_of(self, sids: np.ndarray) -> np.ndarray:
+        """Leaf of each SID, int64 [n]; -1 where the SID is not live or not a SID at all."""
+        return self.trie.find(sids)
+
+    def banned_leaves(self, ad_ids: np.ndarray) -> np.ndarray:
+        """Leaves, sorted int64, all of whose active ads are in `ad_ids`: beams need not go there."""
+        sids, known = self.sids_of(ad_ids)
+        leaves = np.unique(self.leaves_of(sids[known]))
+        leaves = leaves[leaves >= 0]
+        rows, ads = self.ads_of_leaves(leaves)
+        kept = np.bincount(rows[~np.isin(ads, ad_ids)], minlength=len(leaves))
+        return leaves[kept == 0]
 
 
 @dataclass(frozen=True)
-class IndexSnapshot:
-    """The index at one version. Paused and deleted ads are known (ad -> SID) but not in the trie.
+class IndexSnapshot(Snapshot):
+    """A snapshot that is arrays and nothing else.
 
     Attributes:
         version: sequence number of the last change it holds.
@@ -60,7 +101,7 @@ class IndexSnapshot:
         if (ad_ids[1:] < ad_ids[:-1]).any():
             order = np.argsort(ad_ids)
             ad_ids, keys, active = ad_ids[order], keys[order], active[order]
-        live_keys, ads = _sort_stable(keys[active], bound=math.prod(level_sizes))
+        live_keys, ads = sort_stable(keys[active], bound=math.prod(level_sizes))
         first = run_starts(live_keys)  # [M]
         return cls(
             version,
@@ -88,27 +129,14 @@ class IndexSnapshot:
         return sum(a.nbytes for a in {id(a): a for a in arrays}.values())
 
     def sids_of(self, ad_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """SIDs int32 [n, T] of ads int64 [n], and known bool [n] (rows of unknown ads are undefined)."""
+        """See `Snapshot.sids_of`."""
         if not len(self.ad_ids):
             return np.zeros((len(ad_ids), len(self.level_sizes)), np.int32), np.zeros(len(ad_ids), bool)
         at = np.minimum(np.searchsorted(self.ad_ids, ad_ids), len(self.ad_ids) - 1)
         return unpack(self.ad_keys[at], self.level_sizes), self.ad_ids[at] == ad_ids
 
-    def leaves_of(self, sids: np.ndarray) -> np.ndarray:
-        """Leaf of each SID, int64 [n]; -1 where the SID is not live or not a SID at all."""
-        return self.trie.find(sids)
-
-    def banned_leaves(self, ad_ids: np.ndarray) -> np.ndarray:
-        """Leaves, sorted int64, all of whose active ads are in `ad_ids`: beams need not go there."""
-        sids, known = self.sids_of(ad_ids)
-        leaves = np.unique(self.leaves_of(sids[known]))
-        leaves = leaves[leaves >= 0]
-        rows, ads = self.ads_of_leaves(leaves)
-        kept = np.bincount(rows[~np.isin(ads, ad_ids)], minlength=len(leaves))
-        return leaves[kept == 0]
-
     def ads_of_leaves(self, leaves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Active ads of leaves [n] (-1: none): rows int64 [k] into `leaves`, ascending, and ads int64 [k]."""
+        """See `Snapshot.ads_of_leaves`."""
         safe = np.maximum(leaves, 0)
         if not self.trie.leaves:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -118,7 +146,7 @@ class IndexSnapshot:
         return rows, self.ad_ids[self.leaf_ads[self.leaf_ad_ptr[safe][rows] + within]]
 
 
-def _sort_stable(keys: np.ndarray, *, bound: int) -> tuple[np.ndarray, np.ndarray]:
+def sort_stable(keys: np.ndarray, *, bound: int) -> tuple[np.ndarray, np.ndarray]:
     """Sorted keys [n], each in 0 .. bound - 1, and positions that sort them; equal keys keep their order."""
     count = max(len(keys), 1)
     if bound * count >= 1 << 63:

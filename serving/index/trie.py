@@ -7,12 +7,76 @@ W children of the node that has most.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from serving.index.keys import pack, run_starts
 
-_FANOUT = 8  # parts that a step of `find` divides a node's children into; bisection takes more, smaller steps
+
+class ChildNodes(Protocol):
+    """Children of beams, as a beam search needs them."""
+
+    @property
+    def allowed(self) -> np.ndarray:
+        """Codes int32 [B, n, C] (C >= 1); -1 where there is no child, which may be between two children."""
+        ...
+
+    def nodes(self, at: np.ndarray) -> np.ndarray:
+        """Node ids int [B, m] of candidates `at`, int [B, m] positions in 0 .. n * C - 1."""
+        ...
+
+
+class PrefixTree(Protocol):
+    """What a beam search needs of a trie. Nodes of a level are numbers; -1 is padding."""
+
+    @property
+    def levels(self) -> int:
+        """SID levels T."""
+        ...
+
+    @property
+    def leaves(self) -> int:
+        """Distinct live SIDs."""
+        ...
+
+    @property
+    def roots(self) -> tuple[np.ndarray, np.ndarray]:
+        """Codes int32 [R] of the first level that lead to a live SID, and their nodes int32 [R]."""
+        ...
+
+    def children(self, level: int, nodes: np.ndarray) -> ChildNodes:
+        """Children at `level` (1 .. T - 1) of nodes int [B, n] of the level above."""
+        ...
+
+    def code(self, level: int, nodes: np.ndarray) -> np.ndarray:
+        """Last code int32 of each node; that of any node for padding."""
+        ...
+
+    def leaf_counts(self, level: int, nodes: np.ndarray) -> np.ndarray:
+        """Live SIDs below nodes."""
+        ...
+
+    def sids(self, level: int, nodes: np.ndarray, *, parents: list[np.ndarray]) -> np.ndarray:
+        """Codes int32 [B, n, level + 1] of beams from their nodes and those of their ancestors."""
+        ...
+
+    def find(self, sids: np.ndarray) -> np.ndarray:
+        """Leaf of each SID int [n, T], int64 [n]; -1 where it is not live."""
+        ...
+
+
+class Children(NamedTuple):
+    """Children of beams in a `Trie`: codes int32 [B, n, C], and each beam's first child, int32 [B, n]."""
+
+    allowed: np.ndarray
+    first: np.ndarray
+
+    def nodes(self, at: np.ndarray) -> np.ndarray:
+        """See `ChildNodes.nodes`."""
+        parent, column = np.divmod(at, self.allowed.shape[2])
+        return np.take_along_axis(self.first, parent, 1) + column.astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -91,12 +155,23 @@ class Trie:
         """Distinct live SIDs M."""
         return int(self.child_ptr[-1][-1])
 
-    def children(self, level: int, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    @cached_property
+    def roots(self) -> tuple[np.ndarray, np.ndarray]:
+        """Codes int32 [R] of the first level, and their nodes int32 [R]."""
+        codes = self.codes[0]
+        return codes, np.arange(len(codes), dtype=np.int32)
+
+    def code(self, level: int, nodes: np.ndarray) -> np.ndarray:
+        """Last code int32 of each node; that of any node for padding."""
+        return self.padded_codes[level][np.maximum(nodes, 0)]
+
+    def children(self, level: int, nodes: np.ndarray, *, at_least: int = 1) -> Children:
         """Children at `level` of beams standing on nodes of the level above.
 
         Args:
             level: 1 .. T - 1.
             nodes: int [B, n] node ids of level - 1; -1 is a padded beam, which has no children.
+            at_least: columns C wanted although no beam has so many children.
 
         Returns:
             allowed int32 [B, n, C] codes, -1 where a beam has fewer than C children (C >= 1), and first int32
@@ -106,13 +181,18 @@ class Trie:
         safe = np.maximum(nodes, 0)
         first = ptr[safe]
         count = np.where(nodes >= 0, ptr[safe + 1] - first, 0)
-        width = max(int(count.max(initial=0)), 1)
+        width = max(int(count.max(initial=0)), at_least)
+        widest = max(len(self.padded_codes[level]) - int(ptr[-1]), 1)
+        if width > widest:
+            allowed, first = self.children(level, nodes, at_least=widest)
+            padding = np.full((*nodes.shape, width - widest), -1, np.int32)
+            return Children(np.concatenate([allowed, padding], axis=2), first)
         if table is not None:
-            return table[:, :width][nodes], first  # padded beams take the last row
+            return Children(table[:, :width][nodes], first)  # padded beams take the last row
         # Copies of rows: as index arithmetic and `where` on [B, n, C], it takes several times as long.
         allowed = _windows(self.padded_codes[level], width)[first]  # [B, n, C], past the last child too
         allowed |= _windows(self.mask, width)[len(self.mask) // 2 - count]  # -1 has all bits
-        return allowed, first
+        return Children(allowed, first)
 
     def leaf_counts(self, level: int, nodes: np.ndarray) -> np.ndarray:
         """Live SIDs below nodes of `level`; 0 for padding (-1). Same shape as `nodes`."""
@@ -124,30 +204,43 @@ class Trie:
 
     def sids(self, level: int, nodes: np.ndarray, *, parents: list[np.ndarray]) -> np.ndarray:
         """Codes int32 [B, n, level + 1] of beams at `level` from their nodes and those of their ancestors."""
-        columns = [self.padded_codes[t][np.maximum(p, 0)] for t, p in enumerate([*parents, nodes])]
+        columns = [self.code(t, p) for t, p in enumerate([*parents, nodes])]
         return np.stack(columns, axis=-1)
 
     def find(self, sids: np.ndarray) -> np.ndarray:
         """Leaf of each SID int [n, T], int64 [n]; -1 where the SID is not live or not a SID at all."""
+        return self.path(sids)[-1].astype(np.int64)
+
+    def path(self, sids: np.ndarray) -> np.ndarray:
+        """Nodes int32 [T, n] on the way to each SID int [n, T]; -1 from the level on where there is none."""
+        nodes = np.full((self.levels, len(sids)), -1, np.int32)
         if not self.leaves:
-            return np.full(len(sids), -1)
-        # From level to level the last child whose code is not above the wanted one. A node has at least one
-        # child, so a SID that is lost already goes on from a node that exists.
-        nodes = np.maximum(np.searchsorted(self.codes[0], sids[:, 0], side="right") - 1, 0).astype(np.int32)
-        found = self.padded_codes[0][nodes] == sids[:, 0]
+            return nodes
+        # A SID that is lost goes on from a node that exists.
+        at = np.maximum(np.searchsorted(self.codes[0], sids[:, 0], side="right") - 1, 0)
+        found = self.padded_codes[0][at] == sids[:, 0]
+        nodes[0] = np.where(found, at, -1)
         for level in range(1, self.levels):
-            codes, ptr, wanted = self.padded_codes[level], self.child_ptr[level], sids[:, level]
-            low, high = ptr[nodes], ptr[nodes + 1] - 1  # [n]
-            width = int((high - low).max(initial=0)) + 1
-            while width > 1:
-                stride = -(-width // _FANOUT)
-                probes = low[:, None] + np.arange(stride, width, stride, dtype=np.int32)  # [n, < _FANOUT]
-                passed = (probes <= high[:, None]) & (codes[probes] <= wanted[:, None])
-                low = low + stride * passed.sum(axis=1, dtype=np.int32)
-                high, width = np.minimum(high, low + (stride - 1)), stride
-            found &= codes[low] == wanted
-            nodes = low
-        return np.where(found, nodes, -1).astype(np.int64)
+            at = self._last_child(level, at, codes=sids[:, level])
+            found &= self.padded_codes[level][at] == sids[:, level]
+            nodes[level] = np.where(found, at, -1)
+        return nodes
+
+    def _last_child(self, level: int, nodes: np.ndarray, *, codes: np.ndarray) -> np.ndarray:
+        """Last child int64 [n] at `level` of each node whose code is not above [n], or the first child."""
+        values, ptr = self.padded_codes[level], self.child_ptr[level]
+        low = ptr[nodes].astype(np.int64)  # [n]; a node has at least one child
+        last = ptr[nodes + 1].astype(np.int64) - 1
+        codes = np.ascontiguousarray(codes)
+        stride = 1 << int((last - low).max(initial=0)).bit_length()
+        # Steps without branches, `where` or masks, which would take most of the time.
+        while stride > 1:
+            stride //= 2
+            probes = low + stride  # past the end it reads the padding
+            passed = values.take(probes) <= codes
+            passed &= probes <= last
+            low += np.multiply(passed, stride, dtype=np.int64)
+        return low
 
 
 def _table(codes: np.ndarray, count: np.ndarray, width: int) -> np.ndarray:

@@ -14,9 +14,9 @@ import tritonclient.grpc
 from serving.beam_search import Normalise, beam_search
 from serving.bundle import current_version, read_manifest
 from serving.index.reader import IndexReader
-from serving.index.snapshot import IndexSnapshot
+from serving.index.snapshot import Snapshot
 from serving.ort import OrtExecutor
-from serving.request import request_features
+from serving.request import fill_slots, request_features
 from serving.resolve import resolve
 from serving.widths import WidthPlan
 from tests.pipeline import WIDTHS, Pipeline
@@ -70,7 +70,7 @@ def infer(
 class Reference:
     """The request path in this process: ONNX Runtime and the product's functions, without Triton."""
 
-    snapshot: IndexSnapshot
+    snapshot: Snapshot
     executor: OrtExecutor
     value_table: np.ndarray
 
@@ -107,7 +107,7 @@ class Reference:
         beams = beam_search(
             self.executor,
             snapshot.trie,
-            features.slots[None],
+            fill_slots(snapshot, features.slot_ads[None], features.slots[None]),
             features.profile[None],
             plan=WidthPlan.parse(widths, levels=3),
             num_results=np.array([num_ads]),

@@ -14,7 +14,7 @@ from serving.ort import OrtExecutor
 from serving.widths import WidthPlan
 from tests.fake_triton import FakeTriton, Request, TritonError, load_model
 from tests.pipeline import WIDTHS
-from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE, random_requests
+from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE, random_requests, random_slot_ads
 
 GRAPHS = ["lazyar_prefix", *(f"lazyar_tail_{t}" for t in (2, 3, 4))]
 NONE = np.zeros((1, 0), np.int64)
@@ -75,9 +75,10 @@ def history(ads, *, rows=1, now=1_000, num_ads=3, **more):
 
 
 def searchable(rows, *, num_ads=5, start=0):
-    slots, profile = random_requests(start + rows)
+    slot_ads, columns, profile, _ = random_slot_ads(start + rows)
     return {
-        "slots": slots[start:],
+        "slot_ads": slot_ads[start:],
+        "slots": columns[start:],
         "profile_codes": profile[start:],
         "num_ads": np.full((rows, 1), num_ads, np.int32),
         "exclude": np.full((rows, 2), -1, np.int64),
@@ -90,15 +91,16 @@ def test_request_features(load):
     exclude = np.array([[7, -1, 5], [7, 7, 7]], np.int64)
     requests = [Request(history(ads, rows=2, exclude_ad_ids=exclude)), Request(history([3]))]
     first, second = (r.arrays() for r in model.execute(requests))
-    assert first["slots"].shape == (2, SPEC.slots, SPEC.columns)
-    assert first["slots"].dtype == np.int32
+    assert first["slots"].shape == (2, SPEC.slots, 3)
+    assert (first["slots"].dtype, first["slot_ads"].dtype) == (np.int32, np.int64)
     assert first["profile_codes"].tolist() == [[1, 1], [1, 1]]
     assert first["excluded"].tolist() == [[5, 7], [7, -1]]
     assert first["ignored_history"].tolist() == [[0], [0]]
     assert second["ignored_history"].tolist() == [[1]]
     assert second["excluded"].shape == (1, 0)
-    codes = model.reader.snapshot.sids_of(ads)[0] + 1
-    assert sorted(first["slots"][0, :3, :3].tolist()) == sorted(codes.tolist())
+    assert sorted(first["slot_ads"][0, :3].tolist()) == sorted(ads.tolist())
+    assert (first["slot_ads"][0, 3] == -1) == (SPEC.short_slots > 3)
+    assert (second["slot_ads"] == -1).all()  # the ad is unknown
 
 
 def test_optional_inputs_may_be_absent(load):
@@ -107,7 +109,7 @@ def test_optional_inputs_may_be_absent(load):
     response = model.execute([Request(history(ads, timestamp=None, exclude_ad_ids=None))])[0].arrays()
     assert response["excluded"].shape == (1, 0)
     # without a time of its own a request is of now, decades after these events: the last gap bucket
-    assert (response["slots"][0, :2, SPEC.levels + 1] == SPEC.gap_buckets - 1).all()
+    assert (response["slots"][0, :2, 1] == SPEC.gap_buckets - 1).all()
 
 
 @pytest.mark.parametrize(
@@ -163,6 +165,7 @@ def test_ad_resolver(load):
         "beam_sids": sids,
         "beam_scores": np.full((2, 4), -1.5, np.float32),
         "beam_values": np.full((2, 4), np.nan, np.float32),
+        "model_version": np.ones((2, 1), np.int64),
         "num_ads": np.array([[1], [5]], np.int32),
         "exclude": np.array([[-1], [expected[0]]], np.int64),
     }
@@ -344,6 +347,7 @@ def test_from_request_to_ads(graphs, load):
         [
             Request(
                 {
+                    "slot_ads": built["slot_ads"],
                     "slots": built["slots"],
                     "profile_codes": built["profile_codes"],
                     "num_ads": num_ads,
@@ -357,7 +361,7 @@ def test_from_request_to_ads(graphs, load):
     out = resolver.execute(
         [
             Request(
-                {k: beams[k] for k in ("beam_sids", "beam_scores", "beam_values")}
+                {k: beams[k] for k in ("beam_sids", "beam_scores", "beam_values", "model_version")}
                 | {"num_ads": num_ads, "exclude": built["excluded"]}
             )
         ]

@@ -3,9 +3,17 @@
 import numpy as np
 import pytest
 
-from serving.request import RequestError, RequestLimits, check_exclude, check_num_ads, request_features
+from serving.features import build_slots
+from serving.request import (
+    RequestError,
+    RequestLimits,
+    check_exclude,
+    check_num_ads,
+    fill_slots,
+    request_features,
+)
 from serving.resolve import resolve
-from tests.tiny import SPEC, tiny_snapshot
+from tests.tiny import SPEC, random_slot_ads, tiny_snapshot
 
 NOW = 1_000_000
 
@@ -80,8 +88,9 @@ def test_limits_that_allow_nothing():
 
 def test_cold_start_user():
     found = ask()
-    assert found.slots.shape == (SPEC.slots, SPEC.columns)
+    assert found.slots.shape == (SPEC.slots, 3)
     assert not found.slots.any()
+    assert found.slot_ads.tolist() == [-1] * SPEC.slots
     assert found.ignored == 0
 
 
@@ -91,7 +100,8 @@ def test_what_is_left_out_is_counted():
     assert unknown not in tiny_snapshot().ad_ids
     found = ask((a, -1, unknown, b, a), timestamps=(5, -9, 6, NOW + 1, NOW), behaviors=(1, 99, 2, 3, 3))
     assert found.ignored == 2  # the unknown ad and the future event; padding is nothing at all
-    assert found.slots[:2, SPEC.levels].tolist() == [3, 1]
+    assert found.slots[:2, 0].tolist() == [3, 1]
+    assert found.slot_ads[:3].tolist() == [a, a, -1]
 
 
 def test_history_of_ten_thousand_keeps_the_newest():
@@ -102,14 +112,15 @@ def test_history_of_ten_thousand_keeps_the_newest():
     assert found.ignored == 10_000 - SPEC.max_history
     same = ask(history[-SPEC.max_history :], timestamps=times[-SPEC.max_history :])
     np.testing.assert_array_equal(found.slots, same.slots)
+    np.testing.assert_array_equal(found.slot_ads, same.slot_ads)
 
 
 def test_unknown_ads_do_not_push_known_ones_out():
     ad = known(1)[0]
     found = ask([ad] + [3] * 500, timestamps=range(501))
-    assert (
-        found.slots[0, : SPEC.levels].tolist() == (tiny_snapshot().sids_of(np.array([ad]))[0][0] + 1).tolist()
-    )
+    assert found.slot_ads[0] == ad
+    assert found.slot_ads[SPEC.short_slots] == ad
+    assert (found.slot_ads >= 0).sum() == 2
 
 
 def test_a_paused_ad_still_counts_as_history():
@@ -117,7 +128,36 @@ def test_a_paused_ad_still_counts_as_history():
     paused = int(np.setdiff1d(snapshot.ad_ids, snapshot.leaf_ad_ids)[0])
     found = ask((paused,))
     assert found.ignored == 0
-    assert found.slots[0, SPEC.levels] == 3
+    assert found.slots[0, 0] == 3
+    assert found.slot_ads[0] == paused
+
+
+def test_slots_are_what_training_builds():
+    """Through `request_features` and `fill_slots`, or `build_slots` on the known ads alone."""
+    random, snapshot = np.random.default_rng(0), tiny_snapshot()
+    for count in (0, 1, 5, 40):
+        ads = random.choice(np.append(snapshot.ad_ids, [3, 10_001]), count)
+        behaviors, times = random.integers(1, 4, count), NOW - random.integers(-5, 4_000_000, count)
+        found = ask(ads, behaviors=behaviors, timestamps=times)
+        sids, known = snapshot.sids_of(ads)
+        expected = build_slots(
+            SPEC,
+            ads[known],
+            sids=sids[known],
+            behaviors=behaviors[known],
+            timestamps=times[known],
+            now=NOW,
+        )
+        got = fill_slots(snapshot, found.slot_ads[None], found.slots[None])
+        np.testing.assert_array_equal(got[0], expected.slots)
+        assert got.dtype == np.int32
+        assert found.ignored == expected.ignored + int((~known).sum())
+
+
+def test_an_ad_that_a_generation_does_not_know_leaves_its_slot_empty():
+    slot_ads, columns, _, slots = random_slot_ads(6)
+    assert ((slot_ads == 10_001) & (columns[..., 0] > 0)).any()
+    np.testing.assert_array_equal(fill_slots(tiny_snapshot(), slot_ads, columns), slots)
 
 
 def test_resolve_keeps_the_order_of_beams_and_skips_what_is_not_live():

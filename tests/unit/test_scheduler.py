@@ -1,5 +1,6 @@
 """The scheduler with a real index and bundles on disk, and an engine that records what it is asked."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,10 +12,12 @@ import serving.scheduler as module
 from export.bundle import point_current
 from serving.beam_search import beam_search
 from serving.bundle import BundleError
+from serving.index.layout import IndexStoreError
 from serving.index.reader import IndexReader
 from serving.scheduler import ActiveModel, Scheduler, SearchRequest
 from serving.widths import WidthPlan
-from tests.tiny import VALUE_TABLE, random_requests, tiny_model
+from tests.index_files import IndexFiles
+from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_slot_ads, tiny_catalogue, tiny_model
 from training.executor import TorchExecutor
 
 PLAN = WidthPlan((4, 8, 16), 6)
@@ -53,9 +56,10 @@ def add_version(bundles, version, **changes):
 def make(deployment, *, searches=None, loaded=lambda manifest: True, fail_batch=None):
     bundles, index, tokenizer_id = deployment
     searches = [] if searches is None else searches
-    active = ActiveModel(bundles, tokenizer_id=tokenizer_id, is_loaded=loaded)
+    reader = IndexReader(index, tokenizer_id=tokenizer_id, max_wait_s=0.0)
+    active = ActiveModel(bundles, reader=reader, is_loaded=loaded)
     return Scheduler(
-        IndexReader(index),
+        reader,
         active,
         plan=PLAN,
         make_executor=lambda m: Recorder(m.version, searches, fail_batch=fail_batch),
@@ -63,9 +67,9 @@ def make(deployment, *, searches=None, loaded=lambda manifest: True, fail_batch=
 
 
 def requests(count, *, num_ads=5, caps=None, exclude=NONE):
-    slots, profile = random_requests(count)
+    ads, slots, profile, _ = random_slot_ads(count)
     return [
-        SearchRequest(slots[i], profile[i], num_ads, exclude, width_cap=(caps or [None] * count)[i])
+        SearchRequest(ads[i], slots[i], profile[i], num_ads, exclude, width_cap=(caps or [None] * count)[i])
         for i in range(count)
     ]
 
@@ -78,7 +82,7 @@ def test_groups_by_width_and_keeps_the_order(deployment):
     # a cap above every width is the plan itself: three requests share its search
     assert sorted(searches) == [(1, 2), (1, 3)]
     assert [a.degraded for a in answers] == [False, True, False, False, True]
-    slots, profile = random_requests(5)
+    _, _, profile, slots = random_slot_ads(5)
     snapshot = scheduler._reader.snapshot
     for i, answer in enumerate(answers):
         plan = WidthPlan((2, 2, 2), 2) if caps[i] == 2 else PLAN
@@ -190,10 +194,105 @@ def test_a_refused_version_is_not_hashed_again_for_every_batch(deployment, monke
     assert len(read) == 1
 
 
-def test_first_version_must_be_of_the_index_tokenizer(deployment):
-    bundles, _, tokenizer_id = deployment
-    with pytest.raises(BundleError, match=f"expected tokenizer wrong .*got {tokenizer_id}; build the index"):
-        ActiveModel(bundles, tokenizer_id="wrong", is_loaded=lambda manifest: True)
+def test_first_version_must_be_of_a_generation_of_the_index(deployment):
+    bundles, index, tokenizer_id = deployment
+    reader = IndexReader(index)
+    add_version(bundles, 2, tokenizer_id="wrong")
+    point_current(bundles, 2)
+    with pytest.raises(
+        IndexStoreError, match=f"version 2 is of tokenizer wrong: .*got wrong; ready: {tokenizer_id}"
+    ):
+        ActiveModel(bundles, reader=reader, is_loaded=lambda manifest: True)
     os.unlink(bundles / "CURRENT")
     with pytest.raises(BundleError, match="CURRENT: expected the version to serve"):
-        ActiveModel(bundles, tokenizer_id=tokenizer_id, is_loaded=lambda manifest: True)
+        ActiveModel(bundles, reader=reader, is_loaded=lambda manifest: True)
+
+
+@pytest.fixture
+def two_generations(deployment):
+    """An index whose second generation, "new", gives every ad another SID and is not ready yet."""
+    bundles, index, tokenizer_id = deployment
+    shutil.rmtree(index)
+    files, ads = IndexFiles(index), list(zip(*(a.tolist() for a in tiny_catalogue()), strict=True))
+    files.generation(tokenizer_id, LEVEL_SIZES)
+    files.generation("new", LEVEL_SIZES, ready=False)
+    mirrored = {a: tuple(v - 1 - c for v, c in zip(LEVEL_SIZES, s, strict=True)) for a, s, _ in ads}
+    files.apply(
+        {
+            tokenizer_id: [(a, tuple(s), on, True) for a, s, on in ads],
+            "new": [(a, mirrored[a], on, True) for a, _, on in ads],
+        }
+    )
+    add_version(bundles, 2, tokenizer_id="new")
+    return bundles, index, tokenizer_id, files
+
+
+class Keeper(Recorder):
+    """Keeps the slots that it was given."""
+
+    def prefix(self, slots, profile):
+        self.searches.append((self.version, slots.copy()))
+        return TorchExecutor.prefix(self, slots, profile)
+
+
+def test_version_waits_for_its_generation_and_then_all_is_of_one(two_generations, caplog):
+    """Context, trie and answer of a batch are of the generation of the version that searches."""
+    bundles, index, tokenizer_id, files = two_generations
+    scheduler = make((bundles, index, tokenizer_id))
+    seen = []
+    scheduler._make_executor = lambda m: Keeper(m.version, seen)
+    scheduler._executor = Keeper(1, seen)
+    point_current(bundles, 2)
+    *_, slots = random_slot_ads(3)
+    for version in (1, 2):
+        answers = scheduler.search(requests(3))
+        state = files.state["new" if version == 2 else tokenizer_id]
+        live = {sid for sid, active in state.values() if active}
+        for answer in answers:
+            assert answer.model_version == version
+            assert {tuple(s) for s in answer.sids.tolist() if s[0] >= 0} <= live
+        expected = slots.copy()
+        if version == 2:
+            shown = slots[..., 0] > 0
+            expected[shown, :3] = np.array(LEVEL_SIZES) + 1 - slots[shown, :3]
+        assert seen[-1][0] == version
+        np.testing.assert_array_equal(seen[-1][1], expected)
+        if version == 1:
+            assert "model version 1 stays in use: model version 2 is of tokenizer new" in caplog.text
+            files._set("new", dataclasses.replace(files.meta.generations["new"], ready=True))
+    assert list(scheduler._reader._followed) == ["new"]  # the old one is forgotten
+
+
+def test_a_generation_that_is_gone_fails_requests_and_not_the_server(two_generations):
+    bundles, index, tokenizer_id, files = two_generations
+    scheduler = make((bundles, index, tokenizer_id))
+    files._set("new", dataclasses.replace(files.meta.generations["new"], ready=True))
+    files.drop(tokenizer_id)
+    answers = scheduler.search(requests(2))
+    assert [type(a) for a in answers] == [IndexStoreError] * 2
+    point_current(bundles, 2)
+    assert [a.model_version for a in scheduler.search(requests(2))] == [2, 2]
+
+
+def test_an_unreadable_generation_is_no_reason_to_leave_the_old_one(two_generations, caplog):
+    bundles, index, tokenizer_id, files = two_generations
+    scheduler = make((bundles, index, tokenizer_id))
+    files._set("new", dataclasses.replace(files.meta.generations["new"], ready=True))
+    shutil.rmtree(files.compact("new"))
+    point_current(bundles, 2)
+    assert scheduler.search(requests(1))[0].model_version == 1
+    assert "expected a readable base of the index" in caplog.text
+
+
+def test_changes_of_the_index_are_in_the_next_batch(two_generations):
+    bundles, index, tokenizer_id, files = two_generations
+    scheduler = make((bundles, index, tokenizer_id))
+    files.compact(tokenizer_id)
+    first = scheduler.search(requests(1, num_ads=3))[0]
+    best = tuple(first.sids[0].tolist())
+    paused = [(a, s, False, True) for a, (s, on) in files.state[tokenizer_id].items() if on and s == best]
+    version = files.apply({tokenizer_id: paused})
+    second = scheduler.search(requests(1, num_ads=3))[0]
+    assert second.index_version == version
+    assert best not in {tuple(s) for s in second.sids.tolist()}
+    assert (second.sids[:3] >= 0).all()

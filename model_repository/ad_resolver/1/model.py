@@ -12,10 +12,11 @@ sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.adapter import answer_each, array, pad_rows, parameters, resolve_path
+from serving.adapter import IndexGauges, answer_each, array, pad_rows, parameters, resolve_path
+from serving.bundle import read_current
 from serving.index.reader import IndexReader
 from serving.request import RequestLimits, check_num_ads
-from serving.resolve import NO_AD, resolve
+from serving.resolve import NO_AD, VersionSnapshots, resolve
 
 
 class TritonPythonModel:
@@ -24,26 +25,32 @@ class TritonPythonModel:
     def initialize(self, args):
         """Open the index."""
         config = parameters(args)
-        self.reader = IndexReader(resolve_path(config["index"]))
+        bundles = resolve_path(config["bundles"])
+        self.reader = IndexReader(
+            resolve_path(config["index"]), tokenizer_id=read_current(bundles, verify=False).tokenizer_id
+        )
+        self.snapshots = VersionSnapshots(self.reader, bundles)
+        self.gauges = IndexGauges(pb_utils, args["model_name"], self.reader)
         self.limits = RequestLimits(max_num_ads=int(config["max_num_ads"]))
 
     def execute(self, requests):
         """Resolve request by request with the index as of now."""
         self.reader.refresh()
+        self.gauges.update()
         return answer_each(pb_utils, requests, self.run)
 
     def run(self, request):
         """Ads of one request: beam_sids [b, n, T], beam_scores and beam_values [b, n]."""
-        sids, scores, values, num_ads, exclude = (
+        sids, scores, values, versions, num_ads, exclude = (
             array(pb_utils, request, name)
-            for name in ("beam_sids", "beam_scores", "beam_values", "num_ads", "exclude")
+            for name in ("beam_sids", "beam_scores", "beam_values", "model_version", "num_ads", "exclude")
         )
         # Again: whoever calls this model past the ensemble must not fill memory.
         check_num_ads(num_ads, self.limits)
-        snapshot = self.reader.snapshot
+        snapshots = [self.snapshots.of(int(v)) for v in versions[:, 0]]
         rows = [
             resolve(
-                snapshot,
+                snapshots[i],
                 sids[i],
                 scores=scores[i],
                 expected_value=values[i],
@@ -57,5 +64,5 @@ class TritonPythonModel:
             "scores": pad_rows([r.scores for r in rows], fill=0),
             "expected_value": pad_rows([r.expected_value for r in rows], fill=0),
             "sids": pad_rows([r.sids for r in rows], fill=-1),
-            "index_version": np.full((len(rows), 1), snapshot.version, np.int64),
+            "index_version": np.array([[s.version] for s in snapshots], np.int64),
         }

@@ -24,6 +24,7 @@ from serving.adapter import (
 )
 from serving.beam_search import parse_normalise
 from serving.bls import BlsExecutor
+from serving.bundle import read_current
 from serving.index.reader import IndexReader
 from serving.ort import OrtGraphs
 from serving.padding import PaddedExecutor, ShapeBuckets
@@ -41,12 +42,11 @@ class TritonPythonModel:
         self.graphs = None
         if config["graph_calls"] == "in_process":
             self.graphs = OrtGraphs(resolve_path(config["bundles"]), threads=int(config["threads"]))
-        reader = IndexReader(resolve_path(config["index"]))
-        active = ActiveModel(
-            resolve_path(config["bundles"]),
-            tokenizer_id=reader.snapshot.tokenizer_id,
-            is_loaded=self.is_loaded,
+        bundles = resolve_path(config["bundles"])
+        reader = IndexReader(
+            resolve_path(config["index"]), tokenizer_id=read_current(bundles, verify=False).tokenizer_id
         )
+        active = ActiveModel(bundles, reader=reader, is_loaded=self.is_loaded)
         self.levels = active.manifest.levels
         self.device_memory = config["graph_memory"] == "device"
         self.plans = [WidthPlan.parse(config[name], levels=self.levels) for name in ("widths", "max_widths")]
@@ -110,17 +110,18 @@ class TritonPythonModel:
         return responses
 
     def rows(self, request):
-        """Searches of one request: slots [b, S, T + 3], profile [b, P], num_ads [b, 1], exclude [b, E]."""
+        """Searches of one request: slot_ads [b, S], slots [b, S, 3], profile [b, P], num_ads [b, 1] .."""
         cap, widths = integer_parameter(request, "width_cap"), text_parameter(request, "widths")
         plan = None if widths is None else parse_widths(widths, levels=self.levels)
-        slots, profile, num_ads, exclude = (
-            array(pb_utils, request, name) for name in ("slots", "profile_codes", "num_ads", "exclude")
+        ads, slots, profile, num_ads, exclude = (
+            array(pb_utils, request, name)
+            for name in ("slot_ads", "slots", "profile_codes", "num_ads", "exclude")
         )
         # Again: whoever calls this model past the ensemble must not fill memory.
         check_num_ads(num_ads, self.limits)
         return [
-            SearchRequest(s, p, int(n[0]), check_exclude(e, self.limits), plan, cap)
-            for s, p, n, e in zip(slots, profile, num_ads, exclude, strict=True)
+            SearchRequest(a, s, p, int(n[0]), check_exclude(e, self.limits), plan, cap)
+            for a, s, p, n, e in zip(ads, slots, profile, num_ads, exclude, strict=True)
         ]
 
     @staticmethod

@@ -15,7 +15,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from serving.adapter import answer_each, array, pad_rows, parameters, resolve_path
-from serving.bundle import current_version, read_manifest
+from serving.bundle import read_current
 from serving.index.reader import IndexReader
 from serving.request import RequestLimits, check_exclude, check_num_ads, check_present, request_features
 
@@ -26,8 +26,7 @@ class TritonPythonModel:
     def initialize(self, args):
         """Open index and manifest; a missing one fails the load with its reason."""
         config = parameters(args)
-        bundles = resolve_path(config["bundles"])
-        self.spec = read_manifest(bundles / str(current_version(bundles)), verify=False).features
+        self.spec = read_current(resolve_path(config["bundles"]), verify=False).features
         self.reader = IndexReader(resolve_path(config["index"]))
         self.limits = RequestLimits(int(config["max_num_ads"]), int(config["max_exclude"]))
 
@@ -69,6 +68,7 @@ class TritonPythonModel:
             for i in range(rows)
         ]
         return {
+            "slot_ads": np.stack([f.slot_ads for f in built]),
             "slots": np.stack([f.slots for f in built]),
             "profile_codes": np.stack([f.profile for f in built]),
             "excluded": pad_rows([check_exclude(e, self.limits) for e in exclude], fill=-1),

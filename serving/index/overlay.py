@@ -1,0 +1,184 @@
+"""A base and the ads that changed since: a live snapshot that costs as much as the changes, not the base.
+
+Letters: n changed ads, M leaves of the base, J leaves of the overlay, k ads of patched leaves.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from serving.index.keys import pack, run_starts, unpack
+from serving.index.snapshot import IndexSnapshot, Snapshot, sort_stable
+from serving.index.trie import Trie
+from serving.index.union import UnionTrie, member
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Ads that changed since a base, as they are now; the last change of an ad counts.
+
+    Attributes:
+        ad_ids: int64 [n] ascending, distinct.
+        active: bool [n].
+        known: bool [n]; False is an ad that was forgotten.
+        keys: int64 [n], packed SIDs; 0 for forgotten ads.
+    """
+
+    ad_ids: np.ndarray
+    active: np.ndarray
+    known: np.ndarray
+    keys: np.ndarray
+
+    @classmethod
+    def none(cls) -> Changes:
+        """No changes."""
+        return cls(np.zeros(0, np.int64), np.zeros(0, bool), np.zeros(0, bool), np.zeros(0, np.int64))
+
+    def with_rows(self, rows: np.ndarray, level_sizes: tuple[int, ...]) -> Changes:
+        """These and then rows of `serving.index.layout.change_dtype`, oldest first.
+
+        Raises:
+            ValueError: a code is not of its level.
+        """
+        # The last row of each ad: the first of its run once they are reversed.
+        ad_ids, last = np.unique(rows["ad_id"][::-1], return_index=True)
+        rows = rows[::-1][last]
+        known = rows["known"] != 0
+        keys = np.zeros(len(rows), np.int64)
+        keys[known] = pack(rows["codes"][known], level_sizes)
+        new = Changes(ad_ids.astype(np.int64), known & (rows["active"] != 0), known, keys)
+        if not len(self.ad_ids):
+            return new
+        kept = ~member(new.ad_ids, self.ad_ids)[1] if len(new.ad_ids) else np.ones(len(self.ad_ids), bool)
+        at = np.searchsorted(self.ad_ids[kept], new.ad_ids)
+        names = ("ad_ids", "active", "known", "keys")
+        return Changes(*(np.insert(getattr(self, f)[kept], at, getattr(new, f)) for f in names))
+
+
+@dataclass(frozen=True)
+class OverlaySnapshot(Snapshot):
+    """The index at one version, as a base and what changed since.
+
+    Attributes:
+        version: sequence number of the last change it holds.
+        tokenizer_id: tokenizer that made the SIDs.
+        level_sizes: codebook size of each level.
+        base: the base.
+        changes: ads that differ from it.
+        trie: the live SIDs. Leaves are numbered as in `UnionTrie`.
+        patched: int64, leaves whose ads are not those of the base, ascending; all J of the overlay are.
+        patched_ptr: int64 [len(patched) + 1] into `patched_ads`.
+        patched_ads: int64 [k], active ads by patched leaf, ascending within a leaf.
+    """
+
+    version: int
+    tokenizer_id: str
+    level_sizes: tuple[int, ...]
+    base: IndexSnapshot
+    changes: Changes
+    trie: UnionTrie
+    patched: np.ndarray
+    patched_ptr: np.ndarray
+    patched_ads: np.ndarray
+
+    @property
+    def ad_ids(self) -> np.ndarray:
+        """Known ads, int64 ascending; gathered anew at each call."""
+        changes = self.changes
+        same = ~member(changes.ad_ids, self.base.ad_ids)[1]
+        return np.sort(np.concatenate([self.base.ad_ids[same], changes.ad_ids[changes.known]]))
+
+    @property
+    def leaf_ad_ids(self) -> np.ndarray:
+        """Active ads by leaf, int64, ascending within a leaf; gathered anew at each call."""
+        return self.ads_of_leaves(self.trie.live_leaves())[1]
+
+    def sids_of(self, ad_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Snapshot.sids_of`."""
+        at, known = member(self.base.ad_ids, ad_ids)
+        keys = self.base.ad_keys[at]
+        at, changed = member(self.changes.ad_ids, ad_ids)
+        keys = np.where(changed, self.changes.keys[at], keys)
+        return unpack(keys, self.level_sizes), np.where(changed, self.changes.known[at], known)
+
+    def ads_of_leaves(self, leaves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Snapshot.ads_of_leaves`."""
+        if not len(self.patched):
+            return self.base.ads_of_leaves(leaves)
+        at, patched = member(self.patched, leaves)
+        safe = np.where(patched, 0, np.maximum(leaves, 0))
+        begin = np.where(patched, self.patched_ptr[at], self.base.leaf_ad_ptr[safe])
+        end = np.where(patched, self.patched_ptr[at + 1], self.base.leaf_ad_ptr[safe + 1])
+        count = np.where(leaves >= 0, end - begin, 0)
+        rows = np.repeat(np.arange(len(leaves)), count)
+        position = np.arange(len(rows)) + (begin - (np.cumsum(count) - count))[rows]
+        here = patched[rows]
+        ads = np.empty(len(rows), np.int64)
+        ads[here] = self.patched_ads[position[here]]
+        ads[~here] = self.base.ad_ids[self.base.leaf_ads[position[~here]]]
+        return rows, ads
+
+
+def with_changes(base: IndexSnapshot, changes: Changes, *, version: int) -> Snapshot:
+    """The base with changes; the base itself, at that version, where there are none."""
+    if not len(changes.ad_ids):
+        return base if base.version == version else replace(base, version=version)
+    if not base.trie.leaves:
+        return _built_anew(base, changes, version=version)
+    sizes, leaves = base.level_sizes, base.trie.leaves
+    at, in_base = member(base.ad_ids, changes.ad_ids)
+    old = base.ad_keys[at[in_base]]
+    added_ads = changes.ad_ids[changes.active]
+    # Distinct SIDs that any change concerns, in order, and which of them those of `old` and `added_ads` are.
+    keys, order = sort_stable(np.concatenate([old, changes.keys[changes.active]]), bound=math.prod(sizes))
+    starts = run_starts(keys)
+    group = np.empty(len(keys), np.int64)
+    group[order] = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(keys))))
+    keys = keys[starts]
+    path = base.trie.path(unpack(keys, sizes))  # [T, distinct SIDs]
+    leaf = path[-1].astype(np.int64)
+    added = group[len(old) :]
+    fresh = np.zeros(len(keys), bool)  # SIDs of the overlay
+    fresh[added] = True
+    fresh &= leaf < 0
+    overlay = Trie.from_keys(keys[fresh], sizes)
+    old_leaf = leaf >= 0
+    in_trie = leaf[old_leaf]  # ascending, as the SIDs are
+    leaf[fresh] = leaves + np.arange(overlay.leaves)
+
+    rows, ads = base.ads_of_leaves(in_trie)
+    same = ~member(changes.ad_ids, ads)[1]
+    owner = np.concatenate([in_trie[rows[same]], leaf[added]])
+    ads = np.concatenate([ads[same], added_ads])
+    order = np.lexsort((ads, owner))
+    patched = np.concatenate([in_trie, leaves + np.arange(overlay.leaves)])
+    ptr = np.append(np.searchsorted(owner[order], patched), len(owner))
+    dead = np.flatnonzero(old_leaf)[np.diff(ptr)[: len(in_trie)] == 0]
+    return OverlaySnapshot(
+        version,
+        base.tokenizer_id,
+        sizes,
+        base,
+        changes,
+        UnionTrie(base.trie, overlay, dead=path[:, dead], overlaid=path[:, fresh]),
+        patched,
+        ptr,
+        ads[order],
+    )
+
+
+def _built_anew(base: IndexSnapshot, changes: Changes, *, version: int) -> IndexSnapshot:
+    """For a base without live ads, whose trie has no node that anything could hang on."""
+    same = ~member(changes.ad_ids, base.ad_ids)[1]
+    known = changes.known
+    return IndexSnapshot.build(
+        np.concatenate([base.ad_ids[same], changes.ad_ids[known]]),
+        unpack(np.concatenate([base.ad_keys[same], changes.keys[known]]), base.level_sizes),
+        active=np.concatenate([np.zeros(int(same.sum()), bool), changes.active[known]]),
+        level_sizes=base.level_sizes,
+        version=version,
+        tokenizer_id=base.tokenizer_id,
+    )
