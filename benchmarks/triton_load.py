@@ -31,7 +31,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks import catalogue
 from export.config import ServingConfig
 from export.render import render
-from indexer.store import IndexWriter
+from indexer.store import IndexStore
 from serving.bundle import read_manifest
 from serving.index.reader import IndexReader
 from serving.index.snapshot import IndexSnapshot
@@ -91,9 +91,14 @@ def prepare(
     sizes = read_manifest(run / "bundles" / "1").level_sizes
     if found != wanted:
         shutil.rmtree(run / "index", ignore_errors=True)
-        with IndexWriter(run / "index", level_sizes=sizes, tokenizer_id=catalogue.TOKENIZER_ID) as writer:
-            sids = catalogue.seeded_sids(ads, sizes)
-            writer.build(np.arange(1, ads + 1), sids, statuses=np.full(ads, "active"))
+        with IndexStore(run / "index") as store:
+            store.build(
+                catalogue.TOKENIZER_ID,
+                sizes,
+                ad_ids=np.arange(1, ads + 1),
+                sids=catalogue.seeded_sids(ads, sizes),
+                statuses=np.full(ads, "active"),
+            )
     stamp.write_text(json.dumps(wanted))
     render_settings(run, serving)
     return serving

@@ -90,7 +90,7 @@ def build_index(index: Path, *, ads: int, level_sizes: tuple[int, ...], tokenize
     with IndexStore(index) as store:
         store.build(
             tokenizer_id,
-            level_sizes=level_sizes,
+            level_sizes,
             ad_ids=np.arange(1, ads + 1),
             sids=sids,
             statuses=np.full(ads, "active"),

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from indexer.compaction import Compactor
-from indexer.encoder import AdEncoder
-from indexer.events import AdEvent
 
 from benchmarks.live_index.build import private_bytes
 from benchmarks.live_index.deployment import build_index, text
+from indexer.compaction import Compactor
+from indexer.encoder import AdEncoder
+from indexer.events import AdEvent
 from indexer.store import Incoming, IndexStore
 from serving.index.reader import IndexReader
 
@@ -60,7 +60,7 @@ def measure(
                         }
                     )
                     say(f"growth: {done:,} of {events:,} events, {series[-1]['file_mb']:.0f} MB")
-            seconds, compactions = time.monotonic() - began, compactor.finished
+            seconds, compactions = time.monotonic() - began, compactor.compactions
             compactor.close()
     finally:
         over.set()

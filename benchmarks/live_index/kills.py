@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from indexer.verify import verify
 
 from benchmarks.live_index.deployment import Sidecar, build_index, free_port
 from benchmarks.live_index.events import Event, ad_events
 from indexer.store import IndexStore
+from indexer.verify import verify
 from serving.bundle import read_manifest
 
 ADS = 20_000
@@ -235,7 +235,10 @@ def _compare(index: Path, events: list[Event]) -> tuple[int, int]:
             if view is None:
                 lost += 1
                 continue
-            found = (view.status_version, view.status), (view.content_version, view.text)
+            found = (
+                (view.status_version, view.status),
+                (view.content_version, (view.content or {}).get("text")),
+            )
             lost += found != (status.get(ad, found[0]), content.get(ad, found[1]))
-        applied = store.counters()["applied"]
-    return lost, int(applied)
+        applied = sum(count for name, count in store.counters().items() if name.startswith("applied."))
+    return lost, applied
