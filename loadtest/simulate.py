@@ -71,8 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     print(
         f"{len(arrivals):,} requests in {args.duration:g} s, {args.shape} {args.low:g} to {args.high:g} "
-        f"x {qps:,.0f}/s (what {base} serves), SLO {args.slo_ms:g} ms, full batch {args.batch_ms:g} ms of which "
-        f"{args.fixed:.0%} fixed\nladder {ladder}, the floor serves "
+        f"x {qps:,.0f}/s (what {base} serves), SLO {args.slo_ms:g} ms, full batch {args.batch_ms:g} ms of "
+        f"which {args.fixed:.0%} fixed\nladder {ladder}, the floor serves "
         f"{capacity_qps(service, cluster, ladder.rows[0]) / qps:.2f} x the base plan"
     )
     runs: dict[str, Run] = {}
@@ -143,7 +143,7 @@ def maker(name: str, ladder: Ladder, settings: ControlSettings) -> Callable[[], 
 
 
 def step_figures(run: Run, duration_s: float) -> dict[str, float]:
-    """How a step in the middle third was taken: settling, and what came first, narrower plans or rejections."""
+    """How a step in the middle third was taken: settling, and what came first, narrower or rejected."""
     third = duration_s / 3
     before = run.searches[run.searches[:, 0] < third]
     rows = before[-1, 3] if len(before) else math.inf

@@ -85,14 +85,28 @@ def newest(load: LoadView, now: float) -> float | None:
     return max(stamps, default=None)
 
 
-def queue_length(now: float, load: LoadView, *, rate: float, max_batch: int) -> float:
-    """Requests that wait behind the batch: the larger of what the server says and what the batch itself says.
+class QueueLength:
+    """Requests that wait behind a batch: the largest of what the server says and what the batch itself says.
 
     A batch that is not full has emptied the queue. Behind a full one waits what has come since its newest
-    request came: age times rate.
+    request came: age times rate. Where neither the server nor stamps say anything, every full batch in a row
+    is taken for another one waiting.
     """
-    said = load.pending if load.pending is not None and load.pending >= 0 else 0.0
-    if not math.isfinite(said):
-        said = 0.0
-    at = newest(load, now) if len(load.requests) >= max_batch else None
-    return max(said, 0.0 if at is None else rate * (now - at))
+
+    def __init__(self, *, max_batch: int, most: int) -> None:
+        """Start with an empty queue that holds `most`."""
+        self._max_batch, self._most = max_batch, most
+        self._full = 0  # full batches in a row
+
+    def update(self, now: float, load: LoadView, *, rate: float) -> float:
+        """Requests that wait now, never more than the queue holds."""
+        full = len(load.requests) >= self._max_batch
+        self._full = self._full + 1 if full else 0
+        said = load.pending
+        if said is not None and not 0 <= said < math.inf:
+            said = None
+        at = newest(load, now)
+        if said is None and at is None:
+            return min((self._full - 1) * self._max_batch, self._most) if full else 0.0
+        age = now - at if full and at is not None else 0.0
+        return min(max(said or 0.0, rate * age), self._most)

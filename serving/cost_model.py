@@ -113,6 +113,10 @@ class CostModel:
         f, s = self._factors, self._shares
         return f[0] * s[0] + requests * (f[1] * s[1] + rows * f[2] * s[2])
 
+    def longest(self, requests: float, rows: float) -> float:
+        """Time that a search keeps within about 19 times of 20."""
+        return self.seconds(requests, rows) * (1.0 + 1.65 * self._deviation)
+
     def observe(self, batch: BatchCost) -> bool:
         """Learn from a search; False where the measurement cannot be one and is thrown away."""
         requests, rows, seconds = batch

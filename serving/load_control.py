@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from serving.arrivals import ArrivalRate, LoadView, Waiting, queue_length
+from serving.arrivals import ArrivalRate, LoadView, QueueLength, Waiting
 from serving.cost_model import BatchCost, CostModel, CostSettings
 from serving.ladder import Ladder
 from serving.policy import Decision, QueueLimit
@@ -77,6 +77,7 @@ class LoadController:
         s = self.settings
         self.cost = CostModel(base_rows=ladder.rows[ladder.base], settings=cost)
         self._rate = ArrivalRate(instances=s.instances, memory_s=s.memory_s)
+        self._queue = QueueLength(max_batch=s.max_batch, most=s.max_queue)
         self._rung = ladder.base
         self._now = -math.inf
         self._changed_at = self._risen_at = self._measured_at = -math.inf
@@ -102,15 +103,15 @@ class LoadController:
         now = self._tick(now)
         self._rate.update(now, load)
         rate = self._rate.value(now)
-        queue = queue_length(now, load, rate=rate, max_batch=self.settings.max_batch)
+        queue = self._queue.update(now, load, rate=rate)
         reason = self._move(now, taken=len(load.requests), queue=queue, rate=rate)
-        rung, rejected = self._rung, self._late(now, load)
+        deadlines = [self._deadline(r) for r in load.requests]
+        rung, rejected = self._rung, self._late(now, load, deadlines)
         admit = len(load.requests) - len(rejected)
         if admit and self.cost.known:
             # For this batch only: a client's tight deadline is no reason to narrow the batches after it.
-            refused = {i for i, _ in rejected}
-            room = min(self._deadline(r) for i, r in enumerate(load.requests) if i not in refused) - now
-            while rung > 0 and self.cost.seconds(admit, self.ladder.rows[rung]) > room:
+            room = sorted(deadlines)[len(rejected)] - now
+            while rung > 0 and self.cost.longest(admit, self.ladder.rows[rung]) > room:
                 rung -= 1
             reason = reason if rung == self._rung else "deadline"
         return Decision(
@@ -120,7 +121,8 @@ class LoadController:
     def limit(self) -> QueueLimit:
         """How many requests may wait so that the newest is answered within the SLO on the floor.
 
-        At least one: who rejects everything learns nothing.
+        At least one: who rejects everything learns nothing. Twice as many while there is width left to give
+        up: first widths shrink, then requests are turned away.
         """
         s = self.settings
         if not self.cost.known:
@@ -135,7 +137,8 @@ class LoadController:
                 (full - fixed) / s.max_batch, 1e-9
             )
         return QueueLimit(
-            int(min(max(most, 1), s.max_queue)), s.instances * s.max_batch / full if full > 0 else 0.0
+            int(min(max(most * (1 + (self._rung > 0)), 1), s.max_queue)),
+            s.instances * s.max_batch / full if full > 0 else 0.0,
         )
 
     def _tick(self, now: float) -> float:
@@ -148,8 +151,9 @@ class LoadController:
         s = self.settings
         if not self.cost.known:
             return "unknown"
-        fits = [i for i in range(self._rung + 1) if self._fits(i, taken, queue, rate, rising=False)]
-        target = max(fits, default=0)
+        target = self._rung
+        while target > 0 and not self._fits(target, taken, queue, rate, rising=False):
+            target -= 1
         if target < self._rung:
             if now - self._risen_at < 2 * s.rise_every_s * self._patience:
                 self._patience = min(2 * self._patience, 8.0)
@@ -188,20 +192,23 @@ class LoadController:
 
     def _deadline(self, request: Waiting) -> float:
         """When a request must be answered."""
-        deadline, arrived = request.deadline, request.arrived
+        arrived, deadline = request
         if deadline is not None and math.isfinite(deadline):
             return deadline
         if arrived is not None and math.isfinite(arrived):
             return min(arrived, self._now) + self.settings.slo_s
         return math.inf
 
-    def _late(self, now: float, load: LoadView) -> tuple[tuple[int, str], ...]:
+    def _late(self, now: float, load: LoadView, deadlines: list[float]) -> tuple[tuple[int, str], ...]:
         """Requests that the floor cannot answer in time; the tightest go first, the others gain by it."""
+        whole = self.cost.longest(len(deadlines), self.ladder.rows[0])
+        if min(deadlines, default=math.inf) - now > whole:
+            return ()
         rejected = []
-        order = sorted(range(len(load.requests)), key=lambda i: self._deadline(load.requests[i]))
+        order = sorted(range(len(deadlines)), key=deadlines.__getitem__)
         for at, i in enumerate(order):
-            room = self._deadline(load.requests[i]) - now
-            needed = self.cost.seconds(len(order) - at, self.ladder.rows[0])
+            room = deadlines[i] - now
+            needed = self.cost.longest(len(order) - at, self.ladder.rows[0])
             if room > 0 and needed <= room:
                 break
             if room > 0 and not self._trusted(now) and at == len(order) - 1:
