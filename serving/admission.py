@@ -26,7 +26,6 @@ class EntryGate:
         """Start with an empty queue."""
         self._reading: QueueReading | None = None
         self._since = 0  # admitted after the reading
-        self._now = -math.inf
 
     def admit(self, now: float, *, reading: QueueReading | None, limit: QueueLimit | None) -> str | None:
         """None for come in, else the message for the client.
@@ -40,13 +39,11 @@ class EntryGate:
             reading: see `serving.queue_depth`.
             limit: see `LoadController.limit`.
         """
-        if now > self._now:
-            self._now = now
         if reading is None or limit is None:
             return None
         if reading != self._reading:
             self._reading, self._since = reading, 0
-        drained = limit.drain_qps * max(self._now - reading.at, 0.0)
+        drained = limit.drain_qps * max(now - reading.at, 0.0)
         waiting = max(reading.pending + self._since - drained, 0.0)
         if waiting >= limit.requests:
             return f"overloaded: {waiting:.0f} requests wait, {limit.requests} can be answered in time"

@@ -69,6 +69,10 @@ class ArrivalRate:
             self._at = at
         self._sum += count / self._memory
 
+    def shift(self, seconds: float) -> None:
+        """The clock was set by that much."""
+        self._at, self._since = self._at + seconds, self._since + seconds
+
     def value(self, now: float) -> float:
         """Requests a second; 0 before a fifth of the memory has passed."""
         age = self._at - self._since

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from statistics import median
 from typing import NamedTuple
 
 
@@ -134,8 +135,8 @@ class CostModel:
         predicted = f[0] * parts[0] + f[1] * parts[1] + f[2] * parts[2]
         ratio = seconds / predicted
         self._recent.append(ratio)
-        if self._has_changed():
-            jump = sorted(self._recent)[len(self._recent) // 2]
+        jump = self._change()
+        if jump is not None:
             self._jump(jump)
             predicted, ratio = predicted * jump, ratio / jump
             self._recent.clear()
@@ -166,16 +167,21 @@ class CostModel:
             b = max(0.0, (m[1] + pull - g[1] * a - g[4] * c) / (g[3] + ridge))
         self._factors[:] = a, b, c
 
-    def _has_changed(self) -> bool:
+    def _change(self) -> float | None:
+        """By how much most of the last batches are off to one side; None where they are not."""
         if len(self._recent) < self.WINDOW:
-            return False
-        middle = sorted(self._recent)[len(self._recent) // 2]
+            return None
+        middle = median(self._recent)
         bound = 1.0 + max(0.4, 2.0 * self._deviation)  # a median of 9 scatters by 0.4 deviations
-        return middle > bound or middle < 1.0 / bound
+        if 1.0 / bound <= middle <= bound:
+            return None
+        # Those of before the change are still among them.
+        return median(r for r in self._recent if (r > bound if middle > bound else r < 1.0 / bound))
 
     def _jump(self, ratio: float) -> None:
-        """Everything got slower or faster by that ratio: keep the shape, forget most of the weight."""
+        """Everything got slower or faster by that ratio: keep the shape, at the weight of a few batches."""
+        keep = min(self.WINDOW / self._weight, 0.2)
         self._factors[:] = [ratio * f for f in self._factors]
-        self._gram[:] = [0.2 * v for v in self._gram]
-        self._moment[:] = [0.2 * ratio * v for v in self._moment]
-        self._weight, self._level = 0.2 * self._weight, 0.2 * ratio * self._level
+        self._gram[:] = [keep * v for v in self._gram]
+        self._moment[:] = [keep * ratio * v for v in self._moment]
+        self._weight, self._level = keep * self._weight, keep * ratio * self._level

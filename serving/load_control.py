@@ -142,10 +142,16 @@ class LoadController:
         )
 
     def _tick(self, now: float) -> float:
-        """The time, never a step back and never nonsense."""
-        if now > self._now and math.isfinite(now):
-            self._now = now
-        return self._now if math.isfinite(self._now) else 0.0
+        """The time; a clock that is set back passed no time, nonsense is no time."""
+        if not math.isfinite(now):
+            return self._now if math.isfinite(self._now) else 0.0
+        if now < self._now:
+            back = now - self._now
+            self._changed_at, self._risen_at = self._changed_at + back, self._risen_at + back
+            self._measured_at += back
+            self._rate.shift(back)
+        self._now = now
+        return now
 
     def _move(self, now: float, *, taken: int, queue: float, rate: float) -> str:
         s = self.settings
