@@ -121,9 +121,8 @@ class CostModel:
     def observe(self, batch: BatchCost) -> bool:
         """Learn from a search; False where the measurement cannot be one and is thrown away."""
         requests, rows, seconds = batch
-        if not (
-            0 < seconds <= self._settings.longest_s and 0 < requests < math.inf and 0 < rows < math.inf
-        ):  # NaN compares false
+        # NaN compares false. A search takes more than a nanosecond, and no batch has a million requests.
+        if not (1e-9 < seconds <= self._settings.longest_s and 0 < requests <= 1e6 and 0 < rows <= 1e9):
             self.discarded += 1
             return False
         self.observed += 1
@@ -132,7 +131,7 @@ class CostModel:
         whole = parts[0] + parts[1] + parts[2]
         if not self.known:
             f[:] = [seconds / whole] * 3
-        predicted = f[0] * parts[0] + f[1] * parts[1] + f[2] * parts[2]
+        predicted = max(f[0] * parts[0] + f[1] * parts[1] + f[2] * parts[2], 1e-12)
         ratio = seconds / predicted
         self._recent.append(ratio)
         jump = self._change()
@@ -159,19 +158,24 @@ class CostModel:
         self._weight, self._level = keep * self._weight + 1.0, keep * self._level + level
         ridge = self._settings.ridge
         pull = ridge * self._level / self._weight
+        m0, m1, m2 = m[0] + pull, m[1] + pull, m[2] + pull
+        g00, g01, g02, g11, g12, g22 = g[0] + ridge, g[1], g[2], g[3] + ridge, g[4], g[5] + ridge
         a, b, c = self._factors
         # Coordinate descent from where the last batch left it; each step is exact and stops at 0.
         for _ in range(self.SWEEPS):
-            c = max(0.0, (m[2] + pull - g[2] * a - g[4] * b) / (g[5] + ridge))
-            a = max(0.0, (m[0] + pull - g[1] * b - g[2] * c) / (g[0] + ridge))
-            b = max(0.0, (m[1] + pull - g[1] * a - g[4] * c) / (g[3] + ridge))
+            c = (m2 - g02 * a - g12 * b) / g22
+            c = c if c > 0.0 else 0.0
+            a = (m0 - g01 * b - g02 * c) / g00
+            a = a if a > 0.0 else 0.0
+            b = (m1 - g01 * a - g12 * c) / g11
+            b = b if b > 0.0 else 0.0
         self._factors[:] = a, b, c
 
     def _change(self) -> float | None:
         """By how much most of the last batches are off to one side; None where they are not."""
         if len(self._recent) < self.WINDOW:
             return None
-        middle = median(self._recent)
+        middle = sorted(self._recent)[self.WINDOW // 2]
         bound = 1.0 + max(0.4, 2.0 * self._deviation)  # a median of 9 scatters by 0.4 deviations
         if 1.0 / bound <= middle <= bound:
             return None

@@ -121,25 +121,25 @@ class LoadController:
     def limit(self) -> QueueLimit:
         """How many requests may wait so that the newest is answered within the SLO on the floor.
 
-        At least one: who rejects everything learns nothing. Twice as many while there is width left to give
-        up: first widths shrink, then requests are turned away.
+        At least one: who rejects everything learns nothing. As many as the queue holds while there is width
+        left to give up: first widths shrink, with the next batch, then requests are turned away.
         """
         s = self.settings
-        if not self.cost.known:
-            return QueueLimit(s.max_queue, 0.0)
         full = self._full(0)
+        if full <= 0:
+            return QueueLimit(s.max_queue, 0.0)
+        drain = s.instances * s.max_batch / full
+        if self._rung > 0:
+            return QueueLimit(s.max_queue, drain)
         room = s.margin * s.slo_s - full * (1 + 1 / s.instances)
         if room >= 0:
-            most = s.max_batch * (1 + room * s.instances / full)
-        else:  # not even a full batch fits: as many as do
+            most = s.max_batch + room * drain
+        else:  # not even a full batch fits: as many requests as do
             fixed = self.cost.seconds(0, self.ladder.rows[0])
-            most = (s.margin * s.slo_s / (1 + 1 / s.instances) - fixed) / max(
-                (full - fixed) / s.max_batch, 1e-9
+            most = (
+                (s.margin * s.slo_s / (1 + 1 / s.instances) - fixed) * s.max_batch / max(full - fixed, 1e-9)
             )
-        return QueueLimit(
-            int(min(max(most * (1 + (self._rung > 0)), 1), s.max_queue)),
-            s.instances * s.max_batch / full if full > 0 else 0.0,
-        )
+        return QueueLimit(int(min(max(most, 1), s.max_queue)), drain)
 
     def _tick(self, now: float) -> float:
         """The time; a clock that is set back passed no time, nonsense is no time."""
