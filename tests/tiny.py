@@ -71,7 +71,8 @@ def random_slot_ads(count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     codes = dict(zip(ad_ids.tolist(), sids.tolist(), strict=True))
     slots, profile = random_requests(count, seed=seed)
     columns = slots[..., SPEC.levels :].copy()
-    slot_ads = random.choice(np.append(ad_ids, 10_001), slots.shape[:2])  # no ad has the last
+    slot_ads = random.choice(ad_ids, slots.shape[:2])
+    slot_ads[random.random(slot_ads.shape) < 0.1] = 10_001  # no ad has it
     slot_ads[columns[..., 0] == 0] = -1
     for row in np.ndindex(slot_ads.shape):
         sid = codes.get(int(slot_ads[row]))

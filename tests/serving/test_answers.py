@@ -212,6 +212,7 @@ def test_health(server, protocol):
                 "beam_sids": ("INT32", np.zeros((1, 1, 3), np.int32)),
                 "beam_scores": ("FP32", np.zeros((1, 1), np.float32)),
                 "beam_values": ("FP32", np.zeros((1, 1), np.float32)),
+                "model_version": ("INT64", np.ones((1, 1), np.int64)),
                 "num_ads": ("INT32", np.array([[2**31 - 1]], np.int32)),
                 "exclude": ("INT64", np.zeros((1, 0), np.int64)),
             },
@@ -219,7 +220,8 @@ def test_health(server, protocol):
         (
             "beam_scheduler",
             {
-                "slots": ("INT32", np.zeros((1, 8, 6), np.int32)),
+                "slot_ads": ("INT64", np.full((1, 8), -1)),
+                "slots": ("INT32", np.zeros((1, 8, 3), np.int32)),
                 "profile_codes": ("INT32", np.zeros((1, 2), np.int32)),
                 "num_ads": ("INT32", np.array([[2**31 - 1]], np.int32)),
                 "exclude": ("INT64", np.zeros((1, 0), np.int64)),

@@ -3,16 +3,22 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 
+import serving.adapter
+import serving.resolve
+from serving.adapter import IndexGauges
 from serving.beam_search import beam_search
 from serving.bls import BlsExecutor, EngineError
+from serving.index.layout import HEARTBEAT
 from serving.index.reader import IndexReader
 from serving.ort import OrtExecutor
 from serving.widths import WidthPlan
 from tests.fake_triton import FakeTriton, Request, TritonError, load_model
+from tests.index_files import IndexFiles
 from tests.pipeline import WIDTHS
 from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE, random_requests, random_slot_ads
 
@@ -176,6 +182,81 @@ def test_ad_resolver(load):
     assert out["index_version"].tolist() == [[1], [1]]
     assert out["sids"].shape == (2, 5, 3)
     assert all(np.isfinite(out[k]).all() for k in ("scores", "expected_value"))
+
+
+@pytest.fixture
+def resolver_of_two(pipeline, load, tmp_path):
+    """An ad_resolver whose versions 1 and 2 are of different generations: SID 0 0 0 is ad 7, or ad 9."""
+    bundles = shutil.copytree(pipeline.bundles, tmp_path / "bundles")
+    second = shutil.copytree(bundles / "1", bundles / "2")
+    manifest = json.loads((second / "manifest.json").read_text())
+    changed = manifest | {"model_version": 2, "tokenizer_id": "new"}
+    (second / "manifest.json").write_text(json.dumps(changed))
+    files = IndexFiles(tmp_path / "index")
+    for name in (pipeline.tokenizer_id, "new"):
+        files.generation(name, LEVEL_SIZES)
+    files.apply({pipeline.tokenizer_id: [(7, (0, 0, 0), True, True)], "new": [(9, (0, 0, 0), True, True)]})
+    text = (pipeline.repository / "ad_resolver" / "config.pbtxt").read_text()
+    for name in ("bundles", "index"):
+        text = text.replace(f'"{getattr(pipeline, name)}"', f'"{tmp_path / name}"')
+    (tmp_path / "config.pbtxt").write_text(text)
+    return load("ad_resolver", config=tmp_path / "config.pbtxt"), files
+
+
+def beams(versions):
+    rows = len(versions)
+    return {
+        "beam_sids": np.zeros((rows, 1, 3), np.int32),
+        "beam_scores": np.zeros((rows, 1), np.float32),
+        "beam_values": np.zeros((rows, 1), np.float32),
+        "model_version": np.array(versions, np.int64)[:, None],
+        "num_ads": np.ones((rows, 1), np.int32),
+        "exclude": np.zeros((rows, 0), np.int64),
+    }
+
+
+def test_beams_are_looked_up_in_the_generation_of_their_version(resolver_of_two, monkeypatch):
+    model, files = resolver_of_two
+    answers = model.execute([Request(beams([1])), Request(beams([2, 1])), Request(beams([3]))])
+    assert answers[0].arrays()["ad_ids"].tolist() == [[7]]
+    assert answers[1].arrays()["ad_ids"].tolist() == [[9], [7]]
+    assert "bundle" in answers[2].error().message()  # there is no version 3
+    assert len(model.reader._followed) == 2
+    monkeypatch.setattr(serving.resolve, "FORGET_S", 0.0)
+    model.execute([Request(beams([2]))])
+    assert list(model.reader._followed) == ["new"]
+    assert model.execute([Request(beams([1]))])[0].arrays()["ad_ids"].tolist() == [[7]]
+
+
+def test_index_gauges(resolver_of_two, triton, monkeypatch):
+    model, files = resolver_of_two
+    clock = [50.0]
+    monkeypatch.setattr(serving.adapter.time, "monotonic", lambda: clock[0])
+
+    def shown(name):
+        return triton.MetricFamily.shown[f"gr4ad_index_{name}"].values[(("model", "ad_resolver"),)]
+
+    assert shown("version") == shown("lag_seconds") == []
+    model.execute([Request(beams([1]))])
+    assert (shown("version"), shown("lag_seconds")) == ([1.0], [np.inf])
+    (files.path / HEARTBEAT).touch()
+    files.apply({"new": [(9, (0, 0, 0), False, True)]})
+    clock[0] += 0.9
+    model.execute([Request(beams([1]))])
+    assert len(shown("version")) == 1  # a second has not passed
+    clock[0] += 0.2
+    model.execute([Request(beams([1]))])
+    assert shown("version") == [1.0, 2.0]
+    assert shown("lag_seconds")[1] < 60
+
+
+def test_a_server_without_metrics(resolver_of_two, triton, caplog, monkeypatch):
+    def refuse(**arguments):
+        raise RuntimeError("metrics are disabled")
+
+    monkeypatch.setattr(triton, "MetricFamily", refuse)
+    IndexGauges(triton, "ad_resolver", resolver_of_two[0].reader).update()
+    assert "no metrics of the index: " in caplog.text
 
 
 def test_bls_equals_ort_in_process(graphs, pipeline):

@@ -137,7 +137,7 @@ def test_slots_are_what_training_builds():
     random, snapshot = np.random.default_rng(0), tiny_snapshot()
     for count in (0, 1, 5, 40):
         ads = random.choice(np.append(snapshot.ad_ids, [3, 10_001]), count)
-        behaviors, times = random.integers(1, 4, count), NOW - random.integers(-5, 4_000_000, count)
+        behaviors, times = random.integers(1, 4, count), NOW - random.integers(-5, 900_000, count)
         found = ask(ads, behaviors=behaviors, timestamps=times)
         sids, known = snapshot.sids_of(ads)
         expected = build_slots(

@@ -187,7 +187,7 @@ def test_a_refused_version_is_not_hashed_again_for_every_batch(deployment, monke
     point_current(bundles, 2)
     read = []
     monkeypatch.setattr(
-        module, "read_manifest", lambda *a, **k: read.append(a) or (_ for _ in ()).throw(BundleError("no"))
+        module, "read_current", lambda *a, **k: read.append(a) or (_ for _ in ()).throw(BundleError("no"))
     )
     for _ in range(5):
         assert scheduler.search(requests(1))[0].model_version == 1

@@ -1,0 +1,30 @@
+"""Baseline for the simulator: a table from queue depth to a rung, as one writes it in an afternoon."""
+
+from __future__ import annotations
+
+from serving.arrivals import LoadView
+from serving.cost_model import BatchCost
+from serving.ladder import Ladder
+from serving.policy import Decision, QueueLimit
+
+
+class ThresholdPolicy:
+    """Half a batch an instance waiting: the base plan; every further batch: a rung less; none: the widest."""
+
+    def __init__(self, ladder: Ladder, *, instances: int, max_batch: int, max_queue: int) -> None:
+        """Hold the table."""
+        self._ladder, self._limit = ladder, QueueLimit(max_queue, 0.0)
+        self._instances, self._max_batch = instances, max_batch
+
+    def decide(self, now: float, load: LoadView) -> Decision:
+        """See `Policy`."""
+        # Without metrics all it knows is the batch.
+        waiting = load.pending if load.pending is not None else 0.0
+        batches = (len(load.requests) + waiting) / (self._max_batch * self._instances)
+        busy_rung = max(self._ladder.base + 1 - int(batches + 0.5), 0)
+        rung = len(self._ladder) - 1 if batches < 0.25 else busy_rung
+        level = rung - self._ladder.base
+        return Decision(self._ladder.plans[rung], level, len(load.requests), (), self._limit, "table")
+
+    def observe(self, now: float, batch: BatchCost) -> None:
+        """See `Policy`; a table learns nothing."""

@@ -1,0 +1,146 @@
+"""How many requests wait for the scheduler: read from Triton's metrics in a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import threading
+import time
+from collections.abc import Callable
+from http.client import HTTPException
+from typing import NamedTuple
+from urllib.request import ProxyHandler, Request, build_opener
+
+logger = logging.getLogger(__name__)
+
+PENDING = "nv_inference_pending_request_count"
+FINISHED = ("nv_inference_request_success", "nv_inference_request_failure")
+MAX_BYTES = 4 << 20  # a metrics page of Triton is some tens of kilobytes
+
+
+class QueueReading(NamedTuple):
+    """State of the queue at one moment.
+
+    Attributes:
+        pending: requests waiting for an instance of the model.
+        total: requests that ever came: finished, failed and pending ones; None where the page lacks them.
+        at: `time.monotonic()` of the reading.
+    """
+
+    pending: int
+    total: int | None
+    at: float
+
+
+def parse_metrics(text: str, *, model: str, at: float) -> QueueReading | None:
+    """Read a page in the Prometheus text format; None where it has no such count for the model.
+
+    Counts of several versions of the model add up. Triton counts failures by reason, which add up too.
+    """
+    pending = _sum(text, PENDING, model)
+    finished = [_sum(text, name, model) for name in FINISHED]
+    if pending is None:
+        return None
+    success, failure = finished
+    total = None if success is None else int(success + (failure or 0.0) + pending)
+    return QueueReading(int(pending), total, at)
+
+
+class QueueDepth:
+    """The last reading, never older than `stale_s`, and never waited for."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str = "beam_scheduler",
+        every_s: float = 0.1,
+        timeout_s: float = 0.25,
+        stale_s: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start reading.
+
+        Args:
+            url: Triton's metrics page, e.g. http://127.0.0.1:8002/metrics.
+            model: whose queue.
+            every_s: pause between two readings.
+            timeout_s: a page that takes longer counts as gone.
+            stale_s: age at which a reading is worth nothing.
+            clock: of `QueueReading.at`.
+        """
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"metrics url: expected http:// or https://, got {url!r}")
+        self._url, self._model, self._clock = url, model, clock
+        self._every, self._timeout, self._stale = every_s, timeout_s, stale_s
+        self._opener = build_opener(
+            ProxyHandler({})
+        )  # the server is this host's: no proxy of the environment
+        self._last: QueueReading | None = None
+        self._failing = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="queue-depth", daemon=True)
+        self._thread.start()
+
+    def read(self) -> QueueReading | None:
+        """The last reading; None where there is none younger than `stale_s`."""
+        last = self._last
+        return last if last is not None and self._clock() - last.at <= self._stale else None
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._stop.set()
+        self._thread.join(timeout=5 * self._timeout + self._every)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._last, problem = self._fetch(), None
+            except (OSError, HTTPException, ValueError) as error:
+                problem = error
+            if (problem is not None) != self._failing:  # say it once, not ten times a second
+                self._failing = problem is not None
+                if self._failing:
+                    logger.warning("queue depth: %s is of no use, going on without: %s", self._url, problem)
+                else:
+                    logger.info("queue depth: %s is back", self._url)
+            self._stop.wait(self._every)
+
+    def _fetch(self) -> QueueReading:
+        at = self._clock()  # the page is at least as new
+        request = Request(self._url, headers={"Accept": "text/plain"})
+        deadline = at + self._timeout
+        page = b""
+        with self._opener.open(request, timeout=self._timeout) as answer:
+            # The timeout of a socket is one of each read: a page that drips would never end.
+            while chunk := answer.read1(1 << 16):
+                page += chunk
+                if len(page) > MAX_BYTES:
+                    raise ValueError(f"expected a metrics page of at most {MAX_BYTES} bytes")
+                if self._clock() > deadline:
+                    raise TimeoutError(f"expected the metrics page within {self._timeout} s")
+        reading = parse_metrics(page.decode("utf-8", "replace"), model=self._model, at=at)
+        if reading is None:
+            raise ValueError(f"expected {PENDING} of model {self._model} on the page, got none")
+        return reading
+
+
+def _sum(text: str, name: str, model: str) -> float | None:
+    """Sum of a metric over its lines of one model; None where there is no line."""
+    label = re.compile(r'[{,]\s*model="' + re.escape(model) + '"')
+    found = None
+    for line in text.splitlines():
+        if not line.startswith(name + "{"):
+            continue
+        labels, brace, rest = line[len(name) :].rpartition("}")
+        words = rest.split()
+        if not brace or not words or not label.search(labels):
+            continue
+        try:
+            value = float(words[0])
+        except ValueError:
+            continue
+        if math.isfinite(value) and value >= 0:
+            found = (found or 0.0) + value
+    return found

@@ -1,0 +1,598 @@
+"""Load control: ladder, cost estimate, arrivals, decisions, admission; no server and no clock."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.admission import EntryGate, LimitFile
+from serving.arrivals import ArrivalRate, LoadView, QueueLength, Waiting
+from serving.cost_model import BatchCost, CostModel, CostSettings
+from serving.ladder import Ladder, plan_rows, searched_rows
+from serving.load_control import ControlSettings, LoadController
+from serving.policy import FixedPolicy, QueueLimit
+from serving.queue_depth import QueueReading
+from serving.widths import WidthPlan
+
+BASE = WidthPlan((128, 256, 512), 64)
+LADDER = Ladder.around(BASE)
+
+
+# Ladder
+
+
+def test_rows_are_the_beams_that_the_tails_see():
+    # Tail 2 sees the 128 of level 1, tail 3 the 256 of level 2, the value tail 64; nothing sees the 512.
+    assert plan_rows(BASE) == 128 + 256 + 64
+    assert searched_rows([100, 256, 512, 200]) == 100 + 256 + 200  # num_ads widened the value level
+
+
+def test_around_the_base_plan():
+    text = (
+        "205-410-819:64,162-324-648:64,128-256-512:64,91-181-362:45,64-128-256:32,45-91-181:23,32-64-128:16"
+    )
+    assert str(LADDER) == text
+    assert LADDER.plans[LADDER.base] == BASE
+    assert Ladder.parse(text, base=BASE) == LADDER
+
+
+@given(
+    sid=st.lists(st.integers(1, 2000), min_size=1, max_size=4),
+    value=st.integers(1, 500),
+    up=st.floats(1.0, 3.0),
+    floor=st.floats(0.05, 1.0),
+    steps=st.integers(1, 12),
+)
+def test_any_base_has_a_ladder(sid, value, up, floor, steps):
+    base = WidthPlan(tuple(sid), value)
+    ladder = Ladder.around(base, up=up, floor=floor, steps=steps)
+    assert ladder.plans[ladder.base] == base
+    assert list(ladder.rows) == sorted(set(ladder.rows))
+    for low, high in zip(ladder.plans, ladder.plans[1:], strict=False):
+        assert not high.narrower(low)
+    assert max(ladder.plans[-1].sid) <= round(max(sid) * up)
+    assert ladder.plans[-1].value <= value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("64-128-256:64,128-256-512:64", "widest first"),
+        ("128-256-512:64,128-256-512:64", "twice"),
+        ("205-410-819:64,64-128-256:64", "expected the configured plan"),
+        ("128-256-512:64,64-300-256:64", "narrower than"),
+        ("128-256-512:64,128-256-400:64", "equal cost"),
+        ("128-256-512:64,64-128:64", "one a SID level"),
+        ("128-256-512:64,", "width plan"),
+    ],
+)
+def test_a_ladder_that_makes_no_sense_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        Ladder.parse(text, base=BASE)
+
+
+def test_factors_out_of_range_are_refused():
+    for bad in (
+        {"up": 0.9},
+        {"floor": 0.0},
+        {"floor": 1.1},
+        {"steps": 0},
+        {"up": math.nan},
+        {"up": math.inf},
+    ):
+        with pytest.raises(ValueError, match="ladder: expected up"):
+            Ladder.around(BASE, **bad)
+
+
+def test_a_policy_cuts_the_ladder():
+    most = WidthPlan((162, 350, 512), 64)
+    cut = LADDER.within(most)
+    assert [str(p) for p in cut.plans[cut.base + 1 :]] == ["162-324-512:64", "162-350-512:64"]
+    assert cut.within(BASE).plans[-1] == BASE
+    with pytest.raises(ValueError, match="at least the base plan"):
+        LADDER.within(WidthPlan((64, 256, 512), 64))
+
+
+# Cost
+
+COSTS = {
+    "product": (5e-3, 5e-4, 2.5e-6),
+    "all once a batch": (20e-3, 0.0, 1e-6),
+    "all by the row": (0.0, 0.0, 5e-6),
+    "all by the request": (1e-4, 5e-3, 1e-6),
+    "slow": (0.2, 0.1, 5e-4),
+}
+
+
+def true(cost, k, r):
+    return cost[0] + k * (cost[1] + r * cost[2])
+
+
+def feed(model, cost, *, rng, batches, noise=0.2, outliers=0.0):
+    for _ in range(batches):
+        k, r = int(rng.integers(1, 17)), LADDER.rows[rng.integers(len(LADDER))]
+        seconds = true(cost, k, r) * max(1 + noise * rng.standard_normal(), 0.05)
+        if rng.random() < outliers:
+            seconds *= 20
+        assert model.observe(BatchCost(k, r, seconds))
+
+
+def errors(model, cost):
+    """Relative, of every size of batch on every rung."""
+    return np.array(
+        [abs(model.seconds(k, r) / true(cost, k, r) - 1) for k in (1, 2, 4, 8, 16) for r in LADDER.rows]
+    )
+
+
+@pytest.mark.parametrize("cost", COSTS.values(), ids=COSTS)
+def test_within_a_tenth_of_the_truth_after_200_batches_with_noise(cost):
+    found = []
+    for seed in range(20):
+        model = CostModel(base_rows=448)
+        feed(model, cost, rng=np.random.default_rng(seed), batches=200)
+        found.append(errors(model, cost))
+    means = np.mean(found, axis=1)
+    assert max(means) < 0.1, "over the mix of batches, every seed"
+    assert np.mean(np.array(found) < 0.1) > 0.9, "and nearly every single point"
+
+
+def test_outliers_do_not_carry_it_away():
+    cost = COSTS["product"]
+    for seed in range(10):
+        model = CostModel(base_rows=448)
+        feed(model, cost, rng=np.random.default_rng(seed), batches=200, outliers=0.02)
+        assert errors(model, cost).mean() < 0.15  # a plain mean would be 40 % off
+
+
+@pytest.mark.parametrize("factor", [3.0, 0.3, 10.0])
+def test_a_step_of_the_true_cost_is_followed_within_30_batches(factor):
+    cost = COSTS["product"]
+    after = tuple(factor * c for c in cost)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        model = CostModel(base_rows=448)
+        feed(model, cost, rng=rng, batches=300)
+        feed(model, after, rng=rng, batches=30)
+        assert errors(model, after).mean() < 0.15
+        feed(model, after, rng=rng, batches=170)
+        assert errors(model, after).mean() < 0.1
+
+
+def test_a_first_batch_that_loads_the_engine_is_forgotten():
+    model, cost = CostModel(base_rows=448), COSTS["product"]
+    model.observe(BatchCost(1, 448, 30.0))
+    feed(model, cost, rng=np.random.default_rng(0), batches=30)
+    assert errors(model, cost).mean() < 0.2
+
+
+def test_one_size_of_batch_keeps_the_shape_sane():
+    """Nothing tells fixed from variable cost here: the rest must neither be 0 nor run off."""
+    model, rng = CostModel(base_rows=448), np.random.default_rng(3)
+    for _ in range(3000):
+        model.observe(BatchCost(16, 448, 0.03 * max(1 + 0.2 * rng.standard_normal(), 0.1)))
+    assert model.seconds(16, 448) == pytest.approx(0.03, rel=0.05)
+    assert 0.2 * 0.03 < model.seconds(16, LADDER.rows[0]) < 0.03
+    assert 0.03 / 16 * 0.5 < model.seconds(1, 448) < 0.03
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (1, 448, math.nan),
+        (1, 448, math.inf),
+        (1, 448, 0.0),
+        (1, 448, -1.0),
+        (1, 448, 1e9),
+        (0, 448, 0.1),
+        (-2, 448, 0.1),
+        (math.nan, 448, 0.1),
+        (1, 0, 0.1),
+        (1, math.nan, 0.1),
+        (math.inf, 448, 0.1),
+    ],
+)
+def test_what_cannot_be_a_measurement_is_thrown_away(batch):
+    model = CostModel(base_rows=448)
+    feed(model, COSTS["product"], rng=np.random.default_rng(0), batches=50)
+    before = model.coefficients
+    assert not model.observe(BatchCost(*batch))
+    assert model.coefficients == before
+    assert model.discarded == 1
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(allow_nan=True, allow_infinity=True) | st.integers(1, 64),
+            st.floats(allow_nan=True) | st.integers(1, 5000),
+            st.floats(allow_nan=True, allow_infinity=True) | st.floats(1e-6, 60),
+        ),
+        max_size=60,
+    )
+)
+def test_no_sequence_makes_a_cost_negative_or_endless(batches):
+    model = CostModel(base_rows=448)
+    for batch in batches:
+        model.observe(BatchCost(*batch))
+        assert all(0 <= c < math.inf for c in model.coefficients)
+        times = [model.seconds(16, r) for r in LADDER.rows]
+        assert times == sorted(times)
+
+
+def test_a_configured_time_is_believed_at_first_and_corrected():
+    model = CostModel(base_rows=448, settings=CostSettings(base_request_s=0.01))
+    assert model.known
+    assert model.seconds(1, 448) == pytest.approx(0.01)
+    assert not CostModel(base_rows=448).known
+    feed(model, COSTS["slow"], rng=np.random.default_rng(0), batches=100)
+    assert errors(model, COSTS["slow"]).mean() < 0.1
+
+
+def test_settings_that_cannot_be_learnt_from_are_refused():
+    for bad in (
+        {"batch_share": 0.0},
+        {"batch_share": 0.9, "request_share": 0.1},
+        {"forget": 1.0},
+        {"ridge": 0.0},
+        {"base_request_s": -1.0},
+        {"base_request_s": math.nan},
+    ):
+        with pytest.raises(ValueError, match="cost: expected"):
+            CostSettings(**bad)
+
+
+# Arrivals
+
+
+def batch(count, *, arrived=None, pending=None, total=None):
+    return LoadView([Waiting(arrived)] * count, pending, total)
+
+
+@pytest.mark.parametrize("source", ["own", "stamps", "counter"])
+def test_arrival_rate_of_a_poisson_stream(source):
+    """400 a second for 20 s, taken by one of two instances in turn; the counter sees all of them."""
+    rng = np.random.default_rng(0)
+    times = np.cumsum(rng.exponential(1 / 400, 8000))
+    rate = ArrivalRate(instances=2, memory_s=1.0)
+    seen = []
+    for start in range(0, 8000 - 16, 16):  # every other batch of 8 is ours, 0.3 s late
+        ours = times[start : start + 8]
+        now = ours[-1] + 0.3
+        rate.update(
+            now,
+            LoadView(
+                [Waiting(t if source == "stamps" else None) for t in ours],
+                None,
+                float(np.searchsorted(times, now)) if source == "counter" else None,
+            ),
+        )
+        seen.append(rate.value(now))
+    assert np.mean(seen[100:]) == pytest.approx(400, rel=0.05)
+    assert np.std(seen[100:]) < 60
+
+
+def test_the_rate_falls_when_nothing_comes_and_a_restarted_counter_does_no_harm():
+    rate = ArrivalRate(instances=1, memory_s=1.0)
+    for i in range(100):
+        rate.update(i / 10, batch(10, total=10.0 * i))
+    assert rate.value(9.9) == pytest.approx(100, rel=0.1)
+    rate.update(10.0, batch(10, total=3.0))  # the server started again
+    assert rate.value(10.0) == pytest.approx(100, rel=0.15)
+    assert rate.value(20.0) < 1.0
+
+
+def test_queue_length_from_what_there_is():
+    def length(load, *, batches=1):
+        queue = QueueLength(max_batch=8, most=1000)
+        for _ in range(batches - 1):
+            queue.update(9.9, load, rate=100.0)
+        return queue.update(10.0, load, rate=100.0)
+
+    assert length(batch(8, pending=30)) == 30
+    assert length(batch(8, arrived=9.5)) == pytest.approx(50), "100 a second since half a second"
+    assert length(batch(8, arrived=9.5, pending=60)) == 60
+    assert length(batch(7, arrived=9.5)) == 0, "a batch that is not full left nothing behind"
+    assert length(batch(8)) == 0
+    assert length(batch(8), batches=4) == 24, "the fourth full batch in a row"
+    assert length(batch(8), batches=400) == 1000
+    assert length(batch(8, pending=1e9)) == 1000
+    for nonsense in (math.nan, -5.0, math.inf):
+        assert length(batch(8, pending=nonsense)) == 0
+    assert length(batch(8, arrived=math.nan)) == 0
+    assert length(batch(8, arrived=11.0)) == 0, "a stamp of the future"
+
+
+# Decisions
+
+COST = (3e-3, 5e-4, (30e-3 - 3e-3 - 16 * 5e-4) / (16 * 448))  # a full base batch takes 30 ms
+
+
+def controller(*, cost=COST, ladder=LADDER, **changes):
+    """A controller that knows the true cost."""
+    made = LoadController(ladder, settings=ControlSettings(**{"instances": 1, "max_queue": 500, **changes}))
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        k, r = int(rng.integers(1, 17)), ladder.rows[rng.integers(len(ladder))]
+        made.observe(0.0, BatchCost(k, r, true(cost, k, r)))
+    return made
+
+
+def calm(made, *, since=0.0, seconds=10.0, every=0.05):
+    """Batches of one, 20 a second."""
+    now = since
+    while now < since + seconds:
+        now += every
+        decision = made.decide(now, batch(1, arrived=now, pending=0))
+    return now, decision
+
+
+def test_before_any_cost_is_known_it_is_the_base_plan_and_everybody_comes_in():
+    made = LoadController(LADDER)
+    decision = made.decide(0.0, batch(16, arrived=-50.0, pending=10_000))
+    assert (decision.plan, decision.level, decision.admit) == (BASE, 0, 0), "50 s late"
+    decision = made.decide(0.0, batch(16, arrived=0.0, pending=10_000))
+    assert (decision.plan, decision.level, decision.admit, decision.reason) == (BASE, 0, 16, "unknown")
+    assert decision.limit.requests == ControlSettings().max_queue
+
+
+def test_widths_rise_slowly_when_it_costs_nobody():
+    made = controller()
+    levels, now = [], 0.0
+    for _ in range(100):
+        now += 0.05
+        levels.append(made.decide(now, batch(1, arrived=now, pending=0)).level)
+    assert levels[-1] == 2, "the widest rung"
+    steps = np.flatnonzero(np.diff(levels)) * 0.05
+    assert (np.diff(levels) <= 1).all()
+    assert (np.diff(steps) >= 0.55).all()
+
+
+def test_widths_fall_at_once_and_as_far_as_needed():
+    made = controller()
+    now, decision = calm(made)
+    assert decision.level == 2
+    decision = made.decide(now + 0.01, batch(16, arrived=now, pending=96))
+    # By hand: this batch, 80 more than one batch ahead of the newest, its own batch; 75 % of 100 ms.
+    fits = [
+        r for r in LADDER.rows if true(COST, 16, r) + 80 / 16 * true(COST, 16, r) + true(COST, 16, r) <= 0.075
+    ]
+    assert fits == []
+    assert decision.level == -4, "not even the floor: the floor"
+    made = controller()
+    now, _ = calm(made)
+    decision = made.decide(now + 0.01, batch(16, arrived=now, pending=26))
+    fits = [r for r in LADDER.rows if true(COST, 16, r) * (2 + 10 / 16) <= 0.075]
+    assert plan_rows(decision.plan) == max(fits)
+    assert decision.degraded == (decision.level < 0)
+
+
+def test_arrivals_beyond_a_rung_s_capacity_narrow_it_before_a_queue_is_there():
+    made = controller()
+    at_base = 16 / true(COST, 16, 448)
+    wanted = 1.2 * at_base
+    now, total = 0.0, 0.0
+    for _ in range(1000):
+        now += 0.01
+        total += 0.01 * wanted
+        decision = made.decide(now, batch(4, arrived=now, pending=0, total=total))
+    fits = [r for r in LADDER.rows if 16 / true(COST, 16, r) * 0.95 >= wanted]
+    assert plan_rows(decision.plan) in (max(fits), LADDER.rows[LADDER.rows.index(max(fits)) - 1])
+
+
+def test_a_step_up_that_fails_makes_the_next_one_wait_longer():
+    made = controller()
+    changes, now = [], 0.0
+    while now < 30.0:
+        now += 0.02
+        # Whatever is above the base piles up a queue at once.
+        pending = 40 if made.level > 0 else 0
+        before = made.level
+        made.decide(now, batch(1, arrived=now, pending=pending))
+        if made.level > before:
+            changes.append(now)
+    assert len(changes) < 15
+    assert changes[-1] - changes[-2] > 2.0
+
+
+def test_a_deadline_narrows_its_batch_only():
+    made = controller()
+    now, decision = calm(made)
+    wide = decision.plan
+    tight = LoadView([Waiting(now, now + 0.006), Waiting(now)], 0)
+    decision = made.decide(now, tight)
+    assert decision.reason == "deadline"
+    assert decision.admit == 2
+    assert true(COST, 2, plan_rows(decision.plan)) <= 0.006
+    assert made.decide(now, batch(1, arrived=now, pending=0)).plan == wide
+
+
+def test_a_deadline_that_not_even_the_floor_meets_is_refused_and_the_others_are_not():
+    made = controller()
+    now, _ = calm(made)
+    made.observe(now, BatchCost(1, 448, true(COST, 1, 448)))
+    load = LoadView([Waiting(now), Waiting(now, now + 0.001), Waiting(now), Waiting(now, now - 5.0)], 0)
+    decision = made.decide(now, load)
+    assert decision.admit == 2
+    assert [i for i, _ in decision.rejected] == [1, 3]
+    messages = dict(decision.rejected)
+    assert "leaves 1 ms, the narrowest search takes" in messages[1]
+    assert "passed 5000 ms ago" in messages[3]
+
+
+def test_late_requests_are_refused_and_those_still_in_time_are_searched():
+    made = controller()
+    now, _ = calm(made)
+    made.observe(now, BatchCost(1, 448, true(COST, 1, 448)))
+    decision = made.decide(now, LoadView([Waiting(now - 0.099)] * 8 + [Waiting(now - 0.02)] * 8, 100))
+    assert [i for i, _ in decision.rejected] == list(range(8))
+    assert "overloaded" in decision.rejected[0][1]
+
+
+def test_a_wrong_cost_does_not_lock_everybody_out():
+    """One absurd belief (an hour-long stall, a slow first minute) must be found out by searching again."""
+    made = LoadController(LADDER, cost=CostSettings(base_request_s=5.0))
+    served, now = 0, 0.0
+    for _ in range(100):
+        now += 0.1
+        decision = made.decide(now, batch(4, arrived=now, pending=0))
+        assert decision.limit.requests >= 1
+        if decision.admit:
+            served += decision.admit
+            made.observe(now, BatchCost(decision.admit, plan_rows(decision.plan), 0.002 * decision.admit))
+    assert served > 300
+
+
+def test_the_limit_is_what_the_floor_answers_in_time():
+    made = controller()
+    made.decide(1.0, batch(16, arrived=1.0, pending=400))
+    assert made.level == -4
+    full = true(COST, 16, LADDER.rows[0])
+    limit = made.limit()
+    # This batch and its own are two, the rest of 75 ms drains at full batches.
+    assert limit.requests == pytest.approx(16 * (1 + (0.075 - 2 * full) / full), rel=0.1)
+    assert limit.drain_qps == pytest.approx(16 / full, rel=0.05)
+    slow = controller(cost=tuple(20 * c for c in COST))
+    slow.decide(1.0, batch(16, arrived=1.0, pending=400))
+    assert 1 <= slow.limit().requests < 16
+
+
+def test_times_that_jump_do_no_harm():
+    made = controller()
+    now, decision = calm(made)
+    for odd in (now - 1000.0, math.nan, math.inf, -math.inf):
+        found = made.decide(odd, batch(1, arrived=now, pending=0))
+        assert found.plan == decision.plan
+        assert found.admit == 1
+    far = now + 1e7
+    assert made.decide(far, batch(1, arrived=far, pending=0)).admit == 1
+    made.observe(math.nan, BatchCost(1, 448, 0.005))
+    # Back again: what a frozen "latest time" would take for 1e7 s late is served.
+    assert made.decide(now, batch(1, arrived=now, pending=0)).admit == 1
+    now, decision = calm(made, since=now)
+    assert decision.level == 2
+
+
+ODD = st.floats(allow_nan=True, allow_infinity=True)
+TIME = st.floats(0, 100) | ODD
+STEP = st.tuples(
+    TIME,
+    st.lists(st.builds(Waiting, st.none() | TIME, st.none() | TIME), max_size=20),
+    st.none() | ODD | st.integers(0, 2000),
+    st.none() | ODD | st.integers(0, 10**6),
+    st.tuples(ODD | st.integers(1, 16), ODD | st.sampled_from(LADDER.rows), ODD | st.floats(1e-3, 1.0)),
+)
+
+
+@given(st.lists(STEP, max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_any_sequence_gives_valid_decisions(steps):
+    made = LoadController(LADDER)
+    for now, requests, pending, total, cost in steps:
+        decision = made.decide(now, LoadView(requests, pending, total))
+        assert decision.plan == LADDER.plans[LADDER.base + decision.level]
+        refused = [i for i, _ in decision.rejected]
+        assert refused == sorted(set(refused))
+        assert all(0 <= i < len(requests) for i in refused)
+        assert decision.admit == len(requests) - len(refused)
+        assert 1 <= decision.limit.requests <= made.settings.max_queue
+        assert 0 <= decision.limit.drain_qps < math.inf
+        made.observe(now, BatchCost(*cost))
+
+
+@given(
+    history=st.lists(
+        st.tuples(st.floats(0.001, 0.5), st.integers(1, 16), st.integers(0, 200), st.floats(0, 0.1)),
+        max_size=40,
+    ),
+    taken=st.integers(1, 16),
+    less=st.integers(0, 600),
+    more=st.integers(0, 600),
+    total=st.none() | st.floats(0, 1e5),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_longer_queue_never_gives_a_wider_plan(history, taken, less, more, total):
+    less, more = sorted((less, more))
+    rungs = []
+    for pending in (less, more):
+        made, now = controller(), 0.0
+        for gap, count, waiting, age in history:
+            now += gap
+            made.decide(now, batch(count, arrived=now - age, pending=waiting))
+        decision = made.decide(now + 0.7, batch(taken, arrived=now + 0.69, pending=pending, total=total))
+        rungs.append(decision.level)
+    assert rungs[0] >= rungs[1]
+
+
+def test_settings_that_contradict_each_other_are_refused():
+    for bad in (
+        {"slo_s": 0.0},
+        {"slo_s": math.nan},
+        {"instances": 0},
+        {"max_batch": 0},
+        {"margin": 0.5, "rise_margin": 0.6},
+        {"margin": 1.1},
+        {"spare": 0.9, "rise_busy": 0.8},
+        {"rise_busy": 0.99, "busy": 0.9},
+    ):
+        with pytest.raises(ValueError, match="load control: expected"):
+            ControlSettings(**bad)
+
+
+def test_fixed_policy_refuses_only_deadlines_that_have_passed():
+    fixed = FixedPolicy(BASE, max_queue=77)
+    decision = fixed.decide(10.0, LoadView([Waiting(0.0), Waiting(9.0, 9.5), Waiting(9.0, 10.5)], 10_000))
+    assert (decision.plan, decision.admit, decision.limit.requests) == (BASE, 2, 77)
+    assert [i for i, _ in decision.rejected] == [1]
+    fixed.observe(10.0, BatchCost(1, 448, 100.0))
+    assert not decision.degraded
+
+
+def test_the_plan_of_one_request():
+    made = controller()
+    own = WidthPlan((200, 200, 200), 200)
+    now, decision = calm(made)
+    assert decision.plan_for() == decision.plan
+    assert decision.plan_for(own) == own, "above the base nobody is cut"
+    assert decision.plan_for(width_cap=40) == WidthPlan((40, 40, 40), 40)
+    decision = made.decide(now, batch(16, arrived=now, pending=400))
+    assert decision.degraded
+    assert decision.plan_for(own) == own.within(decision.plan)
+    assert decision.plan_for(own, width_cap=20) == WidthPlan((20, 20, 20), 16)
+
+
+# Entry
+
+
+def test_the_entry_counts_what_came_since_the_reading():
+    gate = EntryGate()
+    limit = QueueLimit(10, 100.0)
+    reading = QueueReading(7, None, 5.0)
+    assert [gate.admit(5.0, reading=reading, limit=limit) for _ in range(3)] == [None] * 3
+    refusal = gate.admit(5.0, reading=reading, limit=limit)
+    assert refusal == "overloaded: 10 requests wait, 10 can be answered in time"
+    assert gate.admit(5.02, reading=reading, limit=limit) is None, "two were drained in 20 ms"
+    assert gate.admit(5.1, reading=QueueReading(50, None, 5.1), limit=limit)
+    assert gate.admit(5.2, reading=QueueReading(0, None, 5.2), limit=limit) is None
+
+
+def test_an_entry_that_cannot_know_lets_everybody_in():
+    gate = EntryGate()
+    assert gate.admit(1.0, reading=None, limit=QueueLimit(1, 0.0)) is None
+    assert gate.admit(1.0, reading=QueueReading(10**6, None, 1.0), limit=None) is None
+
+
+def test_limits_travel_between_processes(tmp_path):
+    writer, reader = LimitFile(tmp_path / "limit"), LimitFile(tmp_path / "limit")
+    assert reader.read(0.0) is None, "nobody has written"
+    writer.write(100.0, QueueLimit(42, 7.5))
+    assert reader.read(100.1) == QueueLimit(42, 7.5)
+    assert reader.read(106.0) is None, "too old"
+    assert reader.read(50.0) is None, "of the future: the host was started again"
+    data = bytearray((tmp_path / "limit").read_bytes())
+    data[3] ^= 1
+    (tmp_path / "limit").write_bytes(data)
+    assert reader.read(100.1) is None, "torn"
+    writer.close()
+    reader.close()
