@@ -32,6 +32,7 @@ from benchmarks import catalogue
 from export.config import ServingConfig
 from export.render import render
 from indexer.store import IndexStore
+from serving.active_model import ActiveModel
 from serving.bundle import read_manifest
 from serving.index.reader import IndexReader
 from serving.index.snapshot import IndexSnapshot
@@ -39,7 +40,7 @@ from serving.launcher import ServerError, TritonServer
 from serving.ort import OrtExecutor
 from serving.request import request_features
 from serving.resolve import resolve
-from serving.scheduler import ActiveModel, Scheduler, SearchRequest
+from serving.scheduler import Scheduler, SearchRequest
 from serving.server_files import ServerFiles
 from serving.widths import WidthPlan
 from training.config import load_section

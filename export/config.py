@@ -6,6 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serving.ladder import Ladder
+from serving.widths import WidthPlan
+
 
 class ServingConfig(BaseModel):
     """Settings that rendering writes into the model configs.
@@ -15,7 +18,7 @@ class ServingConfig(BaseModel):
 
     Attributes:
         widths: width plan, beams after each SID level and, after the colon, beams that get a value.
-        max_widths: widest plan that a request may ask for; None for `widths`.
+        max_widths: widest plan of all, for requests and load control; None for the ladder's widest.
         normalise: of each SID level, "codebook" or "live" (e.g. "codebook-codebook-live"): whether the
             probabilities of a level add up to 1 over its whole codebook or over the live children of a beam.
             None for "codebook" throughout.
@@ -32,6 +35,16 @@ class ServingConfig(BaseModel):
             the graphs when they are first used.
         cuda_graphs: tensorrt target: pad calls to few shapes and launch those as CUDA graphs.
         graph_instances: instances of each graph on each GPU.
+        load_control: "adaptive": widths follow the load, see docs/load-control.md; "fixed": always `widths`.
+        slo_ms: time within which adaptive load control wants a request answered.
+        ladder: plans that load control may take, widest first, `widths` among them; None for steps from a
+            quarter of `widths` to 1.6 times.
+        max_queue: requests that may wait at most.
+        cache: where results of the last minute are kept: "local" (each scheduler process its own), "redis"
+            (GR4AD_CACHE_URL in the server's environment, or cache_url) or "off".
+        cache_ttl_s: how long.
+        cache_mb: memory of a local cache.
+        cache_url: Redis of the cache; passwords belong into GR4AD_CACHE_URL.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,3 +62,31 @@ class ServingConfig(BaseModel):
     execution_provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     cuda_graphs: bool = True
     graph_instances: int = Field(1, ge=1)
+    load_control: Literal["adaptive", "fixed"] = "adaptive"
+    slo_ms: float = Field(100.0, gt=0, allow_inf_nan=False)
+    ladder: str | None = None
+    max_queue: int = Field(1024, ge=1)
+    cache: Literal["local", "redis", "off"] = "local"
+    cache_ttl_s: float = Field(60.0, gt=0, allow_inf_nan=False)
+    cache_mb: int = Field(64, ge=1)
+    cache_url: str = "redis://127.0.0.1:6379/0"
+
+
+def width_policy(config: ServingConfig, *, levels: int) -> tuple[Ladder, WidthPlan]:
+    """Plans that load control may take, and the widest plan that anybody gets.
+
+    Raises:
+        ValueError: a plan is malformed, `max_widths` is narrower than `widths`, or the ladder does not fit.
+    """
+    plan = WidthPlan.parse(config.widths, levels=levels)
+    widest = WidthPlan.parse(config.max_widths, levels=levels) if config.max_widths else None
+    if widest is not None and widest.narrower(plan):
+        raise ValueError(f"serving.max_widths: expected at least serving.widths, {plan}, got {widest}")
+    if config.load_control == "fixed":
+        return Ladder((plan,), 0), widest or plan
+    try:
+        ladder = Ladder.parse(config.ladder, base=plan) if config.ladder else Ladder.around(plan)
+        ladder = ladder if widest is None else ladder.within(widest)
+    except ValueError as error:
+        raise ValueError(f"serving.ladder: {error}") from error
+    return ladder, widest or ladder.plans[-1]

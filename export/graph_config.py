@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from tritonclient.grpc import model_config_pb2
 
-from export.config import ServingConfig
+from export.config import ServingConfig, width_policy
 from export.profiles import ShapeRange, profiles, sizes_of
 from serving.bundle import Manifest
 from serving.padding import ShapeBuckets
@@ -33,9 +33,9 @@ def on_gpu(config: ServingConfig, target: str) -> bool:
 
 
 def rungs(config: ServingConfig, *, levels: int) -> tuple[WidthPlan, ...]:
-    """Width plans that engines are prepared for: the configured one and the widest a request may ask for."""
-    plans = [WidthPlan.parse(w, levels=levels) for w in (config.widths, config.max_widths) if w]
-    return tuple(dict.fromkeys(plans))
+    """Width plans that engines are prepared for: the ladder's, the configured one first, and the widest."""
+    ladder, widest = width_policy(config, levels=levels)
+    return tuple(dict.fromkeys((ladder.plans[ladder.base], *ladder.plans, widest)))
 
 
 def graph_values(stem: str, manifest: Manifest, *, config: ServingConfig, target: str) -> dict[str, object]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from export.config import ServingConfig
+from export.config import ServingConfig, width_policy
 from serving.bundle import Manifest
 from serving.widths import WidthPlan
 
@@ -93,7 +93,7 @@ def _sizes(
     levels = len(codes)
     level = int(stem.removeprefix("tail_")) if stem.startswith("tail_") else 0
     usual = sizes_of(level, WidthPlan.parse(config.widths, levels=levels), levels=levels)
-    policy = WidthPlan.parse(config.max_widths or config.widths, levels=levels)
+    _, policy = width_policy(config, levels=levels)
     widest = sizes_of(level, policy, levels=levels)
     # A level keeps at least the ads asked for, and before the last one those that are excluded besides. With
     # live levels, beams that get a value may go through the tails of earlier levels once more.

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from export.config import ServingConfig
+from export.config import ServingConfig, width_policy
 from export.engines import Device, EngineFolder, EngineSpec
 from export.graph_config import check_graph, graph_values, on_gpu
 from export.profiles import profiles
@@ -24,7 +24,6 @@ from serving.adapter import HOME
 from serving.beam_search import parse_normalise
 from serving.bundle import CURRENT, Manifest, current_version, read_manifest, versions
 from serving.features import EVENT_COLUMNS
-from serving.widths import WidthPlan
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +81,11 @@ def render(
     """
     manifests = kept_bundles(bundles, target, serving=serving)
     newest = manifests[-1]
-    plan = WidthPlan.parse(config.widths, levels=newest.levels)
-    widest = WidthPlan.parse(config.max_widths or config.widths, levels=newest.levels)
-    if widest.narrower(plan):
-        raise RenderError(f"serving.max_widths: expected at least serving.widths, {plan}, got {widest}")
+    try:
+        ladder, widest = width_policy(config, levels=newest.levels)
+    except ValueError as error:
+        raise RenderError(str(error)) from error
+    plan = ladder.plans[ladder.base]
     normalise: tuple[str, ...] = ("codebook",) * newest.levels
     if config.normalise is not None:
         normalise = parse_normalise(config.normalise, levels=newest.levels)
@@ -100,6 +100,14 @@ def render(
         "max_num_ads": config.max_num_ads,
         "max_exclude": config.max_exclude,
         "widths": str(plan),
+        "ladder": str(ladder),
+        "load_control": config.load_control,
+        "slo_ms": config.slo_ms,
+        "max_queue": config.max_queue,
+        "cache": config.cache,
+        "cache_ttl_s": config.cache_ttl_s,
+        "cache_mb": config.cache_mb,
+        "cache_url": config.cache_url,
         "max_widths": str(widest),
         "normalise": "-".join(normalise),
         "profile_columns": len(newest.features.profile_sizes),

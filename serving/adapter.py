@@ -10,15 +10,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from serving.index.reader import IndexReader
-from serving.request import RequestError
+from serving.request import OverloadError, RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +48,13 @@ def answer(triton: Any, outputs: Mapping[str, np.ndarray]) -> Any:
 
 
 def refuse(triton: Any, error: Exception) -> Any:
-    """Response that tells the client what is wrong: its own mistake as INVALID_ARG, ours as INTERNAL."""
-    code = triton.TritonError.INVALID_ARG if isinstance(error, RequestError) else triton.TritonError.INTERNAL
+    """Response that tells the client what is wrong: its own mistake, no time for it, or ours."""
+    codes = triton.TritonError
+    code = codes.INTERNAL
+    if isinstance(error, RequestError):
+        code = codes.INVALID_ARG
+    elif isinstance(error, OverloadError):
+        code = codes.UNAVAILABLE
     return triton.InferenceResponse(error=triton.TritonError(str(error) or type(error).__name__, code))
 
 
@@ -63,7 +66,7 @@ def answer_each(
     for request in requests:
         try:
             responses.append(answer(triton, run(request)))
-        except RequestError as error:
+        except (RequestError, OverloadError) as error:
             responses.append(refuse(triton, error))
         except Exception as error:  # a raise here would fail every request of the batch
             logger.exception("request failed")
@@ -104,46 +107,27 @@ def text_parameter(request: Any, name: str) -> str | None:
     return value
 
 
+def cache_parameter(request: Any) -> bool:
+    """Whether a cached result will do: request parameter `cache`, "use" (the default) or "bypass".
+
+    Raises:
+        RequestError: it is something else.
+    """
+    value = text_parameter(request, "cache")
+    if value not in (None, "use", "bypass"):
+        raise RequestError(f'parameter cache: expected "use" or "bypass", got {value!r}')
+    return value != "bypass"
+
+
+def cancelled(triton: Any) -> Any:
+    """Response to a request that its client has given up."""
+    error = triton.TritonError("the client has cancelled the request", triton.TritonError.CANCELLED)
+    return triton.InferenceResponse(error=error)
+
+
 def pad_rows(rows: list[np.ndarray], *, fill: float) -> np.ndarray:
     """Stack rows [n_i, ...] to [b, max n, ...], filled up with `fill`."""
     width = max(map(len, rows))
     return np.stack(
         [np.concatenate([r, np.full((width - len(r), *r.shape[1:]), fill, r.dtype)]) for r in rows]
     )
-
-
-class IndexGauges:
-    """What a reader sees of the index, as metrics of the server: version and age of the last sign of life.
-
-    They move with requests: a server that is asked nothing shows what it last saw.
-    """
-
-    PERIOD_S = 1.0  # between two updates
-
-    def __init__(self, triton: Any, model: str, reader: IndexReader) -> None:
-        """Register; without metrics (a server may be started so) nothing is shown."""
-        self._reader, self._due = reader, 0.0
-        # Triton drops a metric whose family nobody holds.
-        self._families: list[Any] = []
-        self._gauges: list[Any] = []
-        described = {
-            "gr4ad_index_version": "Sequence number of the last change in the index that answers use",
-            "gr4ad_index_lag_seconds": "Seconds since the sidecar of the index was last seen alive",
-        }
-        try:
-            for name, text in described.items():
-                family = triton.MetricFamily(name=name, description=text, kind=triton.MetricFamily.GAUGE)
-                self._families.append(family)
-                self._gauges.append(family.Metric(labels={"model": model}))
-        except Exception as error:  # metrics must not keep a model from loading
-            logger.warning("no metrics of the index: %s", error)
-            self._gauges = []
-
-    def update(self) -> None:
-        """Show what is; call between batches."""
-        now = time.monotonic()
-        if now < self._due or not self._gauges:
-            return
-        self._due = now + self.PERIOD_S
-        for gauge, value in zip(self._gauges, (self._reader.version, self._reader.lag_s()), strict=True):
-            gauge.set(float(value))

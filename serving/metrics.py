@@ -50,9 +50,13 @@ SCHEDULER: dict[str, Family] = {
     "gr4ad_batch_fixed_seconds": Family(
         "gauge", "Estimated seconds of a batch that do not depend on its beams"
     ),
+    "gr4ad_request_seconds": Family(
+        "gauge", "Estimated seconds of a request that do not depend on its beams"
+    ),
     "gr4ad_beam_row_seconds": Family("gauge", "Estimated seconds of one beam row"),
     "gr4ad_plan_changes_total": Family("counter", "Changes of the width plan by load control"),
     "gr4ad_searches_total": Family("counter", "Requests searched or answered from the cache", ("result",)),
+    "gr4ad_degraded_total": Family("counter", "Answers with less than the configured widths"),
     "gr4ad_rejected_total": Family("counter", "Requests refused by load control", ("reason",)),
     "gr4ad_cache_lookups_total": Family("counter", "Look-ups in the result cache", ("result",)),
     "gr4ad_batch_requests": Family(
@@ -64,6 +68,11 @@ SCHEDULER: dict[str, Family] = {
     ),
 }
 """Of the beam scheduler."""
+
+ENTRY: dict[str, Family] = {
+    "gr4ad_entry_rejected_total": Family("counter", "Requests refused on arrival, the queue being too long"),
+}
+"""Of request_features, where requests come in."""
 
 RESOLVER: dict[str, Family] = {
     "gr4ad_index_version": Family("gauge", "Sequence number of the index that answers are resolved with"),
@@ -150,7 +159,7 @@ class TimedExecutor:
         return found
 
 
-def names(families: Iterable[Mapping[str, Family]] = (SCHEDULER, RESOLVER)) -> set[str]:
+def names(families: Iterable[Mapping[str, Family]] = (ENTRY, SCHEDULER, RESOLVER)) -> set[str]:
     """Every series name that a query may use, the parts of histograms included."""
     found = set()
     for name, family in (item for group in families for item in group.items()):

@@ -16,6 +16,10 @@ from serving.widths import WidthPlan
 PADDING = -1  # an ad id that stands for nothing, so that rows of a batch can have one length
 
 
+class OverloadError(RuntimeError):
+    """The server has no time for a request; the client may try again, elsewhere or later."""
+
+
 class RequestError(ValueError):
     """A request is malformed; the message is for the client."""
 

@@ -1,4 +1,4 @@
-"""What the beam scheduler does with a batch: pick the model version, group by width plan, search, split.
+"""What the beam scheduler does with a batch: pick version and widths, ask the cache, search, split.
 
 No Triton here; `model_repository/beam_scheduler` is its adapter. Letters: S history slots, T SID levels,
 P profile columns, n beams.
@@ -9,23 +9,27 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from serving.active_model import ActiveModel
+from serving.arrivals import LoadView, Waiting
 from serving.beam_search import Normalise, beam_search
-from serving.bundle import CURRENT, BundleError, Manifest, read_current
+from serving.bundle import Manifest
+from serving.cache import BeamCache, CachedBeams, cache_key
+from serving.cost_model import BatchCost
 from serving.executor import Executor
 from serving.index.layout import IndexStoreError
 from serving.index.reader import IndexReader
 from serving.index.snapshot import Snapshot
-from serving.request import fill_slots
+from serving.ladder import searched_rows
+from serving.policy import Decision, FixedPolicy, Policy
+from serving.queue_depth import QueueReading
+from serving.request import OverloadError, fill_slots
 from serving.widths import WidthPlan
 
 logger = logging.getLogger(__name__)
-
-RETRY_S = 1.0  # between two looks at a version that was refused: its files are hashed each time
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,9 @@ class SearchRequest:
         exclude: int64, ads that must not come back.
         plan: widths, within the policy; None for the configured ones.
         width_cap: no level keeps more beams than this (num_ads still counts); None for the plan's own widths.
+        arrived: when it came in, seconds of the host's monotonic clock; None where nobody took the time.
+        deadline: when its answer must be there, of the same clock; None for the SLO of load control.
+        use_cache: whether a result of a minute ago will do.
     """
 
     slot_ads: np.ndarray
@@ -49,6 +56,9 @@ class SearchRequest:
     exclude: np.ndarray
     plan: WidthPlan | None = None
     width_cap: int | None = None
+    arrived: float | None = None
+    deadline: float | None = None
+    use_cache: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,73 +84,41 @@ class SearchAnswer:
     degraded: bool
 
 
-class ActiveModel:
-    """The version that CURRENT names, if it is complete, loaded, and its tokenizer's generation is ready.
+@dataclass
+class BatchReport:
+    """What was done with a batch, for metrics.
 
-    A version that is not usable is refused with a log line, and the one in use stays.
+    Attributes:
+        decision: of load control; None where the cache had everything.
+        queue_depth: requests waiting, as the server says; None where it does not say.
+        hits: requests answered from the cache.
+        misses: requests that the cache was asked for in vain.
+        searched: requests that were searched.
+        failed: requests whose search failed.
+        degraded: answers below the configured widths.
+        seconds: of the whole batch.
     """
 
-    def __init__(
-        self, bundles: str | Path, *, reader: IndexReader, is_loaded: Callable[[Manifest], bool]
-    ) -> None:
-        """Find the first usable version.
+    decision: Decision | None = None
+    queue_depth: int | None = None
+    hits: int = 0
+    misses: int = 0
+    searched: int = 0
+    failed: int = 0
+    degraded: int = 0
+    seconds: float = 0.0
 
-        Args:
-            bundles: folder of bundles.
-            reader: index.
-            is_loaded: whether the engine has every graph of a version.
 
-        Raises:
-            BundleError: CURRENT names no complete version.
-            IndexStoreError: its tokenizer's generation is not ready.
-        """
-        self._bundles, self._reader, self._is_loaded = Path(bundles), reader, is_loaded
-        self._stamp, self._retry_at = self._read_stamp(), 0.0
-        # Its graphs may still be loading: the first search finds out.
-        self.manifest = read_current(self._bundles)
-        self._require_generation(self.manifest)
+@dataclass
+class _Batch:
+    """A batch in hand: rows of the arrays belong to `requests`."""
 
-    def refresh(self) -> bool:
-        """Follow CURRENT; True when another version is in use now. Call between batches."""
-        stamp = self._read_stamp()
-        if stamp == self._stamp or time.monotonic() < self._retry_at:
-            return False
-        try:
-            manifest = read_current(self._bundles)
-            if manifest.features != self.manifest.features:
-                raise BundleError(
-                    f"model version {manifest.version}: expected the features of version "
-                    f"{self.manifest.version}, {self.manifest.features}, got {manifest.features}; "
-                    "render the repository and start again"
-                )
-            if not self._is_loaded(manifest):
-                raise BundleError(f"model version {manifest.version}: its graphs are not loaded")
-            self._require_generation(manifest)
-        except (BundleError, IndexStoreError) as error:
-            logger.error("model version %d stays in use: %s", self.manifest.version, error)
-            # Not remembered as seen: the version may still be loading. Nor read again with every batch.
-            self._retry_at = time.monotonic() + RETRY_S
-            return False
-        self._stamp = stamp
-        old, self.manifest = self.manifest, manifest
-        if old.tokenizer_id != manifest.tokenizer_id:
-            self._reader.forget(old.tokenizer_id)
-        return manifest.version != old.version
-
-    def _read_stamp(self) -> tuple[int, int]:
-        try:
-            found = (self._bundles / CURRENT).stat()
-        except OSError:
-            return (0, 0)
-        return found.st_mtime_ns, found.st_ino
-
-    def _require_generation(self, manifest: Manifest) -> None:
-        try:
-            self._reader.snapshot_of(manifest.tokenizer_id)
-        except IndexStoreError as error:
-            raise IndexStoreError(
-                f"model version {manifest.version} is of tokenizer {manifest.tokenizer_id}: {error}"
-            ) from error
+    requests: list[SearchRequest]
+    snapshot: Snapshot
+    manifest: Manifest
+    slots: np.ndarray
+    answers: list[SearchAnswer | Exception]
+    keys: dict[int, bytes] = field(default_factory=dict)
 
 
 class Scheduler:
@@ -155,6 +133,10 @@ class Scheduler:
         make_executor: Callable[[Manifest], Executor],
         max_plan: WidthPlan | None = None,
         normalise: tuple[Normalise, ...] | None = None,
+        policy: Policy | None = None,
+        cache: BeamCache | None = None,
+        queue: Callable[[], QueueReading | None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Wire up.
 
@@ -165,53 +147,98 @@ class Scheduler:
             make_executor: engine for one model version.
             max_plan: policy: widest plan a request may ask for (default: the configured one).
             normalise: of each level, see `beam_search`.
+            policy: load control; None for the configured widths whatever the load.
+            cache: results of the last minute; None for none.
+            queue: what the server says of the queue.
+            clock: monotonic seconds, the one of `SearchRequest.arrived`.
         """
         self._reader, self._active, self._make_executor = reader, active, make_executor
         self._plan, self._max_plan, self._normalise = plan, max_plan or plan, normalise
+        self._policy, self._cache, self._queue = policy or FixedPolicy(plan), cache, queue
+        self._clock = clock
         self._executor = make_executor(active.manifest)
+        self._in_use = plan  # by the last decision
+        self.report = BatchReport()
 
     def search(self, requests: list[SearchRequest]) -> list[SearchAnswer | Exception]:
-        """Answer a batch; a failing engine fails the requests of its group only."""
+        """Answer a batch; a failing engine fails the requests of its group only. See `report` afterwards."""
+        began = self._clock()
+        self.report = BatchReport()
         self._reader.refresh()
         if self._active.refresh():
             self._executor = self._make_executor(self._active.manifest)
         answers: list[SearchAnswer | Exception] = [RuntimeError("not searched")] * len(requests)
         if not requests:
             return answers
+        manifest = self._active.manifest
         try:
-            snapshot = self._reader.snapshot_of(self._active.manifest.tokenizer_id)
+            snapshot = self._reader.snapshot_of(manifest.tokenizer_id)
         except IndexStoreError as error:
             logger.exception("search failed")
             return [error] * len(requests)
         slots = fill_slots(
             snapshot, np.stack([r.slot_ads for r in requests]), np.stack([r.slots for r in requests])
         )
-        groups: dict[WidthPlan, list[int]] = {}
-        for i, request in enumerate(requests):
-            groups.setdefault(self._plan_of(request), []).append(i)
-        for plan, rows in groups.items():
-            try:
-                found = self._search_group(snapshot, plan, [requests[i] for i in rows], slots=slots[rows])
-            except Exception as error:  # one group must not take the others, or the server, down
-                logger.exception("search failed")
-                found = [error] * len(rows)
-            for i, answer in zip(rows, found, strict=True):
-                answers[i] = answer
+        batch = _Batch(requests, snapshot, manifest, slots, answers)
+        left = self._answer_from_cache(batch)
+        if left:
+            self._search_rows(batch, left, decision=self._decide(batch, left))
+        done = [a for a in answers if isinstance(a, SearchAnswer)]
+        self.report.degraded = sum(a.degraded for a in done)
+        self.report.seconds = self._clock() - began
         return answers
 
-    def _plan_of(self, request: SearchRequest) -> WidthPlan:
-        plan = self._plan if request.plan is None else request.plan.within(self._max_plan)
-        return plan if request.width_cap is None else plan.capped(request.width_cap)
+    def _decide(self, batch: _Batch, rows: list[int]) -> Decision:
+        """Of load control, for the rows that must be searched."""
+        reading = self._queue()
+        view = LoadView(
+            [Waiting(batch.requests[i].arrived, batch.requests[i].deadline) for i in rows],
+            None if reading is None else reading.pending,
+            # With a cache, arrivals are not what must be searched: the process counts its own misses.
+            None if reading is None or self._cache is not None else reading.total,
+        )
+        decision = self._policy.decide(self._clock(), view)
+        self._in_use = decision.plan
+        self.report.decision = decision
+        self.report.queue_depth = None if reading is None else reading.pending
+        return decision
 
-    def _search_group(
-        self, snapshot: Snapshot, plan: WidthPlan, requests: list[SearchRequest], *, slots: np.ndarray
-    ) -> list[SearchAnswer | Exception]:
-        manifest = self._active.manifest
+    def _search_rows(self, batch: _Batch, rows: list[int], *, decision: Decision) -> None:
+        for at, reason in decision.rejected:
+            batch.answers[rows[at]] = OverloadError(reason)
+        rejected = {at for at, _ in decision.rejected}
+        groups: dict[WidthPlan, list[int]] = {}
+        for at, i in enumerate(rows):
+            if at not in rejected:
+                request = batch.requests[i]
+                wanted = None if request.plan is None else request.plan.within(self._max_plan)
+                plan = decision.plan_for(wanted, width_cap=request.width_cap)
+                groups.setdefault(plan, []).append(i)
+        for plan, members in groups.items():
+            began = self._clock()
+            try:
+                found = self._search_group(batch, plan, members)
+            except Exception as error:  # one group must not take the others, or the server, down
+                logger.exception("search failed")
+                self.report.failed += len(members)
+                for i in members:
+                    batch.answers[i] = error
+                continue
+            now = self._clock()
+            widths = searched_rows(found[0].beam_widths.tolist())
+            self._policy.observe(now, BatchCost(len(members), widths, now - began))
+            self.report.searched += len(members)
+            for i, answer in zip(members, found, strict=True):
+                batch.answers[i] = answer
+            self._keep(batch, plan, members)
+
+    def _search_group(self, batch: _Batch, plan: WidthPlan, rows: list[int]) -> list[SearchAnswer]:
+        requests, snapshot, manifest = [batch.requests[i] for i in rows], batch.snapshot, batch.manifest
         banned = [snapshot.banned_leaves(r.exclude) for r in requests]
         beams = beam_search(
             self._executor,
             snapshot.trie,
-            slots,
+            batch.slots[rows],
             np.stack([r.profile for r in requests]),
             plan=plan,
             num_results=np.array([r.num_ads for r in requests]),
@@ -231,3 +258,63 @@ class Scheduler:
             )
             for i in range(len(requests))
         ]
+
+    def _answer_from_cache(self, batch: _Batch) -> list[int]:
+        """Answer what the cache has; returns the rows that are left."""
+        if self._cache is None:
+            return list(range(len(batch.requests)))
+        for i, request in enumerate(batch.requests):
+            # A client that asks for widths wants to see these.
+            if request.use_cache and request.plan is None and request.width_cap is None:
+                batch.keys[i] = cache_key(
+                    model_version=batch.manifest.version,
+                    slots=batch.slots[i],
+                    profile=request.profile,
+                    num_ads=request.num_ads,
+                    exclude=request.exclude,
+                    settings=str(self._normalise),
+                )
+        rows = list(batch.keys)
+        for i, entry in zip(rows, self._cache.get([batch.keys[i] for i in rows]), strict=True):
+            if entry is not None and self._still_good(entry, batch.requests[i], batch.snapshot):
+                batch.answers[i] = SearchAnswer(
+                    entry.sids,
+                    entry.scores,
+                    entry.expected_value,
+                    batch.manifest.version,
+                    batch.snapshot.version,
+                    entry.beam_widths,
+                    _plan(entry).narrower(self._plan),
+                )
+                self.report.hits += 1
+        self.report.misses = len(rows) - self.report.hits
+        return [i for i, answer in enumerate(batch.answers) if not isinstance(answer, SearchAnswer)]
+
+    def _still_good(self, entry: CachedBeams, request: SearchRequest, snapshot: Snapshot) -> bool:
+        """Whether an entry is as wide as a search would be now, and has ads enough after what was paused.
+
+        As wide up to the configured plan: an entry of it is good while the server has room for more.
+        """
+        if _plan(entry).narrower(self._in_use.within(self._plan)):
+            return False
+        _, ads = snapshot.ads_of_leaves(snapshot.leaves_of(entry.sids))
+        return int((~np.isin(ads, request.exclude)).sum()) >= request.num_ads
+
+    def _keep(self, batch: _Batch, plan: WidthPlan, rows: list[int]) -> None:
+        if self._cache is None:
+            return
+        found = [(i, batch.answers[i]) for i in rows if i in batch.keys]
+        self._cache.put(
+            [
+                (
+                    batch.keys[i],
+                    CachedBeams(a.sids, a.scores, a.expected_value, a.beam_widths, (*plan.sid, plan.value)),
+                )
+                for i, a in found
+                if isinstance(a, SearchAnswer)
+            ]
+        )
+
+
+def _plan(entry: CachedBeams) -> WidthPlan:
+    return WidthPlan(entry.widths[:-1], entry.widths[-1])

@@ -230,6 +230,8 @@ class TritonServer:
             env["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
         env["PYTHONDONTWRITEBYTECODE"] = "1"
         env["GR4AD_HOME"] = str(HOME)
+        if self.ports:
+            env["GR4AD_METRICS_URL"] = self.metrics_url  # load control reads the queue there
         return env | self._env
 
     def _wait_until_ready(self) -> None:

@@ -64,7 +64,8 @@ def read_base(folder: Path) -> IndexSnapshot:
             array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray)
             if array.dtype.str != dtype or list(array.shape) != shape:
                 raise IndexStoreError(
-                    f"{folder / name}.npy: expected {dtype} {shape}, got {array.dtype.str} {list(array.shape)}"
+                    f"{folder / name}.npy: expected {dtype} {shape}, "
+                    f"got {array.dtype.str} {list(array.shape)}"
                 )
             arrays[name] = array
         sizes = tuple(manifest["level_sizes"])

@@ -6,8 +6,8 @@
                                         readers; base.json is written last
     heartbeat                           touched by a running sidecar; its age tells whether one is there
 
-A generation is the semantic IDs that one tokenizer gives to the ads. All generations lie in one store, so that
-one transaction changes them all. Every transaction that changes an ad gets the next sequence number.
+A generation is the semantic IDs that one tokenizer gives to the ads. All generations lie in one store, so
+that one transaction changes them all. Every transaction that changes an ad gets the next sequence number.
 
 Sub-databases, one each:
 
@@ -46,8 +46,8 @@ STORE, BASE, BASE_MANIFEST, HEARTBEAT, LOCK = "store", "base", "base.json", "hea
 MAX_GENERATIONS = 8
 
 AD = np.dtype([("status", "u1"), ("status_version", "<i8"), ("content_version", "<i8"), ("updated", "<i8")])
-"""Value of `ads`: code of `STATUSES`, versions of the last event that set the status and the content, and unix
-seconds of the last change."""
+"""Value of `ads`: code of `STATUSES`, versions of the last event that set the status and the content, and
+unix seconds of the last change."""
 
 
 class IndexStoreError(RuntimeError):
@@ -95,7 +95,9 @@ class StoreMeta:
         except ValueError as error:
             raise IndexStoreError(f"index {where}: expected JSON in `meta`, got: {error}") from error
         if not isinstance(values, dict):
-            raise IndexStoreError(f"index {where}: expected a complete build, but it carries no `meta` record")
+            raise IndexStoreError(
+                f"index {where}: expected a complete build, but it carries no `meta` record"
+            )
         if values.get("format") != FORMAT_VERSION:
             raise IndexStoreError(
                 f"index {where}: expected format {FORMAT_VERSION}, got {values.get('format')}; build it anew"
@@ -162,7 +164,9 @@ def open_environment(
     """
     file = path / STORE / "data.mdb"
     if readonly and not file.is_file():
-        raise IndexStoreError(f"index {path}: expected a built index ({file.name}), found none; run `make index`")
+        raise IndexStoreError(
+            f"index {path}: expected a built index ({file.name}), found none; run `make index`"
+        )
     try:
         environment = lmdb.open(
             str(file.parent),

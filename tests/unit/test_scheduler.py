@@ -14,7 +14,7 @@ from serving.beam_search import beam_search
 from serving.bundle import BundleError
 from serving.index.layout import IndexStoreError
 from serving.index.reader import IndexReader
-from serving.scheduler import ActiveModel, Scheduler, SearchRequest
+from serving.scheduler import Scheduler, SearchRequest
 from serving.widths import WidthPlan
 from tests.index_files import IndexFiles
 from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_slot_ads, tiny_catalogue, tiny_model

@@ -12,11 +12,12 @@ sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.adapter import IndexGauges, answer_each, array, pad_rows, parameters, resolve_path
+from serving.adapter import answer_each, array, pad_rows, parameters, resolve_path
 from serving.bundle import read_current
 from serving.index.reader import IndexReader
 from serving.request import RequestLimits, check_num_ads
 from serving.resolve import NO_AD, VersionSnapshots, resolve
+from serving.resolver_metrics import ResolverMetrics
 
 
 class TritonPythonModel:
@@ -30,13 +31,13 @@ class TritonPythonModel:
             resolve_path(config["index"]), tokenizer_id=read_current(bundles, verify=False).tokenizer_id
         )
         self.snapshots = VersionSnapshots(self.reader, bundles)
-        self.gauges = IndexGauges(pb_utils, args["model_name"], self.reader)
+        self.metrics = ResolverMetrics(pb_utils, self.reader)
         self.limits = RequestLimits(max_num_ads=int(config["max_num_ads"]))
 
     def execute(self, requests):
         """Resolve request by request with the index as of now."""
         self.reader.refresh()
-        self.gauges.update()
+        self.metrics.look()
         return answer_each(pb_utils, requests, self.run)
 
     def run(self, request):
@@ -59,8 +60,10 @@ class TritonPythonModel:
             )
             for i in range(len(sids))
         ]
+        ad_ids = pad_rows([r.ad_ids for r in rows], fill=NO_AD)
+        self.metrics.count(ad_ids, num_ads)
         return {
-            "ad_ids": pad_rows([r.ad_ids for r in rows], fill=NO_AD),
+            "ad_ids": ad_ids,
             "scores": pad_rows([r.scores for r in rows], fill=0),
             "expected_value": pad_rows([r.expected_value for r in rows], fill=0),
             "sids": pad_rows([r.sids for r in rows], fill=-1),

@@ -12,9 +12,12 @@ sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from serving.active_model import ActiveModel
 from serving.adapter import (
     answer,
     array,
+    cache_parameter,
+    cancelled,
     integer_parameter,
     pad_rows,
     parameters,
@@ -26,10 +29,13 @@ from serving.beam_search import parse_normalise
 from serving.bls import BlsExecutor
 from serving.bundle import read_current
 from serving.index.reader import IndexReader
+from serving.ladder import Ladder
+from serving.load_metrics import SchedulerLoad, make_cache
+from serving.metrics import TimedExecutor
 from serving.ort import OrtGraphs
 from serving.padding import PaddedExecutor, ShapeBuckets
 from serving.request import RequestLimits, check_exclude, check_num_ads, parse_widths
-from serving.scheduler import ActiveModel, Scheduler, SearchRequest
+from serving.scheduler import Scheduler, SearchRequest
 from serving.widths import WidthPlan
 
 
@@ -49,18 +55,26 @@ class TritonPythonModel:
         active = ActiveModel(bundles, reader=reader, is_loaded=self.is_loaded)
         self.levels = active.manifest.levels
         self.device_memory = config["graph_memory"] == "device"
-        self.plans = [WidthPlan.parse(config[name], levels=self.levels) for name in ("widths", "max_widths")]
+        plan, widest = (
+            WidthPlan.parse(config[name], levels=self.levels) for name in ("widths", "max_widths")
+        )
+        ladder = Ladder.parse(config["ladder"], base=plan)
+        self.plans = (*ladder.plans, widest)
         self.pad_to = int(config["max_batch_size"]) if config["pad_shapes"] == "true" else None
         self.limits = RequestLimits(
             max_num_ads=int(config["max_num_ads"]), max_exclude=int(config["max_exclude"])
         )
+        self.load = SchedulerLoad(pb_utils, config, ladder=ladder, instance=args["model_instance_name"])
         self.scheduler = Scheduler(
             reader,
             active,
-            plan=self.plans[0],
-            max_plan=self.plans[1],
+            plan=plan,
+            max_plan=widest,
             normalise=parse_normalise(config["normalise"], levels=self.levels),
             make_executor=self.make_executor,
+            policy=self.load.policy,
+            cache=make_cache(config),
+            queue=self.load.queue,
         )
 
     def is_loaded(self, manifest):
@@ -73,16 +87,18 @@ class TritonPythonModel:
     def make_executor(self, manifest):
         """Engine of one model version."""
         if self.graphs:
-            return self.graphs.executor(manifest)
-        executor = BlsExecutor(
-            pb_utils, levels=manifest.levels, version=manifest.version, device_memory=self.device_memory
-        )
-        return executor if self.pad_to is None else PaddedExecutor(executor, self.buckets(manifest))
+            executor = self.graphs.executor(manifest)
+        else:
+            executor = BlsExecutor(
+                pb_utils, levels=manifest.levels, version=manifest.version, device_memory=self.device_memory
+            )
+            executor = executor if self.pad_to is None else PaddedExecutor(executor, self.buckets(manifest))
+        return TimedExecutor(executor, last_level=manifest.levels + 1, report=self.load.level)
 
     def buckets(self, manifest):
         """Shapes that the engines have CUDA graphs for."""
         return ShapeBuckets.of(
-            tuple(self.plans),
+            self.plans,
             level_sizes=manifest.level_sizes,
             value_buckets=len(manifest.value_table),
             max_batch=self.pad_to,
@@ -92,6 +108,9 @@ class TritonPythonModel:
         """Search for all rows of all requests at once."""
         searches, owners, responses = [], [], [None] * len(requests)
         for i, request in enumerate(requests):
+            if request.is_cancelled():  # whoever asked has gone
+                responses[i] = cancelled(pb_utils)
+                continue
             try:
                 rows = self.rows(request)
             except Exception as error:  # noqa: BLE001  (a raise here would fail every request of the batch)
@@ -100,7 +119,9 @@ class TritonPythonModel:
             searches += rows
             owners += [i] * len(rows)
         found = {}
-        for owner, result in zip(owners, self.scheduler.search(searches), strict=True):
+        results = self.scheduler.search(searches)
+        self.load.show(self.scheduler.report)
+        for owner, result in zip(owners, results, strict=True):
             found.setdefault(owner, []).append(result)
         for i, results in found.items():
             failed = next((r for r in results if isinstance(r, Exception)), None)
@@ -113,15 +134,27 @@ class TritonPythonModel:
         """Searches of one request: slot_ads [b, S], slots [b, S, 3], profile [b, P], num_ads [b, 1] .."""
         cap, widths = integer_parameter(request, "width_cap"), text_parameter(request, "widths")
         plan = None if widths is None else parse_widths(widths, levels=self.levels)
-        ads, slots, profile, num_ads, exclude = (
+        deadline, use_cache = integer_parameter(request, "deadline_ms"), cache_parameter(request)
+        ads, slots, profile, num_ads, exclude, arrived = (
             array(pb_utils, request, name)
-            for name in ("slot_ads", "slots", "profile_codes", "num_ads", "exclude")
+            for name in ("slot_ads", "slots", "profile_codes", "num_ads", "exclude", "arrived")
         )
         # Again: whoever calls this model past the ensemble must not fill memory.
         check_num_ads(num_ads, self.limits)
         return [
-            SearchRequest(a, s, p, int(n[0]), check_exclude(e, self.limits), plan, cap)
-            for a, s, p, n, e in zip(ads, slots, profile, num_ads, exclude, strict=True)
+            SearchRequest(
+                a,
+                s,
+                p,
+                int(n[0]),
+                check_exclude(e, self.limits),
+                plan,
+                cap,
+                arrived=float(t[0]),
+                deadline=None if deadline is None else float(t[0]) + deadline / 1e3,
+                use_cache=use_cache,
+            )
+            for a, s, p, n, e, t in zip(ads, slots, profile, num_ads, exclude, arrived, strict=True)
         ]
 
     @staticmethod

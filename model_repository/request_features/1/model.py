@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 from serving.adapter import answer_each, array, pad_rows, parameters, resolve_path
 from serving.bundle import read_current
+from serving.entry import Entry
 from serving.index.reader import IndexReader
 from serving.request import RequestLimits, check_exclude, check_num_ads, check_present, request_features
 
@@ -29,6 +30,7 @@ class TritonPythonModel:
         self.spec = read_current(resolve_path(config["bundles"]), verify=False).features
         self.reader = IndexReader(resolve_path(config["index"]))
         self.limits = RequestLimits(int(config["max_num_ads"]), int(config["max_exclude"]))
+        self.entry = Entry(pb_utils) if config["load_control"] == "adaptive" else None
 
     def execute(self, requests):
         """Check and build features, request by request."""
@@ -37,6 +39,9 @@ class TritonPythonModel:
 
     def run(self, request):
         """Features of one request."""
+        arrived = time.monotonic()
+        if self.entry:
+            self.entry.check(arrived)
         ad_ids = array(pb_utils, request, "history_ad_ids")  # [b, N]
         behaviors = array(pb_utils, request, "history_behaviors")  # [b, N]
         timestamps = array(pb_utils, request, "history_timestamps")  # [b, N]
@@ -73,4 +78,5 @@ class TritonPythonModel:
             "profile_codes": np.stack([f.profile for f in built]),
             "excluded": pad_rows([check_exclude(e, self.limits) for e in exclude], fill=-1),
             "ignored_history": np.array([[f.ignored] for f in built], np.int32),
+            "arrived": np.full((rows, 1), arrived),
         }
