@@ -13,7 +13,7 @@ import torch
 from export.bundle import write_bundle
 from export.config import ServingConfig
 from export.render import render
-from indexer.store import IndexWriter
+from indexer.store import IndexStore
 from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE, tiny_catalogue, tiny_model
 from training.checkpoint import Checkpoint, ModelSpec
 from training.dataset import ValueBuckets
@@ -85,8 +85,14 @@ def build(folder: Path, *, seed: int = 0) -> Pipeline:
         tokenizer=pipeline.tokenizer,
     )
     ad_ids, sids, active = tiny_catalogue()
-    with IndexWriter(pipeline.index, level_sizes=LEVEL_SIZES, tokenizer_id=tokenizer.tokenizer_id) as writer:
-        writer.build(ad_ids, sids, statuses=np.where(active, "active", "paused"))
+    with IndexStore(pipeline.index) as store:
+        store.build(
+            tokenizer.tokenizer_id,
+            LEVEL_SIZES,
+            ad_ids=ad_ids,
+            sids=sids,
+            statuses=np.where(active, "active", "paused"),
+        )
     render(pipeline.bundles, pipeline.repository, index=pipeline.index, config=serving_config())
     return pipeline
 
