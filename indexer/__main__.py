@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
+from indexer import service
 from indexer.commands import dead_letters, maintenance, status
 from indexer.commands.status import set_status
 from indexer.events import CONTENT_FIELDS
@@ -36,6 +37,8 @@ def build(
         ValueError: an ad without a SID, or values that do not fit.
         IndexStoreError: another writer is at work, or the disk is full.
     """
+    import polars as pl  # a sidecar need not wait for it
+
     columns = pl.read_parquet_schema(ads)
     content = list(CONTENT_FIELDS) if columns.keys() >= set(CONTENT_FIELDS) else []
     table = pl.read_parquet(ads, columns=["ad_id", "status", *content]).join(
@@ -62,12 +65,15 @@ def build(
 
 def main() -> None:
     """Command line."""
+    given = sys.argv[1:]
+    if not given or given[0] == "serve" or (given[0].startswith("-") and given[0] not in ("-h", "--help")):
+        raise SystemExit(service.main(given[1:] if given[:1] == ["serve"] else given))
     parser = argparse.ArgumentParser(prog="python -m indexer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("serve", help="take ad events; what no command means, too")  # handled above
     _add_build(commands)
     for group in (status, maintenance, dead_letters):
         group.add(commands)
-    # `serve` goes here, and is what no command means.
     arguments = parser.parse_args()
     try:
         arguments.run(arguments)
