@@ -15,6 +15,8 @@ TORCH ?= torch==2.13.0
 HTTP_PORT ?= 8000
 GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
+INDEXER_PORT ?= 8010
+INDEXER_OPTIONS ?=
 USER_ID ?=
 ifneq ($(origin USER),environment)
 USER_ID := $(USER)
@@ -86,6 +88,10 @@ export: $(if $(filter fp8,$(PRECISION)),precision-setup,setup) ## bundle (ONNX, 
 	$(PY) -m export --config $(CONFIG) --run $(RUN) --target $(TARGET) $(if $(PRECISION),--precision $(PRECISION)) $(if $(FINE_TUNED),--fine-tuned)
 index: setup ## build the semantic-ID index of the bundle
 	$(PY) -m indexer build --bundles $(RUN)/bundles --ads $(RUN)/data/ads.parquet --sids $(RUN)/tokenizer/sids.parquet --out $(RUN)/index
+
+.PHONY: indexer
+indexer: setup ## take ad events for the index on INDEXER_PORT (Ctrl-C stops it); INDEXER_OPTIONS="--redis-url ..."
+	$(PY) -m indexer serve --index $(RUN)/index --bundles $(RUN)/bundles --port $(INDEXER_PORT) $(INDEXER_OPTIONS)
 
 .PHONY: serve request
 serve: setup ## launch Triton on model_repository/ (Ctrl-C stops it)

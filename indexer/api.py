@@ -120,9 +120,9 @@ def _add_writes(app: FastAPI, api: Api) -> None:
         responses=FAILURES,
         openapi_extra=request_body(BULK_EXAMPLES, lines=True),
         summary="Apply a JSON list, or lines of JSON, of events",
-        description="Rows apply in order and by themselves: a bad row is named in the answer and kept as a "
-        "dead letter, the others apply. After a 503 or 507 some rows may have been applied; sending all of them "
-        "again does no harm.",
+        description="Rows apply in order and by themselves: a bad row is named in the answer and kept "
+        "as a dead letter, the others apply. After a 503 or 507 some rows may have been applied; sending "
+        "all of them again does no harm.",
     )  # fmt: skip
     async def post_bulk(request: Request) -> Response:
         kind = api.guard.check_write(request.headers, types=(JSON, NDJSON))

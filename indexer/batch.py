@@ -17,7 +17,7 @@ import numpy as np
 from indexer.dead_letters import DeadLetter, DeadLetters, Incoming
 from indexer.encoding import Encoder, encode_contents
 from indexer.events import AdEvent, EventError
-from indexer.registers import WAITING_REASONS, AdState, Decision, Result, decide
+from indexer.registers import PASSING_REASONS, WAITING_REASONS, AdState, Decision, Result, decide
 from indexer.tables import Tables
 from serving.index.layout import ACTIVE, StoreMeta, ad_key, change_dtype, number_key, sid_key
 
@@ -103,7 +103,7 @@ class Batch:
         decision = self._decide(event)
         self._taken.append((event.kind, decision))
         if decision.result == "rejected":
-            if not letter.waiting or decision.reason not in WAITING_REASONS:
+            if not letter.waiting or decision.reason not in PASSING_REASONS:
                 self._dead.refuse(letter, reason=decision.reason, message=decision.message)
             return
         self._dead.remove(letter)
@@ -158,7 +158,7 @@ class Batch:
             for letter in sorted(letters, key=lambda x: (x.event or {})["version"]):
                 event = AdEvent(**(letter.event or {}))
                 decision = self._decide(event)
-                if decision.result == "rejected" and decision.reason in WAITING_REASONS:
+                if decision.result == "rejected" and decision.reason in PASSING_REASONS:
                     continue
                 item = self._waiting.pop(letter.number, None)
                 if item is not None:

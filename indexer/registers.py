@@ -16,6 +16,7 @@ from serving.index.layout import ACTIVE, STATUSES
 
 Result = Literal["applied", "stale", "rejected"]
 WAITING_REASONS = ("unknown_ad", "duplicate_create")
+PASSING_REASONS = (*WAITING_REASONS, "no_encoder")  # what waits goes on waiting
 DELETED = STATUSES.index("deleted")
 _STATUS_OF = {"create": ACTIVE, "resume": ACTIVE, "pause": STATUSES.index("paused"), "delete": DELETED}
 

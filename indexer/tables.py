@@ -69,7 +69,7 @@ class Tables:
                 field: environment.open_db(name, txn=transaction, create=create)
                 for field, name in (names | {"waiting": WAITING}).items()
             }
-            tables = cls(**named, generations={})  # type: ignore[arg-type]
+            tables = cls(**named, generations={})
             for tokenizer_id in tables.read_meta(environment, transaction).generations:
                 tables.add(environment, transaction, tokenizer_id, create=create)
         except lmdb.Error as error:

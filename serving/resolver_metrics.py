@@ -13,7 +13,7 @@ from serving.resolve import NO_AD
 
 
 class ResolverMetrics:
-    """Of one process. What is said of the index moves with requests: an idle server shows what it last saw."""
+    """Of one process. What it says of the index moves with requests: an idle server shows what it saw."""
 
     PERIOD_S = 1.0  # between two looks at the index
 

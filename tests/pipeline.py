@@ -13,7 +13,7 @@ import torch
 from export.bundle import write_bundle
 from export.config import ServingConfig
 from export.render import render
-from tests.index_files import IndexFiles
+from indexer.store import IndexStore
 from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE, tiny_catalogue, tiny_model
 from training.checkpoint import Checkpoint, ModelSpec
 from training.dataset import ValueBuckets
@@ -85,11 +85,14 @@ def build(folder: Path, *, seed: int = 0) -> Pipeline:
         tokenizer=pipeline.tokenizer,
     )
     ad_ids, sids, active = tiny_catalogue()
-    index = IndexFiles(pipeline.index)
-    index.generation(tokenizer.tokenizer_id, LEVEL_SIZES)
-    changes = zip(ad_ids.tolist(), map(tuple, sids.tolist()), active.tolist(), strict=True)
-    index.apply({tokenizer.tokenizer_id: [(ad, sid, on, True) for ad, sid, on in changes]})
-    index.compact(tokenizer.tokenizer_id)
+    with IndexStore(pipeline.index) as store:
+        store.build(
+            tokenizer.tokenizer_id,
+            LEVEL_SIZES,
+            ad_ids=ad_ids,
+            sids=sids,
+            statuses=np.where(active, "active", "paused"),
+        )
     render(pipeline.bundles, pipeline.repository, index=pipeline.index, config=serving_config())
     return pipeline
 
@@ -111,4 +114,11 @@ def copy_of(pipeline: Pipeline, folder: Path) -> Pipeline:
 
 def serving_config() -> ServingConfig:
     """Settings of the tiny deployment."""
-    return ServingConfig(widths=WIDTHS, max_num_ads=40, max_exclude=50, max_batch_size=8)
+    return ServingConfig(
+        widths=WIDTHS,
+        max_num_ads=40,
+        max_exclude=50,
+        max_batch_size=8,
+        load_control="fixed",  # answers must not depend on how busy the machine is
+        cache="off",
+    )

@@ -1,4 +1,4 @@
-"""A store that remembers what it was told, in order: shows an event applied twice, which the real one hides."""
+"""A store that remembers what it was told: shows an event applied twice, which the real one hides."""
 
 from __future__ import annotations
 

@@ -59,8 +59,8 @@ class Source(ABC):
     """Reads a stream in its own thread. The store knows what was applied; the broker is only told.
 
     Subclasses connect in `_open`, hand events over in `_poll`, which takes at most about half a second, and
-    tell the broker what was committed in `_acknowledge`. All three run in the source's thread, the last one also
-    in the thread that calls `close`, after the source's own has ended.
+    tell the broker what was committed in `_acknowledge`. All three run in the source's thread, the last one
+    also in the thread that calls `close`, after the source's own has ended.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """Events from a Redis stream, each applied once, whatever restarts in between.
 
-The store's offset, not the consumer group, decides what was applied. On every connection the group is set back to
-the last entry that was handed over, so that Redis delivers again what was pending at this or a dead consumer, in
-order; of these, entries up to the committed offset are only acknowledged.
+The store's offset, not the consumer group, decides what was applied. On every connection the group is set
+back to the last entry that was handed over, so that Redis delivers again what was pending at this or a dead
+consumer, in order; of these, entries up to the committed offset are only acknowledged.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class RedisSource(Source):
         """Take over what is pending anywhere in the group and acknowledge what had been applied.
 
         Only the holder of the index's lock gets here, so every other consumer of its group is dead, however
-        short its idle time. Entries that were trimmed from the stream leave the list of pending ones on the way.
+        short its idle time. Entries that were trimmed from the stream leave the list on the way.
         """
         config, start = self._config, b"0-0"
         while True:

@@ -90,8 +90,9 @@ def test_nothing_acknowledged_is_lost_by_sigkill(start, folder):
 
 def test_a_second_process_is_refused(start, folder):
     start()
+    paths = ["--index", folder / "index", "--bundles", folder / "bundles"]
     second = subprocess.run(
-        [sys.executable, "-m", "indexer", "serve", "--index", folder / "index", "--bundles", folder, "--port", "0"],
+        [sys.executable, "-m", "indexer", "serve", *paths, "--port", "0"],
         cwd=ROOT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert second.returncode == 1

@@ -199,6 +199,11 @@ def test_bodies_and_rows_beyond_the_limits(start):
         client.post("/events/bulk", content=lines(*rows), headers={"content-type": "application/x-ndjson"}),
         client.post("/events/bulk", content="\n" * 30, headers={"content-type": "application/x-ndjson"}),
         client.post("/events/bulk", json=[create(1, text="x" * 2000)]),
+        client.post(
+            "/events/bulk",
+            content=(b" " * 100 for _ in range(30)),
+            headers={"content-type": "application/json"},
+        ),
     ):
         assert answer.status_code == 413, answer.json()
 

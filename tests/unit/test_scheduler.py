@@ -10,6 +10,7 @@ import pytest
 
 import serving.scheduler as module
 from export.bundle import point_current
+from serving.active_model import ActiveModel
 from serving.beam_search import beam_search
 from serving.bundle import BundleError
 from serving.index.layout import IndexStoreError

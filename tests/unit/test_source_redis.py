@@ -158,10 +158,12 @@ def test_redis_killed_and_started_again_in_the_middle(server, store, start, capl
     server.kill()
     wait_until(lambda: not sidecar.source.state.connected)
     time.sleep(1.0)
-    store.gate.set()
     assert sidecar.source.state.failures > 2
     assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 1  # not one a try
     server.start()
+    wait_until(lambda: sidecar.source.state.connected)
+    time.sleep(0.5)  # what the worker has in hand could be delivered again now
+    store.gate.set()
     add(server, range(200, 250))
     wait_until(lambda: len(store.applied) >= 250)
     wait_until(lambda: pending(server) == 0)

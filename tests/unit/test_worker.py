@@ -187,6 +187,7 @@ def test_an_event_of_http_that_met_a_failing_store_is_answered_at_once(make, sto
     bulk = worker.submit(http(1, 2, 3, 4, 5))
     wait_until(lambda: worker.depth == 3)
     waiting = worker.submit(http(6))
+    worker._tries = 6  # so that the next try is far away
     store.fail = OSError(errno.ENOSPC, "No space left on device")
     store.gate.set()
     for submission in (bulk, waiting):

@@ -1,0 +1,71 @@
+"""`verify`, `snapshot`, `restore` and `compact`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from indexer.compaction import compact
+from indexer.snapshots import restore, snapshot
+from indexer.store import IndexStore
+from indexer.verify import verify
+
+
+def compact_all(index: Path, tokenizer_ids: list[str]) -> dict[str, int]:
+    """New bases of these generations (of all that are ready where empty), adopted; sequence number of each.
+
+    Raises:
+        IndexStoreError: a writer (the sidecar, which compacts by itself) holds the index, or as `compact`.
+    """
+    with IndexStore(index) as store:
+        ready = [name for name, generation in store.meta.generations.items() if generation.ready]
+    sequences = {name: compact(index, name) for name in tokenizer_ids or ready}
+    with IndexStore(index) as store:
+        for name, sequence in sequences.items():
+            store.adopt_base(name, sequence)
+    return sequences
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Add the commands."""
+    command = commands.add_parser(
+        "verify", help="check every table against every other; works beside the sidecar"
+    )
+    command.add_argument("--index", type=Path, required=True)
+    command.set_defaults(run=_verify)
+    command = commands.add_parser("snapshot", help="copy the store; works beside the sidecar")
+    command.add_argument("--index", type=Path, required=True)
+    command.add_argument("--out", type=Path, required=True, help="new folder")
+    command.set_defaults(run=_snapshot)
+    command = commands.add_parser("restore", help="put a snapshot in place of the index; servers follow")
+    command.add_argument("--snapshot", type=Path, required=True)
+    command.add_argument("--index", type=Path, required=True)
+    command.set_defaults(run=lambda a: print(f"index version {restore(a.snapshot, a.index)}"))
+    command = commands.add_parser(
+        "compact", help="write new base arrays; a running sidecar does it by itself"
+    )
+    command.add_argument("--index", type=Path, required=True)
+    command.add_argument("tokenizer_ids", nargs="*", help="all that are ready where left out")
+    command.set_defaults(run=_compact)
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    began = time.monotonic()
+    problems = verify(arguments.index)
+    if problems:
+        raise SystemExit("\n".join([*problems, f"error: {len(problems)} problems in {arguments.index}"]))
+    print(f"index {arguments.index} is sound, checked in {time.monotonic() - began:.1f} s")
+
+
+def _snapshot(arguments: argparse.Namespace) -> None:
+    manifest = snapshot(arguments.index, arguments.out)
+    print(
+        f"snapshot {arguments.out}: version {manifest['sequence']}, {manifest['ads']:,} ads, "
+        f"{manifest['bytes']:,} bytes"
+    )
+
+
+def _compact(arguments: argparse.Namespace) -> None:
+    for name, sequence in compact_all(arguments.index, arguments.tokenizer_ids).items():
+        print(f"tokenizer {name}: base {sequence}")
