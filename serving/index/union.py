@@ -7,8 +7,11 @@ The overlay is the trie of the live SIDs that the base does not have at all. A p
 children in both; it goes by one number, the overlay's. So there are three kinds of nodes of a level:
 
     0 .. N - 1      a prefix of the base alone
-    N .. N + O - 1  node o = number - N of the overlay; `Level.base_node` says which one of the base it is too
+    N .. N + O - 1  node o = number - N of the overlay
     -1              padding
+
+Most nodes that beams stand on are of the base, and nothing differs below them: one look at `Level.differs`
+tells. All that is to be known of the others is in small tables.
 """
 
 from __future__ import annotations
@@ -23,34 +26,32 @@ from serving.index.trie import Trie
 
 @dataclass(frozen=True)
 class Level:
-    """How a level differs from that of the base.
+    """How a level differs from that of the base; leaves have no children, and so no `differs` .. `kids`.
 
     Attributes:
         size: N.
-        differs: bool [N + O + 1], nodes below which anything differs; the last is padding's (index -1). It is
-            the one array of the size of the base: most beams need no more than one look at it. Empty for
-            leaves.
-        touched: int64, base nodes with dead SIDs below them, ascending.
-        lost: int64, as many: dead SIDs below.
+        differs: bool [N + O + 1], nodes below which anything differs, all of the overlay's among them; the
+            last is padding's (index -1).
+        nodes: int64 [S] ascending, the S nodes that differ.
+        leaves: int32 [S], live SIDs below them.
+        kids: int64 [S, 7], their children, in columns: node of the base whose children they have too or -1,
+            the first of those and their number; first position in `dead` of the level below and number of
+            dead ones among those; first position in `only` of the level below and number there.
         dead: int64, base nodes with no live SID of the base below them, ascending.
-        base_node: int64 [O + 1], live base node of the same prefix, -1 where there is none; the last is -1.
-        shared: int64, the base nodes in `base_node`, ascending.
+        shared: int64, base nodes that are nodes of the overlay too, ascending.
         shared_as: int64, as many: what they go by.
-        only: int64, overlay nodes that have no live base node, ascending.
-        only_ptr: int64 [O' + 2], O' nodes in the overlay's level above: children of o among `only` are
-            only_ptr[o] .. only_ptr[o + 1]; row O' has none. Empty for the first level.
+        only: int64, overlay nodes that are no live nodes of the base, ascending.
     """
 
     size: int
     differs: np.ndarray
-    touched: np.ndarray
-    lost: np.ndarray
+    nodes: np.ndarray
+    leaves: np.ndarray
+    kids: np.ndarray
     dead: np.ndarray
-    base_node: np.ndarray
     shared: np.ndarray
     shared_as: np.ndarray
     only: np.ndarray
-    only_ptr: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,7 @@ class UnionTrie:
         self.leaves = base.leaves - dead.shape[1] + overlay.leaves
         self._base, self._overlay = base, overlay
         self._has_overlay = overlay.leaves > 0
-        self._levels = [
-            _level(t, base, overlay, dead=dead[t], overlaid=overlaid[t]) for t in range(base.levels)
-        ]
+        self._levels = _levels(base, overlay, dead=dead, overlaid=overlaid)
         self.roots = self._roots()
 
     def children(self, level: int, nodes: np.ndarray) -> UnionChildren:
@@ -117,22 +116,17 @@ class UnionTrie:
         rows = np.flatnonzero(above.differs[flat])  # few of many beams
         if not len(rows):
             return UnionChildren(*self._base.children(level, nodes), None, here, last)
-        over, base_nodes = _split(above, flat[rows])
+        kids = above.kids[np.searchsorted(above.nodes, flat[rows])]
+        base_nodes, begin, count, dead_begin, dead_count, only_begin, only_count = kids.T
         in_base = flat.copy()
         in_base[rows] = base_nodes
-        ptr = self._base.child_ptr[level]
-        safe = np.maximum(base_nodes, 0)
-        begin = ptr[safe]
-        count = np.where(base_nodes >= 0, ptr[safe + 1] - begin, 0)
-        only_begin = here.only_ptr[over]
-        only_count = here.only_ptr[over + 1] - only_begin
         width = max(int((count + only_count).max()), 1)
         allowed, first = self._base.children(level, in_base.reshape(nodes.shape), at_least=width)
         columns = allowed.shape[2]
         by_beam = allowed.reshape(-1, columns)  # the same memory
-        dead_begin = np.searchsorted(here.dead, begin)
-        owner, dead = _ranges(dead_begin, np.searchsorted(here.dead, begin + count) - dead_begin)
-        by_beam[rows[owner], here.dead[dead] - begin[owner]] = -1
+        if dead_count.any():
+            owner, dead = _ranges(dead_begin, dead_count)
+            by_beam[rows[owner], here.dead[dead] - begin[owner]] = -1
         extra = None
         if only_count.any():
             owner, only = _ranges(only_begin, only_count)
@@ -160,16 +154,10 @@ class UnionTrie:
         rows = np.flatnonzero(here.differs[flat])
         if not len(rows):
             return self._base.leaf_counts(level, nodes)
-        over, base_nodes = _split(here, flat[rows])
         in_base = flat.copy()
-        in_base[rows] = base_nodes
+        in_base[rows] = -1
         counts = self._base.leaf_counts(level, in_base)
-        if len(here.touched):
-            at, hit = member(here.touched, base_nodes)
-            counts[rows] -= np.where(hit, here.lost[at], 0).astype(counts.dtype)
-        if self._has_overlay:
-            none = over == len(here.base_node) - 1
-            counts[rows] += self._overlay.leaf_counts(level, np.where(none, -1, over))
+        counts[rows] = here.leaves[np.searchsorted(here.nodes, flat[rows])]
         return counts.reshape(nodes.shape)
 
     def sids(self, level: int, nodes: np.ndarray, *, parents: list[np.ndarray]) -> np.ndarray:
@@ -211,50 +199,99 @@ def member(values: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return at, values[at] == wanted
 
 
-def _split(level: Level, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Overlay node of each node [r], O where it has none, and base node, -1 where it has none."""
-    over = nodes - level.size
-    is_over = over >= 0
-    over = np.where(is_over, over, len(level.base_node) - 1)
-    return over, np.where(is_over, level.base_node[over], nodes)
-
-
 def _ranges(begin: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All numbers begin[i] .. begin[i] + count[i] - 1, and the i of each."""
     owner = np.repeat(np.arange(len(count)), count)
     return owner, np.arange(len(owner)) + (begin - (np.cumsum(count) - count))[owner]
 
 
-def _level(t: int, base: Trie, overlay: Trie, *, dead: np.ndarray, overlaid: np.ndarray) -> Level:
-    """`dead`: node int [d] above each dead leaf; `overlaid`: base node [J] above each leaf of the overlay."""
-    starts = run_starts(dead)
-    touched, lost = dead[starts].astype(np.int64), np.diff(np.append(starts, len(dead)))
-    gone = touched[base.leaf_counts(t, touched) == lost]
-    size = int(base.child_ptr[t][-1])
-    if t < base.levels - 1:
-        live = overlaid[overlay.leaf_ptr[t][:-1]].astype(
-            np.int64
-        )  # of the first leaf below each node: of all
-    else:
-        live = overlaid.astype(np.int64)
-    if len(gone):
-        live[member(gone, live)[1]] = -1
-    both, alone = np.flatnonzero(live >= 0), live < 0
-    differs = np.zeros(size + len(live) + 1 if t < base.levels - 1 else 0, bool)  # leaves have no children
-    if len(differs):
-        differs[touched] = True
-        differs[size:-1] = True
-    before = np.concatenate([[0], np.cumsum(alone)])  # [O + 1]
-    ptr = before[overlay.child_ptr[t]]  # [O' + 1]
-    return Level(
-        size,
-        differs,
-        touched,
-        lost,
-        gone,
-        np.append(live, -1),
-        live[both],
-        size + both,
-        np.flatnonzero(alone),
-        np.append(ptr, ptr[-1]) if t else ptr[:0],
+@dataclass(frozen=True)
+class _Changed:
+    """What changed in a level.
+
+    Attributes:
+        touched: base nodes with dead leaves below, ascending.
+        left: as many: live leaves of the base below.
+        gone: those of `touched` with none left.
+        gone_parent: as many: nodes of the level above.
+        twin: live base node of each overlay node, -1 where there is none.
+        only: overlay nodes without one.
+        only_ptr: for each overlay node of the level above, where its children in `only` begin; and the end.
+    """
+
+    touched: np.ndarray
+    left: np.ndarray
+    gone: np.ndarray
+    gone_parent: np.ndarray
+    twin: np.ndarray
+    only: np.ndarray
+    only_ptr: np.ndarray
+
+
+def _levels(base: Trie, overlay: Trie, *, dead: np.ndarray, overlaid: np.ndarray) -> list[Level]:
+    changed = []
+    for t in range(base.levels):
+        starts = run_starts(dead[t])
+        touched = dead[t][starts].astype(np.int64)
+        left = base.leaf_counts(t, touched) - np.diff(np.append(starts, dead.shape[1]))
+        gone = touched[left == 0]
+        # The base node of an overlay node is that of the first leaf below it, as of all of them.
+        first = slice(None) if t == base.levels - 1 else overlay.leaf_ptr[t][:-1]
+        twin = overlaid[t][first].astype(np.int64)
+        if len(gone):
+            twin[member(gone, twin)[1]] = -1
+        alone = twin < 0
+        only_ptr = np.append(0, np.cumsum(alone))[overlay.child_ptr[t]]
+        gone_parent = dead[max(t - 1, 0)][starts[left == 0]]
+        changed.append(_Changed(touched, left, gone, gone_parent, twin, np.flatnonzero(alone), only_ptr))
+    found = []
+    for t, here in enumerate(changed):
+        size, both = int(base.child_ptr[t][-1]), np.flatnonzero(here.twin >= 0)
+        table = _NO_TABLE
+        if t + 1 < base.levels:
+            table = _table(t, base, overlay, here, changed[t + 1])
+        found.append(Level(size, *table, here.gone, here.twin[both], size + both, here.only))
+    return found
+
+
+_NO_TABLE = (np.zeros(0, bool), np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros((0, 7), np.int64))
+
+
+def _table(
+    t: int, base: Trie, overlay: Trie, here: _Changed, below: _Changed
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """`differs`, `nodes`, `leaves` and `kids` of a `Level`."""
+    size, count = int(base.child_ptr[t][-1]), len(here.twin)
+    nodes = np.concatenate([here.touched, size + np.arange(count)])
+    differs = np.zeros(size + count + 1, bool)
+    differs[nodes] = True
+    # Dead children of the touched nodes, and then of the overlay's, by way of their twins.
+    starts = run_starts(below.gone_parent)
+    at = np.searchsorted(here.touched, below.gone_parent[starts])
+    dead = np.zeros((len(here.touched) + 1, 2), np.int64)  # first and number; the last row is of no node
+    dead[at, 0], dead[at, 1] = starts, np.diff(np.append(starts, len(below.gone)))
+    left = base.leaf_counts(t, here.twin)
+    twin_row = np.full(count, len(here.touched))
+    if len(here.touched):
+        at, hit = member(here.touched, here.twin)
+        left, twin_row = np.where(hit, here.left[at], left), np.where(hit, at, twin_row)
+    leaves = np.concatenate([here.left, left + overlay.leaf_counts(t, np.arange(count))])
+    in_base = np.concatenate([here.touched, here.twin])
+    ptr, safe = base.child_ptr[t + 1], np.maximum(in_base, 0)
+    begin = ptr[safe]
+    only = np.zeros((len(nodes), 2), np.int64)
+    if count:
+        only[len(here.touched) :, 0], only[len(here.touched) :, 1] = (
+            below.only_ptr[:-1],
+            np.diff(below.only_ptr),
+        )
+    kids = np.column_stack(
+        [
+            in_base,
+            begin,
+            np.where(in_base >= 0, ptr[safe + 1] - begin, 0),
+            np.concatenate([dead[:-1], dead[twin_row]]),
+            only,
+        ]
     )
+    return differs, nodes, leaves.astype(np.int32), kids
