@@ -8,7 +8,6 @@ a tail sees. All three are >= 0.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass
 from statistics import median
