@@ -155,6 +155,8 @@ class LoadController:
 
     def _move(self, now: float, *, taken: int, queue: float, rate: float) -> str:
         s = self.settings
+        if self._changed_at == -math.inf:
+            self._changed_at = now  # no step up before there is a rate
         if not self.cost.known:
             return "unknown"
         target = self._rung

@@ -158,6 +158,21 @@ def test_every_request_is_in_one_place(policy):
     assert counted[1] <= run.searches[:, 2].sum() <= counted[1] + 4 * 16
 
 
+def test_a_full_queue_turns_away():
+    times = np.arange(100) / 1e4  # 100 requests in 10 ms; one is searched, 7 wait, nothing ends before 1 s
+    run = simulate(
+        times,
+        duration_s=20.0,
+        cluster=Cluster(replicas=1, instances=1, max_batch=1, max_queue=7),
+        service=Service(1.0, 0.0, 0.0, noise=0.0),
+        make_policy=lambda: FixedPolicy(BASE),
+        gated=False,
+    )
+    assert (run.status[:8] == DONE).all()
+    assert (run.status[8:] == TURNED_AWAY).all()
+    np.testing.assert_allclose(run.finished[:8], np.arange(1, 9))
+
+
 def test_equal_seeds_give_equal_runs_and_others_do_not():
     first, again, other = (play("controller", 1.3, duration=4.0, seed=s)[0] for s in (1, 1, 2))
     np.testing.assert_array_equal(first.finished, again.finished)
