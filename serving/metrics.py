@@ -86,7 +86,7 @@ RESOLVER: dict[str, Family] = {
 
 
 class Metrics:
-    """Metrics of one adapter. A value that is no finite number is left out; nothing here fails a request."""
+    """Metrics of one adapter. A value that cannot be counted is left out."""
 
     def __init__(self, triton: Any, families: Mapping[str, Family], *, labels: Mapping[str, str]) -> None:
         """Register.
@@ -96,31 +96,36 @@ class Metrics:
             families: `SCHEDULER` or `RESOLVER`.
             labels: of every metric; two processes that set the same gauge need one that differs.
         """
-        kinds = triton.MetricFamily
         self._known, self._labels = families, dict(labels)
-        # Triton forgets a family, and all that belongs to it, when its object goes.
-        self._families = {
-            name: kinds(name=name, description=f.text, kind=getattr(kinds, f.kind.upper()))
-            for name, f in families.items()
-        }
         self._metrics: dict[tuple[str, ...], Any] = {}
+        self._families: dict[str, Any] = {}
+        try:
+            kinds = triton.MetricFamily
+            # Triton forgets a family, and all that belongs to it, when its object goes.
+            self._families = {
+                name: kinds(name=name, description=f.text, kind=getattr(kinds, f.kind.upper()))
+                for name, f in families.items()
+            }
+        except Exception as error:  # a server may be started without metrics
+            logger.warning("no metrics: %s", error)
+            return
         for name, family in families.items():
             if not family.labels:
                 self._metric(name, {})  # there from the start, at 0
 
     def set(self, name: str, value: float, **labels: str) -> None:
-        """Set a gauge."""
-        if math.isfinite(value):
+        """Set a gauge; infinity is a value too."""
+        if not math.isnan(value) and self._families:
             self._metric(name, labels).set(float(value))
 
     def add(self, name: str, value: float = 1.0, **labels: str) -> None:
         """Add to a counter."""
-        if math.isfinite(value) and value > 0:
+        if math.isfinite(value) and value > 0 and self._families:
             self._metric(name, labels).increment(float(value))
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Count into a histogram."""
-        if math.isfinite(value):
+        if math.isfinite(value) and self._families:
             self._metric(name, labels).observe(float(value))
 
     def _metric(self, name: str, labels: Mapping[str, str]) -> Any:

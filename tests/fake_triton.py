@@ -28,7 +28,7 @@ class Tensor:
 
 
 class TritonError(Exception):
-    INVALID_ARG, INTERNAL = 3, 1
+    INVALID_ARG, INTERNAL, UNAVAILABLE, CANCELLED = 3, 1, 4, 5
 
     def __init__(self, text: str, code: int = INTERNAL) -> None:
         super().__init__(text)
@@ -64,34 +64,52 @@ class Request:
 
     def __init__(self, inputs: Mapping[str, np.ndarray], parameters: str = "") -> None:
         self.inputs, self._parameters = {k: Tensor(k, v) for k, v in inputs.items()}, parameters
+        self.gone = False
+
+    def is_cancelled(self) -> bool:
+        return self.gone
 
     def parameters(self) -> str:
         return self._parameters
 
 
 class MetricFamily:
-    """Shows, in `shown`, what a server would: gauges of families that somebody holds."""
+    """Shows, in `shown`, what a server would: metrics of families that somebody holds."""
 
-    GAUGE = "gauge"
+    COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
     shown: ClassVar[weakref.WeakValueDictionary[str, MetricFamily]] = weakref.WeakValueDictionary()
 
     def __init__(self, *, name: str, description: str, kind: str) -> None:
-        assert kind == self.GAUGE
+        assert kind in (self.COUNTER, self.GAUGE, self.HISTOGRAM)
         assert description
+        self.kind = kind
         self.values: dict[tuple[tuple[str, str], ...], list[float]] = {}
         self.shown[name] = self
 
-    def Metric(self, *, labels: dict[str, str]) -> Metric:  # noqa: N802
-        return Metric(self.values.setdefault(tuple(sorted(labels.items())), []))
+    def Metric(self, *, labels: dict[str, str], buckets: list[float] | None = None) -> Metric:  # noqa: N802
+        assert (self.kind == self.HISTOGRAM) == (buckets is not None)
+        return Metric(self.kind, self.values.setdefault(tuple(sorted(labels.items())), []))
 
 
 class Metric:
-    def __init__(self, values: list[float]) -> None:
-        self._values = values
+    """Values in the order they came; a counter's are sums."""
+
+    def __init__(self, kind: str, values: list[float]) -> None:
+        self._kind, self._values = kind, values
+
+    def _put(self, kind: str, value: float) -> None:
+        assert kind == self._kind
+        assert type(value) is float
+        self._values.append(value + (self._values[-1] if self._values and kind == "counter" else 0.0))
 
     def set(self, value: float) -> None:
-        assert type(value) is float
-        self._values.append(value)
+        self._put("gauge", value)
+
+    def increment(self, value: float) -> None:
+        self._put("counter", value)
+
+    def observe(self, value: float) -> None:
+        self._put("histogram", value)
 
 
 class FakeTriton(ModuleType):
@@ -169,6 +187,7 @@ def load_model(path: Path, fake: FakeTriton, *, config: Path) -> Any:
     model.initialize(
         {
             "model_name": parsed.name,
+            "model_instance_name": f"{parsed.name}_0_0",
             "model_config": json.dumps(json_format.MessageToDict(parsed, preserving_proto_field_name=True)),
         }
     )

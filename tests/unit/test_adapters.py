@@ -4,18 +4,19 @@ import dataclasses
 import json
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
 
 import serving.adapter
 import serving.resolve
-from serving.adapter import IndexGauges
 from serving.beam_search import beam_search
 from serving.bls import BlsExecutor, EngineError
 from serving.index.layout import HEARTBEAT
 from serving.index.reader import IndexReader
 from serving.ort import OrtExecutor
+from serving.resolver_metrics import ResolverMetrics
 from serving.widths import WidthPlan
 from tests.fake_triton import FakeTriton, Request, TritonError, load_model
 from tests.index_files import IndexFiles
@@ -88,6 +89,7 @@ def searchable(rows, *, num_ads=5, start=0):
         "profile_codes": profile[start:],
         "num_ads": np.full((rows, 1), num_ads, np.int32),
         "exclude": np.full((rows, 2), -1, np.int64),
+        "arrived": np.full((rows, 1), time.monotonic()),
     }
 
 
@@ -231,10 +233,10 @@ def test_beams_are_looked_up_in_the_generation_of_their_version(resolver_of_two,
 def test_index_gauges(resolver_of_two, triton, monkeypatch):
     model, files = resolver_of_two
     clock = [50.0]
-    monkeypatch.setattr(serving.adapter.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(serving.resolver_metrics.time, "monotonic", lambda: clock[0])
 
     def shown(name):
-        return triton.MetricFamily.shown[f"gr4ad_index_{name}"].values[(("model", "ad_resolver"),)]
+        return triton.MetricFamily.shown[f"gr4ad_index_{name}"].values[()]
 
     assert shown("version") == shown("lag_seconds") == []
     model.execute([Request(beams([1]))])
@@ -255,8 +257,8 @@ def test_a_server_without_metrics(resolver_of_two, triton, caplog, monkeypatch):
         raise RuntimeError("metrics are disabled")
 
     monkeypatch.setattr(triton, "MetricFamily", refuse)
-    IndexGauges(triton, "ad_resolver", resolver_of_two[0].reader).update()
-    assert "no metrics of the index: " in caplog.text
+    ResolverMetrics(triton, resolver_of_two[0].reader).look()
+    assert "no metrics: metrics are disabled" in caplog.text
 
 
 def test_bls_equals_ort_in_process(graphs, pipeline):
@@ -429,6 +431,7 @@ def test_from_request_to_ads(graphs, load):
             Request(
                 {
                     "slot_ads": built["slot_ads"],
+                    "arrived": built["arrived"],
                     "slots": built["slots"],
                     "profile_codes": built["profile_codes"],
                     "num_ads": num_ads,

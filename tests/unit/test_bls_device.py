@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import sys
+import time
 from types import ModuleType
 
 import numpy as np
@@ -17,7 +18,7 @@ from serving.padding import PaddedExecutor
 from serving.widths import WidthPlan
 from tests.fake_triton import FakeTriton, InferenceResponse, Request, Tensor, TritonError, load_model
 from tests.pipeline import WIDTHS, serving_config
-from tests.tiny import VALUE_TABLE, random_requests, tiny_snapshot
+from tests.tiny import VALUE_TABLE, random_requests, random_slot_ads, tiny_snapshot
 from tests.unit.test_padding import check_shapes
 
 GRAPHS = ["lazyar_prefix", *(f"lazyar_tail_{t}" for t in (2, 3, 4))]
@@ -228,11 +229,13 @@ def load_scheduler(pipeline, tmp_path):
 
 
 def request(rows):
-    slots, profile = random_requests(rows)
+    slot_ads, slots, profile, _ = random_slot_ads(rows)
     return Request(
         {
+            "slot_ads": slot_ads,
             "slots": slots,
             "profile_codes": profile,
+            "arrived": np.full((rows, 1), time.monotonic()),
             "num_ads": np.full((rows, 1), 5, np.int32),
             "exclude": np.full((rows, 2), -1, np.int64),
         }
