@@ -114,6 +114,18 @@ def test_ctrl_c_ends_it_in_order(start, folder, number):
     assert verify(folder / "index") == []
 
 
+def test_answers_do_not_wait_for_the_clients_acknowledgement(start):
+    process, took = start(), []
+    connection = http.client.HTTPConnection("127.0.0.1", process.port, timeout=30)
+    for _ in range(40):
+        began = time.perf_counter()
+        connection.request("GET", "/healthz")
+        connection.getresponse().read()
+        took.append(time.perf_counter() - began)
+    connection.close()
+    assert min(took[5:]) < 0.03  # with Nagle's algorithm all but the first take 40 ms
+
+
 def test_options_that_cannot_be(folder):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
