@@ -31,6 +31,7 @@ class Keeper:
         url: str | None = None,
         interval_s: float = 10.0,
         failures: int = 6,
+        start_s: float = 300.0,
         stop_s: float = 30.0,
     ) -> None:
         """Prepare.
@@ -40,10 +41,12 @@ class Keeper:
             url: answers with 200 while the command works; None watches for its end only.
             interval_s: seconds between two looks at `url`, and the longest wait for its answer.
             failures: looks without an answer in a row after which the command is ended and started again.
+            start_s: seconds that a start may take, until the first answer; looks do not count before.
             stop_s: from SIGTERM to SIGKILL then.
         """
         self._command, self._url = list(command), url
-        self._interval_s, self._failures, self._stop_s = interval_s, failures, stop_s
+        self._interval_s, self._failures = interval_s, failures
+        self._start_s, self._stop_s = start_s, stop_s
         self._stopping = threading.Event()
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -72,13 +75,18 @@ class Keeper:
             pause = min(2 * pause, _MAX_PAUSE_S)
 
     def _watch(self, child: subprocess.Popen[bytes]) -> int:
-        failed = 0
+        failed, counts_from = 0, time.monotonic() + self._start_s
         while True:
             try:
                 return child.wait(self._interval_s)
             except subprocess.TimeoutExpired:
                 pass
-            failed = 0 if self._stopping.is_set() or self._answers() else failed + 1
+            if self._stopping.is_set():
+                continue
+            if self._answers():
+                failed, counts_from = 0, 0.0
+            elif time.monotonic() >= counts_from:
+                failed += 1
             if failed >= self._failures:
                 print(f"keep: no answer from {self._url}: ending the command", file=sys.stderr, flush=True)
                 child.terminate()

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -89,7 +91,7 @@ def test_a_command_that_does_not_answer_is_ended_and_started_again(
     note: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     monkeypatch.setattr(keep, "_FIRST_PAUSE_S", 0.01)
-    keeper = _keeper(note, what, url="http://127.0.0.1:9/", failures=10, stop_s=0.3)
+    keeper = _keeper(note, what, url="http://127.0.0.1:9/", failures=10, start_s=0, stop_s=0.3)
     thread = _started(keeper)
     _wait(lambda: _lines(note).count("started") >= 2)
     assert ("ended" in _lines(note)) == (what == "stay")
@@ -108,24 +110,54 @@ class _Answer(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize(("status", "starts"), [(200, 1), (503, 2)])
-def test_an_answer_counts_when_it_is_good(
-    note: Path, monkeypatch: pytest.MonkeyPatch, status: int, starts: int
-) -> None:
-    monkeypatch.setattr(keep, "_FIRST_PAUSE_S", 0.01)
+@contextmanager
+def _server(status: int) -> Iterator[HTTPServer]:
     with HTTPServer(("127.0.0.1", 0), _Answer) as server:
         server.asked, server.status = 0, status
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/healthz"
-        keeper = _keeper(note, "stay", url=url, failures=8)
+        yield server
+        server.shutdown()
+
+
+def _keep_asking(note: Path, server: HTTPServer, **options) -> list[str]:
+    """What the command did while the keeper asked 20 times."""
+    url = f"http://127.0.0.1:{server.server_port}/healthz"
+    keeper = _keeper(note, "stay", url=url, failures=5, **options)
+    thread = _started(keeper)
+    _wait(lambda: server.asked >= 20)
+    keeper.stop(signal.SIGTERM)
+    thread.join(10)
+    assert not thread.is_alive()
+    return _lines(note)
+
+
+def test_an_answer_keeps_the_command(note: Path) -> None:
+    with _server(200) as server:
+        assert _keep_asking(note, server, start_s=0) == ["started", "ended"]
+
+
+def test_an_error_is_no_answer(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keep, "_FIRST_PAUSE_S", 0.01)
+    with _server(503) as server:
+        assert _keep_asking(note, server, start_s=0).count("started") > 1
+
+
+def test_a_start_may_take_its_time(note: Path) -> None:
+    with _server(503) as server:
+        assert _keep_asking(note, server, start_s=60) == ["started", "ended"]
+
+
+def test_a_command_that_answered_once_has_started(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keep, "_FIRST_PAUSE_S", 0.01)
+    with _server(200) as server:
+        keeper = _keeper(note, "stay", url=f"http://127.0.0.1:{server.server_port}/", failures=5, start_s=60)
         thread = _started(keeper)
-        _wait(lambda: server.asked >= 12 and _lines(note).count("started") >= starts)
-        keeper.stop(signal.SIGTERM)
+        _wait(lambda: server.asked >= 2)
+        server.status = 503
+        _wait(lambda: _lines(note).count("started") > 1)
+        keeper.stop(signal.SIGKILL)
         thread.join(10)
         assert not thread.is_alive()
-        server.shutdown()
-    if status == 200:
-        assert _lines(note) == ["started", "ended"]
 
 
 def test_the_container_ends_as_the_command_does(note: Path) -> None:

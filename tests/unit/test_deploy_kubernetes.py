@@ -299,7 +299,7 @@ def _number(quantity: str) -> float:
 
 
 def test_the_scaled_object() -> None:
-    """By hand: there is no schema of KEDA here. Fields as keda.sh/docs has them (ScaledObject, Prometheus)."""
+    """By hand: no schema of KEDA is here. Fields as keda.sh/docs has them (ScaledObject, Prometheus)."""
     manifest = overlay(KEDA)["ScaledObject", "gr4ad-server"]
     assert manifest["apiVersion"] == "keda.sh/v1alpha1"
     assert manifest.keys() == {"apiVersion", "kind", "metadata", "spec"}
