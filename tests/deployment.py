@@ -22,7 +22,9 @@ from serving.launcher import HOME, ServerFiles, TritonServer
 DEPLOY = HOME / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 COMPOSE = DEPLOY / "compose.yaml"
+INDEXER_PORT = 8010  # the default of `python -m indexer serve`
 TOOLS = Path(sys.executable).parent
+SECRETS = {"GRAFANA_PASSWORD": "x", "GR4AD_INDEXER_TOKEN": "xxxxxxxx"}
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -134,7 +136,7 @@ def run_compose(*files: Path, **variables: str) -> subprocess.CompletedProcess[s
 @functools.cache
 def compose(*files: Path, **variables: str) -> dict[str, Any]:
     """Compose files, merged and filled in by docker compose itself. Not to be changed."""
-    result = run_compose(*(files or (COMPOSE,)), **{"GRAFANA_PASSWORD": "x", **variables})
+    result = run_compose(*(files or (COMPOSE,)), **{**SECRETS, **variables})
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
@@ -149,6 +151,16 @@ def manifests(folder: Path = KUBERNETES / "base") -> dict[tuple[str, str], dict[
         for manifest in yaml.safe_load_all((folder / name).read_text()):
             found[manifest["kind"], manifest["metadata"]["name"]] = manifest
     return found
+
+
+def pod(found: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
+    """Specification of the server's pods."""
+    return found["Deployment", "gr4ad-server"]["spec"]["template"]["spec"]
+
+
+def container(found: dict[tuple[str, str], dict[str, Any]], name: str) -> dict[str, Any]:
+    """One container of the server's pods."""
+    return next(c for c in pod(found)["containers"] if c["name"] == name)
 
 
 def merge(base: Any, patch: Any) -> Any:
@@ -181,11 +193,14 @@ def overlay(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """
     found = manifests(folder)
     content = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    tags = {image["name"]: image["newTag"] for image in content["images"]}
+    tags = {image["name"]: image["newTag"] for image in content.get("images", [])}
     for key, manifest in found.items():
         found[key] = _set_tags(manifest, tags)
     for patch in content["patches"]:
         content = yaml.safe_load((folder / patch["path"]).read_text())
         key = content["kind"], content["metadata"]["name"]
-        found[key] = merge(found[key], content)
+        if content.pop("$patch", "") == "delete":
+            del found[key]
+        else:
+            found[key] = merge(found[key], content)
     return found

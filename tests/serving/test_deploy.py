@@ -19,8 +19,9 @@ from examples.client import send
 from export.render import render
 from serving.launcher import DEFAULT_CACHE, HOME, TritonServer, prepare_server
 from serving.server_process import _stubs, choose_ports, is_ready, remove_leftovers
-from tests.deployment import IMAGE, image_packages, manifests
+from tests.deployment import IMAGE, container, image_packages, manifests
 from tests.pipeline import Pipeline, serving_config
+from tests.promql import TRITON
 from tests.serving.ask import Reference, assert_same, request
 
 
@@ -30,16 +31,14 @@ def _problem(server: TritonServer) -> str | None:
     )
 
 
-def test_probe_endpoints_and_the_metric_of_the_autoscaler_exist(server: TritonServer) -> None:
-    (container,) = manifests()["Deployment", "gr4ad-server"]["spec"]["template"]["spec"]["containers"]
+def test_probe_endpoints_and_the_metrics_of_the_autoscaler_exist(server: TritonServer) -> None:
     for name in ("startupProbe", "readinessProbe"):
-        path = container[name]["httpGet"]["path"]
+        path = container(manifests(), "server")[name]["httpGet"]["path"]
         assert urllib.request.urlopen(f"http://{server.http_url}{path}", timeout=5).status == 200
-    spec = manifests()["HorizontalPodAutoscaler", "gr4ad-server"]["spec"]
-    metric = spec["metrics"][0]["pods"]["metric"]
-    model = metric["selector"]["matchLabels"]["model"]
     page = urllib.request.urlopen(server.metrics_url, timeout=5).read().decode()
-    assert f'{metric["name"]}{{model="{model}"' in page
+    for name in TRITON:
+        if not name.startswith(("nv_gpu", "nv_energy", "nv_cpu", "nv_inference_request_failure")):
+            assert f'{name}{{model="beam_scheduler"' in page, name
 
 
 def test_a_whole_server_is_alive(server: TritonServer) -> None:
@@ -83,12 +82,15 @@ def _image(home: Path) -> Path:
                 link.symlink_to(Path(str(metadata.distribution(name).locate_file(file.parts[0]))))
     for copy in IMAGE.all("COPY"):
         if "--from=" not in copy:
-            source, target = copy.split()
-            if (HOME / source).is_dir():
-                shutil.copytree(HOME / source, home / target, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                (home / target).parent.mkdir(exist_ok=True)
-                shutil.copy(HOME / source, home / target)
+            *sources, target = copy.split()
+            for source in sources:
+                if (HOME / source).is_dir():
+                    shutil.copytree(
+                        HOME / source, home / target, ignore=shutil.ignore_patterns("__pycache__")
+                    )
+                else:
+                    (home / target).mkdir(exist_ok=True)
+                    shutil.copy(HOME / source, home / target)
     return home
 
 

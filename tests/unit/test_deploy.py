@@ -22,6 +22,7 @@ from serving.launcher import HOME, ServerFiles, TritonServer
 from tests.deployment import (
     DEPLOY,
     IMAGE,
+    INDEXER_PORT,
     TOOLS,
     dockerfile,
     image_packages,
@@ -29,6 +30,7 @@ from tests.deployment import (
     wanted_packages,
 )
 
+EXTRAS = ("gpu", "kafka")  # values of the build argument PACKAGES, besides the default
 FIRST_PARTY = {"serving", "indexer", "deploy", "triton_python_backend_utils"}
 
 
@@ -67,7 +69,7 @@ def test_the_server_gets_the_variables_of_the_launcher(monkeypatch: pytest.Monke
 
 
 def test_exposed_ports_are_those_of_the_server() -> None:
-    assert sorted(map(int, IMAGE.last("EXPOSE").split())) == sorted(IMAGE.ports.values())
+    assert sorted(map(int, IMAGE.last("EXPOSE").split())) == sorted([*IMAGE.ports.values(), INDEXER_PORT])
     assert all(f"--{service}-address=0.0.0.0" in IMAGE.command for service in IMAGE.ports)
 
 
@@ -90,8 +92,9 @@ def test_the_builder_installs_the_packages() -> None:
     assert "--constraint requirements.lock --requirement requirements-serving.in" in builder.last("RUN")
     assert f"venv --without-pip {IMAGE.home}/.venv " in builder.last("RUN")
     assert f"--from=builder {IMAGE.home}/.venv .venv" in IMAGE.all("COPY")
-    gpu, _ = dockerfile(PACKAGES="gpu")
-    assert "--requirement requirements-gpu.in" in gpu.last("RUN")
+    for packages in EXTRAS:
+        stage, _ = dockerfile(PACKAGES=packages)
+        assert f"--requirement requirements-{packages}.in" in stage.last("RUN")
 
 
 def test_stages_share_one_pinned_release() -> None:
@@ -108,8 +111,9 @@ def test_everything_copied_exists_and_is_not_ignored() -> None:
     copies = [value.split() for stage in dockerfile() for value in stage.all("COPY")]
     sources = [name for words in copies if "--from=builder" not in words for name in words[:-1]]
     assert "serving" in sources
-    for name in sources:
-        assert (HOME / name).exists(), name
+    for pattern in sources:
+        assert list(HOME.glob(pattern)), pattern
+    for name in (str(path.relative_to(HOME)) for pattern in sources for path in HOME.glob(pattern)):
         ignored = False
         for rule in rules:
             if fnmatch.fnmatch(name, rule.removeprefix("!")):
@@ -134,7 +138,11 @@ def _names(node: ast.AST) -> set[str]:
 def _imports() -> tuple[set[str], set[str]]:
     """What must be there, and what is only tried."""
     folders = (HOME / "serving", HOME / "indexer", HOME / "model_repository", HOME / "export" / "templates")
-    files = [DEPLOY / "alive.py", *(path for folder in folders for path in folder.rglob("*.py"))]
+    files = [
+        DEPLOY / "alive.py",
+        DEPLOY / "keep.py",
+        *(path for folder in folders for path in folder.rglob("*.py")),
+    ]
     assert len(files) > 20
     trees = [ast.parse(path.read_text()) for path in files]
     tried = {
@@ -152,11 +160,21 @@ def test_the_image_has_what_the_code_imports_and_no_more() -> None:
     needed, tried = _imports()
     distributions = metadata.packages_distributions()
     assert {canonicalize_name(distributions[name][0]) for name in needed} == wanted_packages()
-    lines = (DEPLOY / "requirements-gpu.in").read_text().splitlines()
+    extra = [line for packages in EXTRAS for line in _extra_lines(packages)]
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+", line) for line in extra)  # the lock does not have them
+    assert all(any(line.startswith(canonicalize_name(name)) for line in extra) for name in tried)
+
+
+def _extra_lines(packages: str) -> list[str]:
+    lines = (DEPLOY / f"requirements-{packages}.in").read_text().splitlines()
     extra = [line.split("#")[0].strip() for line in lines if not line.startswith("#")]
     assert extra.pop(0) == "-r requirements-serving.in"
-    assert all(re.fullmatch(r"[\w-]+==[\d.]+", line) for line in extra)  # the lock does not have them
-    assert all(any(line.startswith(name) for line in extra) for name in tried)
+    return extra
+
+
+def test_kafka_is_the_release_that_the_tests_use() -> None:
+    lines = (HOME / "requirements-kafka.txt").read_text().splitlines()
+    assert _extra_lines("kafka") == [line for line in lines if line and not line.startswith("#")]
 
 
 def test_every_package_and_all_it_needs_is_pinned() -> None:
@@ -178,7 +196,7 @@ def test_hadolint_has_nothing_to_say() -> None:
 def test_the_liveness_probe_asks_this_server() -> None:
     assert f"--backend-config=python,shm-region-prefix-name={alive.SHM_PREFIX}" in IMAGE.command
     assert IMAGE.ports["http"] == alive.HTTP_PORT
-    assert "deploy/alive.py deploy/alive.py" in IMAGE.all("COPY")
+    assert "deploy/alive.py deploy/keep.py deploy/" in IMAGE.all("COPY")
 
 
 def test_the_readme_names_every_file() -> None:
