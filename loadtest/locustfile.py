@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # locust puts only this folder into the path
 
+import gevent  # noqa: E402
 from locust import events  # noqa: E402
 from locust.env import Environment  # noqa: E402
 
@@ -80,6 +81,8 @@ def prepare(environment: Environment, **_: Any) -> None:
         source = itertools.repeat(0.0) if options.closed else times(number)
         return mix.draw(source, seed=seed, stream=number)
 
+    # Reading took the loop seconds that it has not seen: without this, locust's timers would ring early.
+    gevent.get_hub().loop.update_now()
     environment.gr4ad_plan = users.Plan(  # type: ignore[attr-defined]
         mix,
         make_client=lambda: Client(

@@ -116,7 +116,7 @@ def synthetic(bundle: Path, ad_ids: np.ndarray, *, users: int, num_ads: int, see
     """
     spec = read_manifest(bundle, verify=False).features
     random = np.random.default_rng(seed)
-    found = []
+    found: list[Tensors] = []
     for _ in range(users):
         events = min(int(random.integers(SYNTHETIC_HISTORY[0], SYNTHETIC_HISTORY[1] + 1)), spec.max_history)
         ads = random.choice(random.choice(ad_ids, max(1, events // 2)), events)  # some come again

@@ -64,6 +64,11 @@ class Load:
         """Inverse of `to_json`."""
         return cls(**values | {"shape": Shape(**values["shape"])})
 
+    @property
+    def max_outstanding_of_each(self) -> int:
+        """Bound of one worker."""
+        return max(1, self.max_outstanding // self.workers)
+
     def closed_users_of(self, worker: int) -> int:
         """Users of the closed loop that this worker runs."""
         return self.closed_users // self.workers + (worker < self.closed_users % self.workers)

@@ -18,6 +18,7 @@ from loadtest.options import Load
 
 HOME = Path(__file__).resolve().parents[1]
 _READY_S = 60.0
+_LATE_S = 30.0  # that a worker may take beyond the load, its drain and a deadline
 _LEAD_S = 0.3  # from "go" to the start, so that all workers start together
 
 
@@ -91,10 +92,16 @@ class Workers:
         """Wait until all are done.
 
         Raises:
-            LoadTestError: one failed.
+            LoadTestError: one failed, or does not end.
         """
-        for process in self._processes:
-            process.wait()
+        load = self._load
+        within = load.shape.duration_s + load.drain_s + load.deadline_s + _LATE_S
+        deadline = time.monotonic() + within
+        for number, process in enumerate(self._processes):
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired as error:
+                raise LoadTestError(f"worker {number}: expected its end within {within:.0f} s") from error
         failed = [number for number, p in enumerate(self._processes) if p.returncode]
         if failed:
             raise LoadTestError(f"worker {failed[0]} failed: {self._error_text(failed[0])}")

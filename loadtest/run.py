@@ -90,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parser().parse_args(arguments)
     command = shlex.join(["python", "-m", "loadtest", *(sys.argv[1:] if arguments is None else arguments)])
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Both end a test early. SIGINT explicitly: a shell starts what runs in its background with it ignored.
+    previous = {s: signal.signal(s, signal.default_int_handler) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         return run(options, command=command)
     except KeyboardInterrupt:
@@ -108,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: could not run: {e}", file=sys.stderr)
         return 2
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def run(options: argparse.Namespace, *, command: str) -> int:

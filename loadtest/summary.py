@@ -33,9 +33,7 @@ def read_requests(paths: list[Path]) -> pl.DataFrame:
     for path in paths:
         text = path.read_bytes()
         whole = text[: text.rfind(b"\n") + 1]
-        tables.append(
-            pl.read_csv(whole, infer_schema=False)
-        )
+        tables.append(pl.read_csv(whole, infer_schema=False))
     table = pl.concat(tables)
     whole_numbers = [name for name in table.columns if name not in (*_TEXT, *_SECONDS)]
     casts = pl.col(_SECONDS).cast(pl.Float64), pl.col(whole_numbers).cast(pl.Int64)
@@ -155,11 +153,11 @@ def timeline(
     for name in OUTCOMES[1:]:
         found[name] = np.bincount(start[outcome == name], minlength=steps)
     for name in sorted({key for s in samples for key in s if key != "second"}):
-        column = np.full(steps, np.nan)
+        sampled = np.full(steps, np.nan)
         for sample in samples:
             if name in sample and 0 <= sample["second"] < steps * step_s:
-                column[int(sample["second"] / step_s)] = sample[name]
-        found[name] = column
+                sampled[int(sample["second"] / step_s)] = sample[name]
+        found[name] = sampled
     return pl.DataFrame(found).with_columns(pl.col(pl.Float64).fill_nan(None))
 
 

@@ -32,6 +32,7 @@ class Plan:
     Attributes:
         mix: requests.
         make_client: connects; called once a user.
+        own_clients: each user has a client of its own and closes it; else they share one, which stays open.
         protocol: grpc or http, for the report.
         arrivals: for the open loop: makes the requests of one dispatcher, with their seconds from the start.
         max_outstanding: of one dispatcher; what comes beyond it is not sent, and counted.
@@ -47,6 +48,7 @@ class Plan:
     max_outstanding: int = 512
     parameters: dict[str, Any] | None = None
     drain_s: float = 10.0
+    own_clients: bool = True
     start: float | None = None
     dispatchers: int = field(default=0, init=False)
 
@@ -67,7 +69,8 @@ class Gr4adUser(User):
 
     def send(self, key: Key, repeat: bool, intended: float) -> None:
         """Send one request, meant for `intended` (monotonic), and record what came of it."""
-        plan, sent, facts, length = self.plan, time.monotonic(), {}, 0
+        plan, sent, length = self.plan, time.monotonic(), 0
+        facts: dict[str, Any] = {}
         error: BaseException | None = None
         try:
             answer, length = self.client.infer(plan.mix.tensors(key), plan.parameters)
@@ -107,6 +110,12 @@ class Gr4adUser(User):
                 **(facts or {}),
             },
         )
+
+    def end(self) -> None:
+        """Nothing is recorded any more."""
+        self.ended = True
+        if self.plan.own_clients:
+            self.client.close()
 
     def _check(self, answer: dict[str, Any], key: Key) -> tuple[LoadError | None, dict[str, Any]]:
         try:
@@ -151,7 +160,7 @@ class OpenLoopUser(Gr4adUser):
         for intended, repeat in self._waiting.values():
             age = LoadError(UNANSWERED, "no answer when the test ended")
             self.record(intended, now, age, repeat=repeat)
-        self.ended = True
+        self.end()
 
     def _one(self, number: int, key: Key, repeat: bool, intended: float) -> None:
         try:
@@ -181,4 +190,4 @@ class ClosedLoopUser(Gr4adUser):
         if self._current is not None:
             age = LoadError(UNANSWERED, "no answer when the test ended")
             self.record(self._current[0], time.monotonic(), age, repeat=self._current[1])
-        self.ended = True
+        self.end()

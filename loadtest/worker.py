@@ -18,7 +18,7 @@ import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import gevent  # noqa: E402
-from gevent.fileobject import FileObjectThread  # noqa: E402
+from gevent.os import make_nonblocking, nb_read  # noqa: E402
 from locust.env import Environment  # noqa: E402
 from locust.event import Events  # noqa: E402
 from locust.runners import Runner  # noqa: E402
@@ -32,21 +32,17 @@ from loadtest.users import ClosedLoopUser, OpenLoopUser, Plan  # noqa: E402
 _STOP_DRAIN_S = 2.0
 
 
-def make_plan(load: Load, mix: Mix, worker: int, *, client: Client | None = None) -> Plan:
-    """What the users of a worker do; `client`: connected already, instead of a new one for each user."""
-    bound = max(1, load.max_outstanding // load.workers)
-
-    def connect() -> Client:
-        return Client(load.url, protocol=load.protocol, deadline_s=load.deadline_s, connections=bound)
-
+def make_plan(load: Load, mix: Mix, worker: int, *, client: Client) -> Plan:
+    """What the users of a worker do, all with the same client."""
     plan = Plan(
         mix,
-        make_client=connect if client is None else lambda: client,
+        make_client=lambda: client,
         protocol=load.protocol,
         arrivals=lambda number: load.open_plan(mix, worker),
-        max_outstanding=bound,
+        max_outstanding=load.max_outstanding_of_each,
         parameters=load.parameters or None,
         drain_s=load.drain_s,
+        own_clients=False,
     )
     if load.closed_users:
         first = sum(map(load.closed_users_of, range(worker)))
@@ -56,28 +52,28 @@ def make_plan(load: Load, mix: Mix, worker: int, *, client: Client | None = None
 
 def run_worker(load: Load, mix: Mix, worker: int, *, folder: Path) -> None:
     """Take part in a test; leaves worker-<n>.csv and worker-<n>.json in the folder."""
-    bound = max(1, load.max_outstanding // load.workers)
-    client = Client(load.url, protocol=load.protocol, deadline_s=load.deadline_s, connections=bound)
+    connections = max(load.max_outstanding_of_each, load.closed_users)
+    client = Client(load.url, protocol=load.protocol, deadline_s=load.deadline_s, connections=connections)
     plan = make_plan(load, mix, worker, client=client)
     client.infer(mix.users[0], plan.parameters)  # so that the first request does not wait for the connection
     user = ClosedLoopUser if load.closed_users else OpenLoopUser
     environment = Environment(user_classes=[user], events=Events())
-    environment.gr4ad_plan = plan
+    environment.gr4ad_plan = plan  # type: ignore[attr-defined]
     runner = environment.create_local_runner()
     recorder = Recorder(folder / f"worker-{worker}.csv", worker=worker)
     environment.events.request.add_listener(recorder.on_request)
-    lines = FileObjectThread(sys.stdin.buffer, "rb")
     print("ready", flush=True)
-    word, *start = lines.readline().split()
-    if word != b"go":
-        return
-    plan.start = float(start[0])
+    told = _line()
+    if not told.startswith("go "):
+        raise ValueError(f"expected `go <monotonic time>`, got {told!r}")
+    plan.start = float(told.removeprefix("go "))
     users = load.closed_users_of(worker) if load.closed_users else 1
     gevent.sleep(max(0.0, plan.start - time.monotonic()))
     cpu = time.process_time()
     runner.start(users, spawn_rate=users)
-    gevent.spawn(_stop_when_told, lines, plan, runner)
-    while not runner.spawning_greenlet.ready() or len(runner.user_greenlets):
+    gevent.spawn(_stop_when_told, plan, runner)
+    spawning = runner.spawning_greenlet
+    while (spawning is not None and not spawning.ready()) or len(runner.user_greenlets):
         gevent.sleep(0.2)
         recorder.flush()
     recorder.close()
@@ -85,10 +81,19 @@ def run_worker(load: Load, mix: Mix, worker: int, *, folder: Path) -> None:
     (folder / f"worker-{worker}.json").write_text(json.dumps(used))
 
 
-def _stop_when_told(lines: FileObjectThread, plan: Plan, runner: Runner) -> None:
-    lines.readline()  # "stop", or the end of file when `loadtest.run` is gone
+def _stop_when_told(plan: Plan, runner: Runner) -> None:
+    _line()  # "stop", or the end of file when `loadtest.run` is gone
     plan.drain_s = min(plan.drain_s, _STOP_DRAIN_S)
     runner.stop()
+
+
+def _line() -> str:
+    """A line of the standard input; other greenlets run meanwhile, without a thread of gevent's pool."""
+    make_nonblocking(sys.stdin.fileno())
+    found = b""
+    while not found.endswith(b"\n") and (piece := nb_read(sys.stdin.fileno(), 1)):
+        found += piece
+    return found.decode()
 
 
 def main() -> None:
