@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 
 from loadtest.arrivals import poisson_arrivals
@@ -89,6 +90,25 @@ def test_a_closed_loop_hides_the_same_stall(run):
     assert sum(began + 1.1 < t < began + 1.95 for t in behaviour.arrived) == 0  # and nobody came meanwhile
 
 
+def test_a_stall_of_the_client_counts_too(run):
+    behaviour = Behaviour(seconds=0.005)
+    with serve_grpc(behaviour) as url:
+        process = subprocess.Popen(_command(url, run, "--qps", 40, "--duration", 2.5), cwd=HOME)
+        while len(behaviour.arrived) < 20:
+            assert process.poll() is None
+            time.sleep(0.02)
+        (worker,) = psutil.Process(process.pid).children()
+        worker.suspend()
+        time.sleep(0.8)
+        worker.resume()
+        assert process.wait(30) == 0
+    requests = pl.read_csv(run / "out" / "t" / "requests.csv")
+    late = requests.filter(pl.col("late_ms") > 300)
+    assert late.height > 5
+    assert (late["latency_ms"] > late["late_ms"]).all()
+    assert requests.height == len(_planned(40, 2.5))
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_rejections_are_failures(run, protocol):
     behaviour = Behaviour(fail=lambda number: REJECT if number and number % 4 == 0 else None)
@@ -153,9 +173,7 @@ def test_what_the_client_could_not_send_is_counted(run):
 def test_what_is_never_answered_fails_with_its_age(run):
     behaviour = Behaviour(stall=(0.5, 8.0))
     with serve_grpc(behaviour) as url:
-        began = time.monotonic()
         _, requests, found, _ = _load(url, run, "--qps", 30, "--duration", 1, "--drain", 0.5)
-        assert time.monotonic() - began < 8
     lost = requests.filter(pl.col("outcome") == "unanswered")
     assert set(found["outcomes"]) == {"ok", "unanswered"}
     ends = lost["intended_s"] + lost["latency_ms"] / 1e3
