@@ -22,6 +22,11 @@ ifneq ($(origin USER),environment)
 USER_ID := $(USER)
 endif
 QUICK ?=
+# make loadtest: offered load over time, base rate, seconds, and more options of python -m loadtest
+SHAPE ?= steady
+QPS ?= 5
+DURATION ?= 60
+LOADTEST ?=
 FINE_TUNED ?=
 BUILDER ?= tensorrt
 CAPABILITY ?=
@@ -98,6 +103,10 @@ serve: setup ## launch Triton on model_repository/ (Ctrl-C stops it)
 	$(PY) -m serving.launcher --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 request: setup ## ask the running server: make request USER=17
 	$(PY) -m examples.request --run $(RUN) --url 127.0.0.1:$(GRPC_PORT) $(if $(USER_ID),--user $(USER_ID))
+
+.PHONY: loadtest
+loadtest: setup ## load on a server of its own: make loadtest SHAPE=spike QPS=5 DURATION=60; see docs/loadtest.md
+	$(PY) -m loadtest --run $(RUN) --repository model_repository --shape $(SHAPE) --qps $(QPS) --duration $(DURATION) $(LOADTEST)
 
 .PHONY: ablate-lazyar
 ablate-lazyar: $(RUN)/tokenizer/sids.parquet ## K = 0 against LazyAR: quality over 3 seeds, latency in process

@@ -1,1 +1,1 @@
-"""Load on a running server, and a simulator of it."""
+"""Load tests of a served model (run.py) and of its load control."""

@@ -1,0 +1,52 @@
+"""Is an answer right, and what does it say of how it was made?
+
+Letters: k ads, T SID levels. Cheap on purpose: the check takes the client's time (docs/loadtest.md). The full
+check, against the catalogue, is `examples.client.problems`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def problems(answer: dict[str, np.ndarray], *, num_ads: int, live_ads: int) -> list[str]:
+    """What is wrong with an answer of one row; empty when nothing is.
+
+    Args:
+        answer: the outputs by name.
+        num_ads: how many ads were asked for.
+        live_ads: how many ads could be shown at all.
+    """
+    ads, scores = answer["ad_ids"][0], answer["scores"][0]
+    found = []
+    count = int((ads >= 0).sum())
+    expected = min(num_ads, live_ads)
+    if count != expected:
+        found.append(f"expected {expected} ads, got {count}")
+    if (ads[:count] < 0).any():
+        found.append("padding stands before an ad")
+    if len(set(ads[:count].tolist())) != count:
+        found.append("an ad comes twice")
+    if not ((np.diff(scores[:count]) <= 0).all() and (scores[:count] <= 1e-4).all()):  # also false for NaN
+        found.append("scores are not log-probabilities in falling order")
+    found += [
+        f"{name}: expected a version >= 1, got {int(answer[name].flat[0])}"
+        for name in ("model_version", "index_version")
+        if int(answer[name].flat[0]) < 1
+    ]
+    widths = answer["beam_widths"][0]
+    if (widths < 1).any():
+        found.append(f"beam_widths: expected numbers above 0, got {widths.tolist()}")
+    return found
+
+
+def facts(answer: dict[str, np.ndarray]) -> dict[str, int | str]:
+    """Columns of an answer in requests.csv; `beam_rows` is the sum of all widths, values included."""
+    *levels, values = answer["beam_widths"][0].tolist()
+    return {
+        "beam_rows": sum(levels) + values,
+        "beam_widths": "-".join(map(str, levels)) + f":{values}",
+        "model_version": int(answer["model_version"].flat[0]),
+        "index_version": int(answer["index_version"].flat[0]),
+        "degraded": int(answer["degraded"].flat[0]),
+    }

@@ -1,0 +1,89 @@
+"""Requests to Triton over gRPC or HTTP that greenlets can wait for.
+
+With gRPC a trap: in a process that gevent patched, a plain gRPC call blocks the whole process until the
+answer is there, one request after the other. `init_gevent` makes the calls of greenlets wait side by side; it
+has to come after the patch and before anything of gRPC is made. `tests/unit/test_loadtest_open_loop.py` holds
+it to that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gevent.monkey
+import numpy as np
+import tritonclient.grpc
+import tritonclient.http
+from grpc.experimental import gevent as grpc_gevent
+
+from examples.client import OUTPUTS
+from loadtest.outcomes import SERVER_ERROR, LoadError
+
+MODEL = "gr4ad"
+_TYPES = {np.dtype(np.int32): "INT32", np.dtype(np.int64): "INT64"}
+_ready = False
+
+Tensors = dict[str, np.ndarray]
+
+
+class Client:
+    """One connection (gRPC) or pool of connections (HTTP) to a server."""
+
+    def __init__(self, url: str, *, protocol: str, deadline_s: float, connections: int) -> None:
+        """Prepare; the first request connects.
+
+        Args:
+            url: host:port.
+            protocol: grpc or http.
+            deadline_s: of a request. Over HTTP, of connecting and of each read: Triton sends an answer in one
+                piece, so that is the same unless a connection stalls within it.
+            connections: most connections of HTTP, as many as requests may be outstanding; gRPC needs one.
+
+        Raises:
+            RuntimeError: gevent has not patched this process.
+        """
+        self._deadline_s, self._grpc = deadline_s, protocol == "grpc"
+        self._module: Any = tritonclient.grpc if self._grpc else tritonclient.http
+        if self._grpc:
+            _init_grpc()
+            self._client = tritonclient.grpc.InferenceServerClient(url)
+        else:
+            self._client = tritonclient.http.InferenceServerClient(
+                url, concurrency=connections, connection_timeout=deadline_s, network_timeout=deadline_s
+            )
+
+    def infer(self, tensors: Tensors, parameters: dict[str, Any] | None) -> tuple[Tensors, int]:
+        """Outputs by name and the answer's bytes.
+
+        Raises:
+            InferenceServerException, OSError, LoadError: see `outcomes.classify`.
+        """
+        inputs = []
+        for name, values in tensors.items():
+            tensor = self._module.InferInput(name, list(values.shape), _TYPES[values.dtype])
+            tensor.set_data_from_numpy(values)
+            inputs.append(tensor)
+        options: dict[str, Any] = {"client_timeout": self._deadline_s} if self._grpc else {}
+        result = self._client.infer(MODEL, inputs, parameters=parameters, **options)
+        answer = {name: result.as_numpy(name) for name in OUTPUTS}
+        missing = [name for name, values in answer.items() if values is None]
+        if missing:
+            raise LoadError(SERVER_ERROR, f"outputs are missing: {', '.join(missing)}")
+        if self._grpc:
+            return answer, result.get_response().ByteSize()
+        return answer, sum(v.nbytes for v in answer.values())
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._client.close()
+
+
+def _init_grpc() -> None:
+    global _ready
+    if not gevent.monkey.is_module_patched("socket"):
+        raise RuntimeError(
+            "expected a process patched by gevent (`import locust` does it) before gRPC is used"
+        )
+    if not _ready:
+        grpc_gevent.init_gevent()
+        _ready = True

@@ -1,0 +1,109 @@
+"""Once a second: Triton's metrics page, and the server's memory and CPU time."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+import urllib.request
+from typing import Any
+
+import psutil
+
+_LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_TRITON = (  # column, metric, model
+    ("pending", "nv_inference_pending_request_count", "beam_scheduler"),
+    ("success_total", "nv_inference_request_success", "gr4ad"),
+    ("failure_total", "nv_inference_request_failure", "gr4ad"),
+)
+_OWN = "gr4ad_"
+
+Sample = dict[str, float]
+
+
+def parse_metrics(text: str) -> Sample:
+    """Columns of a metrics page: Triton's pending, success and failure counts, and the sums of all `gr4ad_*`.
+
+    Series of a metric are added up over their labels; buckets of histograms are left out.
+    """
+    found: Sample = {}
+    for line in text.splitlines():
+        match = None if line.startswith("#") else _LINE.match(line)
+        if match is None:
+            continue
+        name, labels, value = match[1], dict(_LABEL.findall(match[2] or "")), match[3]
+        if name.startswith(_OWN) and not name.endswith(("_bucket", "_created")):
+            column = name
+        else:
+            column = next((c for c, m, model in _TRITON if m == name and labels.get("model") == model), "")
+        if column:
+            found[column] = found.get(column, 0.0) + float(value)
+    return found
+
+
+def process_sample(pid: int) -> Sample:
+    """Memory (MB, pages that processes share counted in each) and CPU seconds of a process and its children.
+
+    Raises:
+        psutil.Error: there is no such process.
+    """
+    process = psutil.Process(pid)
+    memory = cpu = 0.0
+    for each in [process, *process.children(recursive=True)]:
+        try:
+            with each.oneshot():
+                memory += each.memory_info().rss / 1e6
+                cpu += sum(each.cpu_times()[:2])
+        except psutil.NoSuchProcess:
+            continue
+    return {"server_rss_mb": memory, "server_cpu_s": cpu}
+
+
+class Sampler(threading.Thread):
+    """Samples until stopped. What cannot be read is missing from a sample, and counted in `failed`."""
+
+    def __init__(
+        self, *, metrics_url: str | None, pid: int | None, start: float, interval_s: float = 1.0
+    ) -> None:
+        """Describe; `start()` begins.
+
+        Args:
+            metrics_url: the metrics page, or None.
+            pid: of the server, or None where it is on another machine.
+            start: `time.monotonic()` at which the test starts.
+            interval_s: seconds from sample to sample.
+        """
+        super().__init__(daemon=True)
+        self.samples: list[dict[str, Any]] = []
+        self.failed = 0
+        self._url, self._pid, self._begin, self._interval = metrics_url, pid, start, interval_s
+        self._stop_event = threading.Event()
+
+    def run(self) -> None:
+        """Sample at whole intervals from the start on."""
+        number = 0
+        while not self._stop_event.wait(max(0.0, self._begin + number * self._interval - time.monotonic())):
+            self._sample()
+            number = max(number + 1, int((time.monotonic() - self._begin) / self._interval) + 1)
+
+    def stop(self) -> list[dict[str, Any]]:
+        """Stop; all samples, each with `second`, its time from the start of the test."""
+        self._stop_event.set()
+        self.join(timeout=5)
+        return self.samples
+
+    def _sample(self) -> None:
+        found: dict[str, Any] = {"second": time.monotonic() - self._begin}
+        try:
+            if self._url is not None:
+                with urllib.request.urlopen(self._url, timeout=2) as page:
+                    found |= parse_metrics(page.read().decode())
+        except (OSError, ValueError):
+            self.failed += 1
+        try:
+            if self._pid is not None:
+                found |= process_sample(self._pid)
+        except psutil.Error:
+            self.failed += 1
+        self.samples.append(found)
