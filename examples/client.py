@@ -96,13 +96,12 @@ class Catalogue:
         """
         bundles = run / "bundles"
         manifest = read_manifest(bundles / str(current_version(bundles)), verify=False)
-        tables = [pl.read_parquet(run / "data" / f"{name}.parquet") for name in ("ads", "users", "events")]
-        return cls(
-            *tables,
-            pl.read_parquet(run / "tokenizer" / "sids.parquet"),
-            manifest.profile_columns,
-            int(tables[2]["timestamp"].max()) + 1,
-        )  # type: ignore[arg-type]
+        ads, users, events = (
+            pl.read_parquet(run / "data" / f"{name}.parquet") for name in ("ads", "users", "events")
+        )
+        sids = pl.read_parquet(run / "tokenizer" / "sids.parquet")
+        end = int(events["timestamp"].to_numpy().max()) + 1
+        return cls(ads, users, events, sids, manifest.profile_columns, end)
 
     def request(
         self, user_id: int, *, num_ads: int, exclude: list[int] | None = None, max_history: int = 1024
@@ -115,7 +114,8 @@ class Catalogue:
         user = self.users.filter(pl.col("user_id") == user_id)
         if not user.height:
             known = self.users["user_id"]
-            raise ValueError(f"expected a user of the logs ({known.min()} .. {known.max()}), got {user_id}")
+            span = f"{known.min()!r} .. {known.max()!r}"
+            raise ValueError(f"expected a user of the logs ({span}), got {user_id}")
         events = self.events.filter(pl.col("user_id") == user_id).sort("timestamp", "ad_id").tail(max_history)
         row = user.row(0, named=True)
         profile = [_code(categories, row[column]) for column, categories in self.profile_columns.items()]

@@ -118,7 +118,7 @@ class AdEncoder:
 
     def encode(
         self,
-        ad_ids: Sequence[int],
+        ad_ids: Sequence[int] | np.ndarray,
         *,
         account_ids: Sequence[str],
         conversion_types: Sequence[str],

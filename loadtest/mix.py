@@ -170,7 +170,7 @@ def _ads_of(index: Path, synthetic_ads: int | None) -> tuple[np.ndarray, int]:
 
     reader = IndexReader(index)
     try:
-        snapshot = reader.snapshot
-        return np.array(snapshot.ad_ids), len(snapshot.leaf_ad_ids)
+        live = reader.snapshot.live_ads()
+        return live, len(live)
     finally:
         reader.close()

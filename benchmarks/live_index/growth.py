@@ -29,7 +29,10 @@ _WARM = 0.1  # of the events, after which sizes are compared with those at the e
 def measure(
     run: Path, *, ads: int, events: int, say: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
-    """Apply the events through the store, with its compactor and a reader at work; `run` holds a bundle."""
+    """Apply the events through the store, with its compactor and a reader at work; `run` holds a bundle.
+
+    Transactions are not flushed to disk one by one, which a real writer does: a day must fit into minutes.
+    """
     work = run / "growth"
     shutil.rmtree(work, ignore_errors=True)
     encoder = AdEncoder.load(run / "bundles" / "1")
@@ -42,7 +45,7 @@ def measure(
     series: list[dict[str, float]] = []
     began = time.monotonic()
     try:
-        with IndexStore(work / "index", encoders={encoder.tokenizer_id: encoder}) as store:
+        with IndexStore(work / "index", encoders={encoder.tokenizer_id: encoder}, sync=False) as store:
             compactor = Compactor(store)
             stream = _events(ads)
             for done in range(0, events, BATCH):

@@ -13,7 +13,11 @@ import numpy as np
 
 
 def hash_level(
-    account_ids: Sequence[str], conversion_types: Sequence[str], ad_ids: Sequence[int], *, size: int
+    account_ids: Sequence[str],
+    conversion_types: Sequence[str],
+    ad_ids: Sequence[int] | np.ndarray,
+    *,
+    size: int,
 ) -> np.ndarray:
     """Return codes int32 [N] in 0..size-1 for N ads.
 

@@ -14,11 +14,12 @@ from tritonclient.utils import InferenceServerException
 from examples.client import send
 from export.bundle import point_current, write_bundle
 from export.render import render
-from indexer.store import AdRecord, IndexWriter
+from indexer.encoder import AdEncoder
+from indexer.events import AdEvent
+from indexer.store import Incoming, IndexStore
 from serving.launcher import TritonServer
 from tests.pipeline import Pipeline, checkpoint, copy_of, serving_config
-from tests.serving.ask import ACTIVE, AD_IDS, LIVE, SIDS, Reference, assert_same, infer, request
-from tests.tiny import LEVEL_SIZES
+from tests.serving.ask import AD_IDS, LIVE, SIDS, Reference, assert_same, infer, request
 
 GRAPHS = ("lazyar_prefix", "lazyar_tail_2", "lazyar_tail_3", "lazyar_tail_4")
 UNKNOWN_AD = 20_000  # the catalogue's ids are below 10,000
@@ -222,6 +223,7 @@ def test_health(server, protocol):
             {
                 "slot_ads": ("INT64", np.full((1, 8), -1)),
                 "slots": ("INT32", np.zeros((1, 8, 3), np.int32)),
+                "arrived": ("FP64", np.zeros((1, 1))),
                 "profile_codes": ("INT32", np.zeros((1, 2), np.int32)),
                 "num_ads": ("INT32", np.array([[2**31 - 1]], np.int32)),
                 "exclude": ("INT64", np.zeros((1, 0), np.int64)),
@@ -244,8 +246,12 @@ def own(pipeline, tmp_path_factory):
         assert running.poll() is None
 
 
-def _writer(deployment: Pipeline) -> IndexWriter:
-    return IndexWriter(deployment.index, level_sizes=LEVEL_SIZES, tokenizer_id=deployment.tokenizer_id)
+def _change(deployment: Pipeline, *events: AdEvent) -> None:
+    """Events of ads, applied as the sidecar applies them."""
+    encoders = {deployment.tokenizer_id: AdEncoder.load(deployment.bundles / "1")}
+    with IndexStore(deployment.index, encoders=encoders) as store:
+        outcomes = store.apply([Incoming(event, b"{}", "test") for event in events])
+    assert {o.result for o in outcomes} == {"applied"}
 
 
 def test_paused_ads_vanish_at_once_while_histories_still_know_them(own):
@@ -253,12 +259,10 @@ def test_paused_ads_vanish_at_once_while_histories_still_know_them(own):
     tensors = request(num_ads=10, history=12)
     tensors["history_ad_ids"][0, 0] = UNKNOWN_AD
     before = send(server.grpc_url, tensors)
-    by_ad = dict(zip(AD_IDS.tolist(), SIDS.tolist(), strict=True))
     paused = before["ad_ids"][0, :5].tolist()
     tensors["history_ad_ids"][0, 1:6] = paused
     known = send(server.grpc_url, tensors)
-    with _writer(deployment) as writer:
-        writer.apply(AdRecord(ad, tuple(by_ad[ad]), "paused", 1) for ad in paused)
+    _change(deployment, *(AdEvent("pause", ad, 1) for ad in paused))
     after = send(server.grpc_url, tensors)
     assert not set(after["ad_ids"][0].tolist()) & set(paused)
     assert (after["ad_ids"] >= 0).all()
@@ -270,36 +274,31 @@ def test_paused_ads_vanish_at_once_while_histories_still_know_them(own):
     np.testing.assert_allclose(
         after["scores"][0, : len(still_there)], known["scores"][0, still_there], atol=1e-5
     )
-    with _writer(deployment) as writer:
-        writer.apply(AdRecord(ad, tuple(by_ad[ad]), "active", 2) for ad in paused)
+    _change(deployment, *(AdEvent("resume", ad, 2) for ad in paused))
     assert_same(send(server.grpc_url, tensors), {name: values[0] for name, values in known.items()})
 
 
 def test_new_ads_are_found_and_known_at_once(own):
     deployment, server = own
     new = 10_001
-    with _writer(deployment) as writer:
-        writer.apply([AdRecord(new, tuple(SIDS[0].tolist()), "active", 1)])
-    left_out = LIVE[:39].tolist()
+    _change(deployment, AdEvent("create", new, 1, "a1", "plain", "apple cheese size 2"))
+    left_out = LIVE[: len(LIVE) - 39].tolist()
     tensors = request(num_ads=40, exclude=left_out)
     tensors["history_ad_ids"][0, 0] = new
     answer = send(server.grpc_url, tensors)
     assert new in answer["ad_ids"]
     assert answer["ignored_history"].tolist() == [[0]]
-    with _writer(deployment) as writer:
-        writer.apply([AdRecord(new, tuple(SIDS[0].tolist()), "deleted", 2)])
+    _change(deployment, AdEvent("delete", new, 2))
     assert new not in send(server.grpc_url, tensors)["ad_ids"]
 
 
 def test_an_index_without_live_ads_gives_an_empty_answer(own):
     deployment, server = own
-    with _writer(deployment) as writer:
-        writer.build(AD_IDS, SIDS, statuses=np.full(len(AD_IDS), "paused"))
+    _change(deployment, *(AdEvent("pause", ad, 3) for ad in LIVE.tolist()))
     answer = send(server.grpc_url, request(num_ads=3))
     assert answer["ad_ids"].tolist() == [[-1, -1, -1]]
     assert answer["ignored_history"].tolist() == [[0]]
-    with _writer(deployment) as writer:
-        writer.build(AD_IDS, SIDS, statuses=np.where(ACTIVE, "active", "paused"))
+    _change(deployment, *(AdEvent("resume", ad, 4) for ad in LIVE.tolist()))
     assert (send(server.grpc_url, request(num_ads=3))["ad_ids"] >= 0).all()
 
 

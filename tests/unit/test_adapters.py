@@ -256,6 +256,7 @@ def test_a_server_without_metrics(resolver_of_two, triton, caplog, monkeypatch):
     def refuse(**arguments):
         raise RuntimeError("metrics are disabled")
 
+    refuse.GAUGE = refuse.COUNTER = None
     monkeypatch.setattr(triton, "MetricFamily", refuse)
     ResolverMetrics(triton, resolver_of_two[0].reader).look()
     assert "no metrics: metrics are disabled" in caplog.text

@@ -276,7 +276,7 @@ def test_the_scheduler_pads_to_the_batches_and_widths_of_its_config(pipeline, lo
     assert 'key: "max_widths" value { string_value: "4-8-16:6" }' in text
     model = load_scheduler(triton, pad_shapes=("false", "true"), max_widths=("4-8-16:6", "5-9-16:7"))
     manifest = read_manifest(pipeline.bundles / "1")
-    assert isinstance(model.make_executor(manifest), PaddedExecutor)
+    assert isinstance(model.make_executor(manifest)._executor, PaddedExecutor)
     assert model.buckets(manifest).beams == ((4, 5), (8, 9), (6, 7))
     config = serving_config().model_copy(update={"max_widths": "5-9-16:7"})
     assert model.buckets(manifest) == buckets_of(manifest, config)  # what the CUDA graphs are made for

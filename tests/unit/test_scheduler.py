@@ -10,6 +10,7 @@ import pytest
 
 import serving.scheduler as module
 from export.bundle import point_current
+from serving import active_model
 from serving.active_model import ActiveModel
 from serving.beam_search import beam_search
 from serving.bundle import BundleError
@@ -41,7 +42,7 @@ class Recorder(TorchExecutor):
 
 @pytest.fixture
 def deployment(pipeline, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RETRY_S", 0.0)
+    monkeypatch.setattr(active_model, "RETRY_S", 0.0)
     bundles = shutil.copytree(pipeline.bundles, tmp_path / "bundles")
     shutil.copytree(pipeline.index, tmp_path / "index")
     return bundles, tmp_path / "index", pipeline.tokenizer_id
@@ -182,7 +183,7 @@ def test_current_that_disappears(deployment):
 
 def test_a_refused_version_is_not_hashed_again_for_every_batch(deployment, monkeypatch):
     bundles = deployment[0]
-    monkeypatch.setattr(module, "RETRY_S", 1000.0)
+    monkeypatch.setattr(active_model, "RETRY_S", 1000.0)
     scheduler = make(deployment)
     add_version(bundles, 2, tokenizer_id="another")
     point_current(bundles, 2)
