@@ -13,12 +13,14 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from serving.index.reader import IndexReader
 from serving.request import RequestError
+
+if TYPE_CHECKING:  # models that read no index need not load LMDB
+    from serving.index.reader import IndexReader
 
 logger = logging.getLogger(__name__)
 
