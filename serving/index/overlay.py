@@ -93,7 +93,7 @@ class OverlaySnapshot(Snapshot):
 
     @property
     def leaf_ad_ids(self) -> np.ndarray:
-        """Active ads by leaf, int64, ascending within a leaf; gathered anew at each call."""
+        """See `Snapshot.leaf_ad_ids`."""
         return self.ads_of_leaves(self.trie.live_leaves())[1]
 
     def sids_of(self, ad_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

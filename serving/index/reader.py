@@ -110,12 +110,13 @@ class IndexReader:
         return self.snapshot_of(self._primary_now())
 
     def snapshot_of(self, tokenizer_id: str) -> Snapshot:
-        """Of one generation. One that was not asked for before is read now, and followed from then on.
+        """Of one generation. One that is not followed yet is read now, and followed from then on.
+
+        That is a look at the disk, whatever `refresh` has put off: another process may know of it already.
 
         Raises:
             IndexStoreError: it is not ready, or cannot be read.
         """
-        self._require(tokenizer_id)
         if tokenizer_id not in self._followed:
             self._catch_up(also=tokenizer_id)
         return self._followed[tokenizer_id].snapshot

@@ -30,6 +30,11 @@ class Snapshot(ABC):
     level_sizes: tuple[int, ...]
     trie: PrefixTree
 
+    @property
+    @abstractmethod
+    def leaf_ad_ids(self) -> np.ndarray:
+        """Active ads by leaf, int64, ascending within a leaf; gathered anew at each call."""
+
     @abstractmethod
     def sids_of(self, ad_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """SIDs int32 [n, T] of ads int64 [n], and known bool [n] (rows of unknown ads are undefined)."""
@@ -120,7 +125,7 @@ class IndexSnapshot(Snapshot):
 
     @property
     def leaf_ad_ids(self) -> np.ndarray:
-        """Active ads by leaf, int64, ascending within a leaf; gathered anew at each call."""
+        """See `Snapshot.leaf_ad_ids`."""
         return self.ad_ids[self.leaf_ads]
 
     @property

@@ -217,6 +217,15 @@ def test_a_generation_that_is_not_ready_or_goes(files, open_reader):
         _ = reader.snapshot
 
 
+def test_a_generation_that_got_ready_while_refreshing_is_put_off(files, open_reader):
+    """The scheduler may have seen it a moment before: its beams must be looked up all the same."""
+    reader = open_reader(files.path)
+    files.generation("new", OTHER_SIZES)
+    reader._not_before = time.monotonic() + 100
+    assert not reader.refresh()
+    assert_same(reader.snapshot_of("new"), files.snapshot("new"))
+
+
 def test_opening_without_the_generation_that_is_asked_for(files):
     with pytest.raises(IndexStoreError, match="expected a ready generation, got other; ready: tok"):
         IndexReader(files.path, tokenizer_id="other")

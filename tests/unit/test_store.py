@@ -136,6 +136,15 @@ def test_events_that_come_too_early_wait(store):
     assert sound(store)
 
 
+def test_waiting_updates_are_applied_in_version_order(store):
+    for event in (AdEvent("update", 1, 4, text="new"), AdEvent("update", 1, 3, account_id="b")):
+        apply(store, event)
+    apply(store, AdEvent("update", 1, 5, conversion_type="sell"))
+    apply(store, create(1, 1))
+    assert store.ad(1).content == {"account_id": "b", "conversion_type": "sell", "text": "new"}
+    assert store.dead_letters() == []
+
+
 def test_a_create_that_overtakes_the_delete_waits(store):
     apply(store, create(1, 1))
     assert results(apply(store, create(1, 3, "again"))) == ["duplicate_create"]
