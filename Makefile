@@ -112,7 +112,7 @@ loadtest: setup ## load on a server of its own: make loadtest SHAPE=spike QPS=5 
 ablate-lazyar: $(RUN)/tokenizer/sids.parquet ## K = 0 against LazyAR: quality over 3 seeds, latency in process
 	$(PY) -m benchmarks.ablate_lazyar --config $(CONFIG) --run $(RUN) $(if $(QUICK),--quick)
 
-.PHONY: ablate-live bench bench-setup sweep
+.PHONY: ablate-live bench bench-setup bench-index sweep
 ablate-live: setup ## levels over live children: recall, cold ads, speed on the trained demo
 	$(PY) -m benchmarks.ablate_live --config $(CONFIG) --run $(RUN)
 bench-setup: $(VENV)/.bench-installed
@@ -121,6 +121,8 @@ $(VENV)/.bench-installed: requirements-bench.txt $(VENV)/.installed
 	@touch $@
 bench: bench-setup ## every part of the engine on and off, in process and through Triton; QUICK=1 takes 5 minutes
 	$(PY) -m benchmarks.bench $(if $(QUICK),--quick)
+bench-index: setup ## the live index: freshness under load, kills, bulk builds, a day in fast-forward; QUICK=1 takes 5 minutes
+	$(PY) -m benchmarks.live_index $(if $(QUICK),--quick)
 sweep: bench-setup ## settings of ONNX Runtime and Triton, measured
 	$(PY) -m benchmarks.sweep_ort
 	$(PY) -m benchmarks.sweep_triton

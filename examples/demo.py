@@ -153,7 +153,7 @@ def run_demo(config: str, run: Path, *, quick: bool, repository: Path) -> dict:
     model = load_checkpoint(run / "model" / "checkpoint").model
     manifest = read_manifest(run / "bundles" / str(current_version(run / "bundles")), verify=False)
     reader = IndexReader(run / "index")
-    ads = len(reader.snapshot.leaf_ads)
+    ads = len(reader.snapshot.leaf_ad_ids)
     reader.close()
     return {
         "rows_read": stats["rows_read"],

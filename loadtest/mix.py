@@ -170,7 +170,7 @@ def _ads_of(index: Path, synthetic_ads: int | None) -> tuple[np.ndarray, int]:
 
     reader = IndexReader(index)
     try:
-        live = reader.snapshot.live_ads()
+        live = reader.snapshot.leaf_ad_ids
         return live, len(live)
     finally:
         reader.close()

@@ -16,6 +16,8 @@ from serving.cost_model import BatchCost, CostModel, CostSettings
 from serving.ladder import Ladder
 from serving.policy import Decision, QueueLimit
 
+_WAIT_SHARE = 0.5  # of the SLO; a request that has waited for less is not turned away
+
 
 @dataclass(frozen=True)
 class ControlSettings:
@@ -131,14 +133,16 @@ class LoadController:
         drain = s.instances * s.max_batch / full
         if self._rung > 0:
             return QueueLimit(s.max_queue, drain)
-        room = s.margin * s.slo_s - full * (1 + 1 / s.instances)
+        share = 1 + 1 / s.instances
+        if self.cost.seconds(1, self.ladder.rows[0]) * share > s.margin * s.slo_s:
+            # Too slow a machine for the SLO, whatever waits: then a batch may, so that it works at its best.
+            return QueueLimit(min(s.max_batch, s.max_queue), drain)
+        room = s.margin * s.slo_s - full * share
         if room >= 0:
             most = s.max_batch + room * drain
         else:  # not even a full batch fits: as many requests as do
             fixed = self.cost.seconds(0, self.ladder.rows[0])
-            most = (
-                (s.margin * s.slo_s / (1 + 1 / s.instances) - fixed) * s.max_batch / max(full - fixed, 1e-9)
-            )
+            most = (s.margin * s.slo_s / share - fixed) * s.max_batch / max(full - fixed, 1e-9)
         return QueueLimit(int(min(max(most, 1), s.max_queue)), drain)
 
     def _tick(self, now: float) -> float:
@@ -209,14 +213,16 @@ class LoadController:
 
     def _late(self, now: float, load: LoadView, deadlines: list[float]) -> tuple[tuple[int, str], ...]:
         """Requests that the floor cannot answer in time; the tightest go first, the others gain by it."""
-        whole = self.cost.longest(len(deadlines), self.ladder.rows[0])
-        if min(deadlines, default=math.inf) - now > whole:
+        if min(deadlines, default=math.inf) - now > self.cost.longest(len(deadlines), self.ladder.rows[0]):
             return ()
         rejected = []
         order = sorted(range(len(deadlines)), key=deadlines.__getitem__)
         for at, i in enumerate(order):
             room = deadlines[i] - now
             needed = self.cost.longest(len(order) - at, self.ladder.rows[0])
+            if load.requests[i].deadline is None:
+                # Who has not waited is not late: a machine too slow for the SLO answers as well as it can.
+                needed = min(needed, _WAIT_SHARE * self.settings.slo_s)
             if room > 0 and needed <= room:
                 break
             if room > 0 and not self._trusted(now) and at == len(order) - 1:

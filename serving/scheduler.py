@@ -158,6 +158,7 @@ class Scheduler:
         self._clock = clock
         self._executor = make_executor(active.manifest)
         self._in_use = plan  # by the last decision
+        self._cold = True  # the first search of an executor says nothing of the later ones
         self.report = BatchReport()
 
     def search(self, requests: list[SearchRequest]) -> list[SearchAnswer | Exception]:
@@ -166,7 +167,7 @@ class Scheduler:
         self.report = BatchReport()
         self._reader.refresh()
         if self._active.refresh():
-            self._executor = self._make_executor(self._active.manifest)
+            self._executor, self._cold = self._make_executor(self._active.manifest), True
         answers: list[SearchAnswer | Exception] = [RuntimeError("not searched")] * len(requests)
         if not requests:
             return answers
@@ -226,7 +227,9 @@ class Scheduler:
                 continue
             now = self._clock()
             widths = searched_rows(found[0].beam_widths.tolist())
-            self._policy.observe(now, BatchCost(len(members), widths, now - began))
+            if not self._cold:
+                self._policy.observe(now, BatchCost(len(members), widths, now - began))
+            self._cold = False
             self.report.searched += len(members)
             for i, answer in zip(members, found, strict=True):
                 batch.answers[i] = answer

@@ -130,7 +130,7 @@ def measure(
         )
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
-                outcomes = json.loads(answer.read())["outcomes"]
+                outcomes = json.loads(answer.read())["rows"]
         except urllib.error.HTTPError as error:
             if error.code in (503, 507):
                 return False

@@ -150,11 +150,11 @@ async def _run(
             async with session.post("/events/bulk", json=batch) as response:
                 body = await response.json()
             now = time.perf_counter()
-            wrong = [o for o in body["outcomes"] if o["result"] != "applied"]
+            wrong = [o for o in body["rows"] if o["result"] != "applied"]
             if response.status != 200 or wrong:
                 seen.failures.append(f"events: {response.status} {json.dumps(wrong[:1] or body)[:300]}")
                 return now
-            seen.accepted.append((sent, now, max(o["sequence"] for o in body["outcomes"]), len(batch)))
+            seen.accepted.append((sent, now, max(o["sequence"] for o in body["rows"]), len(batch)))
             return now
 
         async def probes(with_updates: bool) -> None:

@@ -50,10 +50,6 @@ class Snapshot(ABC):
         """Leaf of each SID, int64 [n]; -1 where the SID is not live or not a SID at all."""
         return self.trie.find(sids)
 
-    def live_ads(self) -> np.ndarray:
-        """All active ads, int64, by leaf."""
-        return self.ads_of_leaves(np.arange(self.trie.leaves))[1]
-
     def banned_leaves(self, ad_ids: np.ndarray) -> np.ndarray:
         """Leaves, sorted int64, all of whose active ads are in `ad_ids`: beams need not go there."""
         sids, known = self.sids_of(ad_ids)

@@ -18,7 +18,12 @@ LIVE = ("codebook", "live", "live")
 def other(request, pipeline, tmp_path_factory):
     """Graphs as models or inside the scheduler; live levels, and room for wider plans."""
     config = ServingConfig(
-        widths=WIDTHS, max_widths="6-20-40:20", normalise="-".join(LIVE), graph_calls=request.param
+        widths=WIDTHS,
+        max_widths="6-20-40:20",
+        normalise="-".join(LIVE),
+        graph_calls=request.param,
+        load_control="fixed",
+        cache="off",
     )
     repository = tmp_path_factory.mktemp("settings") / request.param
     render(pipeline.bundles, repository, index=pipeline.index, config=config)

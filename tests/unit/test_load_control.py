@@ -463,9 +463,20 @@ def test_the_limit_is_what_the_floor_answers_in_time():
     # This batch and its own are two, the rest of 75 ms drains at full batches.
     assert limit.requests == pytest.approx(16 * (1 + (0.075 - 2 * full) / full), rel=0.1)
     assert limit.drain_qps == pytest.approx(16 / full, rel=0.05)
-    slow = controller(cost=tuple(20 * c for c in COST))
-    slow.decide(1.0, batch(16, arrived=1.0, pending=400))
-    assert 1 <= slow.limit().requests < 16
+    tight = controller(cost=tuple(6 * c for c in COST))
+    tight.decide(1.0, batch(16, arrived=1.0, pending=400))
+    assert 1 <= tight.limit().requests < 16
+
+
+def test_a_machine_too_slow_for_the_slo_still_answers():
+    """Who has not waited is not turned away, and a batch may wait; what waited for half the SLO is late."""
+    slow = controller(cost=tuple(40 * c for c in COST))
+    decision = slow.decide(1.0, batch(1, arrived=1.0, pending=0))
+    assert decision.rejected == ()
+    assert decision.plan == LADDER.plans[0]
+    assert slow.limit().requests == 16
+    waited = slow.decide(2.0, batch(2, arrived=2.0 - 0.06, pending=0))
+    assert len(waited.rejected) == 2
 
 
 def test_times_that_jump_do_no_harm():
