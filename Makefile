@@ -104,7 +104,9 @@ serve: setup ## launch Triton on model_repository/ (Ctrl-C stops it)
 request: setup ## ask the running server: make request USER=17
 	$(PY) -m examples.request --run $(RUN) --url 127.0.0.1:$(GRPC_PORT) $(if $(USER_ID),--user $(USER_ID))
 
-.PHONY: loadtest
+.PHONY: loadtest loadtest-slo
+loadtest-slo: setup ## load control, overload and cache at 3x, 20 % and steps; writes build/loadtest/slo.json
+	$(PY) -m benchmarks.slo --config $(CONFIG) --run $(RUN) $(if $(QUICK),--quick)
 loadtest: setup ## load on a server of its own: make loadtest SHAPE=spike QPS=5 DURATION=60; see docs/loadtest.md
 	$(PY) -m loadtest --run $(RUN) --repository model_repository --shape $(SHAPE) --qps $(QPS) --duration $(DURATION) $(LOADTEST)
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,7 @@ import psutil
 import tritonclient.http
 
 from examples.client import Catalogue, problems, send
+from examples.new_ad import create_like_the_best
 from examples.request import format_answer
 from export.render import SOURCE
 from serving.bundle import current_version, read_manifest
@@ -97,6 +102,47 @@ def ask(server: TritonServer, catalogue: Catalogue, *, requests: int) -> dict:
     }
 
 
+def new_ad(server: TritonServer, catalogue: Catalogue, run: Path, *, quick: bool) -> dict:
+    """The index sidecar takes an ad that no model was trained on, and a user sees it."""
+    user = int(catalogue.users["user_id"][0])
+    # A model of a few steps knows no taste, but the ad must still become servable.
+    with sidecar(run) as url:
+        shown = create_like_the_best(url, server.grpc_url, catalogue, user=user, num_ads=200 if quick else 50)
+    print(
+        f"ad {shown.ad_id}, created with the text of ad {shown.like}: number {shown.rank} of user {user}, "
+        f"{shown.seconds * 1e3:.0f} ms after its event was acknowledged"
+    )
+    return {"new_ad_rank": shown.rank, "new_ad_visible_ms": shown.seconds * 1e3}
+
+
+@contextmanager
+def sidecar(run: Path) -> Iterator[str]:
+    """`python -m indexer` for a run, on any free port; gives its URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url, log = f"http://127.0.0.1:{port}", run / "indexer.log"
+    command = [sys.executable, "-m", "indexer", "serve", f"--port={port}"]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [*command, f"--index={run / 'index'}", f"--bundles={run / 'bundles'}"], stdout=file, stderr=file
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"{url}/readyz", timeout=5):
+                    break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit(f"demo: the indexer does not become ready, see {log}") from None
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
 def server_version(url: str) -> str:
     """What the server says it is."""
     client = tritonclient.http.InferenceServerClient(url)
@@ -146,7 +192,10 @@ def run_demo(config: str, run: Path, *, quick: bool, repository: Path) -> dict:
         with TritonServer(repository, log_file=run / "server.log") as server:
             version = server_version(server.http_url)
             print(f"{version} ready: http {server.http_url}, grpc {server.grpc_url}")
-            answers = ask(server, Catalogue.load(run), requests=20 if quick else 200)
+            catalogue = Catalogue.load(run)
+            answers = ask(server, catalogue, requests=20 if quick else 200)
+            print("\n== a new ad", flush=True)
+            answers |= new_ad(server, catalogue, run, quick=quick)
     stats = json.loads((run / "data" / "stats.json").read_text())
     quality = json.loads((run / "tokenizer" / "quality.json").read_text())
     evaluation = json.loads((run / "model" / "evaluation.json").read_text())

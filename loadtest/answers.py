@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from serving.ladder import searched_rows
+
 
 def problems(answer: dict[str, np.ndarray], *, num_ads: int, live_ads: int) -> list[str]:
     """What is wrong with an answer of one row; empty when nothing is.
@@ -41,10 +43,10 @@ def problems(answer: dict[str, np.ndarray], *, num_ads: int, live_ads: int) -> l
 
 
 def facts(answer: dict[str, np.ndarray]) -> dict[str, int | str]:
-    """Columns of an answer in requests.csv; `beam_rows` is the sum of all widths, values included."""
-    *levels, values = answer["beam_widths"][0].tolist()
+    """Columns of an answer in requests.csv; `beam_rows` as load control counts them."""
+    *levels, values = widths = answer["beam_widths"][0].tolist()
     return {
-        "beam_rows": sum(levels) + values,
+        "beam_rows": searched_rows(widths),
         "beam_widths": "-".join(map(str, levels)) + f":{values}",
         "model_version": int(answer["model_version"].flat[0]),
         "index_version": int(answer["index_version"].flat[0]),

@@ -5,6 +5,7 @@ Letters: N history events.
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -51,6 +52,24 @@ class Mix:
             raise ValueError(f"repeats: expected a share of 0 or more and below 1, got {self.repeats}")
         if not self.window_s > 0:
             raise ValueError(f"repeat window: expected seconds above 0, got {self.window_s}")
+
+    def save(self, path: Path) -> None:
+        """Write for another process."""
+        arrays = {f"{i} {name}": values for i, user in enumerate(self.users) for name, values in user.items()}
+        rest = [len(self.users), self.live_ads, self.source, self.repeats, self.window_s]
+        np.savez(path, mix=np.frombuffer(json.dumps(rest).encode(), np.uint8), **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Mix:
+        """Inverse of `save`."""
+        with np.load(path, allow_pickle=False) as file:
+            count, *rest = json.loads(file["mix"].tobytes())
+            users: list[Tensors] = [{} for _ in range(count)]
+            for key in file.files:
+                number, _, name = key.partition(" ")
+                if name:
+                    users[int(number)][name] = file[key]
+        return cls(users, *rest)
 
     def tensors(self, key: Key) -> Tensors:
         """The request of a key: the user's, without the newest events that the key leaves out."""

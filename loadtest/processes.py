@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pickle
 import select
 import subprocess
 import sys
@@ -47,7 +46,7 @@ class Workers:
             LoadTestError: one did not get an answer to its first request, or ended.
         """
         (self._folder / "load.json").write_text(json.dumps(self._load.to_json()))
-        (self._folder / "mix.pickle").write_bytes(pickle.dumps(self._mix))
+        self._mix.save(self._folder / "mix.npz")
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": self._python_path()}
         try:
             for number in range(self._load.workers):

@@ -11,7 +11,6 @@ monkey.patch_all()  # before anything that imports sockets, threads or gRPC
 
 import json  # noqa: E402
 import os  # noqa: E402
-import pickle  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
@@ -101,7 +100,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; `loadtest.run` says stop
     folder, worker = Path(sys.argv[1]), int(sys.argv[2])
     load = Load.from_json(json.loads((folder / "load.json").read_text()))
-    mix = pickle.loads((folder / "mix.pickle").read_bytes())  # written by loadtest.run
+    mix = Mix.load(folder / "mix.npz")  # written by loadtest.run
     status = 0
     try:
         run_worker(load, mix, worker, folder=folder)

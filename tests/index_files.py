@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -93,8 +93,10 @@ class IndexFiles:
 
     def put(self, rows: dict[tuple[bytes, bytes], bytes | None]) -> None:
         """Write (table, key) -> value (None removes it) and `meta`, in one transaction."""
-        content = pickle.dumps((str(self.path / STORE), {(META, INDEX_KEY): self.meta.encode(), **rows}))
-        subprocess.run([sys.executable, "-c", _PUT], input=content, check=True)
+        content: dict[tuple[bytes, bytes], bytes | None] = {(META, INDEX_KEY): self.meta.encode(), **rows}
+        found = [[t.hex(), k.hex(), v if v is None else v.hex()] for (t, k), v in content.items()]
+        text = json.dumps([str(self.path / STORE), found]).encode()
+        subprocess.run([sys.executable, "-c", _PUT], input=text, check=True)
 
     def _set(self, name: str, generation: Generation, *, also: dict | None = None) -> None:
         self.meta = replace(self.meta, generations={**self.meta.generations, name: generation})
@@ -102,12 +104,13 @@ class IndexFiles:
 
 
 _PUT = """
-import lmdb, pathlib, pickle, sys
-path, rows = pickle.load(sys.stdin.buffer)
+import json, lmdb, pathlib, sys
+path, rows = json.load(sys.stdin)
 pathlib.Path(path).mkdir(parents=True, exist_ok=True)
 environment = lmdb.open(path, max_dbs=30, map_size=1 << 28)
 with environment, environment.begin(write=True) as transaction:
-    for (table, key), value in rows.items():
+    for row in rows:
+        table, key, value = (None if part is None else bytes.fromhex(part) for part in row)
         database = environment.open_db(table, txn=transaction)
         if value is None:
             transaction.delete(key, db=database)

@@ -182,6 +182,7 @@ async def _run(
                 work = [load((number, with_updates)), probes(with_updates)]
                 await asyncio.gather(*work, *([updates()] if with_updates else []))
                 await asyncio.sleep(SETTLE_S)
+                await answer(_inputs(probe))  # the last events too are waited for
     return seen
 
 

@@ -151,7 +151,7 @@ def test_fewer_ads_are_right_where_there_are_no_more():
     answer["ad_ids"] = np.array([[1, 2, -1]])
     assert answers.problems(answer, num_ads=3, live_ads=2) == []
     assert answers.facts(answer) == {
-        "beam_rows": 512,
+        "beam_rows": 256,
         "beam_widths": "64-128-256:64",
         "model_version": 3,
         "index_version": 17,

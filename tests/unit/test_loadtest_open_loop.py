@@ -74,7 +74,7 @@ def test_an_open_loop_shows_a_stall(run, protocol):
     assert stalled.height > 20
     assert (stalled["latency_ms"] - expected).abs().median() < 150
     assert (requests["latency_ms"] > 500).mean() > 0.1
-    assert requests["beam_rows"].unique().to_list() == [512]
+    assert requests["beam_rows"].unique().to_list() == [256]
     assert requests["index_version"].unique().to_list() == [17]
     assert (requests["response_bytes"] > 100).all()
 

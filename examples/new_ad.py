@@ -1,0 +1,124 @@
+"""A new ad, from an event to a user's answer: no model was trained on it.
+
+python -m examples.new_ad --run build/demo --user 17      (make serve and make indexer must be running)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from tritonclient.utils import InferenceServerException
+
+from examples.client import Catalogue, send
+from serving.bundle import BundleError
+
+_WAIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a new ad fared.
+
+    Attributes:
+        ad_id: of the new ad.
+        like: ad of the user's answer whose text it shares.
+        rank: place in the answer, from 1.
+        seconds: from the acknowledgement of the event to the answer that has it.
+        before: ads of the answer before.
+    """
+
+    ad_id: int
+    like: int
+    rank: int
+    seconds: float
+    before: tuple[int, ...]
+
+
+def create_like_the_best(
+    indexer_url: str, server_url: str, catalogue: Catalogue, *, user: int, num_ads: int = 50
+) -> Shown:
+    """Create an ad of another account with the text of the user's best ad, and ask until it is shown.
+
+    Bypasses the result cache: a cached answer would be a minute old.
+
+    Raises:
+        RuntimeError: the event was refused, or the ad is not shown within ten seconds.
+    """
+    tensors = catalogue.request(user, num_ads=num_ads)
+    before = send(server_url, tensors, parameters={"cache": "bypass"})["ad_ids"][0]
+    row = catalogue.ads.filter(pl.col("ad_id") == int(before[0])).row(0, named=True)
+    new = int(catalogue.ads["ad_id"].to_numpy().max()) + 1 + int(time.time()) % 1_000_000
+    event = {
+        "kind": "create",
+        "ad_id": new,
+        "version": 1,
+        "account_id": "new advertiser",
+        "conversion_type": str(row["conversion_type"]),
+        "text": str(row["text"]),
+    }
+    post(indexer_url, event)
+    accepted = time.perf_counter()
+    try:
+        while True:
+            answer = send(server_url, tensors, parameters={"cache": "bypass"})["ad_ids"][0]
+            if new in answer:
+                rank = int(np.flatnonzero(answer == new)[0]) + 1
+                seconds = time.perf_counter() - accepted
+                return Shown(new, int(before[0]), rank, seconds, tuple(before.tolist()))
+            if time.perf_counter() - accepted > _WAIT_S:
+                raise RuntimeError(f"ad {new} is not among the first {num_ads} of user {user}")
+    finally:
+        post(indexer_url, {"kind": "delete", "ad_id": new, "version": 2})
+
+
+def post(indexer_url: str, event: dict[str, object]) -> None:
+    """Send one event to the sidecar.
+
+    Raises:
+        RuntimeError: it was refused, with the sidecar's reason.
+    """
+    request = urllib.request.Request(
+        f"{indexer_url}/events", json.dumps(event).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10):
+            return
+    except urllib.error.HTTPError as error:
+        raise RuntimeError(f"event refused: {error.code} {error.read().decode()[:300]}") from error
+    except OSError as error:
+        raise RuntimeError(f"no indexer at {indexer_url}: {error}; run `make indexer`") from error
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, default=Path("build/demo"))
+    parser.add_argument("--url", default="127.0.0.1:8001", help="gRPC of the server [127.0.0.1:8001]")
+    parser.add_argument("--indexer", default="http://127.0.0.1:8010", help="the sidecar")
+    parser.add_argument("--user", type=int, help="user of the logs [the first one]")
+    arguments = parser.parse_args()
+    try:
+        catalogue = Catalogue.load(arguments.run)
+        user = arguments.user if arguments.user is not None else int(catalogue.users["user_id"][0])
+        shown = create_like_the_best(arguments.indexer, arguments.url, catalogue, user=user)
+    except (RuntimeError, ValueError, OSError, BundleError, InferenceServerException) as error:
+        sys.exit(f"error: {error}")
+    print(
+        f"ad {shown.ad_id}, created with the text of ad {shown.like}, is number {shown.rank} of user {user} "
+        f"{shown.seconds * 1e3:.0f} ms after the event was acknowledged; deleted again"
+    )
+
+
+if __name__ == "__main__":
+    main()
