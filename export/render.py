@@ -22,7 +22,7 @@ from export.graph_config import check_graph, graph_values, on_gpu
 from export.profiles import profiles
 from serving.adapter import HOME
 from serving.beam_search import parse_normalise
-from serving.bundle import CURRENT, Manifest, current_version, read_manifest, versions
+from serving.bundle import CURRENT, BundleFormatError, Manifest, current_version, read_manifest, versions
 from serving.features import EVENT_COLUMNS
 
 logger = logging.getLogger(__name__)
@@ -160,8 +160,8 @@ def kept_bundles(bundles: Path, target: Target, *, serving: int | None = None) -
 
     They are the last `KEPT_VERSIONS` and the one that serves. All versions of a graph share one config, so
     those whose tensors differ from the serving one's (FP16 keys and values beside FP32 ones), or whose
-    precision the target does not run, are left out with a line in the log; going back to them takes a
-    repository of their own.
+    precision the target does not run, or that another release made, are left out with a line in the log;
+    going back to them takes a repository of their own.
 
     Args:
         bundles: folder of bundles.
@@ -177,7 +177,14 @@ def kept_bundles(bundles: Path, target: Target, *, serving: int | None = None) -
         raise RenderError(f"{bundles}: expected at least one bundle, found none; run `make train export`")
     if serving is None:  # after a rollback it may be an older one
         serving = current_version(bundles) if (bundles / CURRENT).exists() else kept[-1]
-    manifests = [read_manifest(bundles / str(v)) for v in sorted({*kept, serving})]
+    manifests = []
+    for version in sorted({*kept, serving}):
+        try:
+            manifests.append(read_manifest(bundles / str(version)))
+        except BundleFormatError as error:
+            if version == serving:
+                raise
+            logger.warning("model version %d is left out: %s", version, error)
     reference = next(m for m in manifests if m.version == serving)
     check_precision(reference.precision, target, where=f"{bundles / str(serving)}: ")
     fitting = []

@@ -24,6 +24,10 @@ class BundleError(RuntimeError):
     """A bundle is missing, incomplete, corrupted, or of a newer format."""
 
 
+class BundleFormatError(BundleError):
+    """A bundle is whole, but of another release's format."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What serving needs to know of a bundle.
@@ -77,7 +81,7 @@ def read_manifest(bundle: str | Path, *, verify: bool = True) -> Manifest:
         content = json.loads(path.read_text())
         found = content["format_version"]
         if type(found) is not int or found != FORMAT_VERSION:
-            raise BundleError(
+            raise BundleFormatError(
                 f"bundle {bundle}: expected format_version {FORMAT_VERSION}, got {found!r}; "
                 "another release made it: export the model again with this one"
             )

@@ -29,7 +29,7 @@ class Entry:
 
     def __init__(self, triton: Any) -> None:
         """Begin to watch the queue; `triton` is the module `triton_python_backend_utils`."""
-        self._metrics = Metrics(triton, ENTRY, labels={})
+        self._metrics = Metrics(triton, ENTRY, labels={"process": "request_features"})
         self._gate, self._limit, self._queue = EntryGate(), LimitFile(limit_path()), QueueDepth(METRICS_URL)
 
     def check(self, now: float) -> None:
@@ -40,5 +40,5 @@ class Entry:
         """
         reason = self._gate.admit(now, reading=self._queue.read(), limit=self._limit.read(now))
         if reason is not None:
-            self._metrics.add("gr4ad_entry_rejected_total")
+            self._metrics.add("gr4ad_rejected_total", reason="queue")
             raise OverloadError(reason)

@@ -35,7 +35,7 @@ class SchedulerLoad:
             ladder: plans that may be taken.
             instance: name of the process among those of the model.
         """
-        self._metrics = Metrics(triton, SCHEDULER, labels={"model": "beam_scheduler", "instance": instance})
+        self._metrics = Metrics(triton, SCHEDULER, labels={"process": instance})
         self.policy: Policy = FixedPolicy(ladder.plans[ladder.base])
         self._depth: QueueDepth | None = None
         self._limit: LimitFile | None = None

@@ -69,10 +69,8 @@ SCHEDULER: dict[str, Family] = {
 }
 """Of the beam scheduler."""
 
-ENTRY: dict[str, Family] = {
-    "gr4ad_entry_rejected_total": Family("counter", "Requests refused on arrival, the queue being too long"),
-}
-"""Of request_features, where requests come in."""
+ENTRY: dict[str, Family] = {"gr4ad_rejected_total": SCHEDULER["gr4ad_rejected_total"]}
+"""Of request_features, where requests come in; one series of both with the reason `queue`."""
 
 RESOLVER: dict[str, Family] = {
     "gr4ad_index_version": Family("gauge", "Sequence number of the index that answers are resolved with"),
@@ -164,7 +162,7 @@ class TimedExecutor:
         return found
 
 
-def names(families: Iterable[Mapping[str, Family]] = (ENTRY, SCHEDULER, RESOLVER)) -> set[str]:
+def names(families: Iterable[Mapping[str, Family]] = (SCHEDULER, RESOLVER)) -> set[str]:
     """Every series name that a query may use, the parts of histograms included."""
     found = set()
     for name, family in (item for group in families for item in group.items()):

@@ -1,5 +1,6 @@
 """The rendered model repository: every config parses, fits its graph, and a bad one writes nothing."""
 
+import json
 import shutil
 
 import onnx
@@ -12,7 +13,7 @@ from export.config import ServingConfig
 from export.engines import EngineError, EngineFolder, EngineSpec
 from export.half import convert_to_fp16
 from export.profiles import profiles
-from export.render import ENGINES, SOURCE, TARGETS, RenderError, check_config, render
+from export.render import ENGINES, SOURCE, TARGETS, RenderError, check_config, kept_bundles, render
 from serving.bundle import BundleError, read_manifest, sha256, versions
 from tests.pipeline import serving_config
 from tests.unit.test_bundle import edit
@@ -248,6 +249,21 @@ def test_batching_settings(bundles, tmp_path):
     assert scheduler.instance_group[0].count == 2
     assert scheduler.dynamic_batching.max_queue_delay_microseconds == 500
     assert config_of(tmp_path / "r", "lazyar_prefix").instance_group[0].count == 1
+
+
+def test_a_version_of_another_release_is_left_out_unless_it_serves(bundles, tmp_path, caplog):
+    shutil.copytree(bundles / "1", bundles / "2")
+    path = bundles / "2" / "manifest.json"
+    manifest = json.loads(path.read_text()) | {"model_version": 2}
+    path.write_text(json.dumps(manifest))
+    old = bundles / "1" / "manifest.json"
+    old.write_text(json.dumps(json.loads(old.read_text()) | {"format_version": 1}))
+    point_current(bundles, 2)
+    assert [m.version for m in kept_bundles(bundles, "cpu")] == [2]
+    assert "model version 1 is left out" in caplog.text
+    point_current(bundles, 1)
+    with pytest.raises(BundleError, match="expected format_version"):
+        kept_bundles(bundles, "cpu")
 
 
 def test_no_bundle_or_a_corrupted_one(bundles, tmp_path):
