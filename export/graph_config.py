@@ -33,9 +33,12 @@ def on_gpu(config: ServingConfig, target: str) -> bool:
 
 
 def rungs(config: ServingConfig, *, levels: int) -> tuple[WidthPlan, ...]:
-    """Width plans that engines are prepared for: the ladder's, the configured one first, and the widest."""
+    """Width plans that engines are prepared for: the configured one, the ladder's narrowest, and the widest.
+
+    Rungs between them are padded to the next of these: a CUDA graph for each would take seconds and memory.
+    """
     ladder, widest = width_policy(config, levels=levels)
-    return tuple(dict.fromkeys((ladder.plans[ladder.base], *ladder.plans, widest)))
+    return tuple(dict.fromkeys((ladder.plans[ladder.base], ladder.plans[0], widest)))
 
 
 def graph_values(stem: str, manifest: Manifest, *, config: ServingConfig, target: str) -> dict[str, object]:

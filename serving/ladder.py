@@ -55,10 +55,7 @@ class Ladder:
 
     @classmethod
     def around(cls, base: WidthPlan, *, up: float = 1.6, floor: float = 0.25, steps: int = 7) -> Ladder:
-        """Rungs in equal ratios, through the base plan.
-
-        The value width shrinks below the base but never grows above it: more ads with a value than the
-        configured number help nobody, and a search scores at least `num_ads` of them anyway.
+        """Rungs in equal ratios, through the base plan, the value width with the others.
 
         Args:
             base: configured plan.
@@ -133,4 +130,4 @@ class Ladder:
 
 def _scaled(base: WidthPlan, factor: float) -> WidthPlan:
     sid = tuple(max(1, round(w * factor)) for w in base.sid)
-    return WidthPlan(sid, max(1, round(base.value * min(factor, 1.0))))
+    return WidthPlan(sid, max(1, round(base.value * factor)))

@@ -50,7 +50,10 @@ class SchedulerLoad:
                     max_queue=int(config["max_queue"]),
                 ),
             )
-            self._depth, self._limit = QueueDepth(METRICS_URL), LimitFile(limit_path())
+            self._depth, self._limit = (
+                QueueDepth(METRICS_URL, entry="request_features"),
+                LimitFile(limit_path()),
+            )
         self._metrics.set("gr4ad_beam_rows_base", plan_rows(self._plan))
         self._metrics.set("gr4ad_beam_rows", plan_rows(self._plan))
 

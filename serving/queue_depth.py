@@ -24,7 +24,8 @@ class QueueReading(NamedTuple):
 
     Attributes:
         pending: requests waiting for an instance of the model.
-        total: requests that ever came: finished, failed and pending ones; None where the page lacks them.
+        total: requests that ever came: finished, failed and pending ones of the model where they come in;
+            None where the page lacks them.
         at: `time.monotonic()` of the reading.
     """
 
@@ -33,17 +34,19 @@ class QueueReading(NamedTuple):
     at: float
 
 
-def parse_metrics(text: str, *, model: str, at: float) -> QueueReading | None:
+def parse_metrics(text: str, *, model: str, at: float, entry: str | None = None) -> QueueReading | None:
     """Read a page in the Prometheus text format; None where it has no such count for the model.
+
+    `entry` is the model where requests come in, None for `model` itself: what the entry turns away never
+    reaches the queue, but is load that a wider plan would have to carry.
 
     Counts of several versions of the model add up. Triton counts failures by reason, which add up too.
     """
     pending = _sum(text, PENDING, model)
-    finished = [_sum(text, name, model) for name in FINISHED]
     if pending is None:
         return None
-    success, failure = finished
-    total = None if success is None else int(success + (failure or 0.0) + pending)
+    success, failure, coming = (_sum(text, name, entry or model) for name in (*FINISHED, PENDING))
+    total = None if success is None else int(success + (failure or 0.0) + (coming or 0.0))
     return QueueReading(int(pending), total, at)
 
 
@@ -55,6 +58,7 @@ class QueueDepth:
         url: str,
         *,
         model: str = "beam_scheduler",
+        entry: str | None = None,
         every_s: float = 0.1,
         timeout_s: float = 0.25,
         stale_s: float = 1.0,
@@ -65,6 +69,7 @@ class QueueDepth:
         Args:
             url: Triton's metrics page, e.g. http://127.0.0.1:8002/metrics.
             model: whose queue.
+            entry: model where requests come in, see `parse_metrics`.
             every_s: pause between two readings.
             timeout_s: a page that takes longer counts as gone.
             stale_s: age at which a reading is worth nothing.
@@ -72,7 +77,7 @@ class QueueDepth:
         """
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"metrics url: expected http:// or https://, got {url!r}")
-        self._url, self._model, self._clock = url, model, clock
+        self._url, self._model, self._entry, self._clock = url, model, entry, clock
         self._every, self._timeout, self._stale = every_s, timeout_s, stale_s
         self._opener = build_opener(
             ProxyHandler({})
@@ -120,7 +125,7 @@ class QueueDepth:
                     raise ValueError(f"expected a metrics page of at most {MAX_BYTES} bytes")
                 if self._clock() > deadline:
                     raise TimeoutError(f"expected the metrics page within {self._timeout} s")
-        reading = parse_metrics(page.decode("utf-8", "replace"), model=self._model, at=at)
+        reading = parse_metrics(page.decode("utf-8", "replace"), model=self._model, at=at, entry=self._entry)
         if reading is None:
             raise ValueError(f"expected {PENDING} of model {self._model} on the page, got none")
         return reading

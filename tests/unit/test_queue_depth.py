@@ -22,6 +22,12 @@ nv_inference_request_failure{model="beam_scheduler",reason="OTHER",version="1"} 
 """
 
 
+ENTRY = """nv_inference_pending_request_count{model="request_features",version="1"} 2
+nv_inference_request_success{model="request_features",version="1"} 110
+nv_inference_request_failure{model="request_features",reason="OTHER",version="1"} 900
+"""
+
+
 class Server:
     """Metrics on a free port; `behave` is a function of the handler."""
 
@@ -201,3 +207,11 @@ def test_a_proxy_of_the_environment_is_not_asked(serve, monkeypatch):
 def test_a_url_of_another_kind_is_refused():
     with pytest.raises(ValueError, match=r"expected http.*got 'file:"):
         QueueDepth("file:///proc/self/status")
+
+
+def test_arrivals_are_counted_where_requests_come_in():
+    """What the entry turns away never reaches the scheduler, but it came."""
+    reading = parse_metrics(PAGE + ENTRY, model="beam_scheduler", entry="request_features", at=1.0)
+    assert (reading.pending, reading.total) == (12, 110 + 900 + 2)
+    alone = parse_metrics(PAGE, model="beam_scheduler", entry="request_features", at=1.0)
+    assert (alone.pending, alone.total) == (12, None)

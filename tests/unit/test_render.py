@@ -133,6 +133,10 @@ def test_parameters_carry_the_settings(bundles, tmp_path):
         max_num_ads=11,
         max_exclude=0,
         threads=3,
+        slo_ms=250,
+        cache="redis",
+        cache_url="redis://cache:6379/1",
+        ladder="6-5-9:9, 3-5-7, 3-4-5",
     )
     rendered(bundles, tmp_path / "r", config=config)
     found = {
@@ -151,7 +155,40 @@ def test_parameters_carry_the_settings(bundles, tmp_path):
         "graph_memory": "host",
         "pad_shapes": "false",
         "max_batch_size": "8",
+        "scheduler_instances": "2",
+        "load_control": "adaptive",
+        "ladder": "6-5-9:9,3-5-7:7,3-4-5:5",
+        "slo_ms": "250.0",
+        "max_queue": "1024",
+        "cache": "redis",
+        "cache_url": "redis://cache:6379/1",
+        "cache_ttl_s": "60.0",
+        "cache_mb": "64",
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ladder": "8-16-32:6"}, "serving.ladder: .*expected the configured plan 4-8-16:6 among the rungs"),
+        ({"ladder": "4-8-16:6,4-8-16:6"}, "serving.ladder: .*rungs that differ"),
+        ({"ladder": "2-4-8:3,4-8-16:6"}, "serving.ladder: .*narrower"),
+        ({"ladder": "4-8-16:6,wide"}, "serving.ladder: .*expected a form like"),
+    ],
+)
+def test_ladders_that_do_not_fit(bundles, tmp_path, settings, message):
+    with pytest.raises(RenderError, match=message):
+        rendered(bundles, tmp_path / "r", config=ServingConfig(widths="4-8-16:6", **settings))
+
+
+def test_the_ladder_keeps_to_the_policy(bundles, tmp_path):
+    config = ServingConfig(widths="4-8-16:6", max_widths="5-8-16:6")
+    rendered(bundles, tmp_path / "r", config=config)
+    found = config_of(tmp_path / "r", "beam_scheduler").parameters
+    assert found["ladder"].string_value.startswith("5-8-16:6,4-8-16:6,")
+    fixed = ServingConfig(widths="4-8-16:6", load_control="fixed")
+    rendered(bundles, tmp_path / "f", config=fixed)
+    assert config_of(tmp_path / "f", "beam_scheduler").parameters["ladder"].string_value == "4-8-16:6"
 
 
 def test_adapters_are_the_sources(pipeline):
@@ -210,7 +247,7 @@ def test_tensorrt_without_engines_refuses(bundles, tmp_path):
 
 @pytest.mark.parametrize("widths", ["4-8", "4-8-16-32:3", "4-8-x", "0-8-16", "4-8-16:0", ""])
 def test_widths_that_do_not_fit(bundles, tmp_path, widths):
-    with pytest.raises(ValueError, match="width plan: expected .*got"):
+    with pytest.raises(RenderError, match="width plan: expected .*got"):
         rendered(bundles, tmp_path / "r", config=ServingConfig(widths=widths))
     assert not (tmp_path / "r").exists()
 

@@ -8,7 +8,6 @@ import shutil
 import numpy as np
 import pytest
 
-import serving.scheduler as module
 from export.bundle import point_current
 from serving import active_model
 from serving.active_model import ActiveModel
@@ -189,7 +188,9 @@ def test_a_refused_version_is_not_hashed_again_for_every_batch(deployment, monke
     point_current(bundles, 2)
     read = []
     monkeypatch.setattr(
-        module, "read_current", lambda *a, **k: read.append(a) or (_ for _ in ()).throw(BundleError("no"))
+        active_model,
+        "read_current",
+        lambda *a, **k: read.append(a) or (_ for _ in ()).throw(BundleError("no")),
     )
     for _ in range(5):
         assert scheduler.search(requests(1))[0].model_version == 1

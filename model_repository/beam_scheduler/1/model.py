@@ -59,7 +59,7 @@ class TritonPythonModel:
             WidthPlan.parse(config[name], levels=self.levels) for name in ("widths", "max_widths")
         )
         ladder = Ladder.parse(config["ladder"], base=plan)
-        self.plans = (*ladder.plans, widest)
+        self.plans = (plan, ladder.plans[0], widest)
         self.pad_to = int(config["max_batch_size"]) if config["pad_shapes"] == "true" else None
         self.limits = RequestLimits(
             max_num_ads=int(config["max_num_ads"]), max_exclude=int(config["max_exclude"])
