@@ -32,6 +32,12 @@ class Entry:
         self._metrics = Metrics(triton, ENTRY, labels={"process": "request_features"})
         self._gate, self._limit, self._queue = EntryGate(), LimitFile(limit_path()), QueueDepth(METRICS_URL)
 
+    def close(self) -> None:
+        """Stop watching, and leave nothing behind."""
+        self._queue.close()
+        self._limit.close()
+        limit_path().unlink(missing_ok=True)
+
     def check(self, now: float) -> None:
         """Let a request in.
 

@@ -65,6 +65,13 @@ class SchedulerLoad:
         """Time of one call of a graph."""
         self._metrics.observe("gr4ad_level_seconds", seconds, level=name)
 
+    def close(self) -> None:
+        """Stop watching the queue."""
+        if self._depth is not None:
+            self._depth.close()
+        if self._limit is not None:
+            self._limit.close()
+
     def show(self, report: BatchReport) -> None:
         """Publish a batch: metrics, and how many may wait."""
         show, decision = self._metrics, report.decision

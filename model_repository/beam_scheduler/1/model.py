@@ -77,6 +77,10 @@ class TritonPythonModel:
             queue=self.load.queue,
         )
 
+    def finalize(self):
+        """Stop watching the queue."""
+        self.load.close()
+
     def is_loaded(self, manifest):
         """Whether Triton, or this process, has every graph of that version."""
         if self.graphs:

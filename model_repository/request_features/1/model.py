@@ -32,6 +32,11 @@ class TritonPythonModel:
         self.limits = RequestLimits(int(config["max_num_ads"]), int(config["max_exclude"]))
         self.entry = Entry(pb_utils) if config["load_control"] == "adaptive" else None
 
+    def finalize(self):
+        """Leave nothing behind."""
+        if self.entry:
+            self.entry.close()
+
     def execute(self, requests):
         """Check and build features, request by request."""
         self.reader.refresh()

@@ -1,0 +1,128 @@
+"""What adapters show: names and labels that Triton gets, values in the order they came."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from serving import load_metrics
+from serving.cache import LocalCache, RedisCache
+from serving.ladder import Ladder
+from serving.load_control import LoadController
+from serving.load_metrics import SchedulerLoad, make_cache
+from serving.metrics import RESOLVER, SCHEDULER, Metrics, TimedExecutor, names
+from serving.policy import Decision, FixedPolicy, QueueLimit
+from serving.scheduler import BatchReport
+from serving.widths import WidthPlan
+from tests.fake_triton import FakeTriton
+
+PLAN = WidthPlan((4, 8, 16), 6)
+CONFIG = {
+    "load_control": "adaptive",
+    "slo_ms": "80",
+    "scheduler_instances": "2",
+    "max_batch_size": "8",
+    "max_queue": "50",
+    "cache": "local",
+    "cache_ttl_s": "5",
+    "cache_mb": "1",
+    "cache_url": "redis://127.0.0.1:1",
+}
+
+
+@pytest.fixture
+def triton():
+    return FakeTriton()
+
+
+def shown(triton, name: str, **labels: str) -> list[float]:
+    return triton.MetricFamily.shown[name].values[tuple(sorted({"process": "p", **labels}.items()))]
+
+
+def test_every_family_is_well_formed():
+    for name, family in (SCHEDULER | RESOLVER).items():
+        assert name.startswith("gr4ad_")
+        assert (family.kind == "counter") == name.endswith("_total")
+        assert bool(family.buckets) == (family.kind == "histogram")
+        assert list(family.buckets) == sorted(set(family.buckets))
+        assert "instance" not in family.labels  # Prometheus renames a label that is its own
+    assert "gr4ad_level_seconds_bucket" in names()
+    assert "gr4ad_level_seconds" not in names()
+
+
+def test_values_arrive_with_their_labels_and_nonsense_does_not(triton):
+    metrics = Metrics(triton, SCHEDULER, labels={"process": "p"})
+    for value in (3.0, math.nan, math.inf):
+        metrics.set("gr4ad_queue_depth", value)
+    assert shown(triton, "gr4ad_queue_depth") == [3.0, math.inf]
+    for value in (2, 0, -1, math.nan, math.inf, 1):
+        metrics.add("gr4ad_cache_lookups_total", value, result="hit")
+    assert shown(triton, "gr4ad_cache_lookups_total", result="hit") == [2.0, 3.0]
+    metrics.observe("gr4ad_level_seconds", np.float32(0.5), level="2")
+    metrics.observe("gr4ad_level_seconds", math.nan, level="2")
+    assert shown(triton, "gr4ad_level_seconds", level="2") == [0.5]
+    with pytest.raises(KeyError, match=r"gr4ad_queue_depth: expected labels \(\), got \('level',\)"):
+        metrics.set("gr4ad_queue_depth", 1.0, level="2")
+
+
+def test_calls_of_the_engine_are_timed_and_passed_on():
+    class Engine:
+        def prefix(self, slots, profile):
+            return slots, {"carry": profile}
+
+        def tail(self, level, carry, *, parents, token, allowed):
+            return level, carry
+
+    told = []
+    timed = TimedExecutor(Engine(), last_level=4, report=lambda name, seconds: told.append((name, seconds)))
+    assert timed.prefix(1, 2) == (1, {"carry": 2})
+    assert [timed.tail(t, {}, parents=[], token=None, allowed=None)[0] for t in (2, 3, 4)] == [2, 3, 4]
+    assert [name for name, _ in told] == ["prefix", "2", "3", "value"]
+    assert all(seconds >= 0 for _, seconds in told)
+
+
+def test_a_batch_is_shown_and_the_limit_published(triton, tmp_path, monkeypatch):
+    monkeypatch.setattr(load_metrics, "limit_path", lambda: tmp_path / "limit")
+    ladder = Ladder.around(PLAN)
+    load = SchedulerLoad(triton, CONFIG, ladder=ladder, instance="p")
+    assert isinstance(load.policy, LoadController)
+    assert (load.policy.settings.slo_s, load.policy.settings.instances) == (0.08, 2)
+    assert (load.policy.settings.max_batch, load.policy.settings.max_queue) == (8, 50)
+    rejected = ((0, "overloaded: late"), (1, "deadline leaves 1 ms"))
+    decision = Decision(ladder.plans[0], -4, 2, rejected, QueueLimit(9, 5.0), "load")
+    load.show(BatchReport(decision, queue_depth=12, hits=3, misses=4, searched=2, degraded=2, seconds=0.25))
+    load.show(BatchReport(decision, searched=1, seconds=0.5))
+    load.show(BatchReport(hits=1))
+    assert shown(triton, "gr4ad_load_level") == [-4.0, -4.0]
+    assert shown(triton, "gr4ad_beam_rows")[-1] == ladder.rows[0]
+    assert shown(triton, "gr4ad_beam_rows_base") == [4 + 8 + 6]
+    assert shown(triton, "gr4ad_plan_changes_total") == [1.0]
+    assert shown(triton, "gr4ad_queue_depth") == [12.0]
+    assert shown(triton, "gr4ad_rejected_total", reason="overloaded")[-1] == 2.0
+    assert shown(triton, "gr4ad_rejected_total", reason="deadline")[-1] == 2.0
+    assert shown(triton, "gr4ad_searches_total", result="searched") == [2.0, 3.0]
+    assert shown(triton, "gr4ad_searches_total", result="cached") == [3.0, 4.0]
+    assert shown(triton, "gr4ad_degraded_total") == [2.0]
+    assert shown(triton, "gr4ad_batch_seconds") == [0.25, 0.5]
+    assert (tmp_path / "limit").stat().st_size > 0
+    load.close()
+
+
+def test_fixed_load_control_watches_nothing(triton):
+    load = SchedulerLoad(triton, CONFIG | {"load_control": "fixed"}, ladder=Ladder((PLAN,), 0), instance="p")
+    assert isinstance(load.policy, FixedPolicy)
+    assert load.queue() is None
+    load.close()
+
+
+def test_the_cache_is_the_configured_one(monkeypatch):
+    assert isinstance(make_cache(CONFIG), LocalCache)
+    assert make_cache(CONFIG | {"cache": "off"}) is None
+    found = make_cache(CONFIG | {"cache": "redis"})
+    assert isinstance(found, RedisCache)
+    assert found._client.connection_pool.connection_kwargs["port"] == 1
+    monkeypatch.setenv("GR4AD_CACHE_URL", "redis://127.0.0.1:2/3")  # a password is kept out of the repository
+    found = make_cache(CONFIG | {"cache": "redis"})
+    assert found._client.connection_pool.connection_kwargs["port"] == 2
