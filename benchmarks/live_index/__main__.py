@@ -52,17 +52,17 @@ def main() -> None:
     }
     out: Path = arguments.out
     out.parent.mkdir(parents=True, exist_ok=True)
-    report = json.loads(out.read_text()) if arguments.only and out.is_file() else {}
-    began = time.monotonic()
+    found = json.loads(out.read_text())["parts"] if arguments.only and out.is_file() else {}
     for name in (arguments.only,) if arguments.only else PARTS:
-        report[name] = parts[name]() | {"quick": quick}
-    report |= {key: found for part in PARTS for key, found in report.get(part, {}).items() if key in KEYS}
-    report |= stamp() | {"seconds": round(time.monotonic() - began)}
-    out.write_text(json.dumps(report, indent=1))
-    if "growth" in report:
-        plot(report, out.with_suffix(".png"))
+        began = time.monotonic()
+        found[name] = parts[name]() | {"quick": quick} | stamp()
+        found[name]["seconds"] = round(time.monotonic() - began)
+        report = {key: value for part in found.values() for key, value in part.items() if key in KEYS}
+        out.write_text(json.dumps(report | {"parts": found}, indent=1))  # a later part may fail
+    if "growth" in found:
+        plot(found["growth"], out.with_suffix(".png"))
     print(json.dumps({key: report.get(key) for key in KEYS}, indent=1))
-    print(f"{out}: {report['seconds']} s")
+    print(out)
 
 
 def _say(text: str) -> None:

@@ -210,7 +210,11 @@ def _drain(client: redis.Redis, sidecar: Sidecar, *, timeout_s: float = 120.0) -
     deadline = time.monotonic() + timeout_s
     while True:
         groups: Any = client.xinfo_groups(STREAM)
-        if groups and all(not g["pending"] and not g["lag"] for g in groups):
+        last: Any = client.xinfo_stream(STREAM)
+        # Not by the group's lag, which Redis only estimates after XGROUP SETID.
+        if groups and all(
+            not g["pending"] and g["last-delivered-id"] == last["last-generated-id"] for g in groups
+        ):
             return
         if time.monotonic() > deadline:
             raise RuntimeError(f"the stream is not drained: {groups}; {sidecar.log.read_text()[-1000:]}")

@@ -11,9 +11,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
-    """File and memory over the events of `report["growth"]`."""
-    growth = report["growth"]
+def plot(growth: dict[str, Any], path: Path) -> None:
+    """File and memory over the events of `benchmarks.live_index.growth`."""
     events = [s["events"] / 1e6 for s in growth["series"]]
     figure, (above, below) = plt.subplots(2, 1, figsize=(8, 5.5), sharex=True, layout="constrained")
     above.plot(events, [s["file_mb"] for s in growth["series"]], color="#0072B2")
