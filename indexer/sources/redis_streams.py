@@ -196,8 +196,8 @@ class RedisSource(Source):
         oldest = self._client.xrange(self._config.stream, f"({_text(self._committed)}", count=1)
         now = time.time()
         self.state.lag_seconds = max(now - _entry_id(oldest[0][0])[0] / 1000, 0.0) if oldest else 0.0
-        # Redis counts what a group has read, and after XGROUP SETID and a crash it may count wrong: 31,744 events
-        # of lag were seen with nothing left to read. What is committed is known.
+        # Redis counts what a group has read, and after XGROUP SETID and a crash it may count wrong: 31,744
+        # events of lag were seen with nothing left to read. What is committed is known.
         if not oldest:
             self.state.lag_events = 0
         else:

@@ -328,7 +328,7 @@ def test_lag_is_measured_also_after_a_crash(server, store, start, monkeypatch):
 
 
 def test_a_wrong_count_of_redis_is_no_lag(server, store, start):
-    """After a crash Redis may miscount what a group has read; nothing behind the committed offset is no lag."""
+    """After a crash Redis may miscount what a group has read; nothing after the committed entry is no lag."""
     sidecar = start(store)
     last = add(server, range(20))[-1]
     wait_until(lambda: len(store.applied) == 20)
