@@ -707,5 +707,5 @@ def _parse(received: bytes) -> Outcome:
 
 
 def _decode(dtype: str, shape: Any, raw: bytes) -> np.ndarray:
-    kinds = {"INT64": "<i8", "INT32": "<i4", "FP32": "<f4", "BOOL": "?"}
+    kinds = {"INT64": "<i8", "INT32": "<i4", "FP32": "<f4", "FP64": "<f8", "BOOL": "?"}
     return np.frombuffer(raw, kinds[dtype]).reshape(list(shape))
