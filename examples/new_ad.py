@@ -1,4 +1,4 @@
-"""A new ad, from an event to a user's answer: no model was trained on it.
+"""A new ad, from an event to the servers, and where a model that never saw it puts it.
 
 python -m examples.new_ad --run build/demo --user 17      (make serve and make indexer must be running)
 """
@@ -31,27 +31,25 @@ class Shown:
     Attributes:
         ad_id: of the new ad.
         like: ad of the user's answer whose text it shares.
-        rank: place in the answer, from 1.
-        seconds: from the acknowledgement of the event to the answer that has it.
-        before: ads of the answer before.
+        rank: place in the answer, from 1; None where it is not in it.
+        seconds: from the acknowledgement of the event until the servers know the ad.
     """
 
     ad_id: int
     like: int
-    rank: int
+    rank: int | None
     seconds: float
-    before: tuple[int, ...]
 
 
 def create_like_the_best(
-    indexer_url: str, server_url: str, catalogue: Catalogue, *, user: int, num_ads: int = 50
+    indexer_url: str, server_url: str, catalogue: Catalogue, *, user: int, num_ads: int = 200
 ) -> Shown:
-    """Create an ad of another account with the text of the user's best ad, and ask until it is shown.
+    """Create an ad of another account with the text of the user's best ad; delete it in the end.
 
-    Bypasses the result cache: a cached answer would be a minute old.
+    It is servable once a history may hold it. Bypasses the result cache: a cached answer would be a minute old.
 
     Raises:
-        RuntimeError: the event was refused, or the ad is not shown within ten seconds.
+        RuntimeError: the event was refused, or the ad is not known within ten seconds.
     """
     tensors = catalogue.request(user, num_ads=num_ads)
     before = send(server_url, tensors, parameters={"cache": "bypass"})["ad_ids"][0]
@@ -67,17 +65,29 @@ def create_like_the_best(
     }
     post(indexer_url, event)
     accepted = time.perf_counter()
+    seen = dict(tensors)
+    seen["history_ad_ids"] = np.where(np.arange(tensors["history_ad_ids"].shape[1]) == 0, new, before[0])[
+        None
+    ]
     try:
-        while True:
-            answer = send(server_url, tensors, parameters={"cache": "bypass"})["ad_ids"][0]
-            if new in answer:
-                rank = int(np.flatnonzero(answer == new)[0]) + 1
-                seconds = time.perf_counter() - accepted
-                return Shown(new, int(before[0]), rank, seconds, tuple(before.tolist()))
+        while send(server_url, seen, parameters={"cache": "bypass"})["ignored_history"][0, 0]:
             if time.perf_counter() - accepted > _WAIT_S:
-                raise RuntimeError(f"ad {new} is not among the first {num_ads} of user {user}")
+                raise RuntimeError(f"the servers do not know ad {new} after {_WAIT_S:.0f} s")
+        seconds = time.perf_counter() - accepted
+        answer = send(server_url, tensors, parameters={"cache": "bypass"})["ad_ids"][0]
+        rank = int(np.flatnonzero(answer == new)[0]) + 1 if new in answer else None
+        return Shown(new, int(before[0]), rank, seconds)
     finally:
         post(indexer_url, {"kind": "delete", "ad_id": new, "version": 2})
+
+
+def describe(shown: Shown, *, user: int) -> str:
+    """One line."""
+    place = "not among the first 200" if shown.rank is None else f"number {shown.rank}"
+    return (
+        f"ad {shown.ad_id}, created with the text of ad {shown.like}: servable {shown.seconds * 1e3:.0f} ms "
+        f"after its event was acknowledged; {place} of user {user}, for a model that never saw it"
+    )
 
 
 def post(indexer_url: str, event: dict[str, object]) -> None:
@@ -114,10 +124,7 @@ def main() -> None:
         shown = create_like_the_best(arguments.indexer, arguments.url, catalogue, user=user)
     except (RuntimeError, ValueError, OSError, BundleError, InferenceServerException) as error:
         sys.exit(f"error: {error}")
-    print(
-        f"ad {shown.ad_id}, created with the text of ad {shown.like}, is number {shown.rank} of user {user} "
-        f"{shown.seconds * 1e3:.0f} ms after the event was acknowledged; deleted again"
-    )
+    print(f"{describe(shown, user=user)}; deleted again")
 
 
 if __name__ == "__main__":
