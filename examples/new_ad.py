@@ -46,7 +46,7 @@ def create_like_the_best(
 ) -> Shown:
     """Create an ad of another account with the text of the user's best ad; delete it in the end.
 
-    It is servable once a history may hold it. Bypasses the result cache: a cached answer would be a minute old.
+    It is servable once a history may hold it. Bypasses the result cache: cached answers are a minute old.
 
     Raises:
         RuntimeError: the event was refused, or the ad is not known within ten seconds.
@@ -66,9 +66,8 @@ def create_like_the_best(
     post(indexer_url, event)
     accepted = time.perf_counter()
     seen = dict(tensors)
-    seen["history_ad_ids"] = np.where(np.arange(tensors["history_ad_ids"].shape[1]) == 0, new, before[0])[
-        None
-    ]
+    seen["history_ad_ids"] = np.full_like(tensors["history_ad_ids"], before[0])
+    seen["history_ad_ids"][0, 0] = new
     try:
         while send(server_url, seen, parameters={"cache": "bypass"})["ignored_history"][0, 0]:
             if time.perf_counter() - accepted > _WAIT_S:
