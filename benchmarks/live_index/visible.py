@@ -107,6 +107,7 @@ async def _run(
     inputs = [_inputs(t) for t in tensors]
     asked = np.unique(np.concatenate([t["history_ad_ids"].ravel() for t in [*tensors, probe]]))
     toggled: set[int] = set()
+    version = itertools.count(1_000_000)  # of probes, above what other events of their ads have
     async with (
         tritonclient.grpc.aio.InferenceServerClient(grpc_url) as client,
         aiohttp.ClientSession(http_url, timeout=aiohttp.ClientTimeout(_TIMEOUT_S)) as session,
@@ -160,7 +161,6 @@ async def _run(
         async def probes(with_updates: bool) -> None:
             """One ad of the probe's answer is paused, must go, is resumed, must come back."""
             request, end = _inputs(probe), time.perf_counter() + window_s - 2 * PROBE_EVERY_S
-            version = itertools.count(1_000_000)
             while time.perf_counter() < end:
                 found = await answer(request)
                 if not with_updates:
