@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.report import stamp
 from benchmarks.triton_load import Server
@@ -35,6 +37,7 @@ from loadtest.outcomes import OK, REJECTED
 from loadtest.run import Measured
 from loadtest.run import measure as offer
 from loadtest.shapes import SPIKE, Shape
+from serving.index.reader import MAX_WAIT_S
 from serving.ladder import plan_rows
 from serving.widths import WidthPlan
 from training.config import load_section
@@ -259,16 +262,12 @@ def cache(bench: Bench) -> dict[str, Any]:
 
 def _stale(bench: Bench, server: Server) -> tuple[int, int]:
     """Answers, from the cache, that held an ad after it was paused, and how many came from the cache."""
-    import urllib.request
 
     def hits() -> float:
         with urllib.request.urlopen(server.metrics_url, timeout=5) as page:
-            text = page.read().decode()
-        return sum(
-            float(line.rsplit(" ", 1)[1])
-            for line in text.splitlines()
-            if line.startswith("gr4ad_cache_lookups_total") and 'result="hit"' in line
-        )
+            families = text_string_to_metric_families(page.read().decode())
+            samples = [s for f in families for s in f.samples if s.name == "gr4ad_cache_lookups_total"]
+        return sum(s.value for s in samples if s.labels["result"] == "hit")
 
     stale, before = 0, hits()
     with IndexStore(bench.work / "index") as store:
@@ -278,7 +277,7 @@ def _stale(bench: Bench, server: Server) -> tuple[int, int]:
             view = store.ad(int(ads[0]))
             assert view is not None
             store.apply([Incoming(AdEvent("pause", int(ads[0]), view.status_version + 1), b"{}", "slo")])
-            time.sleep(0.06)  # readers follow within 50 ms
+            time.sleep(MAX_WAIT_S + 0.02)  # readers follow within that
             again = send(server.grpc_url, tensors)["ad_ids"][0]
             stale += int(ads[0] in again)
             store.apply([Incoming(AdEvent("resume", int(ads[0]), view.status_version + 2), b"{}", "slo")])

@@ -29,6 +29,7 @@ import tritonclient.grpc.aio
 from threadpoolctl import threadpool_limits
 
 from benchmarks import catalogue
+from examples.client import infer_inputs
 from export.config import ServingConfig
 from export.render import render
 from indexer.store import IndexStore
@@ -50,7 +51,6 @@ LOADS = (1, 2, 4, 8)
 TOLERANCE = 1e-3  # of scores and values, between Triton and this process
 CHECKED = ("ad_ids", "scores", "expected_value", "sids")
 
-_TYPES = {np.dtype(np.int32): "INT32", np.dtype(np.int64): "INT64"}
 _MODEL_SOURCES = ("training/model/*.py", "export/graphs.py", "export/bundle.py", "export/seeded.py")
 _NO_ADS = np.zeros(0, np.int64)
 
@@ -236,7 +236,7 @@ async def _burst(
     requests: int | None,
     timeout_s: float,
 ) -> Burst:
-    inputs = [_inputs(t) for t in tensors]
+    inputs = [infer_inputs(t) for t in tensors]
     numbers = iter(range(requests)) if requests is not None else itertools.count()
     spans: list[tuple[float, float]] = []
     failures: list[str] = []
@@ -267,15 +267,6 @@ async def _burst(
     completed = sum(1.0 if done <= end else (end - began) / (done - began) for began, done in spans)
     latencies = [done - began for began, done in spans if done <= end]
     return Burst(completed, len(spans), min(end, now) - start, latencies, failures, answers, share)
-
-
-def _inputs(tensors: Tensors) -> list[tritonclient.grpc.InferInput]:
-    inputs = []
-    for name, values in tensors.items():
-        tensor = tritonclient.grpc.InferInput(name, list(values.shape), _TYPES[values.dtype])
-        tensor.set_data_from_numpy(values)
-        inputs.append(tensor)
-    return inputs
 
 
 class InProcess:

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import tritonclient.grpc
 import tritonclient.http
+from tritonclient.utils import np_to_triton_dtype
 
 from serving.bundle import current_version, read_manifest
 from serving.features import BEHAVIORS
@@ -28,15 +29,6 @@ OUTPUTS = (
     "degraded",
     "ignored_history",
 )
-_TYPES = {
-    "history_ad_ids": "INT64",
-    "history_behaviors": "INT32",
-    "history_timestamps": "INT64",
-    "profile": "INT32",
-    "num_ads": "INT32",
-    "exclude_ad_ids": "INT64",
-    "timestamp": "INT64",
-}
 
 
 def send(
@@ -52,19 +44,25 @@ def send(
     Raises:
         tritonclient.utils.InferenceServerException: the server refused it, or is not there.
     """
-    module = tritonclient.grpc if protocol == "grpc" else tritonclient.http
     client = connect(url, protocol=protocol, timeout_s=timeout_s)
     try:
-        inputs = []
-        for name, values in tensors.items():
-            tensor = module.InferInput(name, list(values.shape), _TYPES[name])
-            tensor.set_data_from_numpy(values)
-            inputs.append(tensor)
+        inputs = infer_inputs(tensors, protocol=protocol)
         options: dict[str, Any] = {"client_timeout": timeout_s} if protocol == "grpc" else {}
         result = client.infer("gr4ad", inputs, parameters=parameters, **options)
         return {name: result.as_numpy(name) for name in OUTPUTS}
     finally:
         client.close()
+
+
+def infer_inputs(tensors: dict[str, np.ndarray], *, protocol: str = "grpc") -> list[Any]:
+    """Tensors as tritonclient wants them for a protocol: grpc (also its asyncio client) or http."""
+    module: Any = tritonclient.grpc if protocol == "grpc" else tritonclient.http
+    inputs = []
+    for name, values in tensors.items():
+        tensor = module.InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype))
+        tensor.set_data_from_numpy(values)
+        inputs.append(tensor)
+    return inputs
 
 
 def connect(url: str, *, protocol: str, timeout_s: float) -> Any:

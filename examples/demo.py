@@ -8,14 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +22,7 @@ from examples.client import Catalogue, problems, send
 from examples.new_ad import create_like_the_best, describe
 from examples.request import format_answer
 from export.render import SOURCE
+from indexer.launcher import IndexerError, IndexerProcess
 from serving.bundle import current_version, read_manifest
 from serving.index.reader import IndexReader
 from serving.launcher import ServerError, TritonServer
@@ -105,38 +102,11 @@ def ask(server: TritonServer, catalogue: Catalogue, *, requests: int) -> dict:
 def new_ad(server: TritonServer, catalogue: Catalogue, run: Path) -> dict:
     """The index sidecar takes an ad that no model was trained on, and the servers know it."""
     user = int(catalogue.users["user_id"][0])
-    with sidecar(run) as url:
-        shown = create_like_the_best(url, server.grpc_url, catalogue, user=user)
+    paths = f"--index={run / 'index'}", f"--bundles={run / 'bundles'}"
+    with IndexerProcess(*paths, log_file=run / "indexer.log") as sidecar:
+        shown = create_like_the_best(sidecar.url, server.grpc_url, catalogue, user=user)
     print(describe(shown, user=user))
     return {"new_ad_rank": shown.rank, "new_ad_servable_ms": shown.seconds * 1e3}
-
-
-@contextmanager
-def sidecar(run: Path) -> Iterator[str]:
-    """`python -m indexer` for a run, on any free port; gives its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url, log = f"http://127.0.0.1:{port}", run / "indexer.log"
-    command = [sys.executable, "-m", "indexer", "serve", f"--port={port}"]
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [*command, f"--index={run / 'index'}", f"--bundles={run / 'bundles'}"], stdout=file, stderr=file
-        )
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                with urllib.request.urlopen(f"{url}/readyz", timeout=5):
-                    break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit(f"demo: the indexer does not become ready, see {log}") from None
-                time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
 
 
 def server_version(url: str) -> str:
@@ -234,7 +204,7 @@ def main() -> None:
         report = run_demo(
             arguments.config, arguments.run, quick=arguments.quick, repository=arguments.repository
         )
-    except ServerError as error:
+    except (ServerError, IndexerError) as error:
         raise SystemExit(f"demo: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit("\ndemo: stopped") from None

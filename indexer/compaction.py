@@ -127,7 +127,7 @@ class Compactor:
         self,
         store: IndexStore,
         *,
-        max_changes: int = 10_000,
+        max_changes: int = 5_000,
         max_age_s: float = 3600.0,
         tombstone_ttl_s: float = 30 * 86_400.0,
         forget_every_s: float = 1.0,

@@ -16,11 +16,10 @@ import tritonclient.grpc
 import tritonclient.http
 from grpc.experimental import gevent as grpc_gevent
 
-from examples.client import OUTPUTS
+from examples.client import OUTPUTS, infer_inputs
 from loadtest.outcomes import SERVER_ERROR, LoadError
 
 MODEL = "gr4ad"
-_TYPES = {np.dtype(np.int32): "INT32", np.dtype(np.int64): "INT64"}
 _ready = False
 
 Tensors = dict[str, np.ndarray]
@@ -43,7 +42,6 @@ class Client:
             RuntimeError: gevent has not patched this process.
         """
         self._deadline_s, self._grpc = deadline_s, protocol == "grpc"
-        self._module: Any = tritonclient.grpc if self._grpc else tritonclient.http
         if self._grpc:
             _init_grpc()
             self._client = tritonclient.grpc.InferenceServerClient(url)
@@ -58,11 +56,7 @@ class Client:
         Raises:
             InferenceServerException, OSError, LoadError: see `outcomes.classify`.
         """
-        inputs = []
-        for name, values in tensors.items():
-            tensor = self._module.InferInput(name, list(values.shape), _TYPES[values.dtype])
-            tensor.set_data_from_numpy(values)
-            inputs.append(tensor)
+        inputs = infer_inputs(tensors, protocol="grpc" if self._grpc else "http")
         options: dict[str, Any] = {"client_timeout": self._deadline_s} if self._grpc else {}
         result = self._client.infer(MODEL, inputs, parameters=parameters, **options)
         answer = {name: result.as_numpy(name) for name in OUTPUTS}

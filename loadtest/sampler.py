@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 import urllib.request
 from typing import Any
 
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
-_LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _TRITON = (  # column, metric, model
     ("pending", "nv_inference_pending_request_count", "beam_scheduler"),
     ("success_total", "nv_inference_request_success", "gr4ad"),
@@ -28,17 +26,14 @@ def parse_metrics(text: str) -> Sample:
     Series of a metric are added up over their labels; buckets of histograms are left out.
     """
     found: Sample = {}
-    for line in text.splitlines():
-        match = None if line.startswith("#") else _LINE.match(line)
-        if match is None:
-            continue
-        name, labels, value = match[1], dict(_LABEL.findall(match[2] or "")), match[3]
-        if name.startswith(_OWN) and not name.endswith(("_bucket", "_created")):
-            column = name
+    for sample in (s for family in text_string_to_metric_families(text) for s in family.samples):
+        if sample.name.startswith(_OWN) and not sample.name.endswith(("_bucket", "_created")):
+            column = sample.name
         else:
-            column = next((c for c, m, model in _TRITON if m == name and labels.get("model") == model), "")
+            wanted = sample.name, sample.labels.get("model")
+            column = next((c for c, *triton in _TRITON if tuple(triton) == wanted), "")
         if column:
-            found[column] = found.get(column, 0.0) + float(value)
+            found[column] = found.get(column, 0.0) + float(sample.value)
     return found
 
 

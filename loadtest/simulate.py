@@ -15,7 +15,7 @@ from typing import Any
 
 from loadtest.accounting import plan_changes, settle_time, summary, timeline
 from loadtest.simulator import Cluster, Run, Service, simulate
-from loadtest.threshold import ThresholdPolicy
+from loadtest.threshold_policy import ThresholdPolicy
 from loadtest.workload import SHAPES, poisson, shape
 from serving.ladder import Ladder, plan_rows
 from serving.load_control import ControlSettings, LoadController

@@ -5,46 +5,24 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from tests.waiting import wait_until
-
-ROOT = Path(__file__).parent.parent
+from indexer import launcher
 
 
-class IndexerProcess:
-    """`python -m indexer` on a free port."""
+class IndexerProcess(launcher.IndexerProcess):
+    """Started at once; has its say over HTTP."""
 
     def __init__(self, folder: Path, *options: str, environment: dict[str, str] | None = None) -> None:
-        self._log = folder / "indexer.log"
-        before = self._log.stat().st_size if self._log.exists() else 0
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "indexer", "--port", "0", *options],
-                cwd=ROOT,
-                env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
-                stdout=log,
-                stderr=log,
-            )
-        self._from = before
-        self.port = 0
-        wait_until(self._is_up, timeout_s=60, what="the indexer")
+        more = {"OMP_NUM_THREADS": "1"} | (environment or {})
+        super().__init__(*options, log_file=folder / "indexer.log", environment=os.environ | more)
+        self.start(ready=False)
 
     @property
-    def log(self) -> str:
-        """What it has printed since this start."""
-        return self._log.read_bytes()[self._from :].decode()
-
-    def _is_up(self) -> bool:
-        assert self.process.poll() is None, self.log
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", self.log)
-        self.port = int(found[1]) if found else 0
-        return bool(found) and self.ask("GET", "/healthz")[0] == 200
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
 
     def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Status and JSON of one request; an `OSError` or `HTTPException` where the process is gone."""
@@ -60,13 +38,5 @@ class IndexerProcess:
         finally:
             connection.close()
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal; exit code."""
-        self.process.send_signal(number)
-        return self.process.wait(20)
-
-    def kill(self) -> None:
-        """SIGKILL, if it still runs."""
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+    def stop(self, number: int = signal.SIGTERM, *, timeout_s: float = 20.0) -> int | None:
+        return super().stop(number, timeout_s=timeout_s)

@@ -5,18 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +17,7 @@ from benchmarks import catalogue
 from benchmarks.triton_load import source_digest
 from export.config import ServingConfig
 from export.render import render
+from indexer.launcher import IndexerProcess
 from indexer.store import IndexStore
 from serving.bundle import read_manifest
 from training.config import load_section
@@ -105,59 +99,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Sidecar:
-    """`python -m indexer` on a port of its own; may be killed and started again."""
+def sidecar(run: Path, *options: str, cores: Iterable[int] | None = None) -> IndexerProcess:
+    """The sidecar of RUN/index and RUN/bundles; its log is RUN/sidecar.log."""
+    paths = f"--index={run.absolute() / 'index'}", f"--bundles={run.absolute() / 'bundles'}"
+    return _Pinned(*paths, *options, log_file=run / "sidecar.log", cores=cores)
 
-    def __init__(self, run: Path, *, options: Iterable[str] = (), cores: Iterable[int] | None = None) -> None:
-        """Describe; `start` starts it. Its log goes to RUN/sidecar.log."""
-        self.port, self.log = free_port(), run / "sidecar.log"
-        self.url = f"http://127.0.0.1:{self.port}"
+
+class _Pinned(IndexerProcess):
+    """Keeps to these cores."""
+
+    def __init__(self, *options: str, log_file: Path, cores: Iterable[int] | None) -> None:
+        super().__init__(*options, log_file=log_file)
         self._cores = set(cores or os.sched_getaffinity(0))
-        self._command = [sys.executable, "-m", "indexer", "serve", f"--index={run / 'index'}"]
-        self._command += [f"--bundles={run / 'bundles'}", f"--port={self.port}", *options]
-        self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *, timeout_s: float = 60.0) -> None:
-        """Start and wait until it is ready.
-
-        Raises:
-            RuntimeError: it ended, or was not ready in time.
-        """
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        os.sched_setaffinity(self.process.pid, self._cores)
-        deadline = time.monotonic() + timeout_s
-        while not self.ready():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the sidecar does not become ready: {self.log.read_text()[-2000:]}")
-            time.sleep(0.02)
-
-    def ready(self) -> bool:
-        """Whether /readyz says so."""
-        try:
-            with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (OSError, urllib.error.URLError):
-            return False
-
-    def stop(self, *, kill: bool = False) -> None:
-        """End it: SIGTERM and its own clean end, or SIGKILL."""
-        if self.process is None or self.process.poll() is not None:
-            return
-        self.process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
-        self.process.wait(timeout=60)
-
-    def get(self, path: str) -> Any:
-        """JSON of a GET."""
-        with urllib.request.urlopen(f"{self.url}{path}", timeout=30) as answer:
-            return json.loads(answer.read())
-
-
-@contextmanager
-def running(sidecar: Sidecar) -> Iterator[Sidecar]:
-    """Started, and stopped in the end whatever happens."""
-    sidecar.start()
-    try:
-        yield sidecar
-    finally:
-        sidecar.stop()
+    def start(self, *, ready: bool = True, timeout_s: float = 60.0) -> IndexerProcess:
+        super().start(ready=ready, timeout_s=timeout_s)
+        assert self.process is not None
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():  # of each of its threads
+            os.sched_setaffinity(int(task.name), self._cores)
+        return self

@@ -21,8 +21,9 @@ from typing import Any
 
 import redis
 
-from benchmarks.live_index.deployment import Sidecar, build_index, free_port
+from benchmarks.live_index.deployment import build_index, free_port, sidecar
 from benchmarks.live_index.events import Event, ad_events
+from indexer.launcher import IndexerProcess
 from indexer.store import IndexStore
 from indexer.verify import verify
 from serving.bundle import read_manifest
@@ -120,13 +121,12 @@ def measure(
     build_index(work / "index", ads=ADS, level_sizes=sizes, tokenizer_id=tokenizer_id)
     server = Redis(work / "redis")
     server.start()
-    options = [f"--redis-url={server.url}", f"--redis-stream={STREAM}"]
-    sidecar = Sidecar(work, options=options)
+    indexer = sidecar(work, f"--redis-url={server.url}", f"--redis-stream={STREAM}")
     client = redis.Redis.from_url(server.url, socket_timeout=5)
 
     def by_http(batch: list[Event]) -> bool:
         request = urllib.request.Request(
-            f"{sidecar.url}/events/bulk", json.dumps(batch).encode(), {"Content-Type": "application/json"}
+            f"{indexer.url}/events/bulk", json.dumps(batch).encode(), {"Content-Type": "application/json"}
         )
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
@@ -162,7 +162,7 @@ def measure(
     restarts: list[float] = []
     redis_at = set(chance.sample(range(kills), min(redis_kills, kills)))
     try:
-        sidecar.start()
+        indexer.start()
         for producer in producers:
             producer.start()
         for number in range(kills):
@@ -172,20 +172,20 @@ def measure(
                 time.sleep(chance.uniform(0.0, 0.3))
                 server.start()
                 time.sleep(chance.uniform(0.0, 0.3))
-            sidecar.stop(kill=True)
+            indexer.kill()
             found = verify(work / "index")
             clean += not found
             problems += found[:1]
             began = time.monotonic()
-            sidecar.start()
+            indexer.start()
             restarts.append(time.monotonic() - began)
             say(f"kills: {number + 1} of {kills}, {sum(len(p.acknowledged) for p in producers):,} events")
         for producer in producers:
             producer.end()
-        _drain(client, sidecar)
+        _drain(client, indexer)
     finally:
         client.close()
-        sidecar.stop()
+        indexer.stop()
         server.kill()
     found = verify(work / "index")
     problems += found[:1]
@@ -205,7 +205,7 @@ def measure(
     }
 
 
-def _drain(client: redis.Redis, sidecar: Sidecar, *, timeout_s: float = 120.0) -> None:
+def _drain(client: redis.Redis, indexer: IndexerProcess, *, timeout_s: float = 120.0) -> None:
     """Wait until the sidecar has acknowledged the whole stream."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -217,7 +217,7 @@ def _drain(client: redis.Redis, sidecar: Sidecar, *, timeout_s: float = 120.0) -
         ):
             return
         if time.monotonic() > deadline:
-            raise RuntimeError(f"the stream is not drained: {groups}; {sidecar.log.read_text()[-1000:]}")
+            raise RuntimeError(f"the stream is not drained: {groups}; {indexer.log[-1000:]}")
         time.sleep(0.1)
 
 

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,14 @@ from typing import Any
 import aiohttp
 import numpy as np
 import tritonclient.grpc.aio
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import catalogue
-from benchmarks.live_index.deployment import Sidecar, prepare, running
+from benchmarks.live_index.deployment import prepare, sidecar
 from benchmarks.live_index.events import ad_events
-from benchmarks.triton_load import Server, Tensors, _inputs, burst
+from benchmarks.triton_load import Server, Tensors, burst
+from examples.client import infer_inputs
+from indexer.launcher import IndexerProcess
 from serving.bundle import read_manifest
 from serving.index.reader import IndexReader
 
@@ -68,29 +72,27 @@ def measure(
     try:
         with (
             Server(run / "repository", cores={0}) as server,
-            running(Sidecar(run, cores={1})) as sidecar,
+            sidecar(run, cores={1}) as indexer,
         ):
             burst(server.grpc_url, tensors, concurrency=4, seconds=3.0)
             full = burst(server.grpc_url, tensors, concurrency=4, seconds=8.0)
             capacity = full.completed / full.seconds
             say(f"visible: {capacity:.1f} QPS at saturation; {windows} windows of {window_s} s of each kind")
             seen = asyncio.run(
-                _run(server.grpc_url, sidecar.url, tensors, probe, capacity / 2, ads, windows, window_s)
+                _run(server.grpc_url, indexer.url, tensors, probe, capacity / 2, ads, windows, window_s)
             )
-            metrics = sidecar_metrics(sidecar)
+            metrics = sidecar_metrics(indexer)
     finally:
         os.sched_setaffinity(0, before)
     return _figures(seen, capacity=capacity, failed=len(full.failures)) | {"sidecar": metrics}
 
 
-def sidecar_metrics(sidecar: Sidecar) -> dict[str, float]:
+def sidecar_metrics(indexer: IndexerProcess) -> dict[str, float]:
     """Values of the sidecar's own metrics that have no labels."""
-    import urllib.request
-
-    with urllib.request.urlopen(f"{sidecar.url}/metrics", timeout=30) as answer:
-        lines = answer.read().decode().splitlines()
-    pairs = (line.split() for line in lines if line.startswith("gr4ad_") and "{" not in line)
-    return {name: float(value) for name, value in pairs}
+    with urllib.request.urlopen(f"{indexer.url}/metrics", timeout=30) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        samples = [s for f in families for s in f.samples if s.name.startswith("gr4ad_") and not s.labels]
+    return {s.name: s.value for s in samples}
 
 
 async def _run(
@@ -104,7 +106,7 @@ async def _run(
     window_s: float,
 ) -> Seen:
     seen, random = Seen(), np.random.default_rng(0)
-    inputs = [_inputs(t) for t in tensors]
+    inputs = [infer_inputs(t) for t in tensors]
     asked = np.unique(np.concatenate([t["history_ad_ids"].ravel() for t in [*tensors, probe]]))
     toggled: set[int] = set()
     version = itertools.count(1_000_000)  # of probes, above what other events of their ads have
@@ -160,7 +162,7 @@ async def _run(
 
         async def probes(with_updates: bool) -> None:
             """One ad of the probe's answer is paused, must go, is resumed, must come back."""
-            request, end = _inputs(probe), time.perf_counter() + window_s - 2 * PROBE_EVERY_S
+            request, end = infer_inputs(probe), time.perf_counter() + window_s - 2 * PROBE_EVERY_S
             while time.perf_counter() < end:
                 found = await answer(request)
                 if not with_updates:
@@ -182,7 +184,7 @@ async def _run(
                 work = [load((number, with_updates)), probes(with_updates)]
                 await asyncio.gather(*work, *([updates()] if with_updates else []))
                 await asyncio.sleep(SETTLE_S)
-                await answer(_inputs(probe))  # the last events too are waited for
+                await answer(infer_inputs(probe))  # the last events too are waited for
     return seen
 
 

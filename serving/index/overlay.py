@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from serving.index.keys import pack, run_starts, unpack
 from serving.index.snapshot import IndexSnapshot, Snapshot, sort_stable
-from serving.index.trie import Trie
+from serving.index.trie import PrefixTree, Trie
 from serving.index.union import UnionTrie, member
 
 
@@ -58,9 +60,27 @@ class Changes:
         return Changes(*(np.insert(getattr(self, f)[kept], at, getattr(new, f)) for f in names))
 
 
+class _Live(NamedTuple):
+    """Live SIDs and their ads.
+
+    Attributes:
+        trie: leaves are numbered as in `UnionTrie`.
+        patched: int64, leaves whose ads are not those of the base, ascending; all J of the overlay are.
+        ptr: int64 [len(patched) + 1] into `ads`.
+        ads: int64 [k], active ads by patched leaf, ascending within a leaf.
+    """
+
+    trie: UnionTrie
+    patched: np.ndarray
+    ptr: np.ndarray
+    ads: np.ndarray
+
+
 @dataclass(frozen=True)
 class OverlaySnapshot(Snapshot):
     """The index at one version, as a base and what changed since.
+
+    What is live is put together when it is first asked for: who only looks up SIDs of ads never pays for it.
 
     Attributes:
         version: sequence number of the last change it holds.
@@ -68,10 +88,6 @@ class OverlaySnapshot(Snapshot):
         level_sizes: codebook size of each level.
         base: the base.
         changes: ads that differ from it.
-        trie: the live SIDs. Leaves are numbered as in `UnionTrie`.
-        patched: int64, leaves whose ads are not those of the base, ascending; all J of the overlay are.
-        patched_ptr: int64 [len(patched) + 1] into `patched_ads`.
-        patched_ads: int64 [k], active ads by patched leaf, ascending within a leaf.
     """
 
     version: int
@@ -79,10 +95,15 @@ class OverlaySnapshot(Snapshot):
     level_sizes: tuple[int, ...]
     base: IndexSnapshot
     changes: Changes
-    trie: UnionTrie
-    patched: np.ndarray
-    patched_ptr: np.ndarray
-    patched_ads: np.ndarray
+
+    @cached_property
+    def trie(self) -> PrefixTree:  # type: ignore[override]
+        """The live SIDs."""
+        return self._live.trie
+
+    @cached_property
+    def _live(self) -> _Live:
+        return _join(self.base, self.changes)
 
     @property
     def ad_ids(self) -> np.ndarray:
@@ -94,7 +115,7 @@ class OverlaySnapshot(Snapshot):
     @property
     def leaf_ad_ids(self) -> np.ndarray:
         """See `Snapshot.leaf_ad_ids`."""
-        return self.ads_of_leaves(self.trie.live_leaves())[1]
+        return self.ads_of_leaves(self._live.trie.live_leaves())[1]
 
     def sids_of(self, ad_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Snapshot.sids_of`."""
@@ -106,18 +127,19 @@ class OverlaySnapshot(Snapshot):
 
     def ads_of_leaves(self, leaves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Snapshot.ads_of_leaves`."""
-        if not len(self.patched):
+        live = self._live
+        if not len(live.patched):
             return self.base.ads_of_leaves(leaves)
-        at, patched = member(self.patched, leaves)
+        at, patched = member(live.patched, leaves)
         safe = np.where(patched, 0, np.maximum(leaves, 0))
-        begin = np.where(patched, self.patched_ptr[at], self.base.leaf_ad_ptr[safe])
-        end = np.where(patched, self.patched_ptr[at + 1], self.base.leaf_ad_ptr[safe + 1])
+        begin = np.where(patched, live.ptr[at], self.base.leaf_ad_ptr[safe])
+        end = np.where(patched, live.ptr[at + 1], self.base.leaf_ad_ptr[safe + 1])
         count = np.where(leaves >= 0, end - begin, 0)
         rows = np.repeat(np.arange(len(leaves)), count)
         position = np.arange(len(rows)) + (begin - (np.cumsum(count) - count))[rows]
         here = patched[rows]
         ads = np.empty(len(rows), np.int64)
-        ads[here] = self.patched_ads[position[here]]
+        ads[here] = live.ads[position[here]]
         ads[~here] = self.base.ad_ids[self.base.leaf_ads[position[~here]]]
         return rows, ads
 
@@ -128,6 +150,10 @@ def with_changes(base: IndexSnapshot, changes: Changes, *, version: int) -> Snap
         return base if base.version == version else replace(base, version=version)
     if not base.trie.leaves:
         return _built_anew(base, changes, version=version)
+    return OverlaySnapshot(version, base.tokenizer_id, base.level_sizes, base, changes)
+
+
+def _join(base: IndexSnapshot, changes: Changes) -> _Live:
     sizes, leaves = base.level_sizes, base.trie.leaves
     at, in_base = member(base.ad_ids, changes.ad_ids)
     old = base.ad_keys[at[in_base]]
@@ -157,17 +183,8 @@ def with_changes(base: IndexSnapshot, changes: Changes, *, version: int) -> Snap
     patched = np.concatenate([in_trie, leaves + np.arange(overlay.leaves)])
     ptr = np.append(np.searchsorted(owner[order], patched), len(owner))
     dead = np.flatnonzero(old_leaf)[np.diff(ptr)[: len(in_trie)] == 0]
-    return OverlaySnapshot(
-        version,
-        base.tokenizer_id,
-        sizes,
-        base,
-        changes,
-        UnionTrie(base.trie, overlay, dead=path[:, dead], overlaid=path[:, fresh]),
-        patched,
-        ptr,
-        ads[order],
-    )
+    trie = UnionTrie(base.trie, overlay, dead=path[:, dead], overlaid=path[:, fresh])
+    return _Live(trie, patched, ptr, ads[order])
 
 
 def _built_anew(base: IndexSnapshot, changes: Changes, *, version: int) -> IndexSnapshot:

@@ -35,8 +35,8 @@ from serving.index.snapshot import IndexSnapshot, Snapshot
 logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0  # between two tries to catch up after one that failed
-MAX_WAIT_S = 0.05  # longest that a change is left for a later refresh
-_SHARE = 0.1  # of the time, at most, goes into catching up, until MAX_WAIT_S is reached
+MAX_WAIT_S = 0.1  # longest that a change is left for a later refresh
+_SHARE = 0.05  # of the time, at most, goes into catching up, until MAX_WAIT_S is reached
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,27 @@ class IndexReader:
     """
 
     def __init__(
-        self, path: str | Path, *, tokenizer_id: str | None = None, max_wait_s: float = MAX_WAIT_S
+        self,
+        path: str | Path,
+        *,
+        tokenizer_id: str | None = None,
+        max_wait_s: float = MAX_WAIT_S,
+        search: bool = True,
     ) -> None:
         """Open the index and one generation.
 
         Args:
             path: folder of the index.
             tokenizer_id: generation that `snapshot` gives; None for the first ready one by name.
-            max_wait_s: after a refresh that took a while, the next changes are left for later ones until ten
+            max_wait_s: after a refresh that took a while, the next changes are left for later ones until 20
                 times that while has passed, at most this long: a paused ad is gone from every batch that
                 starts so much later. 0 to take every change at once.
+            search: False where snapshots are only asked for the SIDs of ads, which makes catching up cheap.
 
         Raises:
             IndexStoreError: missing, corrupted, of another format version, or without that generation.
         """
-        self.path, self._max_wait_s = Path(path), max_wait_s
+        self.path, self._max_wait_s, self._search = Path(path), max_wait_s, search
         self._environment = open_environment(self.path, readonly=True)
         self._followed: dict[str, _Followed] = {}
         self._primary = tokenizer_id
@@ -234,6 +240,8 @@ class IndexReader:
                 f"index {self.path}: generation {name}: corrupted changes: {error}"
             ) from error
         snapshot = with_changes(old.base, changes, version=sequence)
+        if self._search:
+            _ = snapshot.trie  # put together here, where its time counts as the refresh's
         return _Followed(old.base_sequence, old.base, changes, snapshot)
 
     def _rows(

@@ -14,7 +14,8 @@ import pytest
 
 from indexer.store import IndexStore
 from indexer.verify import verify
-from tests.indexer_process import ROOT, IndexerProcess
+from serving.launcher import HOME
+from tests.indexer_process import IndexerProcess
 from tests.indexing import LEVEL_SIZES, write_manifest
 from tests.recording_store import event
 from tests.redis_server import BINARY, RedisServer
@@ -93,7 +94,7 @@ def test_a_second_process_is_refused(start, folder):
     paths = ["--index", folder / "index", "--bundles", folder / "bundles"]
     second = subprocess.run(
         [sys.executable, "-m", "indexer", "serve", *paths, "--port", "0"],
-        cwd=ROOT, capture_output=True, text=True, timeout=60,
+        cwd=HOME, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert second.returncode == 1
     assert "another writer holds it" in second.stderr
@@ -140,7 +141,7 @@ def test_options_that_cannot_be(folder):
             (["--port", "0", "--accounts", folder / "nothing"], 1, "nothing"),
         ]
         for options, code, message in cases:
-            ended = subprocess.run([sys.executable, "-m", "indexer", *paths, *options], cwd=ROOT,
+            ended = subprocess.run([sys.executable, "-m", "indexer", *paths, *options], cwd=HOME,
                                    capture_output=True, text=True, timeout=60)  # fmt: skip
             assert (ended.returncode, message in ended.stderr) == (code, True), ended.stderr
             assert "Traceback" not in ended.stderr

@@ -12,8 +12,7 @@ import pytest
 import tritonclient.grpc.aio
 from tritonclient.utils import InferenceServerException
 
-from benchmarks.triton_load import _inputs
-from examples.client import send
+from examples.client import infer_inputs, send
 from export.render import render
 from indexer.events import AdEvent
 from indexer.store import Incoming, IndexStore
@@ -88,7 +87,7 @@ def test_repeats_come_from_the_cache_and_a_paused_ad_never_does(adaptive):
     best = int(first["ad_ids"][0, 0])
     with IndexStore(deployment.index) as store:
         store.apply([Incoming(AdEvent("pause", best, 1), b"{}", "test")])
-    time.sleep(0.1)
+    time.sleep(0.3)
     paused = send(server.grpc_url, tensors)
     assert best not in paused["ad_ids"]
     assert (paused["ad_ids"] >= 0).all()
@@ -106,7 +105,7 @@ async def crowd(url: str, count: int, *, leave_after: float | None = None) -> co
         async def one(i: int) -> None:
             call = client.infer(
                 "gr4ad",
-                _inputs(request(num_ads=3, seed=i, exclude=LIVE[i % 9 : i % 9 + 3].tolist())),
+                infer_inputs(request(num_ads=3, seed=i, exclude=LIVE[i % 9 : i % 9 + 3].tolist())),
                 parameters={"cache": "bypass"},
                 client_timeout=60,
             )
