@@ -28,6 +28,7 @@ from benchmarks.engines import FullVocabulary, KvPerBeam, quantized, seeded_grap
 from benchmarks.measure import best_gemm, interleave
 from benchmarks.report import stamp
 from benchmarks.roofline import request_flops
+from benchmarks.seeded_run import prepare_seeded
 from export.config import ServingConfig
 from export.seeded import seeded_checkpoint
 from serving.ort import OrtExecutor
@@ -68,9 +69,7 @@ def make_graphs(
     K = 0 and the preset's K come as bundles with index and repository, which Triton serves later.
     """
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        served = {
-            k: pool.submit(triton_load.prepare_seeded, config, run, shared_layers=k) for k in (shared, 0)
-        }
+        served = {k: pool.submit(prepare_seeded, config, run, shared_layers=k) for k in (shared, 0)}
         others = [k for k in sweep if k not in served]
         running = served | {k: pool.submit(seeded_graphs, config, run, shared_layers=k) for k in others}
         quality = pool.submit(int8_quality, demo, run / "demo", config="configs/demo.yaml")

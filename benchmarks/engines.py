@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import triton_load
+from benchmarks.seeded_run import source_digest
 from export.graphs import export_graphs
 from export.parity import check_parity
 from export.quantize import quantize_int8
@@ -32,7 +32,7 @@ def seeded_graphs(config: str, run: Path, *, shared_layers: int) -> Path:
     """
     overrides = (f"model.shared_layers={shared_layers}",)
     folder = run / "graphs" / f"k{shared_layers}"
-    stamp, wanted = folder / "made_from", triton_load.source_digest(config, overrides)
+    stamp, wanted = folder / "made_from", source_digest(config, overrides)
     if not stamp.is_file() or stamp.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

@@ -23,8 +23,8 @@ import numpy as np
 import polars as pl
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.pinned_server import Server
 from benchmarks.report import stamp
-from benchmarks.triton_load import Server
 from examples.client import send
 from export.config import ServingConfig
 from export.render import render

@@ -14,11 +14,12 @@ import numpy as np
 import onnxruntime
 import torch
 
-from benchmarks import catalogue, triton_load
+from benchmarks import catalogue
 from benchmarks.cells import Workload
 from benchmarks.engines import quantized
 from benchmarks.measure import interleave
 from benchmarks.report import stamp
+from benchmarks.seeded_run import prepare_seeded
 from export.config import ServingConfig
 from export.seeded import seeded_checkpoint
 from serving.executor import Carry, prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
@@ -122,7 +123,7 @@ def main() -> None:
     snapshot = catalogue.snapshot(100_000, checkpoint.spec.level_sizes, seed=0)
     work = Workload.seeded(checkpoint, plan, {"100 k": snapshot})
     cells = []
-    fp32 = triton_load.prepare_seeded(arguments.config, arguments.run, shared_layers=checkpoint.model.shared)
+    fp32 = prepare_seeded(arguments.config, arguments.run, shared_layers=checkpoint.model.shared)
     for int8, folder in ((False, fp32), (True, quantized(fp32))):
         for threads in arguments.threads:
             for name, settings in SETTINGS.items():

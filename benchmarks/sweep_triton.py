@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.pinned_server import Server
 from benchmarks.report import stamp
-from benchmarks.triton_load import Deployment, Server, deployed, prepare, summary
+from benchmarks.seeded_run import prepare
+from benchmarks.triton_load import Deployment, deployed, summary
 from export.config import ServingConfig
 from export.render import render
 from serving.launcher import ServerError

@@ -6,10 +6,6 @@ answer is there. In process, the load is the batch size.
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import itertools
-import json
 import multiprocessing
 import os
 import shutil
@@ -23,250 +19,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
-import tritonclient.grpc
-import tritonclient.grpc.aio
 from threadpoolctl import threadpool_limits
 
 from benchmarks import catalogue
-from examples.client import infer_inputs
+from benchmarks.burst import CHECKED, Tensors, burst
+from benchmarks.pinned_server import Server
+from benchmarks.seeded_run import prepare
 from export.config import ServingConfig
 from export.render import render
-from indexer.store import IndexStore
 from serving.active_model import ActiveModel
-from serving.bundle import read_manifest
 from serving.index.reader import IndexReader
 from serving.index.snapshot import IndexSnapshot
-from serving.launcher import ServerError, TritonServer
 from serving.ort import OrtExecutor
 from serving.request import request_features
 from serving.resolve import resolve
 from serving.scheduler import Scheduler, SearchRequest
-from serving.server_files import ServerFiles
 from serving.widths import WidthPlan
-from training.config import load_section
 
-ROOT = Path(__file__).parents[1]
 LOADS = (1, 2, 4, 8)
 TOLERANCE = 1e-3  # of scores and values, between Triton and this process
-CHECKED = ("ad_ids", "scores", "expected_value", "sids")
 
-_MODEL_SOURCES = ("training/model/*.py", "export/graphs.py", "export/bundle.py", "export/seeded.py")
 _NO_ADS = np.zeros(0, np.int64)
-
-Tensors = dict[str, np.ndarray]
-
-
-def prepare(
-    run: Path,
-    *,
-    ads: int,
-    config: str = "configs/bench.yaml",
-    overrides: tuple[str, ...] = (),
-    rebuild: bool = False,
-) -> ServingConfig:
-    """Bundle with seeded weights, index of the seeded catalogue and rendered repository below `run`.
-
-    Bundle and index are made once for a state of the preset and of the model's sources.
-
-    Args:
-        run: folder to fill.
-        ads: size of the catalogue.
-        config: preset.
-        overrides: SECTION.KEY=VALUE on top of it.
-        rebuild: make all anew.
-
-    Returns:
-        The preset's serving settings.
-    """
-    serving = load_section(config, "serving", ServingConfig, overrides=overrides)
-    wanted, stamp = {"bundle": source_digest(config, overrides), "ads": ads}, run / "prepared.json"
-    found = json.loads(stamp.read_text()) if stamp.is_file() and not rebuild else {}
-    stamp.unlink(missing_ok=True)
-    if found.get("bundle") != wanted["bundle"]:
-        from export.bundle import write_bundle  # torch takes its seconds only where a model is built
-        from export.seeded import seeded_checkpoint
-
-        shutil.rmtree(run / "bundles", ignore_errors=True)
-        write_bundle(seeded_checkpoint(config, overrides=overrides), run / "bundles", tokenizer=None)
-    sizes = read_manifest(run / "bundles" / "1").level_sizes
-    if found != wanted:
-        shutil.rmtree(run / "index", ignore_errors=True)
-        with IndexStore(run / "index") as store:
-            store.build(
-                catalogue.TOKENIZER_ID,
-                sizes,
-                ad_ids=np.arange(1, ads + 1),
-                sids=catalogue.seeded_sids(ads, sizes),
-                statuses=np.full(ads, "active"),
-            )
-    stamp.write_text(json.dumps(wanted))
-    render_settings(run, serving)
-    return serving
-
-
-def source_digest(config: str, overrides: tuple[str, ...]) -> str:
-    """Of what shapes seeded graphs: the preset, what overrides it, and the code that makes them."""
-    digest = hashlib.sha256(Path(config).read_bytes())
-    digest.update(repr([o for o in overrides if not o.startswith("serving.")]).encode())
-    for source in sorted(p for pattern in _MODEL_SOURCES for p in ROOT.glob(pattern)):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()
-
-
-def prepare_seeded(config: str, run: Path, *, shared_layers: int, ads: int = 100_000) -> Path:
-    """Prepare RUN/triton/k<K> for `measure`; returns the folder of its graphs."""
-    folder = run / "triton" / f"k{shared_layers}"
-    prepare(folder, ads=ads, config=config, overrides=(f"model.shared_layers={shared_layers}",))
-    return folder / "bundles" / "1"
-
-
-def render_settings(run: Path, serving: ServingConfig) -> None:
-    """Render the repository of a prepared run with other serving settings."""
-    shutil.rmtree(run / "repository", ignore_errors=True)
-    render(run / "bundles", run / "repository", index=run / "index", config=serving)
-
-
-class Server(TritonServer):
-    """A server whose processes, those of the Python models included, may use these cores only."""
-
-    def __init__(self, repository: Path, *, cores: Iterable[int], **options: Any) -> None:
-        """Describe; `with` starts it."""
-        super().__init__(repository, **options)
-        self._cores = set(cores)
-
-    def start(self) -> Server:
-        """Start it and see that every process keeps to its cores.
-
-        Raises:
-            ServerError: it did not start, or a process may run elsewhere.
-        """
-        super().start()
-        for name, process in self.processes().items():
-            if not set(process.cpu_affinity()) <= self._cores:
-                self.stop()
-                raise ServerError(f"{name}: expected cores {self._cores}, got {process.cpu_affinity()}")
-        return self
-
-    def __enter__(self) -> Server:
-        """Start it."""
-        return self.start()
-
-    def processes(self) -> dict[str, psutil.Process]:
-        """The server by the name "tritonserver", and the processes of Python models by the model's name."""
-        server = psutil.Process(self.pid)
-        found = {"tritonserver": server}
-        for number, stub in enumerate(server.children(recursive=True)):
-            name = Path(stub.cmdline()[1]).parents[1].name  # <model>/<version>/model.py
-            found[name if name not in found else f"{name} {number}"] = stub
-        return found
-
-    def cpu_seconds(self) -> Counter[str]:
-        """CPU time that each process has used so far."""
-        return Counter({name: sum(p.cpu_times()[:2]) for name, p in self.processes().items()})
-
-    def statistics(self) -> dict[str, Counter[str]]:
-        """Triton's own counts and nanoseconds so far, by model."""
-        client = tritonclient.grpc.InferenceServerClient(self.grpc_url)
-        try:
-            models = client.get_inference_statistics().model_stats
-        finally:
-            client.close()
-        return {
-            m.name: Counter(
-                requests=m.inference_stats.success.count,
-                executions=m.execution_count,
-                total=m.inference_stats.success.ns,
-                queue=m.inference_stats.queue.ns,
-                input=m.inference_stats.compute_input.ns,
-                infer=m.inference_stats.compute_infer.ns,
-                output=m.inference_stats.compute_output.ns,
-            )
-            for m in models
-        }
-
-    def _command(self, files: ServerFiles) -> list[str]:
-        cores = ",".join(map(str, sorted(self._cores)))
-        return ["taskset", "--cpu-list", cores, *super()._command(files)]
-
-
-@dataclass(frozen=True)
-class Burst:
-    """What a closed loop saw.
-
-    Attributes:
-        completed: requests answered; one that ran when the time was over counts by the share that had passed.
-        total: requests answered, those too.
-        seconds: from the first request on.
-        latencies: seconds of each request answered within the time.
-        failures: texts of the errors.
-        answers: first answer to each of the tensors that were sent, by their position.
-        client_share: of one core, what the client used.
-    """
-
-    completed: float
-    total: int
-    seconds: float
-    latencies: list[float]
-    failures: list[str]
-    answers: dict[int, Tensors]
-    client_share: float
-
-
-def burst(
-    url: str,
-    tensors: list[Tensors],
-    *,
-    concurrency: int,
-    seconds: float | None = None,
-    requests: int | None = None,
-    timeout_s: float = 30.0,
-) -> Burst:
-    """Send `tensors` in turn, `concurrency` at a time, for some seconds or a number of requests."""
-    if (seconds is None) == (requests is None):
-        raise ValueError(f"expected either seconds or requests, got {seconds} and {requests}")
-    return asyncio.run(_burst(url, tensors, concurrency, seconds, requests, timeout_s))
-
-
-async def _burst(
-    url: str,
-    tensors: list[Tensors],
-    concurrency: int,
-    seconds: float | None,
-    requests: int | None,
-    timeout_s: float,
-) -> Burst:
-    inputs = [infer_inputs(t) for t in tensors]
-    numbers = iter(range(requests)) if requests is not None else itertools.count()
-    spans: list[tuple[float, float]] = []
-    failures: list[str] = []
-    answers: dict[int, Tensors] = {}
-    async with tritonclient.grpc.aio.InferenceServerClient(url) as client:
-        await client.is_server_ready()  # so that the first request does not wait for the connection
-        cpu, start = time.process_time(), time.perf_counter()
-        end = float("inf") if seconds is None else start + seconds
-
-        async def loop() -> None:
-            for number in numbers:
-                began = time.perf_counter()
-                if began >= end:
-                    return
-                at = number % len(inputs)
-                try:
-                    result = await client.infer("gr4ad", inputs[at], client_timeout=timeout_s)
-                except Exception as error:  # whatever it is, it counts
-                    failures.append(f"{type(error).__name__}: {error}")
-                    continue
-                spans.append((began, time.perf_counter()))
-                if at not in answers:
-                    answers[at] = {name: result.as_numpy(name) for name in CHECKED}
-
-        await asyncio.gather(*(loop() for _ in range(concurrency)))
-        now = time.perf_counter()
-        share = (time.process_time() - cpu) / (now - start)
-    completed = sum(1.0 if done <= end else (end - began) / (done - began) for began, done in spans)
-    latencies = [done - began for began, done in spans if done <= end]
-    return Burst(completed, len(spans), min(end, now) - start, latencies, failures, answers, share)
 
 
 class InProcess:

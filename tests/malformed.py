@@ -1,4 +1,4 @@
-"""Seeded generator of malformed requests: `generate(seed, count, good=...)`, and `Sender` to send them.
+"""Seeded generator of malformed requests: `generate(seed, count, good=...)`. `malformed_sender` sends them.
 
 A case is a good request with one or two faults, for gRPC (raw protobuf) or HTTP (raw bytes on a socket), so
 that it can lie about what no client library would let it: shapes, lengths, encodings. Each is below 2 MB.
@@ -14,15 +14,11 @@ from __future__ import annotations
 
 import json
 import math
-import select
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import grpc
 import numpy as np
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 _SIZES = {
     "BOOL": 1,
@@ -40,7 +36,6 @@ _SIZES = {
     "BF16": 2,
     "BYTES": 4,
 }
-_PAUSE_S = 0.05  # for the server to answer the pieces it has
 _ODD = (0, -1, -2, 1, 3, 4, 200, 2**15, -(2**31), 2**31 - 1, 2**40, 2**40 + 1, -(2**63), 2**63 - 1)
 
 
@@ -86,23 +81,6 @@ class Case:
     outputs: tuple[str, ...] = ()
     raw: bytes = b""
     complete: bool = True
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came back.
-
-    Attributes:
-        kind: valid (status OK), error, closed (connection ended without an answer) or hang (timeout).
-        code: gRPC status name or HTTP status.
-        text: error text.
-        outputs: output tensors of a valid answer.
-    """
-
-    kind: str
-    code: str = ""
-    text: str = ""
-    outputs: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def overflows(tensor: Tensor) -> bool:
@@ -346,7 +324,7 @@ def _outputs(random: np.random.Generator, case: Case) -> Case:
 # Faults of the HTTP message itself.
 
 
-def _message(
+def message(
     body: bytes,
     *,
     headers: dict[str, Any] | None = None,
@@ -364,7 +342,7 @@ def _message(
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def _http_body(case: Case) -> tuple[bytes, int]:
+def http_body(case: Case) -> tuple[bytes, int]:
     """JSON header and binary tensors of a case, and the length of the JSON."""
     inputs = [
         {
@@ -408,7 +386,7 @@ def _no_json(random: np.random.Generator, case: Case) -> Case:
         b"[" * 5_000,
         b'{"inputs":' + b"[" * 5_000 + b"]" * 5_000 + b"}",
     ]
-    return _raw(case, _message(bodies[random.integers(len(bodies))]))
+    return _raw(case, message(bodies[random.integers(len(bodies))]))
 
 
 def _odd_json(random: np.random.Generator, case: Case) -> Case:
@@ -448,35 +426,35 @@ def _odd_json(random: np.random.Generator, case: Case) -> Case:
         inputs[random.integers(len(inputs))][
             str(random.choice(["data", "data", "shape", "name", "datatype"]))
         ] = value
-    return _raw(case, _message(json.dumps(content).encode()))
+    return _raw(case, message(json.dumps(content).encode()))
 
 
 def _cut_json(random: np.random.Generator, case: Case) -> Case:
-    body, length = _http_body(case)
-    return _raw(case, _message(body[: random.integers(1, length)]))
+    body, length = http_body(case)
+    return _raw(case, message(body[: random.integers(1, length)]))
 
 
 def _binary_length(random: np.random.Generator, case: Case) -> Case:
     """The tensors after the JSON are cut off, or the header that says where they begin is wrong."""
-    body, length = _http_body(case)
+    body, length = http_body(case)
     wrong = [length + 1, length - 1, 0, -1, len(body) + 1, 2**63, "abc", "", "1e3"]
     if random.random() < 0.4:
         return _raw(
             case,
-            _message(
+            message(
                 body[: random.integers(length, len(body))],
                 headers={"Inference-Header-Content-Length": length},
             ),
         )
     return _raw(
-        case, _message(body, headers={"Inference-Header-Content-Length": wrong[random.integers(len(wrong))]})
+        case, message(body, headers={"Inference-Header-Content-Length": wrong[random.integers(len(wrong))]})
     )
 
 
 def _never_ends(random: np.random.Generator, case: Case) -> Case:
     """Fewer bytes than Content-Length, which is also what a client that dies in the middle sends."""
-    body, length = _http_body(case)
-    whole = _message(
+    body, length = http_body(case)
+    whole = message(
         body,
         headers={"Inference-Header-Content-Length": length},
         length=[len(body) + 100, 10**9, 2**62][random.integers(3)],
@@ -486,11 +464,11 @@ def _never_ends(random: np.random.Generator, case: Case) -> Case:
 
 def _odd_length(random: np.random.Generator, case: Case) -> Case:
     """A Content-Length that is too small or no number: what follows is no HTTP any more."""
-    body, length = _http_body(case)
+    body, length = http_body(case)
     odd = [0, 1, length, -1, "abc", "", "0x10", 2**64, "5, 5"]
     return _raw(
         case,
-        _message(
+        message(
             body, headers={"Inference-Header-Content-Length": length}, length=odd[random.integers(len(odd))]
         ),
         complete=False,
@@ -519,10 +497,10 @@ def _url(random: np.random.Generator, case: Case) -> Case:
         "/v2/health/ready/x",
     ]
     methods = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "CONNECT", "BREW", "get"]
-    body, length = _http_body(case)
+    body, length = http_body(case)
     return _raw(
         case,
-        _message(
+        message(
             body,
             headers={"Inference-Header-Content-Length": length},
             target=targets[random.integers(len(targets))],
@@ -533,7 +511,7 @@ def _url(random: np.random.Generator, case: Case) -> Case:
 
 
 def _encoding(random: np.random.Generator, case: Case) -> Case:
-    body, length = _http_body(case)
+    body, length = http_body(case)
     headers: dict[str, Any] = {"Inference-Header-Content-Length": length}
     headers |= [
         {"Content-Encoding": "gzip"},
@@ -543,7 +521,7 @@ def _encoding(random: np.random.Generator, case: Case) -> Case:
         {"Content-Type": "image/png"},
         {"Expect": "100-continue"},
     ][random.integers(6)]
-    return _raw(case, _message(body, headers=headers))
+    return _raw(case, message(body, headers=headers))
 
 
 def _chunks(random: np.random.Generator, case: Case) -> Case:
@@ -608,104 +586,3 @@ _RAW_FAULTS = {
         _no_http,
     )
 }
-
-
-# Sending.
-
-
-class Sender:
-    """Sends cases to one server; one gRPC channel, one HTTP connection a case."""
-
-    def __init__(self, *, grpc_url: str, http_url: str, timeout_s: float) -> None:
-        """Connect lazily; `timeout_s` bounds every single case."""
-        self._channel = grpc.insecure_channel(grpc_url)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        host, _, port = http_url.rpartition(":")
-        self._address, self._timeout_s = (host, int(port)), timeout_s
-
-    def send(self, case: Case, *, piecewise: bool = False) -> Outcome:
-        """Send and classify; `piecewise` stops sending HTTP as soon as the server has answered."""
-        if case.protocol == "grpc":
-            return self._grpc(case)
-        raw = case.raw if case.protocol == "raw" else _as_http(case)
-        return self._http(raw, piece=1_024 if piecewise else max(len(raw), 1))
-
-    def close(self) -> None:
-        """Release the channel."""
-        self._channel.close()
-
-    def _grpc(self, case: Case) -> Outcome:
-        request = service_pb2.ModelInferRequest(model_name=case.model, model_version=case.version)
-        for name, value in case.parameters.items():
-            kind = {bool: "bool_param", int: "int64_param", str: "string_param", float: "double_param"}[
-                type(value)
-            ]
-            setattr(request.parameters[name], kind, value)
-        for tensor in case.tensors:
-            request.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=tensor.shape)
-            request.raw_input_contents.append(tensor.data)
-        for name in case.outputs:
-            request.outputs.add(name=name)
-        try:
-            response = self._stub.ModelInfer(request, timeout=self._timeout_s)
-        except grpc.RpcError as error:
-            code = error.code().name
-            return Outcome("hang" if code == "DEADLINE_EXCEEDED" else "error", code, error.details() or "")
-        pairs = zip(response.outputs, response.raw_output_contents, strict=True)
-        return Outcome("valid", "OK", outputs={o.name: _decode(o.datatype, o.shape, raw) for o, raw in pairs})
-
-    def _http(self, raw: bytes, *, piece: int) -> Outcome:
-        received = b""
-        try:
-            with socket.create_connection(self._address, timeout=self._timeout_s) as connection:
-                try:
-                    for start in range(0, len(raw), piece):
-                        connection.sendall(raw[start : start + piece])
-                        if start + piece < len(raw) and select.select([connection], [], [], _PAUSE_S)[0]:
-                            break
-                    else:
-                        connection.shutdown(socket.SHUT_WR)  # an incomplete message ends here, not never
-                    while more := connection.recv(1 << 16):
-                        received += more
-                except TimeoutError:
-                    return Outcome("hang")
-                except OSError:
-                    pass  # the server hung up while we were still sending: what it said before counts
-        except OSError as error:
-            return Outcome("error", "connect", str(error))
-        return _parse(received)
-
-
-def _as_http(case: Case) -> bytes:
-    body, length = _http_body(case)
-    version = f"/versions/{case.version}" if case.version else ""
-    target = f"/v2/models/{case.model}{version}/infer".replace(" ", "%20")
-    return _message(body, headers={"Inference-Header-Content-Length": length}, target=target)
-
-
-def _parse(received: bytes) -> Outcome:
-    """First final HTTP response of a connection."""
-    while received.startswith(b"HTTP/1.1 100 "):
-        received = received.partition(b"\r\n\r\n")[2]
-    head, _, body = received.partition(b"\r\n\r\n")
-    if not head.startswith(b"HTTP/1"):
-        return Outcome("closed", text=received[:80].decode(errors="replace"))
-    lines = head.decode(errors="replace").split("\r\n")
-    status = lines[0].split(" ", 1)[1]
-    headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines[1:])}
-    if not status.startswith("2"):
-        return Outcome("error", status, body.decode(errors="replace") or status)
-    if "inference-header-content-length" not in headers:
-        return Outcome("valid", status, body.decode(errors="replace"))
-    length = int(headers["inference-header-content-length"])
-    outputs, at = {}, length
-    for output in json.loads(body[:length])["outputs"]:
-        size = output["parameters"]["binary_data_size"]
-        outputs[output["name"]] = _decode(output["datatype"], output["shape"], body[at : at + size])
-        at += size
-    return Outcome("valid", status, outputs=outputs)
-
-
-def _decode(dtype: str, shape: Any, raw: bytes) -> np.ndarray:
-    kinds = {"INT64": "<i8", "INT32": "<i4", "FP32": "<f4", "FP64": "<f8", "BOOL": "?"}
-    return np.frombuffer(raw, kinds[dtype]).reshape(list(shape))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import catalogue
-from benchmarks.triton_load import source_digest
+from benchmarks.seeded_run import source_digest
 from export.config import ServingConfig
 from export.render import render
 from indexer.launcher import IndexerProcess

@@ -23,9 +23,10 @@ import tritonclient.grpc.aio
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import catalogue
+from benchmarks.burst import Tensors, burst
 from benchmarks.live_index.deployment import prepare, sidecar
 from benchmarks.live_index.events import ad_events
-from benchmarks.triton_load import Server, Tensors, burst
+from benchmarks.pinned_server import Server
 from examples.client import infer_inputs
 from indexer.launcher import IndexerProcess
 from serving.bundle import read_manifest

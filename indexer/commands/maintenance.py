@@ -1,4 +1,4 @@
-"""`verify`, `snapshot`, `restore` and `compact`."""
+"""`verify`, `snapshot`, `restore`, `compact` and `drop-generation`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from indexer.compaction import compact
+from indexer.generations import drop_generation
 from indexer.snapshots import restore, snapshot
 from indexer.store import IndexStore
 from indexer.verify import verify
@@ -48,6 +49,12 @@ def add(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--index", type=Path, required=True)
     command.add_argument("tokenizer_ids", nargs="*", help="all that are ready where left out")
     command.set_defaults(run=_compact)
+    command = commands.add_parser(
+        "drop-generation", help="forget the semantic IDs of a tokenizer that no server uses any more"
+    )
+    command.add_argument("--index", type=Path, required=True)
+    command.add_argument("tokenizer_id")
+    command.set_defaults(run=_drop_generation)
 
 
 def _verify(arguments: argparse.Namespace) -> None:
@@ -64,6 +71,13 @@ def _snapshot(arguments: argparse.Namespace) -> None:
         f"snapshot {arguments.out}: version {manifest['sequence']}, {manifest['ads']:,} ads, "
         f"{manifest['bytes']:,} bytes"
     )
+
+
+def _drop_generation(arguments: argparse.Namespace) -> None:
+    with IndexStore(arguments.index) as store:
+        drop_generation(store, arguments.tokenizer_id)
+        left = ", ".join(store.meta.generations)
+    print(f"tokenizer {arguments.tokenizer_id}: dropped, left: {left}")
 
 
 def _compact(arguments: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from benchmarks.triton_load import burst
+from benchmarks.burst import burst
 from tests.serving import ask
 
 

@@ -16,7 +16,8 @@ from tritonclient.utils import InferenceServerException
 
 from examples.client import send
 from serving.launcher import TritonServer
-from tests.malformed import Case, Outcome, Sender, Tensor, generate, overflows
+from tests.malformed import Case, Tensor, generate, overflows
+from tests.malformed_sender import Outcome, Sender
 from tests.serving.ask import LIVE, Reference, assert_same, request
 from tests.tiny import LEVEL_SIZES
 

@@ -1029,6 +1029,18 @@ def test_commands(tmp_path, monkeypatch, capsys):
         run("verify", "--index", index)
 
 
+def test_a_generation_is_dropped_by_command(tmp_path, monkeypatch, capsys):
+    old, new = FakeEncoder("old"), FakeEncoder("new")
+    empty_store(tmp_path, old, new).close()
+    assert run_command(monkeypatch, capsys, "drop-generation", "--index", tmp_path, "old") == (
+        "tokenizer old: dropped, left: new\n"
+    )
+    with IndexStore(tmp_path) as store:
+        assert list(store.meta.generations) == ["new"]
+    with pytest.raises(SystemExit, match="new is the only generation that is ready"):
+        run_command(monkeypatch, capsys, "drop-generation", "--index", tmp_path, "new")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -1036,6 +1048,7 @@ def test_commands(tmp_path, monkeypatch, capsys):
         ("compact",),
         ("dead-letters", "replay", "--all"),
         ("dead-letters", "drop", "--all"),
+        ("drop-generation", "tok"),
     ],
 )
 def test_commands_that_write_name_who_holds_the_index(tmp_path, monkeypatch, capsys, arguments):
