@@ -84,7 +84,7 @@ def resolve(
         num_ads: k.
         exclude: int64, ads not to return.
     """
-    rows, ads = snapshot.ads_of_leaves(snapshot.leaves_of(sids))
+    rows, ads = snapshot.ads_of_sids(sids)
     if len(exclude):
         kept = ~np.isin(ads, exclude)
         rows, ads = rows[kept], ads[kept]

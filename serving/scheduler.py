@@ -300,7 +300,7 @@ class Scheduler:
         """
         if _plan(entry).narrower(self._in_use.within(self._plan)):
             return False
-        _, ads = snapshot.ads_of_leaves(snapshot.leaves_of(entry.sids))
+        _, ads = snapshot.ads_of_sids(entry.sids)
         return int((~np.isin(ads, request.exclude)).sum()) >= request.num_ads
 
     def _keep(self, batch: _Batch, plan: WidthPlan, rows: list[int]) -> None:

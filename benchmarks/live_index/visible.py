@@ -1,7 +1,7 @@
 """From an accepted event to a Triton answer that shows it, under load; and what updates cost the requests.
 
 Core 0 serves (Triton and its Python processes); core 1 has the sidecar and this client. Requests come open
-loop (Poisson) at half of what the server can do. Windows with and without updates take turns.
+loop (Poisson, and the probes) at half of what the server can do. Windows with and without updates take turns.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from serving.bundle import read_manifest
 from serving.index.reader import IndexReader
 
 EVENTS_PER_S, BULK = 500, 25
-PROBE_EVERY_S = 0.5
+PROBE_EVERY_S = 0.4
 SETTLE_S = 2.0  # between windows: what the last one began must be over
 _TIMEOUT_S = 30.0
 
@@ -80,7 +80,16 @@ def measure(
             capacity = full.completed / full.seconds
             say(f"visible: {capacity:.1f} QPS at saturation; {windows} windows of {window_s} s of each kind")
             seen = asyncio.run(
-                _run(server.grpc_url, indexer.url, tensors, probe, capacity / 2, ads, windows, window_s)
+                _run(
+                    server.grpc_url,
+                    indexer.url,
+                    tensors,
+                    probe,
+                    max(capacity / 2 - 1 / PROBE_EVERY_S, 0.5),
+                    ads,
+                    windows,
+                    window_s,
+                )
             )
             metrics = sidecar_metrics(indexer)
     finally:
@@ -162,23 +171,29 @@ async def _run(
             return now
 
         async def probes(with_updates: bool) -> None:
-            """One ad of the probe's answer is paused, must go, is resumed, must come back."""
-            request, end = infer_inputs(probe), time.perf_counter() + window_s - 2 * PROBE_EVERY_S
-            while time.perf_counter() < end:
+            """One ad of the probe's answer is paused, must go, is resumed, must come back.
+
+            One request every PROBE_EVERY_S, with updates or without; a change is made right before one.
+            """
+            request, due, end = infer_inputs(probe), time.perf_counter(), time.perf_counter() + window_s
+            kind, ad, sought, changed = "resume", -1, False, 0.0  # last change; whether it is yet to be seen
+            while due < end or sought:
+                await asyncio.sleep(max(due - time.perf_counter(), 0))
+                due += PROBE_EVERY_S
+                change = with_updates and not sought and ad >= 0
+                if change and (kind == "pause" or due + 4 * PROBE_EVERY_S < end):
+                    kind, sought = "resume" if kind == "pause" else "pause", True
+                    changed = await post([{"kind": kind, "ad_id": ad, "version": next(version)}])
                 found = await answer(request)
-                if not with_updates:
-                    await asyncio.sleep(PROBE_EVERY_S / 2)
-                    continue
-                ad = int(found[len(toggled) % 10])
-                toggled.add(ad)
-                for kind, wanted in (("pause", False), ("resume", True)):
-                    at = await post([{"kind": kind, "ad_id": ad, "version": next(version)}])
-                    while (ad in await answer(request)) != wanted:
-                        if time.perf_counter() - at > _TIMEOUT_S:
-                            seen.failures.append(f"probe: {kind} of ad {ad} is not seen")
-                            return
-                    seen.probes.append((kind, time.perf_counter() - at))
-                    await asyncio.sleep(PROBE_EVERY_S / 2)
+                if not sought and kind == "resume":
+                    ad = int(found[len(seen.probes) % 10])
+                    toggled.add(ad)
+                elif sought and (ad in found) == (kind == "resume"):
+                    seen.probes.append((kind, time.perf_counter() - changed))
+                    sought = False
+                elif sought and time.perf_counter() - changed > _TIMEOUT_S:
+                    seen.failures.append(f"probe: {kind} of ad {ad} is not seen")
+                    return
 
         for number in range(windows):
             for with_updates in random.permutation([False, True]).tolist():

@@ -31,6 +31,14 @@ def pack(sids: np.ndarray, level_sizes: tuple[int, ...]) -> np.ndarray:
     return keys
 
 
+def pack_valid(sids: np.ndarray, level_sizes: tuple[int, ...]) -> np.ndarray:
+    """As `pack`; -1 for SIDs with a code that is not of its level, such as padding."""
+    valid = ((sids >= 0) & (sids < np.array(level_sizes))).all(axis=1)
+    keys = np.full(len(sids), -1, np.int64)
+    keys[valid] = pack(sids[valid], level_sizes)
+    return keys
+
+
 def unpack(keys: np.ndarray, level_sizes: tuple[int, ...]) -> np.ndarray:
     """SIDs int32 [n, T] of their mixed-radix numbers [n]."""
     sids = np.empty((len(keys), len(level_sizes)), np.int32)

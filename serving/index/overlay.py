@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serving.index.keys import pack, run_starts, unpack
+from serving.index.keys import pack, pack_valid, run_starts, unpack
 from serving.index.snapshot import IndexSnapshot, Snapshot, sort_stable
 from serving.index.trie import PrefixTree, Trie
-from serving.index.union import UnionTrie, member
+from serving.index.union import UnionTrie, member, ranges
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ class _Live(NamedTuple):
 class OverlaySnapshot(Snapshot):
     """The index at one version, as a base and what changed since.
 
-    What is live is put together when it is first asked for: who only looks up SIDs of ads never pays for it.
+    The trie of what is live is put together when it is first asked for: who only looks up SIDs of ads, or ads
+    of SIDs, never pays for it.
 
     Attributes:
         version: sequence number of the last change it holds.
@@ -105,6 +106,13 @@ class OverlaySnapshot(Snapshot):
     def _live(self) -> _Live:
         return _join(self.base, self.changes)
 
+    @cached_property
+    def _active_by_key(self) -> tuple[np.ndarray, np.ndarray]:
+        """Packed SIDs int64, ascending, of active ads that changed, and the ads, ascending within a SID."""
+        changes = self.changes
+        keys, order = sort_stable(changes.keys[changes.active], bound=math.prod(self.level_sizes))
+        return keys, changes.ad_ids[changes.active][order]
+
     @property
     def ad_ids(self) -> np.ndarray:
         """Known ads, int64 ascending; gathered anew at each call."""
@@ -124,6 +132,18 @@ class OverlaySnapshot(Snapshot):
         at, changed = member(self.changes.ad_ids, ad_ids)
         keys = np.where(changed, self.changes.keys[at], keys)
         return unpack(keys, self.level_sizes), np.where(changed, self.changes.known[at], known)
+
+    def ads_of_sids(self, sids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Snapshot.ads_of_sids`."""
+        rows, ads = self.base.ads_of_leaves(self.base.trie.find(sids))
+        same = ~member(self.changes.ad_ids, ads)[1]
+        keys, active = self._active_by_key
+        wanted = pack_valid(sids, self.level_sizes)
+        begin, end = np.searchsorted(keys, wanted, "left"), np.searchsorted(keys, wanted, "right")
+        changed_rows, at = ranges(begin, end - begin)
+        rows, ads = np.append(rows[same], changed_rows), np.append(ads[same], active[at])
+        order = np.lexsort((ads, rows))
+        return rows[order], ads[order]
 
     def ads_of_leaves(self, leaves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Snapshot.ads_of_leaves`."""

@@ -50,6 +50,10 @@ class Snapshot(ABC):
         """Leaf of each SID, int64 [n]; -1 where the SID is not live or not a SID at all."""
         return self.trie.find(sids)
 
+    def ads_of_sids(self, sids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Active ads of SIDs int32 [n, T], as `ads_of_leaves` gives them; no SID at all has none."""
+        return self.ads_of_leaves(self.leaves_of(sids))
+
     def banned_leaves(self, ad_ids: np.ndarray) -> np.ndarray:
         """Leaves, sorted int64, all of whose active ads are in `ad_ids`: beams need not go there."""
         sids, known = self.sids_of(ad_ids)

@@ -125,11 +125,11 @@ class UnionTrie:
         columns = allowed.shape[2]
         by_beam = allowed.reshape(-1, columns)  # the same memory
         if dead_count.any():
-            owner, dead = _ranges(dead_begin, dead_count)
+            owner, dead = ranges(dead_begin, dead_count)
             by_beam[rows[owner], here.dead[dead] - begin[owner]] = -1
         extra = None
         if only_count.any():
-            owner, only = _ranges(only_begin, only_count)
+            owner, only = ranges(only_begin, only_count)
             codes = self._overlay.padded_codes[level][here.only[only]]
             by_beam[rows[owner], (count - only_begin)[owner] + only] = codes
             column, offset = np.full(len(flat), columns), np.zeros(len(flat), np.int64)
@@ -199,7 +199,7 @@ def member(values: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return at, values[at] == wanted
 
 
-def _ranges(begin: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ranges(begin: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All numbers begin[i] .. begin[i] + count[i] - 1, and the i of each."""
     owner = np.repeat(np.arange(len(count)), count)
     return owner, np.arange(len(owner)) + (begin - (np.cumsum(count) - count))[owner]

@@ -17,6 +17,7 @@ from export.render import render
 from indexer.encoder import AdEncoder
 from indexer.events import AdEvent
 from indexer.store import Incoming, IndexStore
+from serving.index.reader import MAX_WAIT_S
 from serving.launcher import TritonServer
 from tests.pipeline import Pipeline, checkpoint, copy_of, serving_config
 from tests.serving.ask import AD_IDS, LIVE, SIDS, Reference, assert_same, infer, request
@@ -254,6 +255,12 @@ def _change(deployment: Pipeline, *events: AdEvent) -> None:
     assert {o.result for o in outcomes} == {"applied"}
 
 
+def _change_and_wait(deployment: Pipeline, *events: AdEvent) -> None:
+    """Events that the search knows of afterwards, too."""
+    _change(deployment, *events)
+    time.sleep(MAX_WAIT_S)
+
+
 def test_paused_ads_vanish_at_once_while_histories_still_know_them(own):
     deployment, server = own
     tensors = request(num_ads=10, history=12)
@@ -263,6 +270,9 @@ def test_paused_ads_vanish_at_once_while_histories_still_know_them(own):
     tensors["history_ad_ids"][0, 1:6] = paused
     known = send(server.grpc_url, tensors)
     _change(deployment, *(AdEvent("pause", ad, 1) for ad in paused))
+    at_once = send(server.grpc_url, tensors)
+    assert not set(at_once["ad_ids"][0].tolist()) & set(paused)
+    time.sleep(MAX_WAIT_S)
     after = send(server.grpc_url, tensors)
     assert not set(after["ad_ids"][0].tolist()) & set(paused)
     assert (after["ad_ids"] >= 0).all()
@@ -274,14 +284,14 @@ def test_paused_ads_vanish_at_once_while_histories_still_know_them(own):
     np.testing.assert_allclose(
         after["scores"][0, : len(still_there)], known["scores"][0, still_there], atol=1e-5
     )
-    _change(deployment, *(AdEvent("resume", ad, 2) for ad in paused))
+    _change_and_wait(deployment, *(AdEvent("resume", ad, 2) for ad in paused))
     assert_same(send(server.grpc_url, tensors), {name: values[0] for name, values in known.items()})
 
 
-def test_new_ads_are_found_and_known_at_once(own):
+def test_new_ads_are_found_and_known(own):
     deployment, server = own
     new = 10_001
-    _change(deployment, AdEvent("create", new, 1, "a1", "plain", "apple cheese size 2"))
+    _change_and_wait(deployment, AdEvent("create", new, 1, "a1", "plain", "apple cheese size 2"))
     left_out = LIVE[: len(LIVE) - 39].tolist()
     tensors = request(num_ads=40, exclude=left_out)
     tensors["history_ad_ids"][0, 0] = new
@@ -294,11 +304,11 @@ def test_new_ads_are_found_and_known_at_once(own):
 
 def test_an_index_without_live_ads_gives_an_empty_answer(own):
     deployment, server = own
-    _change(deployment, *(AdEvent("pause", ad, 3) for ad in LIVE.tolist()))
+    _change_and_wait(deployment, *(AdEvent("pause", ad, 3) for ad in LIVE.tolist()))
     answer = send(server.grpc_url, request(num_ads=3))
     assert answer["ad_ids"].tolist() == [[-1, -1, -1]]
     assert answer["ignored_history"].tolist() == [[0]]
-    _change(deployment, *(AdEvent("resume", ad, 4) for ad in LIVE.tolist()))
+    _change_and_wait(deployment, *(AdEvent("resume", ad, 4) for ad in LIVE.tolist()))
     assert (send(server.grpc_url, request(num_ads=3))["ad_ids"] >= 0).all()
 
 

@@ -16,6 +16,7 @@ from examples.client import infer_inputs, send
 from export.render import render
 from indexer.events import AdEvent
 from indexer.store import Incoming, IndexStore
+from serving.index.reader import MAX_WAIT_S
 from serving.launcher import TritonServer
 from tests.pipeline import copy_of, serving_config
 from tests.serving.ask import LIVE, request
@@ -87,7 +88,7 @@ def test_repeats_come_from_the_cache_and_a_paused_ad_never_does(adaptive):
     best = int(first["ad_ids"][0, 0])
     with IndexStore(deployment.index) as store:
         store.apply([Incoming(AdEvent("pause", best, 1), b"{}", "test")])
-    time.sleep(0.3)
+    time.sleep(MAX_WAIT_S)
     paused = send(server.grpc_url, tensors)
     assert best not in paused["ad_ids"]
     assert (paused["ad_ids"] >= 0).all()

@@ -92,6 +92,8 @@ def check_same(snapshot, state, level_sizes):
         found.setdefault(every[row], []).append(ad)
     assert found == live
     assert rows.tolist() == sorted(rows.tolist())
+    for got, expected in zip(snapshot.ads_of_sids(np.array(every, np.int32)), (rows, ads), strict=True):
+        assert got.tolist() == expected.tolist()
 
     if not live:
         return

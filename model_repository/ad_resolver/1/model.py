@@ -28,7 +28,10 @@ class TritonPythonModel:
         config = parameters(args)
         bundles = resolve_path(config["bundles"])
         self.reader = IndexReader(
-            resolve_path(config["index"]), tokenizer_id=read_current(bundles, verify=False).tokenizer_id
+            resolve_path(config["index"]),
+            tokenizer_id=read_current(bundles, verify=False).tokenizer_id,
+            max_wait_s=0.0,  # an ad that was paused is in no answer from then on
+            search=False,
         )
         self.snapshots = VersionSnapshots(self.reader, bundles)
         self.metrics = ResolverMetrics(pb_utils, self.reader)

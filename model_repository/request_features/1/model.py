@@ -28,7 +28,7 @@ class TritonPythonModel:
         """Open index and manifest; a missing one fails the load with its reason."""
         config = parameters(args)
         self.spec = read_current(resolve_path(config["bundles"]), verify=False).features
-        self.reader = IndexReader(resolve_path(config["index"]), search=False)
+        self.reader = IndexReader(resolve_path(config["index"]), search=False, max_wait_s=0.0)
         self.limits = RequestLimits(int(config["max_num_ads"]), int(config["max_exclude"]))
         self.entry = Entry(pb_utils) if config["load_control"] == "adaptive" else None
 
