@@ -114,7 +114,9 @@ loadtest: setup ## load on a server of its own: make loadtest SHAPE=spike QPS=5 
 ablate-lazyar: $(RUN)/tokenizer/sids.parquet ## K = 0 against LazyAR: quality over 3 seeds, latency in process
 	$(PY) -m benchmarks.ablate_lazyar --config $(CONFIG) --run $(RUN) $(if $(QUICK),--quick)
 
-.PHONY: ablate-live bench bench-setup bench-index sweep
+.PHONY: ablate-cold ablate-live bench bench-setup bench-index sweep
+ablate-cold: setup ## ads that the model never saw: what serving.cold_start gives them on the trained demo
+	$(PY) -m benchmarks.ablate_cold --config $(CONFIG) --run $(RUN)
 ablate-live: setup ## levels over live children: recall, cold ads, speed on the trained demo
 	$(PY) -m benchmarks.ablate_live --config $(CONFIG) --run $(RUN)
 bench-setup: $(VENV)/.bench-installed

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from export.encoder import write_encoder
 from export.graphs import export_graphs
 from export.lower import Lowering, lower
@@ -18,6 +20,7 @@ from export.parity import check_parity
 from export.precision_config import Precision
 from indexer.encoder import FOLDER as ENCODER
 from serving.bundle import CURRENT, FORMAT_VERSION, MANIFEST, sha256, versions
+from serving.cold_start import SEEN_SIDS
 from training.checkpoint import Checkpoint
 from training.tokenizer import Tokenizer
 
@@ -77,6 +80,8 @@ def write_bundle(
             )
             # A folder of its own: graphs at the top are Triton's.
             write_encoder(loaded, work / ENCODER)
+        if checkpoint.seen_sids is not None:
+            np.save(work / SEEN_SIDS, checkpoint.seen_sids, allow_pickle=False)
         figures = None
         if lowering:
             value_table = checkpoint.spec.value_buckets.means

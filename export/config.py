@@ -22,6 +22,8 @@ class ServingConfig(BaseModel):
         normalise: of each SID level, "codebook" or "live" (e.g. "codebook-codebook-live"): whether the
             probabilities of a level add up to 1 over its whole codebook or over the live children of a beam.
             None for "codebook" throughout.
+        cold_start: probability of a SID that the model was not trained on, as a multiple of an even share of
+            its prefix's (docs/decisions.md); 0 for what the model says, which is next to nothing.
         max_num_ads: most ads a request may ask for.
         max_exclude: most ads a request may exclude.
         max_batch_size: most requests in one batch.
@@ -52,6 +54,7 @@ class ServingConfig(BaseModel):
     widths: str = "64-128-256:64"
     max_widths: str | None = None
     normalise: str | None = None
+    cold_start: float = Field(1.0, ge=0, allow_inf_nan=False)
     max_num_ads: int = Field(200, ge=1)
     max_exclude: int = Field(1000, ge=0)
     max_batch_size: int = Field(8, ge=1)

@@ -110,6 +110,7 @@ def render(
         "cache_url": config.cache_url,
         "max_widths": str(widest),
         "normalise": "-".join(normalise),
+        "cold_start": str(config.cold_start),
         "profile_columns": len(newest.features.profile_sizes),
         "slots": newest.features.slots,
         "event_columns": EVENT_COLUMNS,

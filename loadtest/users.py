@@ -160,6 +160,8 @@ class OpenLoopUser(Gr4adUser):
         for intended, repeat in self._waiting.values():
             age = LoadError(UNANSWERED, "no answer when the test ended")
             self.record(intended, now, age, repeat=repeat)
+        self.ended = True
+        self._requests.kill(timeout=1.0)  # calls that are left would hold the process
         self.end()
 
     def _one(self, number: int, key: Key, repeat: bool, intended: float) -> None:

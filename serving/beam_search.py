@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from serving.cold_start import ColdStart
 from serving.executor import Carry, Executor
 from serving.index.trie import PrefixTree
 from serving.selection import top_k
@@ -45,7 +46,7 @@ class Beams:
     Attributes:
         sids: int32 [B, n, T]; -1 where a request has fewer than n beams.
         leaves: int32 [B, n] leaf of the trie; -1 is padding.
-        scores: float32 [B, n], log p(s_1 .. s_T | X); -inf is padding.
+        scores: float32 [B, n], log p(s_1 .. s_T | X), see also `ColdStart`; -inf is padding.
         expected_value: float32 [B, n], mean eCPM under p(v | y, X); NaN beyond the value width and in
             padding.
         widths: int32 [T + 1], beams that each level and the value level really held.
@@ -69,6 +70,7 @@ def beam_search(
     value_table: np.ndarray,
     banned: list[np.ndarray] | None = None,
     normalise: tuple[Normalise, ...] | None = None,
+    cold_start: ColdStart | None = None,
 ) -> Beams:
     """Find the SIDs of highest probability for each request.
 
@@ -86,6 +88,8 @@ def beam_search(
         banned: for each request, sorted leaves that must not be returned.
         normalise: a level each, "codebook" for all where left out. A beam that has one live SID below it and
             only "live" levels ahead cannot change its score any more: it is not sent through the tails.
+        cold_start: what SIDs get that the model was not trained on; None for what the model says. Not used
+            with one level, which has no prefix.
     """
     batch, levels = len(slots), trie.levels
     if trie.leaves == 0:
@@ -136,7 +140,11 @@ def beam_search(
         logprob = np.where(allowed >= 0, np.fmax(logprob, _FLOOR), -np.inf)
         if live[t]:
             logprob = logprob - _log_sum_exp(logprob)
-        candidates = (scores[:, :, None] + logprob).reshape(batch, -1)  # [B, n * C]
+        joint = scores[:, :, None] + logprob
+        if cold_start and t == levels - 1:
+            prefixes = trie.sids(t - 1, nodes, parents=chain)
+            joint = cold_start.lift(joint, scores=scores, prefixes=prefixes, codes=allowed)
+        candidates = joint.reshape(batch, -1)  # [B, n * C]
         if t == levels - 1 and banned is not None and bans.any():
             every = np.broadcast_to(np.arange(candidates.shape[1]), candidates.shape)
             _ban(candidates, below.nodes(every), banned)

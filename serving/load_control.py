@@ -67,8 +67,8 @@ class ControlSettings:
 class LoadController:
     """The rung of every batch, and how many requests may wait.
 
-    A rung is left at once when the prediction says so. The next wider one is taken one step at a time, with
-    stricter bounds and a pause, so that noise does not make widths flap.
+    A rung is left at once when the prediction says so. Wider ones are taken with stricter bounds and a pause
+    between two steps, above the base one at a time, so that noise does not make widths flap.
     """
 
     def __init__(
@@ -173,14 +173,19 @@ class LoadController:
             return "load"
         if now - self._risen_at > 4 * s.rise_every_s * self._patience:
             self._patience = 1.0  # the last step held
-        after = self._rung + 1
-        if (
-            after < len(self.ladder)
-            and now - self._changed_at >= s.rise_every_s * self._patience
-            and self._fits(after, taken, queue, rate, rising=True)
-        ):
-            self._rung, self._changed_at, self._risen_at = after, now, now
+        if now - self._changed_at >= s.rise_every_s * self._patience:
+            target = self._risen(taken, queue, rate)
+            if target > self._rung:
+                self._rung, self._changed_at, self._risen_at = target, now, now
         return "load" if self._rung != self.ladder.base else "steady"
+
+    def _risen(self, taken: int, queue: float, rate: float) -> int:
+        """The widest rung up to the base that fits with room to spare; from the base on, the next one."""
+        target = self._rung
+        top = min(max(self.ladder.base, target + 1), len(self.ladder) - 1)
+        while target < top and self._fits(target + 1, taken, queue, rate, rising=True):
+            target += 1
+        return target
 
     def _fits(self, rung: int, taken: int, queue: float, rate: float, *, rising: bool) -> bool:
         """Whether the newest waiting request is in time on a rung, and the rung keeps up with arrivals."""

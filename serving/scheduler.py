@@ -16,8 +16,9 @@ import numpy as np
 from serving.active_model import ActiveModel
 from serving.arrivals import LoadView, Waiting
 from serving.beam_search import Normalise, beam_search
-from serving.bundle import Manifest
+from serving.bundle import BundleError, Manifest
 from serving.cache import BeamCache, CachedBeams, cache_key
+from serving.cold_start import ColdStart
 from serving.cost_model import BatchCost
 from serving.executor import Executor
 from serving.index.layout import IndexStoreError
@@ -133,6 +134,7 @@ class Scheduler:
         make_executor: Callable[[Manifest], Executor],
         max_plan: WidthPlan | None = None,
         normalise: tuple[Normalise, ...] | None = None,
+        make_cold_start: Callable[[Manifest], ColdStart | None] = lambda manifest: None,
         policy: Policy | None = None,
         cache: BeamCache | None = None,
         queue: Callable[[], QueueReading | None] = lambda: None,
@@ -147,6 +149,7 @@ class Scheduler:
             make_executor: engine for one model version.
             max_plan: policy: widest plan a request may ask for (default: the configured one).
             normalise: of each level, see `beam_search`.
+            make_cold_start: what unseen SIDs get, for one model version.
             policy: load control; None for the configured widths whatever the load.
             cache: results of the last minute; None for none.
             queue: what the server says of the queue.
@@ -156,10 +159,20 @@ class Scheduler:
         self._plan, self._max_plan, self._normalise = plan, max_plan or plan, normalise
         self._policy, self._cache, self._queue = policy or FixedPolicy(plan), cache, queue
         self._clock = clock
-        self._executor = make_executor(active.manifest)
+        self._make_cold_start = make_cold_start
+        self._open(active.manifest)
         self._in_use = plan  # by the last decision
-        self._cold = True  # the first search of an executor says nothing of the later ones
         self.report = BatchReport()
+
+    def _open(self, manifest: Manifest) -> None:
+        self._executor, self._cold_start = self._make_executor(manifest), None
+        try:
+            self._cold_start = self._make_cold_start(manifest)
+        except BundleError:
+            logger.exception("version %d: ads that it was not trained on get no part", manifest.version)
+        share = self._cold_start.share if self._cold_start else 0.0
+        self._settings = f"{self._normalise} {share}"  # what else shapes the beams of a version
+        self._first = True  # the first search of an executor says nothing of the later ones
 
     def search(self, requests: list[SearchRequest]) -> list[SearchAnswer | Exception]:
         """Answer a batch; a failing engine fails the requests of its group only. See `report` afterwards."""
@@ -167,7 +180,7 @@ class Scheduler:
         self.report = BatchReport()
         self._reader.refresh()
         if self._active.refresh():
-            self._executor, self._cold = self._make_executor(self._active.manifest), True
+            self._open(self._active.manifest)
         answers: list[SearchAnswer | Exception] = [RuntimeError("not searched")] * len(requests)
         if not requests:
             return answers
@@ -227,9 +240,9 @@ class Scheduler:
                 continue
             now = self._clock()
             widths = searched_rows(found[0].beam_widths.tolist())
-            if not self._cold:
+            if not self._first:
                 self._policy.observe(now, BatchCost(len(members), widths, now - began))
-            self._cold = False
+            self._first = False
             self.report.searched += len(members)
             for i, answer in zip(members, found, strict=True):
                 batch.answers[i] = answer
@@ -248,6 +261,7 @@ class Scheduler:
             value_table=manifest.value_table,
             banned=banned if any(map(len, banned)) else None,
             normalise=self._normalise,
+            cold_start=self._cold_start,
         )
         return [
             SearchAnswer(
@@ -275,7 +289,7 @@ class Scheduler:
                     profile=request.profile,
                     num_ads=request.num_ads,
                     exclude=request.exclude,
-                    settings=str(self._normalise),
+                    settings=self._settings,
                 )
         rows = list(batch.keys)
         for i, entry in zip(rows, self._cache.get([batch.keys[i] for i in rows]), strict=True):

@@ -43,7 +43,7 @@ class Behaviour:
     """What the server does; tests change it while it runs.
 
     Attributes:
-        seconds: of service of one request.
+        seconds: of service of one request, or of the n-th (from 0).
         stall: (first, last) second in which no answer leaves, since the second request: the first one is
             a client's warm-up.
         at_once: requests served at the same time; the others wait.
@@ -51,7 +51,7 @@ class Behaviour:
         answer: outputs for a number of ads.
     """
 
-    seconds: float = 0.0
+    seconds: float | Callable[[int], float] = 0.0
     stall: tuple[float, float] | None = None
     at_once: int = 1000
     fail: Callable[[int], grpc.StatusCode | None] = lambda number: None
@@ -78,7 +78,7 @@ class Behaviour:
                 since = time.monotonic() - self.began
                 if self.stall[0] <= since < self.stall[1]:
                     time.sleep(self.stall[1] - since)
-            time.sleep(self.seconds)
+            time.sleep(self.seconds(number) if callable(self.seconds) else self.seconds)
         return number
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from serving.cold_start import SEEN_SIDS
 from serving.features import FeatureSpec
 from training.config import TrainingConfig
 from training.dataset import ValueBuckets
@@ -21,6 +22,7 @@ from training.model.config import ModelConfig
 from training.model.gr4ad import Generator
 
 FORMAT_VERSION = 1
+_UNREADABLE = (OSError, EOFError, LookupError, AttributeError, TypeError, ValueError, RuntimeError)
 
 
 class CheckpointError(RuntimeError):
@@ -84,8 +86,12 @@ def save_checkpoint(
     step: int,
     optimizer: torch.optim.Optimizer | None = None,
     history: list[dict] | None = None,
+    seen_sids: np.ndarray | None = None,
 ) -> None:
-    """Write weights, optimizer state and position; an interrupted write leaves the old checkpoint."""
+    """Write weights, optimizer state and position; an interrupted write leaves the old checkpoint.
+
+    `seen_sids` are the packed SIDs of the training events, int64 ascending; None where they are not known.
+    """
     new = folder.with_name(folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -96,6 +102,8 @@ def save_checkpoint(
             {f"{i}.{k}": v.contiguous() for i, s in state.items() for k, v in s.items()},
             new / "optimizer.safetensors",
         )
+    if seen_sids is not None:
+        np.save(new / SEEN_SIDS, seen_sids, allow_pickle=False)
     content = {
         "format": FORMAT_VERSION,
         "step": step,
@@ -122,6 +130,7 @@ class Checkpoint:
     step: int
     history: list[dict]
     optimizer_state: dict[int, dict[str, torch.Tensor]] | None
+    seen_sids: np.ndarray | None = None
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -145,11 +154,14 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             for name, value in load_file(folder / "optimizer.safetensors").items():
                 index, _, key = name.partition(".")
                 state.setdefault(int(index), {})[key] = value
-    except (OSError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+        seen = None
+        if (folder / SEEN_SIDS).exists():
+            seen = np.load(folder / SEEN_SIDS, allow_pickle=False)
+    except CheckpointError:
+        raise
+    except (*_UNREADABLE, SafetensorError) as error:
         raise CheckpointError(f"{folder}: not a readable checkpoint: {error}") from error
-    return Checkpoint(model, spec, content["training"], content["step"], content["history"], state)
+    return Checkpoint(model, spec, content["training"], content["step"], content["history"], state, seen)
 
 
 def weights_sha256(folder: Path) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from serving.features import BEHAVIORS, FeatureSpec, build_slots
+from serving.index.keys import pack
 from training.config import TrainingConfig
 from training.data.log import EventLog, TargetGroups, target_groups
 from training.data.prepare import Prepared
@@ -99,6 +100,11 @@ class RequestDataset:
                 f"expected a SID for every ad of the events; {len(missing)} events have none, "
                 f"first ad_id {self.log.ad_ids[missing[0]]}: tokenizer and data do not belong together"
             )
+
+    def seen_sids(self, level_sizes: tuple[int, ...]) -> np.ndarray:
+        """Packed SIDs of the ads of the training weeks' events, int64 ascending."""
+        seen = np.unique(self.event_ad[self.log.timestamp < self.split.train_end])
+        return np.unique(pack(self.ad_sids[seen], level_sizes))
 
     def groups(
         self,

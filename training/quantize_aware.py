@@ -214,6 +214,7 @@ def main() -> None:
             training=TrainingConfig(**checkpoint.training),
             step=checkpoint.step,
             history=[*checkpoint.history, record],
+            seen_sids=checkpoint.seen_sids,
         )
     except (ConfigError, CheckpointError, MissingPackageError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -174,6 +174,7 @@ class Trainer:
                 step=self.step,
                 optimizer=self.optimizer,
                 history=self.history,
+                seen_sids=self.dataset.seen_sids(self.spec.level_sizes),
             )
             plot_training(self.history, self.folder / "training.png")
 

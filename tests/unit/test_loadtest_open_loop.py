@@ -125,6 +125,25 @@ def test_rejections_are_failures(run, protocol):
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_prompt_answers_do_not_wait_for_slow_ones(run, protocol):
+    """With 30 slow requests outstanding, more than gevent has threads, a rejection counts what it took."""
+
+    def rejected(number):
+        return number > 0 and number % 4 == 0
+
+    behaviour = Behaviour(
+        seconds=lambda number: 0.0 if not number or rejected(number) else 0.7,
+        fail=lambda number: REJECT if rejected(number) else None,
+    )
+    with SERVE[protocol](behaviour) as url:
+        _, requests, _, _ = _load(url, run, "--protocol", protocol, "--qps", 60, "--duration", 2)
+    latency = {name: requests.filter(pl.col("outcome") == name)["latency_ms"] for name in ("ok", "rejected")}
+    assert len(latency["rejected"]) > 20
+    assert latency["rejected"].median() < 100
+    assert 700 <= latency["ok"].min() <= latency["ok"].median() < 900
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_deadlines_are_failures(run, protocol):
     behaviour = Behaviour(seconds=0.001, stall=(0.5, 1.5))
     with SERVE[protocol](behaviour) as url:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import training.train as module
 from serving.features import build_slots
+from serving.index.keys import unpack
 from tests.tiny_log import write_run
 from training.batches import BatchOrder
 from training.checkpoint import CheckpointError, load_checkpoint
@@ -259,6 +260,22 @@ def test_targets_are_counted(run):
     assert dataset.target_counts(groups).tolist() == counted
 
 
+def test_seen_sids_are_those_of_the_training_weeks(run, trained):
+    dataset, spec, _, _ = open_run(*run)
+    saved = load_checkpoint(trained / "checkpoint").seen_sids
+    np.testing.assert_array_equal(saved, dataset.seen_sids(spec.level_sizes))
+    early = int(np.quantile(dataset.log.timestamp, 0.02))  # the whole tiny catalogue is in the training weeks
+    dataset.split = dataset.split.model_copy(update={"train_end": early})
+    sids = dict(zip(dataset.ad_ids.tolist(), dataset.ad_sids.tolist(), strict=True))
+    log = dataset.log
+    events = list(zip(log.ad_ids.tolist(), log.timestamp.tolist(), strict=True))
+    seen = {tuple(sids[ad]) for ad, at in events if at < dataset.split.train_end}
+    found = dataset.seen_sids(spec.level_sizes)
+    assert {tuple(s) for s in unpack(found, spec.level_sizes).tolist()} == seen
+    assert (np.diff(found) > 0).all()
+    assert seen != {tuple(sids[ad]) for ad, _ in events}
+
+
 def test_event_of_an_ad_without_sid(run):
     dataset, spec, *_ = open_run(*run)
     sids = load_sids(run[1] / "tokenizer")
@@ -384,7 +401,9 @@ def test_nothing_is_pickled(trained):
         "model.safetensors",
         "optimizer.safetensors",
         "checkpoint.json",
+        "seen_sids.npy",
     }
+    np.load(trained / "checkpoint" / "seen_sids.npy", allow_pickle=False)
     for path in (trained / "checkpoint").glob("*.safetensors"):
         data = path.read_bytes()
         assert json.loads(
@@ -433,6 +452,10 @@ def edit(folder, **changes):
             "not a readable checkpoint",
         ),
         (lambda f: (f / "checkpoint" / "model.safetensors").unlink(), "not a readable checkpoint"),
+        (
+            lambda f: (f / "checkpoint" / "seen_sids.npy").write_bytes(b"\x80\x04."),
+            "not a readable checkpoint",
+        ),
         (
             lambda f: shutil.copy(
                 f / "checkpoint" / "optimizer.safetensors", f / "checkpoint" / "model.safetensors"

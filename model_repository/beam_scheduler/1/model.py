@@ -28,6 +28,7 @@ from serving.adapter import (
 from serving.beam_search import parse_normalise
 from serving.bls import BlsExecutor
 from serving.bundle import read_current
+from serving.cold_start import ColdStart
 from serving.index.reader import IndexReader
 from serving.ladder import Ladder
 from serving.load_metrics import SchedulerLoad, make_cache
@@ -72,6 +73,9 @@ class TritonPythonModel:
             max_plan=widest,
             normalise=parse_normalise(config["normalise"], levels=self.levels),
             make_executor=self.make_executor,
+            make_cold_start=lambda manifest: ColdStart.load(
+                bundles / str(manifest.version), manifest, share=float(config["cold_start"])
+            ),
             policy=self.load.policy,
             cache=make_cache(config),
             queue=self.load.queue,

@@ -1,0 +1,174 @@
+"""A trained run, ready to search in this process: graphs, catalogue, test requests and what they ask for.
+
+Cold ads are ads without an event before the end of the training weeks: the model has never seen them, only
+ads with similar semantic IDs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from export.config import ServingConfig
+from export.graphs import export_graphs
+from export.parity import check_parity
+from serving.beam_search import Normalise, beam_search
+from serving.cold_start import ColdStart
+from serving.index.snapshot import IndexSnapshot, Snapshot
+from serving.ort import OrtExecutor
+from serving.resolve import NO_AD, resolve
+from serving.widths import WidthPlan
+from training.checkpoint import ModelSpec, load_checkpoint
+from training.config import load_section
+from training.data.config import DataConfig
+from training.data.log import TargetGroups
+from training.data.prepare import load_prepared
+from training.dataset import RequestDataset, load_sids
+from training.evaluate import draw_requests
+
+CUTOFFS = (10, 50, 200)
+_NO_ADS = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class TrainedDemo:
+    """A trained run.
+
+    Attributes:
+        spec: of the model.
+        plan: widths.
+        executor: FP32 graphs in ONNX Runtime.
+        dataset: events and SIDs.
+        groups: test requests by row of `rows`.
+        rows: the drawn ones.
+        targets: ads int64 that each of them led to.
+        cold_targets: those of them that are cold.
+        snapshot: index of the whole catalogue.
+        seen: packed SIDs int64 that the model was trained on.
+    """
+
+    spec: ModelSpec
+    plan: WidthPlan
+    executor: OrtExecutor
+    dataset: RequestDataset
+    groups: TargetGroups
+    rows: np.ndarray
+    targets: list[np.ndarray]
+    cold_targets: list[np.ndarray]
+    snapshot: IndexSnapshot
+    seen: np.ndarray
+
+    @classmethod
+    def load(cls, arguments: argparse.Namespace, *, graphs: str) -> TrainedDemo:
+        """Of the command line's `options`; graphs are written into that folder of the run."""
+        data = load_section(arguments.config, "data", DataConfig)
+        widths = arguments.widths or load_section(arguments.config, "serving", ServingConfig).widths
+        checkpoint = load_checkpoint(arguments.run / "model" / "checkpoint")
+        spec = checkpoint.spec
+        folder = arguments.run / graphs
+        folder.mkdir(exist_ok=True)
+        export_graphs(checkpoint.model, folder)
+        check_parity(checkpoint.model, folder)
+        dataset = RequestDataset(
+            load_prepared(arguments.run / "data"), load_sids(arguments.run / "tokenizer"), spec=spec.features
+        )
+        drawn = draw_requests(
+            dataset,
+            target_behaviors=data.target_behaviors,
+            min_history=10,
+            count=arguments.requests,
+            seed=0,
+        )
+        log = dataset.log
+        warm = np.unique(log.ad_ids[log.timestamp < dataset.split.train_end])
+        return cls(
+            spec,
+            WidthPlan.parse(widths, levels=spec.features.levels),
+            OrtExecutor(folder, levels=spec.features.levels, threads=arguments.threads),
+            dataset,
+            drawn.groups,
+            drawn.rows,
+            drawn.targets,
+            [t[~np.isin(t, warm)] for t in drawn.targets],
+            index_of(dataset.ad_ids, dataset.ad_sids, spec),
+            dataset.seen_sids(spec.level_sizes),
+        )
+
+    def ads(
+        self,
+        row: int,
+        *,
+        snapshot: Snapshot | None = None,
+        normalise: tuple[Normalise, ...] | None = None,
+        cold_start: ColdStart | None = None,
+    ) -> np.ndarray:
+        """Ads int64 of the answer to a test request, best first, at most max(CUTOFFS)."""
+        snapshot = snapshot or self.snapshot
+        slots, profile = self.dataset.context(self.groups, np.array([row]))
+        beams = beam_search(
+            self.executor,
+            snapshot.trie,
+            slots,
+            profile,
+            plan=self.plan,
+            num_results=np.array([max(CUTOFFS)]),
+            value_table=self.spec.value_buckets.means,
+            normalise=normalise,
+            cold_start=cold_start,
+        )
+        ads = resolve(
+            snapshot,
+            beams.sids[0],
+            scores=beams.scores[0],
+            expected_value=beams.expected_value[0],
+            num_ads=max(CUTOFFS),
+            exclude=_NO_ADS,
+        ).ad_ids
+        return ads[ads != NO_AD]
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """Command line of a benchmark of a trained run."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="configs/demo.yaml")
+    parser.add_argument(
+        "--run", type=Path, default=Path("build/demo"), help="run folder with a trained model"
+    )
+    parser.add_argument("--requests", type=int, default=1500, help="test requests [1500]")
+    parser.add_argument("--widths", help="width plan (default: the preset's)")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+def index_of(ad_ids: np.ndarray, sids: np.ndarray, spec: ModelSpec) -> IndexSnapshot:
+    """Index of ads int64 [N], all active, with SIDs int32 [N, T]."""
+    active = np.ones(len(ad_ids), bool)
+    return IndexSnapshot.build(ad_ids, sids, active=active, level_sizes=spec.level_sizes)
+
+
+def recalls(ranked: list[np.ndarray], targets: list[np.ndarray], *, k: int) -> np.ndarray:
+    """Share of each request's targets among its first k ads; requests without targets are left out."""
+    return np.array([np.isin(t, r[:k]).mean() for r, t in zip(ranked, targets, strict=True) if len(t)])
+
+
+def interval(differences: np.ndarray, *, seed: int = 0) -> list[float]:
+    """95 % bootstrap interval of the mean of paired differences."""
+    random = np.random.default_rng(seed)
+    means = [differences[random.integers(0, len(differences), len(differences))].mean() for _ in range(2000)]
+    return [float(x) for x in np.percentile(means, [2.5, 97.5])]
+
+
+def recall_figures(demo: TrainedDemo, ranked: list[np.ndarray], plain: list[np.ndarray]) -> dict:
+    """Recall and cold recall at each cut-off, and the intervals of their differences to `plain`."""
+    row: dict = {}
+    for label, targets in (("recall", demo.targets), ("cold_recall", demo.cold_targets)):
+        for k in CUTOFFS:
+            found, reference = (recalls(r, targets, k=k) for r in (ranked, plain))
+            row[f"{label}{k}"] = float(found.mean())
+            row[f"{label}{k}_difference_95"] = interval(found - reference)
+    return row

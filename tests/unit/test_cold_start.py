@@ -1,0 +1,168 @@
+"""What SIDs get that the model was not trained on, against dictionaries."""
+
+import logging
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from export.bundle import write_bundle
+from serving.active_model import ActiveModel
+from serving.beam_search import beam_search
+from serving.bundle import BundleError, read_manifest
+from serving.cold_start import SEEN_SIDS, ColdStart
+from serving.index.keys import pack
+from serving.index.reader import IndexReader
+from serving.scheduler import Scheduler
+from serving.widths import WidthPlan
+from tests.pipeline import checkpoint
+from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_requests, tiny_model, tiny_snapshot
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.config import TrainingConfig
+from training.executor import TorchExecutor
+
+WIDE = WidthPlan((6, 30, 210), 210)
+
+
+def search(snapshot, cold_start, *, plan=WIDE, num=40):
+    slots, profile = random_requests(3)
+    beams = beam_search(
+        TorchExecutor(tiny_model()),
+        snapshot.trie,
+        slots,
+        profile,
+        plan=plan,
+        num_results=np.full(3, num),
+        value_table=VALUE_TABLE,
+        cold_start=cold_start,
+    )
+    return [
+        {tuple(sid): float(score) for sid, score in zip(s.tolist(), scores, strict=True) if sid[0] >= 0}
+        for s, scores in zip(beams.sids, beams.scores, strict=True)
+    ]
+
+
+def live_sids(snapshot):
+    return sorted({tuple(s) for s in snapshot.sids_of(snapshot.leaf_ad_ids)[0].tolist()})
+
+
+def packed(sids):
+    return np.sort(pack(np.array(sids, np.int32).reshape(-1, 3), LEVEL_SIZES))
+
+
+def prefix_scores(snapshot):
+    """log p of every prefix of two codes, by the unsplit model."""
+    model, (slots, profile) = tiny_model(), random_requests(3)
+    live = live_sids(snapshot)
+    with torch.no_grad():
+        tokens = torch.tensor([live] * 3)
+        logits, _ = model(torch.tensor(slots), torch.tensor(profile), tokens)
+    first, second = (
+        logits[t].log_softmax(-1)[:, range(len(live)), tokens[0, :, t]].numpy() for t in range(2)
+    )
+    return [
+        {sid[:2]: float(a + b) for sid, a, b in zip(live, x, y, strict=True)}
+        for x, y in zip(first, second, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0, 5.0])
+def test_unseen_sids_get_their_part_and_seen_ones_keep_theirs(share):
+    snapshot = tiny_snapshot()
+    live = live_sids(snapshot)
+    seen = live[::2]
+    plain = search(snapshot, None)
+    found = search(snapshot, ColdStart(packed(seen), LEVEL_SIZES, share))
+    prefixes = prefix_scores(snapshot)
+    lifted = 0
+    for row in range(3):
+        assert set(found[row]) == set(plain[row]) == set(live)
+        for sid in live:
+            siblings = sum(s[:2] == sid[:2] for s in live)
+            part = prefixes[row][sid[:2]] + math.log(min(share / siblings, 1))
+            expected = plain[row][sid] if sid in seen else max(plain[row][sid], part)
+            lifted += expected > plain[row][sid]
+            assert found[row][sid] == pytest.approx(expected, abs=1e-5)
+        assert list(found[row].values()) == sorted(found[row].values(), reverse=True)
+    assert lifted > 10
+
+
+def test_narrow_beams_take_what_was_lifted():
+    snapshot = tiny_snapshot()
+    live = live_sids(snapshot)
+    plain = search(snapshot, None, plan=WidthPlan((6, 30, 5), 5), num=5)
+    last = list(search(snapshot, None)[0])[-1]
+    seen = packed([s for s in live if s != last])
+    found = search(snapshot, ColdStart(seen, LEVEL_SIZES, 1e9), plan=WidthPlan((6, 30, 40), 40), num=40)
+    assert last not in plain[0]
+    assert list(found[0]).index(last) < len(live) - 1
+
+
+def test_all_seen_is_as_without_and_none_seen_is_even():
+    snapshot = tiny_snapshot()
+    live = live_sids(snapshot)
+    assert search(snapshot, ColdStart(packed(live), LEVEL_SIZES, 3.0)) == search(snapshot, None)
+    nothing = search(snapshot, ColdStart(packed([]), LEVEL_SIZES, 1e9))
+    for row, prefixes in enumerate(prefix_scores(snapshot)):
+        for sid in live:
+            assert nothing[row][sid] == pytest.approx(prefixes[sid[:2]], abs=1e-5)
+
+
+def test_bundle_carries_what_the_checkpoint_saw(pipeline, tmp_path):
+    made = checkpoint(tokenizer_id=pipeline.tokenizer_id)
+    seen = packed(live_sids(tiny_snapshot()))
+    options = TrainingConfig(steps=1)
+    save_checkpoint(
+        tmp_path / "c", model=made.model, spec=made.spec, training=options, step=1, seen_sids=seen
+    )
+    again = load_checkpoint(tmp_path / "c")
+    np.testing.assert_array_equal(again.seen_sids, seen)
+    bundle = write_bundle(again, tmp_path / "bundles", tokenizer=pipeline.tokenizer)
+    manifest = read_manifest(bundle)
+    assert SEEN_SIDS in manifest.content["sha256"]
+    loaded = ColdStart.load(bundle, manifest, share=2.0)
+    np.testing.assert_array_equal(loaded.seen, seen)
+    assert (loaded.level_sizes, loaded.share) == (LEVEL_SIZES, 2.0)
+    assert ColdStart.load(bundle, manifest, share=0.0) is None
+
+
+def test_a_bundle_that_does_not_say_what_it_saw(pipeline):
+    bundle = pipeline.bundles / "1"
+    assert ColdStart.load(bundle, read_manifest(bundle), share=1.0) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        np.array([3, 2, 5]),
+        np.array([1, 1]),
+        np.array([[1, 2]]),
+        np.array([1.0, 2.0]),
+        np.array([{"a": 1}], dtype=object),
+        b"no array",
+        b"",
+    ],
+)
+def test_unusable_file_is_named_and_the_search_goes_on(pipeline, tmp_path, caplog, content):
+    bundles = shutil.copytree(pipeline.bundles, tmp_path / "bundles")
+    path = bundles / "1" / SEEN_SIDS
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.save(path, content, allow_pickle=True)
+    with pytest.raises(BundleError, match=f"{path}: (expected ascending int64|not readable)"):
+        ColdStart.load(bundles / "1", read_manifest(bundles / "1"), share=1.0)
+    index = shutil.copytree(pipeline.index, tmp_path / "index")
+    reader = IndexReader(index, tokenizer_id=pipeline.tokenizer_id)
+    with caplog.at_level(logging.ERROR):
+        Scheduler(
+            reader,
+            ActiveModel(bundles, reader=reader, is_loaded=lambda m: True),
+            plan=WIDE,
+            make_executor=lambda m: TorchExecutor(tiny_model()),
+            make_cold_start=lambda m: ColdStart.load(bundles / "1", m, share=1.0),
+        )
+    assert SEEN_SIDS in caplog.text
+    reader.close()
