@@ -55,7 +55,7 @@ def create_like_the_best(
     tensors = catalogue.request(user, num_ads=num_ads)
     before = send(server_url, tensors, parameters={"cache": "bypass"})["ad_ids"][0]
     row = catalogue.ads.filter(pl.col("ad_id") == int(before[0])).row(0, named=True)
-    new = int(catalogue.ads["ad_id"].to_numpy().max()) + 1 + int(time.time()) % 1_000_000
+    new = int(catalogue.ads["ad_id"].to_numpy().max()) + 1 + time.time_ns() // 1_000_000 % 10**9
     event = {
         "kind": "create",
         "ad_id": new,
@@ -101,12 +101,14 @@ def post(indexer_url: str, event: dict[str, object]) -> None:
         f"{indexer_url}/events", json.dumps(event).encode(), {"Content-Type": "application/json"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=10):
-            return
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            outcome = json.load(answer)
     except urllib.error.HTTPError as error:
         raise RuntimeError(f"event refused: {error.code} {error.read().decode()[:300]}") from error
     except OSError as error:
         raise RuntimeError(f"no indexer at {indexer_url}: {error}; run `make indexer`") from error
+    if outcome["result"] != "applied":
+        raise RuntimeError(f"event refused: expected the result applied, got {outcome}")
 
 
 def main() -> None:

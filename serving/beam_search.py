@@ -143,7 +143,8 @@ def beam_search(
         joint = scores[:, :, None] + logprob
         if cold_start and t == levels - 1:
             prefixes = trie.sids(t - 1, nodes, parents=chain)
-            joint = cold_start.lift(joint, scores=scores, prefixes=prefixes, codes=allowed)
+            worth = _width(plan, t, levels, num_results) + int(bans.max())
+            joint = cold_start.lift(joint, scores=scores, prefixes=prefixes, codes=allowed, worth=worth)
         candidates = joint.reshape(batch, -1)  # [B, n * C]
         if t == levels - 1 and banned is not None and bans.any():
             every = np.broadcast_to(np.arange(candidates.shape[1]), candidates.shape)

@@ -54,7 +54,13 @@ class ColdStart:
         return cls(seen, manifest.level_sizes, share)
 
     def lift(
-        self, candidates: np.ndarray, *, scores: np.ndarray, prefixes: np.ndarray, codes: np.ndarray
+        self,
+        candidates: np.ndarray,
+        *,
+        scores: np.ndarray,
+        prefixes: np.ndarray,
+        codes: np.ndarray,
+        worth: int,
     ) -> np.ndarray:
         """Scores float32 [B, n, C] with those of unseen SIDs lifted.
 
@@ -63,17 +69,26 @@ class ColdStart:
             scores: float32 [B, n], of the prefixes.
             prefixes: int32 [B, n, T - 1]; what is there for padded beams does not matter.
             codes: int32 [B, n, C], last codes; -1 is no candidate.
+            worth: what would not come among so many best ones is left as it is, which saves most of the time.
         """
-        count = (codes >= 0).sum(axis=2, dtype=np.float32)  # [B, n]
+        batch, beams, columns = candidates.shape
+        live = codes >= 0
+        count = np.count_nonzero(live, axis=2)  # [B, n]
         part = np.minimum(self.share / np.maximum(count, 1), 1).astype(np.float32)
         lifted = np.where(count > 0, scores + np.log(part), _NO_BEAM)
-        below = (candidates < lifted[:, :, None]) & (codes >= 0)
-        at = np.flatnonzero(below)  # few of many are live at all
-        beam = at // candidates.shape[2]
-        sids = np.column_stack([prefixes.reshape(lifted.size, -1)[beam], codes.ravel()[at]])
+        for row in range(batch):
+            values = candidates[row][live[row]]  # few of many
+            if len(values) > worth:
+                lifted[row, lifted[row] <= np.partition(values, -worth)[-worth]] = _NO_BEAM
+        owner = np.flatnonzero(lifted > _NO_BEAM)  # of B * n beams, those whose unseen SIDs would come in
+        some, some_codes = candidates.reshape(-1, columns)[owner], codes.reshape(-1, columns)[owner]
+        beam, column = np.nonzero((some < lifted.ravel()[owner][:, None]) & live.reshape(-1, columns)[owner])
+        sids = np.column_stack([prefixes.reshape(batch * beams, -1)[owner[beam]], some_codes[beam, column]])
         keys = pack_valid(sids, self.level_sizes)
-        position = np.minimum(np.searchsorted(self.seen, keys), len(self.seen) - 1)
-        unseen = self.seen[position] != keys if len(self.seen) else np.ones(len(keys), bool)
+        unseen = np.ones(len(keys), bool)
+        if len(self.seen):
+            unseen = self.seen[np.minimum(np.searchsorted(self.seen, keys), len(self.seen) - 1)] != keys
         out = candidates.copy()
-        out.ravel()[at[unseen]] = lifted.ravel()[beam[unseen]]
+        at = owner[beam[unseen]]
+        out.reshape(-1, columns)[at, column[unseen]] = lifted.ravel()[at]
         return out

@@ -44,7 +44,7 @@ class Seen:
 
     Attributes:
         answers: when an answer came and which index version it was resolved with.
-        latencies: seconds from the intended start of each request, by window.
+        latencies: seconds from the intended start of each request, probes among them, by window.
         accepted: when a batch of events was sent, when acknowledged, its sequence number and its events.
         probes: kind of a probe event, seconds from its acknowledgement until an answer showed it.
         failures: texts.
@@ -170,7 +170,7 @@ async def _run(
             seen.accepted.append((sent, now, max(o["sequence"] for o in body["rows"]), len(batch)))
             return now
 
-        async def probes(with_updates: bool) -> None:
+        async def probes(window: tuple[int, bool]) -> None:
             """One ad of the probe's answer is paused, must go, is resumed, must come back.
 
             One request every PROBE_EVERY_S, with updates or without; a change is made right before one.
@@ -180,11 +180,13 @@ async def _run(
             while due < end or sought:
                 await asyncio.sleep(max(due - time.perf_counter(), 0))
                 due += PROBE_EVERY_S
-                change = with_updates and not sought and ad >= 0
+                change = window[1] and not sought and ad >= 0
                 if change and (kind == "pause" or due + 4 * PROBE_EVERY_S < end):
                     kind, sought = "resume" if kind == "pause" else "pause", True
                     changed = await post([{"kind": kind, "ad_id": ad, "version": next(version)}])
+                began = time.perf_counter()
                 found = await answer(request)
+                seen.latencies.setdefault(window, []).append(time.perf_counter() - began)
                 if not sought and kind == "resume":
                     ad = int(found[len(seen.probes) % 10])
                     toggled.add(ad)
@@ -197,7 +199,7 @@ async def _run(
 
         for number in range(windows):
             for with_updates in random.permutation([False, True]).tolist():
-                work = [load((number, with_updates)), probes(with_updates)]
+                work = [load((number, with_updates)), probes((number, with_updates))]
                 await asyncio.gather(*work, *([updates()] if with_updates else []))
                 await asyncio.sleep(SETTLE_S)
                 await answer(infer_inputs(probe))  # the last events too are waited for

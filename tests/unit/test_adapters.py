@@ -174,6 +174,7 @@ def test_ad_resolver(load):
         "beam_scores": np.full((2, 4), -1.5, np.float32),
         "beam_values": np.full((2, 4), np.nan, np.float32),
         "model_version": np.ones((2, 1), np.int64),
+        "searched_version": np.array([[0], [9]], np.int64),
         "num_ads": np.array([[1], [5]], np.int32),
         "exclude": np.array([[-1], [expected[0]]], np.int64),
     }
@@ -181,7 +182,7 @@ def test_ad_resolver(load):
     assert out["ad_ids"].shape == (2, 5)
     assert out["ad_ids"][0].tolist() == [expected[0], -1, -1, -1, -1]
     assert [a for a in out["ad_ids"][1].tolist() if a >= 0] == expected[1:]
-    assert out["index_version"].tolist() == [[1], [1]]
+    assert out["index_version"].tolist() == [[0], [1]]  # of search and look-up the older one
     assert out["sids"].shape == (2, 5, 3)
     assert all(np.isfinite(out[k]).all() for k in ("scores", "expected_value"))
 
@@ -212,6 +213,7 @@ def beams(versions):
         "beam_scores": np.zeros((rows, 1), np.float32),
         "beam_values": np.zeros((rows, 1), np.float32),
         "model_version": np.array(versions, np.int64)[:, None],
+        "searched_version": np.full((rows, 1), 100),
         "num_ads": np.ones((rows, 1), np.int32),
         "exclude": np.zeros((rows, 0), np.int64),
     }
@@ -446,7 +448,7 @@ def test_from_request_to_ads(graphs, load):
     out = resolver.execute(
         [
             Request(
-                {k: beams[k] for k in ("beam_sids", "beam_scores", "beam_values", "model_version")}
+                {k: v for k, v in beams.items() if k not in ("beam_widths", "degraded")}
                 | {"num_ads": num_ads, "exclude": built["excluded"]}
             )
         ]

@@ -45,9 +45,12 @@ class TritonPythonModel:
 
     def run(self, request):
         """Ads of one request: beam_sids [b, n, T], beam_scores and beam_values [b, n]."""
-        sids, scores, values, versions, num_ads, exclude = (
+        sids, scores, values, versions, searched, num_ads, exclude = (
             array(pb_utils, request, name)
-            for name in ("beam_sids", "beam_scores", "beam_values", "model_version", "num_ads", "exclude")
+            for name in (
+                *("beam_sids", "beam_scores", "beam_values", "model_version", "searched_version"),
+                *("num_ads", "exclude"),
+            )
         )
         # Again: whoever calls this model past the ensemble must not fill memory.
         check_num_ads(num_ads, self.limits)
@@ -70,5 +73,6 @@ class TritonPythonModel:
             "scores": pad_rows([r.scores for r in rows], fill=0),
             "expected_value": pad_rows([r.expected_value for r in rows], fill=0),
             "sids": pad_rows([r.sids for r in rows], fill=-1),
-            "index_version": np.array([[s.version] for s in snapshots], np.int64),
+            # What is at least in it: the search may be a tenth of a second behind.
+            "index_version": np.minimum(np.array([[s.version] for s in snapshots], np.int64), searched),
         }
