@@ -197,12 +197,17 @@ async def _run(
                     seen.failures.append(f"probe: {kind} of ad {ad} is not seen")
                     return
 
+        pause = 1 / (rate + 1 / PROBE_EVERY_S)
         for number in range(windows):
             for with_updates in random.permutation([False, True]).tolist():
                 work = [load((number, with_updates)), probes((number, with_updates))]
                 await asyncio.gather(*work, *([updates()] if with_updates else []))
+                # Requests go on at their pace until the last events are seen, too.
+                last = max((sequence for _, _, sequence, _ in seen.accepted), default=0)
+                while seen.answers[-1][1] < last and not seen.failures:
+                    await asyncio.sleep(pause)
+                    await answer(infer_inputs(probe))
                 await asyncio.sleep(SETTLE_S)
-                await answer(infer_inputs(probe))  # the last events too are waited for
     return seen
 
 

@@ -35,8 +35,8 @@ from serving.index.snapshot import IndexSnapshot, Snapshot
 logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0  # between two tries to catch up after one that failed
-MAX_WAIT_S = 0.2  # longest that a change is left for a later refresh
-_SHARE = 0.03  # of the time, at most, goes into catching up, until MAX_WAIT_S is reached
+MAX_WAIT_S = 0.1  # longest that a change is left for a later refresh
+_SHARE = 0.1  # of the time, at most, goes into catching up, until MAX_WAIT_S is reached
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class IndexReader:
         Args:
             path: folder of the index.
             tokenizer_id: generation that `snapshot` gives; None for the first ready one by name.
-            max_wait_s: after a refresh that took a while, the next changes are left for later ones until 33
+            max_wait_s: after a refresh that took a while, the next changes are left for later ones until 9
                 times that while has passed, at most this long: a paused ad is gone from every batch that
                 starts so much later. 0 to take every change at once.
             search: False where snapshots are only asked for the SIDs of ads, which makes catching up cheap.
