@@ -77,8 +77,8 @@ class IndexReader:
             path: folder of the index.
             tokenizer_id: generation that `snapshot` gives; None for the first ready one by name.
             max_wait_s: after a refresh that took a while, the next changes are left for later ones until 9
-                times that while has passed, at most this long: a paused ad is gone from every batch that
-                starts so much later. 0 to take every change at once.
+                times that while has passed, at most this long: the search knows an ad that is new or back in
+                every batch that starts so much later. 0 to take every change at once.
             search: False where snapshots are only asked for the SIDs of ads, which makes catching up cheap.
 
         Raises:

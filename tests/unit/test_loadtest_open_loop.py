@@ -139,8 +139,8 @@ def test_prompt_answers_do_not_wait_for_slow_ones(run, protocol):
         _, requests, _, _ = _load(url, run, "--protocol", protocol, "--qps", 60, "--duration", 2)
     latency = {name: requests.filter(pl.col("outcome") == name)["latency_ms"] for name in ("ok", "rejected")}
     assert len(latency["rejected"]) > 20
-    assert latency["rejected"].median() < 100
-    assert 700 <= latency["ok"].min() <= latency["ok"].median() < 900
+    assert latency["rejected"].median() < 300
+    assert 700 <= latency["ok"].min() <= latency["ok"].median() < 1500
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

@@ -73,6 +73,6 @@ class TritonPythonModel:
             "scores": pad_rows([r.scores for r in rows], fill=0),
             "expected_value": pad_rows([r.expected_value for r in rows], fill=0),
             "sids": pad_rows([r.sids for r in rows], fill=-1),
-            # What is at least in it: the search may be a tenth of a second behind.
+            # What is at least in it: the search may be a little behind.
             "index_version": np.minimum(np.array([[s.version] for s in snapshots], np.int64), searched),
         }
