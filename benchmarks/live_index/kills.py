@@ -125,6 +125,8 @@ def measure(
     client = redis.Redis.from_url(server.url, socket_timeout=5)
 
     def by_http(batch: list[Event]) -> bool:
+        if not indexer.url:  # it is just starting
+            return False
         request = urllib.request.Request(
             f"{indexer.url}/events/bulk", json.dumps(batch).encode(), {"Content-Type": "application/json"}
         )
@@ -179,6 +181,9 @@ def measure(
             began = time.monotonic()
             indexer.start()
             restarts.append(time.monotonic() - began)
+            for producer in producers:
+                if producer.error:
+                    raise producer.error
             say(f"kills: {number + 1} of {kills}, {sum(len(p.acknowledged) for p in producers):,} events")
         for producer in producers:
             producer.end()
