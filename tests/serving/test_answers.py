@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import tritonclient.grpc
+import tritonclient.grpc.aio
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-from examples.client import send
+from examples.client import infer_inputs, send
 from export.bundle import point_current, write_bundle
 from export.render import render
 from indexer.encoder import AdEncoder
@@ -237,6 +239,29 @@ def test_inner_models_hold_the_limits_too(server, model, tensors):
     """They listen on the same port, and an answer of 2^31 ads would be 60 GB."""
     with pytest.raises(InferenceServerException, match=r"num_ads: expected 1\.\.40 .* got 2147483647"):
         infer(server.grpc_url, tensors, model=model)
+
+
+def test_requests_of_priority_1_pass_those_that_wait(server):
+    """Placements that were paid for; requests that say nothing are of priority 2."""
+    crowd, order = 200, []
+
+    async def all_at_once() -> None:
+        async with tritonclient.grpc.aio.InferenceServerClient(server.grpc_url) as client:
+            await client.is_server_ready()
+
+            async def one(i: int, priority: int) -> None:
+                inputs = infer_inputs(request(num_ads=3, seed=i % 20))
+                await client.infer("gr4ad", inputs, priority=priority, client_timeout=60)
+                order.append(priority)
+
+            waiting = [asyncio.create_task(one(i, 0)) for i in range(crowd)]
+            while len(order) < crowd // 10:
+                await asyncio.sleep(0.001)
+            await asyncio.gather(one(0, 1), *waiting)
+
+    asyncio.run(all_at_once())
+    # Before it come those that had an answer, and the batches that Triton had put together already.
+    assert order.index(1) < crowd - 50, order.index(1)
 
 
 @pytest.fixture(scope="module")
