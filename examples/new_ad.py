@@ -54,7 +54,10 @@ def create_like_the_best(
     """
     tensors = catalogue.request(user, num_ads=num_ads)
     before = send(server_url, tensors, parameters={"cache": "bypass"})["ad_ids"][0]
-    row = catalogue.ads.filter(pl.col("ad_id") == int(before[0])).row(0, named=True)
+    known = [ad for ad in before.tolist() if ad in catalogue.ads["ad_id"]]  # others came by an event
+    if not known:
+        raise RuntimeError(f"none of the ads of user {user}'s answer is in the tables of this run")
+    row = catalogue.ads.filter(pl.col("ad_id") == known[0]).row(0, named=True)
     new = int(catalogue.ads["ad_id"].to_numpy().max()) + 1 + time.time_ns() // 1_000_000 % 10**9
     event = {
         "kind": "create",
@@ -67,7 +70,7 @@ def create_like_the_best(
     post(indexer_url, event)
     accepted = time.perf_counter()
     seen = dict(tensors)
-    seen["history_ad_ids"] = np.full_like(tensors["history_ad_ids"], before[0])
+    seen["history_ad_ids"] = np.full_like(tensors["history_ad_ids"], known[0])
     seen["history_ad_ids"][0, 0] = new
     try:
         while send(server_url, seen, parameters={"cache": "bypass"})["ignored_history"][0, 0]:
@@ -77,7 +80,7 @@ def create_like_the_best(
         time.sleep(MAX_WAIT_S)  # by then the search knows it too
         answer = send(server_url, tensors, parameters={"cache": "bypass"})["ad_ids"][0]
         rank = int(np.flatnonzero(answer == new)[0]) + 1 if new in answer else None
-        return Shown(new, int(before[0]), rank, seconds)
+        return Shown(new, known[0], rank, seconds)
     finally:
         post(indexer_url, {"kind": "delete", "ad_id": new, "version": 2})
 

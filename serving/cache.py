@@ -19,7 +19,7 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
-_MAGIC = b"gr4ad-beams-1"
+_MAGIC = b"gr4ad-beams-2"
 _ARRAYS = (("sids", "<i4"), ("scores", "<f4"), ("expected_value", "<f4"), ("beam_widths", "<i4"))
 _ENTRY_OVERHEAD = 600  # bytes of the Python objects around an entry's arrays
 
@@ -34,6 +34,7 @@ class CachedBeams:
         expected_value: float32 [n].
         beam_widths: int32 [T + 1], beams that each level really held.
         widths: widths of the plan, the value level last; whoever looks decides whether they are enough.
+        index_version: version of the index that the search used.
     """
 
     sids: np.ndarray
@@ -41,6 +42,7 @@ class CachedBeams:
     expected_value: np.ndarray
     beam_widths: np.ndarray
     widths: tuple[int, ...]
+    index_version: int
 
     @property
     def nbytes(self) -> int:
@@ -49,7 +51,8 @@ class CachedBeams:
 
     def encode(self) -> bytes:
         """Bytes for a shared cache."""
-        head = {"widths": self.widths, "shapes": [getattr(self, name).shape for name, _ in _ARRAYS]}
+        shapes = [getattr(self, name).shape for name, _ in _ARRAYS]
+        head = {"widths": self.widths, "index_version": self.index_version, "shapes": shapes}
         parts = [np.ascontiguousarray(getattr(self, name), dtype).tobytes() for name, dtype in _ARRAYS]
         return b"\n".join((_MAGIC, json.dumps(head).encode())) + b"\n" + b"".join(parts)
 
@@ -71,12 +74,12 @@ class CachedBeams:
                 size = int(np.prod(shape)) * np.dtype(dtype).itemsize
                 arrays[name] = np.frombuffer(body[at : at + size], dtype).reshape(shape)
                 at += size
-            widths = tuple(map(int, head["widths"]))
+            widths, index_version = tuple(map(int, head["widths"])), int(head["index_version"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"unreadable entry: {error!r}") from error
         if at != len(body):
             raise ValueError(f"expected {at} bytes of arrays, got {len(body)}")
-        return cls(**arrays, widths=widths)
+        return cls(**arrays, widths=widths, index_version=index_version)
 
 
 def cache_key(

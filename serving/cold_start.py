@@ -8,6 +8,8 @@ beams, C children of the beam that has most, T SID levels.
 
 from __future__ import annotations
 
+import logging
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import numpy as np
 
 from serving.bundle import BundleError, Manifest
 from serving.index.keys import pack_valid
+
+logger = logging.getLogger(__name__)
 
 SEEN_SIDS = "seen_sids.npy"  # of a bundle: packed SIDs of the ads of the training events, ascending
 _NO_BEAM = np.float32(-np.inf)
@@ -25,7 +29,7 @@ class ColdStart:
     """Gives an unseen SID its part of the probability of its prefix.
 
     Attributes:
-        seen: int64 ascending, packed SIDs that the model was trained on.
+        seen: int64 ascending, packed SIDs with an event in the training weeks, as target or in a history.
         level_sizes: codebook size of each level.
         share: what an unseen SID gets, as a multiple of 1 / (live SIDs of its prefix); never more than the
             whole probability of the prefix. The others keep what the model says.
@@ -43,12 +47,17 @@ class ColdStart:
             BundleError: the file is not what it should be.
         """
         path = Path(bundle) / SEEN_SIDS
-        if not share or not path.is_file():
+        if not share:
+            return None
+        if not path.is_file():
+            logger.warning("%s: not there, so cold_start is off: train and export again", path)
             return None
         try:
             seen = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise BundleError(f"{path}: not readable: {error}") from error
+        if not isinstance(seen, np.ndarray):
+            raise BundleError(f"{path}: not readable: expected one array, got several")
         if seen.dtype != np.int64 or seen.ndim != 1 or (seen[1:] <= seen[:-1]).any():
             raise BundleError(f"{path}: expected ascending int64 [n], got {seen.dtype} {list(seen.shape)}")
         return cls(seen, manifest.level_sizes, share)

@@ -71,7 +71,7 @@ class SearchAnswer:
         scores: float32 [n].
         expected_value: float32 [n]; the first num_ads have one.
         model_version: version of every graph that ran.
-        index_version: version of the index that the search used.
+        index_version: version of the index that the search used, the one of then for cached beams.
         beam_widths: int32 [T + 1].
         degraded: searched with less than the configured widths.
     """
@@ -299,7 +299,7 @@ class Scheduler:
                     entry.scores,
                     entry.expected_value,
                     batch.manifest.version,
-                    batch.snapshot.version,
+                    entry.index_version,
                     entry.beam_widths,
                     _plan(entry).narrower(self._plan),
                 )
@@ -325,7 +325,14 @@ class Scheduler:
             [
                 (
                     batch.keys[i],
-                    CachedBeams(a.sids, a.scores, a.expected_value, a.beam_widths, (*plan.sid, plan.value)),
+                    CachedBeams(
+                        a.sids,
+                        a.scores,
+                        a.expected_value,
+                        a.beam_widths,
+                        (*plan.sid, plan.value),
+                        a.index_version,
+                    ),
                 )
                 for i, a in found
                 if isinstance(a, SearchAnswer)

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from training.model.config import ModelConfig
 from training.model.gr4ad import Generator
 
 FORMAT_VERSION = 1
-_UNREADABLE = (OSError, EOFError, LookupError, AttributeError, TypeError, ValueError, RuntimeError)
+_UNREADABLE = (OSError, EOFError, BadZipFile, SafetensorError)
+_UNFIT = (LookupError, AttributeError, TypeError, ValueError, RuntimeError)
 
 
 class CheckpointError(RuntimeError):
@@ -159,7 +161,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             seen = np.load(folder / SEEN_SIDS, allow_pickle=False)
     except CheckpointError:
         raise
-    except (*_UNREADABLE, SafetensorError) as error:
+    except (*_UNREADABLE, *_UNFIT) as error:
         raise CheckpointError(f"{folder}: not a readable checkpoint: {error}") from error
     return Checkpoint(model, spec, content["training"], content["step"], content["history"], state, seen)
 

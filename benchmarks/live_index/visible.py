@@ -44,7 +44,7 @@ class Seen:
 
     Attributes:
         answers: when an answer came and which index version it was resolved with.
-        latencies: seconds from the intended start of each request, probes among them, by window.
+        latencies: seconds from the intended start of each request, of probes from their sending, by window.
         accepted: when a batch of events was sent, when acknowledged, its sequence number and its events.
         probes: kind of a probe event, seconds from its acknowledgement until an answer showed it.
         failures: texts.
@@ -204,7 +204,10 @@ async def _run(
                 await asyncio.gather(*work, *([updates()] if with_updates else []))
                 # Requests go on at their pace until the last events are seen, too.
                 last = max((sequence for _, _, sequence, _ in seen.accepted), default=0)
-                while seen.answers[-1][1] < last and not seen.failures:
+                end = time.perf_counter() + _TIMEOUT_S
+                while not seen.failures and seen.answers[-1][1] < last:
+                    if time.perf_counter() > end:
+                        seen.failures.append(f"events up to {last} are not seen after {_TIMEOUT_S:.0f} s")
                     await asyncio.sleep(pause)
                     await answer(infer_inputs(probe))
                 await asyncio.sleep(SETTLE_S)

@@ -23,6 +23,7 @@ def entry(seed: int = 0, *, beams: int = 5) -> CachedBeams:
         np.append(random.random(beams - 1), np.nan).astype(np.float32),
         np.array([2, 4, beams, 3], np.int32),
         (2, 4, 8, 3),
+        7 + seed,
     )
 
 
@@ -82,6 +83,7 @@ def test_entry_survives_encoding() -> None:
         np.zeros(0, np.float32),
         np.zeros(4, np.int32),
         (1,) * 4,
+        0,
     )
     assert same(CachedBeams.decode(empty.encode()), empty)
 

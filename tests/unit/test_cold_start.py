@@ -12,13 +12,25 @@ from export.bundle import write_bundle
 from serving.active_model import ActiveModel
 from serving.beam_search import beam_search
 from serving.bundle import BundleError, read_manifest
+from serving.cache import LocalCache
 from serving.cold_start import SEEN_SIDS, ColdStart
 from serving.index.keys import pack
+from serving.index.layout import change_dtype
+from serving.index.overlay import Changes, with_changes
 from serving.index.reader import IndexReader
-from serving.scheduler import Scheduler
+from serving.index.snapshot import IndexSnapshot
+from serving.scheduler import Scheduler, SearchRequest
 from serving.widths import WidthPlan
 from tests.pipeline import checkpoint
-from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_requests, tiny_model, tiny_snapshot
+from tests.tiny import (
+    LEVEL_SIZES,
+    VALUE_TABLE,
+    random_requests,
+    random_slot_ads,
+    tiny_catalogue,
+    tiny_model,
+    tiny_snapshot,
+)
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import TrainingConfig
 from training.executor import TorchExecutor
@@ -157,12 +169,87 @@ def test_unusable_file_is_named_and_the_search_goes_on(pipeline, tmp_path, caplo
     index = shutil.copytree(pipeline.index, tmp_path / "index")
     reader = IndexReader(index, tokenizer_id=pipeline.tokenizer_id)
     with caplog.at_level(logging.ERROR):
-        Scheduler(
-            reader,
-            ActiveModel(bundles, reader=reader, is_loaded=lambda m: True),
-            plan=WIDE,
-            make_executor=lambda m: TorchExecutor(tiny_model()),
-            make_cold_start=lambda m: ColdStart.load(bundles / "1", m, share=1.0),
+        scheduler = make_scheduler(
+            bundles, reader, make_cold_start=lambda m: ColdStart.load(bundles / "1", m, share=1.0)
         )
     assert SEEN_SIDS in caplog.text
+    assert len(scheduler.search([search_request()])[0].sids) >= 5
     reader.close()
+
+
+def make_scheduler(bundles, reader, **options):
+    return Scheduler(
+        reader,
+        ActiveModel(bundles, reader=reader, is_loaded=lambda m: True),
+        plan=WIDE,
+        make_executor=lambda m: TorchExecutor(tiny_model()),
+        **options,
+    )
+
+
+def search_request():
+    slot_ads, slots, profile, _ = random_slot_ads(1)
+    return SearchRequest(slot_ads[0], slots[0], profile[0], 5, np.zeros(0, np.int64))
+
+
+def test_schedulers_use_it_and_do_not_share_cached_beams_with_those_that_do_not(pipeline):
+    reader = IndexReader(pipeline.index, tokenizer_id=pipeline.tokenizer_id)
+    cache = LocalCache(ttl_s=60.0, max_bytes=1 << 20)
+    found = []
+    for share in (0.0, 1e9, 0.0):
+        cold_start = ColdStart(packed([]), LEVEL_SIZES, share) if share else None
+        scheduler = make_scheduler(
+            pipeline.bundles, reader, cache=cache, make_cold_start=lambda m, c=cold_start: c
+        )
+        found.append(scheduler.search([search_request()])[0])
+        assert scheduler.report.hits == (len(found) == 3)
+    assert found[1].scores.sum() > found[0].scores.sum() + 1.0
+    np.testing.assert_array_equal(found[2].scores, found[0].scores)
+    reader.close()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_looking_only_at_what_can_win_changes_nothing(seed):
+    """Against the same search that looks at everything, with bans, live levels and an overlay."""
+    random = np.random.default_rng(seed)
+    ad_ids, sids, active = tiny_catalogue(ads=150, seed=seed)
+    base = IndexSnapshot.build(
+        ad_ids[:100], sids[:100], active=active[:100], level_sizes=LEVEL_SIZES, version=1
+    )
+    rows = np.zeros(50, change_dtype(3))
+    rows["ad_id"], rows["codes"], rows["known"], rows["active"] = ad_ids[100:], sids[100:], 1, active[100:]
+    snapshot = with_changes(base, Changes.none().with_rows(rows, LEVEL_SIZES), version=2)
+    live = live_sids(snapshot)
+    seen = packed([live[i] for i in random.permutation(len(live))[: len(live) // 2]])
+    slots, profile = random_requests(3)
+    excluded = [random.choice(ad_ids, n, replace=False) for n in (0, 5, 30)]
+    num = int(random.integers(1, 12))
+
+    def found(cold_start):
+        return beam_search(
+            TorchExecutor(tiny_model()),
+            snapshot.trie,
+            slots,
+            profile,
+            plan=WidthPlan(tuple(random_plan), 3),
+            num_results=np.full(3, num),
+            value_table=VALUE_TABLE,
+            banned=[snapshot.banned_leaves(e) for e in excluded],
+            normalise=[("codebook",) * 3, ("codebook", "codebook", "live")][seed % 2],
+            cold_start=cold_start,
+        )
+
+    random_plan = random.integers(1, 12, 3).tolist()
+    share = float(10 ** random.uniform(-1, 2))
+    got, everything = found(ColdStart(seen, LEVEL_SIZES, share)), found(Thorough(seen, LEVEL_SIZES, share))
+    np.testing.assert_array_equal(got.sids, everything.sids)
+    np.testing.assert_array_equal(got.scores, everything.scores)
+    for row, ban in enumerate(snapshot.banned_leaves(e) for e in excluded):
+        assert not np.isin(got.leaves[row], ban).any()
+
+
+class Thorough(ColdStart):
+    """Lifts all that is unseen."""
+
+    def lift(self, candidates, **options):
+        return super().lift(candidates, **(options | {"worth": 10**9}))

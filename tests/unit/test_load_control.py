@@ -359,6 +359,20 @@ def test_widths_rise_slowly_when_it_costs_nobody():
     assert (np.diff(steps) >= 0.55).all()
 
 
+def test_widths_rise_to_the_base_in_one_step():
+    made = controller()
+    now, _ = calm(made)
+    assert made.decide(now + 0.01, batch(16, arrived=now, pending=96)).level == -4
+    levels = []
+    for _ in range(100):
+        now += 0.05
+        levels.append(made.decide(now, batch(1, arrived=now, pending=0)).level)
+    risen = levels.index(0)
+    assert set(levels[:risen]) == {-4}
+    assert np.flatnonzero(np.array(levels) == 0)[-1] > risen, "above the base one at a time"
+    assert levels[-1] == 2
+
+
 def test_widths_fall_at_once_and_as_far_as_needed():
     made = controller()
     now, decision = calm(made)

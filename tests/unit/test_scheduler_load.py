@@ -197,6 +197,7 @@ def test_what_is_paused_leaves_cached_beams_and_too_few_are_searched_again(deplo
     np.testing.assert_array_equal(kept.sids, first.sids)  # beams stay, whoever resolves them sees the pause
     left = scheduler._reader.snapshot
     assert ads[0] not in left.ads_of_leaves(left.leaves_of(kept.sids))[1]
+    assert kept.index_version == first.index_version < left.version  # nothing newer is in them
     pause(*ads[1 : len(ads) - 9])
     again = scheduler.search([request])[0]
     assert len(searches) == 2
