@@ -7,11 +7,16 @@ ads with similar semantic IDs.
 from __future__ import annotations
 
 import argparse
+import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
+from benchmarks.report import stamp
 from export.config import ServingConfig
 from export.graphs import export_graphs
 from export.parity import check_parity
@@ -163,7 +168,48 @@ def interval(differences: np.ndarray, *, seed: int = 0) -> list[float]:
     return [float(x) for x in np.percentile(means, [2.5, 97.5])]
 
 
-def recall_figures(demo: TrainedDemo, ranked: list[np.ndarray], plain: list[np.ndarray]) -> dict:
+def compare(
+    demo: TrainedDemo, variants: dict[str, dict[str, Any]], *, plain: str
+) -> tuple[dict[str, list[np.ndarray]], dict[str, dict[str, Any]]]:
+    """Ads of every test request by variant (options of `TrainedDemo.ads`), and their latency and recall.
+
+    Variants are interleaved in random order request by request; speed and recall are compared to `plain`.
+    """
+    ranked: dict[str, list[np.ndarray]] = {name: [] for name in variants}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    random = np.random.default_rng(0)
+    for row in tqdm(demo.rows, desc="requests", mininterval=2.0):
+        for name in random.permutation(list(variants)).tolist():
+            began = time.perf_counter()
+            ranked[name].append(demo.ads(row, **variants[name]))
+            seconds[name].append(time.perf_counter() - began)
+    rows = {
+        name: {
+            "latency_ms_median": float(np.median(seconds[name]) * 1e3),
+            "speed_ratio": float(np.median(seconds[plain]) / np.median(seconds[name])),
+            **_recalls(demo, ranked[name], ranked[plain]),
+        }
+        for name in variants
+    }
+    return ranked, rows
+
+
+def write_report(path: Path, demo: TrainedDemo, rows: dict[str, dict[str, Any]], **more: Any) -> None:
+    """Rows of `compare`, with what they were measured on."""
+    content = {
+        **stamp(),
+        "widths": str(demo.plan),
+        "requests": len(demo.rows),
+        "requests_with_cold_targets": sum(len(t) > 0 for t in demo.cold_targets),
+        "cold_targets": int(sum(map(len, demo.cold_targets))),
+        **more,
+        "rows": rows,
+    }
+    path.write_text(json.dumps(content, indent=2))
+    print(f"report: {path}")
+
+
+def _recalls(demo: TrainedDemo, ranked: list[np.ndarray], plain: list[np.ndarray]) -> dict:
     """Recall and cold recall at each cut-off, and the intervals of their differences to `plain`."""
     row: dict = {}
     for label, targets in (("recall", demo.targets), ("cold_recall", demo.cold_targets)):

@@ -22,6 +22,7 @@ from examples.client import Catalogue, send
 from serving.bundle import BundleError
 from serving.index.reader import MAX_WAIT_S
 
+NUM_ADS = 200  # length of the answer in which the ad is looked for
 _WAIT_S = 10.0
 
 
@@ -42,9 +43,7 @@ class Shown:
     seconds: float
 
 
-def create_like_the_best(
-    indexer_url: str, server_url: str, catalogue: Catalogue, *, user: int, num_ads: int = 200
-) -> Shown:
+def create_like_the_best(indexer_url: str, server_url: str, catalogue: Catalogue, *, user: int) -> Shown:
     """Create an ad of another account with the text of the user's best ad; delete it in the end.
 
     It is servable once a history may hold it. Bypasses the result cache: cached answers are a minute old.
@@ -52,7 +51,7 @@ def create_like_the_best(
     Raises:
         RuntimeError: the event was refused, or the ad is not known within ten seconds.
     """
-    tensors = catalogue.request(user, num_ads=num_ads)
+    tensors = catalogue.request(user, num_ads=NUM_ADS)
     before = send(server_url, tensors, parameters={"cache": "bypass"})["ad_ids"][0]
     known = [ad for ad in before.tolist() if ad in catalogue.ads["ad_id"]]  # others came by an event
     if not known:
@@ -87,7 +86,7 @@ def create_like_the_best(
 
 def describe(shown: Shown, *, user: int) -> str:
     """One line."""
-    place = "not among the first 200" if shown.rank is None else f"number {shown.rank}"
+    place = f"not among the first {NUM_ADS}" if shown.rank is None else f"number {shown.rank}"
     return (
         f"ad {shown.ad_id}, created with the text of ad {shown.like}: servable {shown.seconds * 1e3:.0f} ms "
         f"after its event was acknowledged; {place} of user {user}, for a model that never saw it"

@@ -9,9 +9,9 @@ beams, C children of the beam that has most, T SID levels.
 from __future__ import annotations
 
 import logging
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from serving.index.keys import pack_valid
 
 logger = logging.getLogger(__name__)
 
-SEEN_SIDS = "seen_sids.npy"  # of a bundle: packed SIDs of the ads of the training events, ascending
+SEEN_SIDS = "seen_sids.npy"  # of a checkpoint and of a bundle
 _NO_BEAM = np.float32(-np.inf)
 
 
@@ -53,14 +53,9 @@ class ColdStart:
             logger.warning("%s: not there, so cold_start is off: train and export again", path)
             return None
         try:
-            seen = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise BundleError(f"{path}: not readable: {error}") from error
-        if not isinstance(seen, np.ndarray):
-            raise BundleError(f"{path}: not readable: expected one array, got several")
-        if seen.dtype != np.int64 or seen.ndim != 1 or (seen[1:] <= seen[:-1]).any():
-            raise BundleError(f"{path}: expected ascending int64 [n], got {seen.dtype} {list(seen.shape)}")
-        return cls(seen, manifest.level_sizes, share)
+            return cls(read_seen(path), manifest.level_sizes, share)
+        except ValueError as error:
+            raise BundleError(str(error)) from error
 
     def lift(
         self,
@@ -101,3 +96,20 @@ class ColdStart:
         at = owner[beam[unseen]]
         out.reshape(-1, columns)[at, column[unseen]] = lifted.ravel()[at]
         return out
+
+
+def read_seen(path: Path) -> np.ndarray:
+    """Packed SIDs of the training weeks' events, int64 [n] ascending, of a checkpoint or bundle.
+
+    Raises:
+        ValueError: the file is not that.
+    """
+    try:
+        seen = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path}: not readable: {error}") from error
+    if not isinstance(seen, np.ndarray):
+        raise ValueError(f"{path}: not readable: expected one array, got several")
+    if seen.dtype != np.int64 or seen.ndim != 1 or (seen[1:] <= seen[:-1]).any():
+        raise ValueError(f"{path}: expected ascending int64 [n], got {seen.dtype} {list(seen.shape)}")
+    return seen

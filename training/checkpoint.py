@@ -8,14 +8,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from serving.cold_start import SEEN_SIDS
+from serving.cold_start import SEEN_SIDS, read_seen
 from serving.features import FeatureSpec
 from training.config import TrainingConfig
 from training.dataset import ValueBuckets
@@ -23,8 +22,6 @@ from training.model.config import ModelConfig
 from training.model.gr4ad import Generator
 
 FORMAT_VERSION = 1
-_UNREADABLE = (OSError, EOFError, BadZipFile, SafetensorError)
-_UNFIT = (LookupError, AttributeError, TypeError, ValueError, RuntimeError)
 
 
 class CheckpointError(RuntimeError):
@@ -156,12 +153,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             for name, value in load_file(folder / "optimizer.safetensors").items():
                 index, _, key = name.partition(".")
                 state.setdefault(int(index), {})[key] = value
-        seen = None
-        if (folder / SEEN_SIDS).exists():
-            seen = np.load(folder / SEEN_SIDS, allow_pickle=False)
-    except CheckpointError:
-        raise
-    except (*_UNREADABLE, *_UNFIT) as error:
+        seen = read_seen(folder / SEEN_SIDS) if (folder / SEEN_SIDS).exists() else None
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"{folder}: not a readable checkpoint: {error}") from error
     return Checkpoint(model, spec, content["training"], content["step"], content["history"], state, seen)
 

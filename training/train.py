@@ -88,6 +88,7 @@ class Trainer:
         )
         self.step, self.history = 0, []  # type: int, list[dict]
         self._stop = False
+        self._seen_sids = dataset.seen_sids(spec.level_sizes)
 
     def resume(self) -> bool:
         """Continue from the checkpoint in the folder, if there is one.
@@ -174,7 +175,7 @@ class Trainer:
                 step=self.step,
                 optimizer=self.optimizer,
                 history=self.history,
-                seen_sids=self.dataset.seen_sids(self.spec.level_sizes),
+                seen_sids=self._seen_sids,
             )
             plot_training(self.history, self.folder / "training.png")
 

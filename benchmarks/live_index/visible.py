@@ -43,7 +43,7 @@ class Seen:
     """What a run saw; times are `time.perf_counter` seconds.
 
     Attributes:
-        answers: when an answer came and which index version it was resolved with.
+        answers: when an answer came and which index version it was searched with.
         latencies: seconds from the intended start of each request, of probes from their sending, by window.
         accepted: when a batch of events was sent, when acknowledged, its sequence number and its events.
         probes: kind of a probe event, seconds from its acknowledgement until an answer showed it.
