@@ -12,7 +12,8 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tests.malformed import Case, http_body, message
+from tests.malformed_http import http_body, message
+from tests.malformed_tensors import Case
 
 _PAUSE_S = 0.05  # for the server to answer the pieces it has
 

@@ -16,8 +16,9 @@ from tritonclient.utils import InferenceServerException
 
 from examples.client import send
 from serving.launcher import TritonServer
-from tests.malformed import Case, Tensor, generate, overflows
+from tests.malformed import generate
 from tests.malformed_sender import Outcome, Sender
+from tests.malformed_tensors import Case, Tensor, overflows
 from tests.serving.ask import LIVE, Reference, assert_same, request
 from tests.tiny import LEVEL_SIZES
 
