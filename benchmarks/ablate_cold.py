@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.trained_demo import CUTOFFS, TrainedDemo, compare, index_of, options, write_report
-from serving.cold_start import ColdStart
+from serving.search.cold_start import ColdStart
 
 SHARES = (0.0, 0.3, 1.0, 2.0, 3.0)
 CREATED = 200  # requests that get a new ad

@@ -20,10 +20,10 @@ import torch
 
 from export.graphs import export_graphs
 from export.parity import check_parity
-from serving.beam_search import beam_search
+from serving.engines.ort import OrtExecutor
 from serving.index.snapshot import IndexSnapshot
-from serving.ort import OrtExecutor
-from serving.widths import WidthPlan
+from serving.search.beam_search import beam_search
+from serving.search.widths import WidthPlan
 from training.checkpoint import load_checkpoint
 from training.config import load_section
 from training.data.config import DataConfig

@@ -31,8 +31,8 @@ from benchmarks.roofline import request_flops
 from benchmarks.seeded_run import prepare_seeded
 from export.config import ServingConfig
 from export.seeded import seeded_checkpoint
-from serving.ort import OrtExecutor
-from serving.widths import WidthPlan
+from serving.engines.ort import OrtExecutor
+from serving.search.widths import WidthPlan
 from training.config import ConfigError, load_section
 from training.executor import TorchExecutor
 

@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
-from serving.features import BEHAVIORS, FeatureSpec
 from serving.index.snapshot import IndexSnapshot
+from serving.model.features import BEHAVIORS, FeatureSpec
 
 TOKENIZER_ID = "seeded-0"  # as `export.seeded` names the tokenizer of its model
 NOW = 1_700_000_000

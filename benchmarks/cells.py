@@ -15,11 +15,11 @@ from benchmarks.comparators.hf import HfGenerate, random_context
 from benchmarks.engines import FullVocabulary, KvPerBeam, Timed
 from benchmarks.measure import Cell
 from export.graphs import example_request
-from serving.beam_search import Beams, Normalise, beam_search
-from serving.executor import Executor
+from serving.engines.ort import OrtExecutor
 from serving.index.snapshot import IndexSnapshot
-from serving.ort import OrtExecutor
-from serving.widths import WidthPlan
+from serving.search.beam_search import Beams, Normalise, beam_search
+from serving.search.executor import Executor
+from serving.search.widths import WidthPlan
 from training.checkpoint import Checkpoint
 
 NUM_ADS = 50  # asked for by every request

@@ -14,7 +14,7 @@ from export.gate_requests import held_out_requests
 from export.graphs import export_graphs
 from export.precision_config import PrecisionConfig
 from export.quantize import quantize_int8
-from serving.widths import WidthPlan
+from serving.search.widths import WidthPlan
 from training.checkpoint import load_checkpoint
 from training.config import load_section
 

@@ -16,7 +16,7 @@ from export.graphs import export_graphs
 from export.parity import check_parity
 from export.quantize import quantize_int8
 from export.seeded import seeded_checkpoint
-from serving.executor import Carry, Executor
+from serving.search.executor import Carry, Executor
 
 
 def seeded_graphs(config: str, run: Path, *, shared_layers: int) -> Path:

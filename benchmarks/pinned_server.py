@@ -10,8 +10,8 @@ from typing import Any
 import psutil
 import tritonclient.grpc
 
-from serving.launcher import ServerError, TritonServer
-from serving.server_files import ServerFiles
+from launcher import ServerError, TritonServer
+from launcher.server_files import ServerFiles
 
 
 class Server(TritonServer):

@@ -22,7 +22,7 @@ from export.graphs import export_graphs
 from export.lower import Lowering, lower
 from export.parity import check_parity
 from export.precision_config import Precision, PrecisionConfig
-from serving.widths import WidthPlan
+from serving.search.widths import WidthPlan
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.config import load_section
 from training.executor import TorchExecutor

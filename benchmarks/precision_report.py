@@ -34,7 +34,7 @@ from export.products import fp8_share, product_bytes, weight_bytes
 from export.profiles import graph_profiles
 from export.seeded import seeded_checkpoint
 from export.tensorrt import Builder, BuildError
-from serving.widths import WidthPlan
+from serving.search.widths import WidthPlan
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.config import load_section
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.seeded import PROFILE_SIZES
-from serving.features import FeatureSpec
-from serving.widths import WidthPlan
+from serving.model.features import FeatureSpec
+from serving.search.widths import WidthPlan
 from training.config import FeatureConfig, load_section
 from training.model.config import ModelConfig
 from training.tokenizer import TokenizerConfig

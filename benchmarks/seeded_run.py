@@ -13,7 +13,7 @@ from benchmarks import catalogue
 from export.config import ServingConfig
 from export.render import render
 from indexer.store import IndexStore
-from serving.bundle import read_manifest
+from serving.model.bundle import read_manifest
 from training.config import load_section
 
 ROOT = Path(__file__).parents[1]

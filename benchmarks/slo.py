@@ -38,8 +38,8 @@ from loadtest.run import Measured
 from loadtest.run import measure as offer
 from loadtest.shapes import SPIKE, Shape
 from serving.index.reader import MAX_WAIT_S
-from serving.ladder import plan_rows
-from serving.widths import WidthPlan
+from serving.load.ladder import plan_rows
+from serving.search.widths import WidthPlan
 from training.config import load_section
 
 SLO_OF_LONE = 6.0  # SLO over the median of a lone request

@@ -1,7 +1,7 @@
 """ONNX Runtime settings, measured: `python -m benchmarks.sweep_ort`.
 
 Whole requests of preset `bench`, every setting in turn in each round. The settings that won are in
-`serving/ort.py`.
+`serving/engines/ort.py`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from benchmarks.report import stamp
 from benchmarks.seeded_run import prepare_seeded
 from export.config import ServingConfig
 from export.seeded import seeded_checkpoint
-from serving.executor import Carry, prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
-from serving.widths import WidthPlan
+from serving.search.executor import Carry, prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
+from serving.search.widths import WidthPlan
 from training.config import load_section
 
 SPIN = "session.intra_op.allow_spinning"
@@ -42,7 +42,7 @@ SETTINGS: dict[str, dict] = {
 
 
 class Engine:
-    """`serving.ort.OrtExecutor` with settings of its own."""
+    """`serving.engines.ort.OrtExecutor` with settings of its own."""
 
     def __init__(
         self,

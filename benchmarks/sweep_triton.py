@@ -27,7 +27,7 @@ from benchmarks.seeded_run import prepare
 from benchmarks.triton_load import Deployment, deployed, summary
 from export.config import ServingConfig
 from export.render import render
-from serving.launcher import ServerError
+from launcher import ServerError
 
 SATURATED = 8
 KEYS = ("graph_calls", "scheduler_instances", "queue_delay_us", "max_batch_size", "threads")

@@ -20,12 +20,12 @@ from benchmarks.report import stamp
 from export.config import ServingConfig
 from export.graphs import export_graphs
 from export.parity import check_parity
-from serving.beam_search import Normalise, beam_search
-from serving.cold_start import ColdStart
+from serving.backend.resolve import NO_AD, resolve
+from serving.engines.ort import OrtExecutor
 from serving.index.snapshot import IndexSnapshot, Snapshot
-from serving.ort import OrtExecutor
-from serving.resolve import NO_AD, resolve
-from serving.widths import WidthPlan
+from serving.search.beam_search import Normalise, beam_search
+from serving.search.cold_start import ColdStart
+from serving.search.widths import WidthPlan
 from training.checkpoint import ModelSpec, load_checkpoint
 from training.config import load_section
 from training.data.config import DataConfig

@@ -27,14 +27,14 @@ from benchmarks.pinned_server import Server
 from benchmarks.seeded_run import prepare
 from export.config import ServingConfig
 from export.render import render
-from serving.active_model import ActiveModel
+from serving.backend.request import request_features
+from serving.backend.resolve import resolve
+from serving.engines.ort import OrtExecutor
 from serving.index.reader import IndexReader
 from serving.index.snapshot import IndexSnapshot
-from serving.ort import OrtExecutor
-from serving.request import request_features
-from serving.resolve import resolve
+from serving.model.active_model import ActiveModel
 from serving.scheduler import Scheduler, SearchRequest
-from serving.widths import WidthPlan
+from serving.search.widths import WidthPlan
 
 LOADS = (1, 2, 4, 8)
 TOLERANCE = 1e-3  # of scores and values, between Triton and this process

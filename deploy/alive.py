@@ -1,8 +1,8 @@
 """Liveness of the Triton in this container: `python -m deploy.alive` exits with 0, or with 1 and says why.
 
 Triton does not restart a Python model whose process died, and its own health endpoints stay green. The
-launcher has `serving.stub_watch` for that; a bare `tritonserver` has this probe, and whoever runs it restarts
-the container. No inference request is sent, so a long queue never makes a live server look dead.
+launcher has `launcher.stub_watch` for that; a bare `tritonserver` has this probe, and whoever runs it
+restarts the container. No inference request is sent, so a long queue never makes a live server look dead.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from typing import Any
 
-from serving.server_process import instances_of, model_of, stub_models
+from launcher.server_process import instances_of, model_of, stub_models
 
 HTTP_PORT = 8000
 SHM_PREFIX = "gr4ad_"  # --backend-config=python,shm-region-prefix-name= of the Dockerfile

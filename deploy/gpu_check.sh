@@ -44,9 +44,9 @@ rm -rf "$home" && mkdir "$home"
 ln -s "$PWD/serving" "$PWD/build" "$home/" && ln -s "$venv" "$home/.venv"
 export GR4AD_HOME=$home PATH="$venv/bin:$PATH" PYTHONDONTWRITEBYTECODE=1
 pid_file=$PWD/build/gpu/server.pid
-"$python" -m serving.launcher --tritonserver "$(command -v tritonserver)" --repository build/gpu/model_repository \
+"$python" -m launcher --tritonserver "$(command -v tritonserver)" --repository build/gpu/model_repository \
     --log build/gpu/triton.log --timeout 900 --pid-file "$pid_file" --detach
-trap '"$python" -m serving.launcher --stop --pid-file "$pid_file"' EXIT
+trap '"$python" -m launcher --stop --pid-file "$pid_file"' EXIT
 "$python" -m examples.request --run "$run" --url 127.0.0.1:8001
 if grep -E "pass through host memory|unable to record CUDA graph|[Ff]ailed to set .*[Gg]raph" build/gpu/triton.log; then
     echo "the server answers, but not as configured: see the lines above of build/gpu/triton.log" >&2

@@ -15,8 +15,8 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import np_to_triton_dtype
 
-from serving.bundle import current_version, read_manifest
-from serving.features import BEHAVIORS
+from serving.model.bundle import current_version, read_manifest
+from serving.model.features import BEHAVIORS
 
 OUTPUTS = (
     "ad_ids",

@@ -23,9 +23,9 @@ from examples.new_ad import create_like_the_best, describe
 from examples.request import format_answer
 from export.render import SOURCE
 from indexer.launcher import IndexerError, IndexerProcess
-from serving.bundle import current_version, read_manifest
+from launcher import ServerError, TritonServer
 from serving.index.reader import IndexReader
-from serving.launcher import ServerError, TritonServer
+from serving.model.bundle import current_version, read_manifest
 from training.checkpoint import load_checkpoint
 
 QUICK = (

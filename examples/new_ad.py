@@ -19,8 +19,8 @@ import polars as pl
 from tritonclient.utils import InferenceServerException
 
 from examples.client import Catalogue, send
-from serving.bundle import BundleError
 from serving.index.reader import MAX_WAIT_S
+from serving.model.bundle import BundleError
 
 NUM_ADS = 200  # length of the answer in which the ad is looked for
 _WAIT_S = 10.0

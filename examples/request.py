@@ -15,7 +15,7 @@ import polars as pl
 from tritonclient.utils import InferenceServerException
 
 from examples.client import Catalogue, problems, send
-from serving.bundle import BundleError
+from serving.model.bundle import BundleError
 
 
 def format_answer(answer: dict[str, np.ndarray], *, catalogue: Catalogue, history: np.ndarray) -> str:

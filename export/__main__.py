@@ -24,9 +24,9 @@ from export.quantize import QuantizeError
 from export.render import ENGINES, SOURCE, TARGETS, RenderError, check_precision, kept_bundles, render
 from export.seeded import seeded_checkpoint
 from export.tensorrt import Builder, BuildError, build_bundles
-from serving.beam_search import parse_normalise
-from serving.bundle import BundleError, read_manifest
-from serving.widths import WidthPlan
+from serving.model.bundle import BundleError, read_manifest
+from serving.search.beam_search import parse_normalise
+from serving.search.widths import WidthPlan
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError, load_section
 from training.fp8 import MissingPackageError

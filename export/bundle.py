@@ -19,8 +19,8 @@ from export.lower import Lowering, lower
 from export.parity import check_parity
 from export.precision_config import Precision
 from indexer.encoder import FOLDER as ENCODER
-from serving.bundle import CURRENT, FORMAT_VERSION, MANIFEST, sha256, versions
-from serving.cold_start import SEEN_SIDS
+from serving.model.bundle import CURRENT, FORMAT_VERSION, MANIFEST, sha256, versions
+from serving.search.cold_start import SEEN_SIDS
 from training.checkpoint import Checkpoint
 from training.tokenizer import Tokenizer
 

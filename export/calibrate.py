@@ -18,8 +18,8 @@ from torch import nn
 from tqdm import tqdm
 
 from export.gate_requests import GateRequests
-from serving.beam_search import Normalise, beam_search
-from serving.widths import WidthPlan
+from serving.search.beam_search import Normalise, beam_search
+from serving.search.widths import WidthPlan
 from training.executor import TorchExecutor
 from training.fp8 import FP8, modelopt_quantization
 from training.model.gr4ad import Generator

@@ -13,10 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from export.gate_requests import GateRequests
-from serving.beam_search import Normalise, beam_search
-from serving.executor import Executor
-from serving.resolve import NO_AD, resolve
-from serving.widths import WidthPlan
+from serving.backend.resolve import NO_AD, resolve
+from serving.search.beam_search import Normalise, beam_search
+from serving.search.executor import Executor
+from serving.search.widths import WidthPlan
 
 CUTOFF = 50
 

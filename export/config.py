@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.ladder import Ladder
-from serving.widths import WidthPlan
+from serving.load.ladder import Ladder
+from serving.search.widths import WidthPlan
 
 
 class ServingConfig(BaseModel):

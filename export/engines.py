@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from export.profiles import ShapeRange
-from serving.bundle import sha256
+from serving.model.bundle import sha256
 
 _CAPABILITY = re.compile(r"\d+\.\d")
 

@@ -11,9 +11,9 @@ from tritonclient.grpc import model_config_pb2
 
 from export.config import ServingConfig, width_policy
 from export.profiles import ShapeRange, profiles, sizes_of
-from serving.bundle import Manifest
-from serving.padding import ShapeBuckets
-from serving.widths import WidthPlan
+from serving.engines.padding import ShapeBuckets
+from serving.model.bundle import Manifest
+from serving.search.widths import WidthPlan
 
 ENGINE = {
     "cpu": 'backend: "python"',

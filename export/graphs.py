@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch.export import Dim
 
-from serving.executor import prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
+from serving.search.executor import prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
 from training.model.gr4ad import Generator
 from training.model.split import PrefixGraph, TailGraph
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from export.graphs import example_request
-from serving.ort import OrtExecutor
+from serving.engines.ort import OrtExecutor
 from training.model.gr4ad import Generator
 
 TOLERANCE = 1e-4

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from export.config import ServingConfig, width_policy
-from serving.bundle import Manifest
-from serving.widths import WidthPlan
+from serving.model.bundle import Manifest
+from serving.search.widths import WidthPlan
 
 USUAL_CHILDREN = 64  # of the beam that has most; kernels are chosen for it, not limited to it
 

@@ -20,10 +20,17 @@ from export.config import ServingConfig, width_policy
 from export.engines import Device, EngineFolder, EngineSpec
 from export.graph_config import check_graph, graph_values, on_gpu
 from export.profiles import profiles
-from serving.adapter import HOME
-from serving.beam_search import parse_normalise
-from serving.bundle import CURRENT, BundleFormatError, Manifest, current_version, read_manifest, versions
-from serving.features import EVENT_COLUMNS
+from serving.backend.adapter import HOME
+from serving.model.bundle import (
+    CURRENT,
+    BundleFormatError,
+    Manifest,
+    current_version,
+    read_manifest,
+    versions,
+)
+from serving.model.features import EVENT_COLUMNS
+from serving.search.beam_search import parse_normalise
 
 logger = logging.getLogger(__name__)
 

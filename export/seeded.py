@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from serving.features import FeatureSpec
+from serving.model.features import FeatureSpec
 from training.checkpoint import Checkpoint, ModelSpec
 from training.config import FeatureConfig, load_section
 from training.dataset import ValueBuckets

@@ -28,7 +28,7 @@ from export.engines import Device, EngineError, EngineFolder, EngineSpec, write_
 from export.products import fp8_share, products
 from export.profiles import ShapeRange, profiles
 from export.render import ENGINES, RenderError, kept_bundles
-from serving.bundle import BundleError, Manifest, read_manifest, sha256
+from serving.model.bundle import BundleError, Manifest, read_manifest, sha256
 from training.config import ConfigError, load_section
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}

@@ -14,8 +14,8 @@ from indexer.commands import dead_letters, maintenance, status
 from indexer.commands.status import set_status
 from indexer.events import CONTENT_FIELDS
 from indexer.store import IndexStore
-from serving.bundle import BundleError, current_version, read_manifest
 from serving.index.layout import IndexStoreError
+from serving.model.bundle import BundleError, current_version, read_manifest
 
 __all__ = ["build", "main", "set_status"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from indexer.encoding import Encoder
 from indexer.generations import add_generation, fill
 from indexer.store import IndexStore
-from serving.bundle import MANIFEST, BundleError, current_version, read_manifest, versions
 from serving.index.layout import IndexStoreError
+from serving.model.bundle import MANIFEST, BundleError, current_version, read_manifest, versions
 
 log = logging.getLogger("gr4ad.indexer")
 

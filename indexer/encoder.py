@@ -17,9 +17,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from serving.bundle import BundleError, check_file, read_manifest
+from serving.engines.ort import open_session
 from serving.index.hashing import hash_level
-from serving.ort import open_session
+from serving.model.bundle import BundleError, check_file, read_manifest
 
 FORMAT_VERSION = 1
 FOLDER = "encoder"  # in the bundle

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from serving.ladder import searched_rows
+from serving.load.ladder import searched_rows
 
 
 def problems(answer: dict[str, np.ndarray], *, num_ads: int, live_ads: int) -> list[str]:

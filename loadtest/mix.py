@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.bundle import current_version, read_manifest
-from serving.features import BEHAVIORS
+from serving.model.bundle import current_version, read_manifest
+from serving.model.features import BEHAVIORS
 
 SYNTHETIC_HISTORY = (60, 120)  # events
 _NOW, _DAY = 1_700_000_000, 86_400

@@ -21,6 +21,7 @@ from typing import Any
 
 import polars as pl
 
+from launcher import ServerError, TritonServer
 from loadtest import report, summary
 from loadtest.mix import Mix, build_mix
 from loadtest.options import Load
@@ -28,8 +29,7 @@ from loadtest.processes import LoadTestError, Workers
 from loadtest.sampler import Sampler
 from loadtest.shapes import CURVES, Shape
 from loadtest.thresholds import LIMITS, judge
-from serving.bundle import BundleError
-from serving.launcher import ServerError, TritonServer
+from serving.model.bundle import BundleError
 
 _CLIENT_BUSY_PCT = 80.0
 _LATE_MS = 10.0

@@ -17,10 +17,10 @@ from loadtest.accounting import plan_changes, settle_time, summary, timeline
 from loadtest.simulator import Cluster, Run, Service, simulate
 from loadtest.threshold_policy import ThresholdPolicy
 from loadtest.workload import SHAPES, poisson, shape
-from serving.ladder import Ladder, plan_rows
-from serving.load_control import ControlSettings, LoadController
-from serving.policy import FixedPolicy, Policy
-from serving.widths import WidthPlan
+from serving.load.controller import ControlSettings, LoadController
+from serving.load.ladder import Ladder, plan_rows
+from serving.load.policy import FixedPolicy, Policy
+from serving.search.widths import WidthPlan
 
 POLICIES = ("fixed", "fixed-admission", "threshold", "controller")
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.admission import EntryGate
-from serving.arrivals import LoadView, Waiting
-from serving.cost_model import BatchCost
-from serving.ladder import plan_rows
-from serving.policy import Policy, QueueLimit
-from serving.queue_depth import QueueReading
+from serving.load.admission import EntryGate
+from serving.load.arrivals import LoadView, Waiting
+from serving.load.cost_model import BatchCost
+from serving.load.ladder import plan_rows
+from serving.load.policy import Policy, QueueLimit
+from serving.load.queue_depth import QueueReading
 
 IN_FLIGHT, DONE, TURNED_AWAY, REFUSED = range(4)  # the last two: at the entry, by the scheduler
 

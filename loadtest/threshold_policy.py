@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from serving.arrivals import LoadView
-from serving.cost_model import BatchCost
-from serving.ladder import Ladder
-from serving.policy import Decision, QueueLimit
+from serving.load.arrivals import LoadView
+from serving.load.cost_model import BatchCost
+from serving.load.ladder import Ladder
+from serving.load.policy import Decision, QueueLimit
 
 
 class ThresholdPolicy:

@@ -13,22 +13,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from serving.active_model import ActiveModel
-from serving.arrivals import LoadView, Waiting
-from serving.beam_search import Normalise, beam_search
-from serving.bundle import BundleError, Manifest
 from serving.cache import BeamCache, CachedBeams, cache_key
-from serving.cold_start import ColdStart
-from serving.cost_model import BatchCost
-from serving.executor import Executor
 from serving.index.layout import IndexStoreError
 from serving.index.reader import IndexReader
 from serving.index.snapshot import Snapshot
-from serving.ladder import searched_rows
-from serving.policy import Decision, FixedPolicy, Policy
-from serving.queue_depth import QueueReading
-from serving.request import OverloadError, fill_slots
-from serving.widths import WidthPlan
+from serving.load.arrivals import LoadView, Waiting
+from serving.load.cost_model import BatchCost
+from serving.load.ladder import searched_rows
+from serving.load.policy import Decision, FixedPolicy, OverloadError, Policy
+from serving.load.queue_depth import QueueReading
+from serving.model.active_model import ActiveModel
+from serving.model.bundle import BundleError, Manifest
+from serving.model.features import fill_slots
+from serving.search.beam_search import Normalise, beam_search
+from serving.search.cold_start import ColdStart
+from serving.search.executor import Executor
+from serving.search.widths import WidthPlan
 
 logger = logging.getLogger(__name__)
 

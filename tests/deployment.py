@@ -17,7 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from serving.launcher import HOME, ServerFiles, TritonServer
+from launcher import HOME, ServerFiles, TritonServer
 
 DEPLOY = HOME / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"

@@ -16,7 +16,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from serving.features import FeatureSpec
+from serving.model.features import FeatureSpec
 
 _DTYPES = {np.dtype(np.int64): "INT64", np.dtype(np.int32): "INT32", np.dtype(np.float32): "FP32"}
 _DTYPES |= {np.dtype(bool): "BOOL"}

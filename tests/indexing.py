@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.bundle import CURRENT, FORMAT_VERSION, MANIFEST
-from serving.features import FeatureSpec
+from serving.model.bundle import CURRENT, FORMAT_VERSION, MANIFEST
+from serving.model.features import FeatureSpec
 
 LEVEL_SIZES = (6, 5, 7)
 

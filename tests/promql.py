@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from serving import metrics
+from serving.backend import metrics
 
 _TOKEN = re.compile(
     r"""(?P<string>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
@@ -97,7 +97,7 @@ def _parts(name: str, kind: str) -> list[str]:
 
 
 def request_path() -> dict[str, set[str]]:
-    """Series of `serving.metrics` with their labels."""
+    """Series of `serving.backend.metrics` with their labels."""
     families = metrics.SCHEDULER | metrics.RESOLVER
     found = {p: {*f.labels, "process", "le"} for n, f in families.items() for p in _parts(n, f.kind)}
     assert found.keys() == metrics.names()

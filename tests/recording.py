@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from serving.executor import prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
+from serving.search.executor import prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
 
 
 class Recorder:

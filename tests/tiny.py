@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from serving.features import FeatureSpec
 from serving.index.snapshot import IndexSnapshot
+from serving.model.features import FeatureSpec
 from training.model.config import ModelConfig
 from training.model.gr4ad import Generator
 

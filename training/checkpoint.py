@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from serving.cold_start import SEEN_SIDS, read_seen
-from serving.features import FeatureSpec
+from serving.model.features import FeatureSpec
+from serving.search.cold_start import SEEN_SIDS, read_seen
 from training.config import TrainingConfig
 from training.dataset import ValueBuckets
 from training.model.config import ModelConfig

@@ -28,7 +28,7 @@ class ConfigError(ValueError):
 
 
 class FeatureConfig(BaseModel):
-    """Context of a request; see `serving.features.FeatureSpec` for the meaning of each key."""
+    """Context of a request; see `serving.model.features.FeatureSpec` for the meaning of each key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

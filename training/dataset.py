@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from serving.features import BEHAVIORS, FeatureSpec, build_slots
 from serving.index.keys import pack
+from serving.model.features import BEHAVIORS, FeatureSpec, build_slots
 from training.config import TrainingConfig
 from training.data.log import EventLog, TargetGroups, target_groups
 from training.data.prepare import Prepared

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from serving.beam_search import beam_search
-from serving.executor import Executor
+from serving.backend.resolve import NO_AD, resolve
 from serving.index.snapshot import IndexSnapshot
-from serving.resolve import NO_AD, resolve
-from serving.widths import WidthPlan
+from serving.search.beam_search import beam_search
+from serving.search.executor import Executor
+from serving.search.widths import WidthPlan
 from training.checkpoint import CheckpointError, load_checkpoint
 from training.config import ConfigError, EvaluationConfig, TrainingConfig, load_section
 from training.data.config import DataConfig

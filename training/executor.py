@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from serving.executor import Carry, prefix_outputs
+from serving.search.executor import Carry, prefix_outputs
 from training.model.gr4ad import Generator
 from training.model.split import split
 
 
 class TorchExecutor:
-    """`serving.executor.Executor` over the graphs of a `Generator`."""
+    """`serving.search.executor.Executor` over the graphs of a `Generator`."""
 
     def __init__(self, model: Generator | nn.ModuleDict) -> None:
         """Wrap a model, or its graphs as `split` makes them; they are used in evaluation mode."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.features import FeatureSpec
+from serving.model.features import FeatureSpec
 from training.checkpoint import ModelSpec
 from training.config import FeatureConfig, TrainingConfig, load_section
 from training.data.config import DataConfig

@@ -19,7 +19,7 @@ from export.config import ServingConfig
 from export.render import render
 from indexer.launcher import IndexerProcess
 from indexer.store import IndexStore
-from serving.bundle import read_manifest
+from serving.model.bundle import read_manifest
 from training.config import load_section
 from training.tokenizer import Tokenizer, TokenizerConfig
 from training.tokenizer.embedding import TfidfSvd

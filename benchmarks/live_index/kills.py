@@ -26,7 +26,7 @@ from benchmarks.live_index.events import Event, ad_events
 from indexer.launcher import IndexerProcess
 from indexer.store import IndexStore
 from indexer.verify import verify
-from serving.bundle import read_manifest
+from serving.model.bundle import read_manifest
 
 ADS = 20_000
 BULK = 20

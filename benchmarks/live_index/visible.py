@@ -29,8 +29,8 @@ from benchmarks.live_index.events import ad_events
 from benchmarks.pinned_server import Server
 from examples.client import infer_inputs
 from indexer.launcher import IndexerProcess
-from serving.bundle import read_manifest
 from serving.index.reader import IndexReader
+from serving.model.bundle import read_manifest
 
 EVENTS_PER_S, BULK = 500, 25
 PROBE_EVERY_S = 0.4

@@ -11,8 +11,8 @@ sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"
 
 import triton_python_backend_utils as pb_utils
 
-from serving.adapter import array, parameters, refuse
-from serving.ort import open_session
+from serving.backend.adapter import array, parameters, refuse
+from serving.engines.ort import open_session
 
 
 class TritonPythonModel:

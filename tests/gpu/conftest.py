@@ -20,8 +20,8 @@ from export.precision_config import PrecisionConfig
 from export.profiles import profiles
 from export.seeded import seeded_checkpoint
 from export.tensorrt import Builder, build_engines
-from serving.bundle import Manifest, read_manifest
-from serving.widths import WidthPlan
+from serving.model.bundle import Manifest, read_manifest
+from serving.search.widths import WidthPlan
 from training.config import load_section
 
 CONFIG = "configs/bench.yaml"

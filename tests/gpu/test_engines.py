@@ -12,9 +12,9 @@ import pytest
 from export.compare import compare, search
 from export.config import ServingConfig
 from export.graph_config import buckets_of
-from serving.beam_search import beam_search
-from serving.ort import OrtExecutor
-from serving.padding import PaddedExecutor
+from serving.engines.ort import OrtExecutor
+from serving.engines.padding import PaddedExecutor
+from serving.search.beam_search import beam_search
 from tests.gpu.conftest import CONFIG
 from tests.gpu.trt_executor import TrtExecutor
 from training.config import load_section

@@ -1,4 +1,4 @@
-"""`serving.executor.Executor` over TensorRT engines in this process; keys and values stay on the GPU."""
+"""`Executor` over TensorRT engines in this process; keys and values stay on the GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.executor import Carry, prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
+from serving.search.executor import Carry, prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
 
 
 class TrtExecutor:

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc
 
-from serving.beam_search import Normalise, beam_search
-from serving.bundle import current_version, read_manifest
+from serving.backend.request import request_features
+from serving.backend.resolve import resolve
+from serving.engines.ort import OrtExecutor
 from serving.index.reader import IndexReader
 from serving.index.snapshot import Snapshot
-from serving.ort import OrtExecutor
-from serving.request import fill_slots, request_features
-from serving.resolve import resolve
-from serving.widths import WidthPlan
+from serving.model.bundle import current_version, read_manifest
+from serving.model.features import fill_slots
+from serving.search.beam_search import Normalise, beam_search
+from serving.search.widths import WidthPlan
 from tests.pipeline import WIDTHS, Pipeline
 from tests.tiny import SPEC, tiny_catalogue
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.launcher import TritonServer
+from launcher import TritonServer
 
 
 @pytest.fixture(scope="session")

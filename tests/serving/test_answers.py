@@ -19,8 +19,8 @@ from export.render import render
 from indexer.encoder import AdEncoder
 from indexer.events import AdEvent
 from indexer.store import Incoming, IndexStore
+from launcher import TritonServer
 from serving.index.reader import MAX_WAIT_S
-from serving.launcher import TritonServer
 from tests.pipeline import Pipeline, checkpoint, copy_of, serving_config
 from tests.serving.ask import AD_IDS, LIVE, SIDS, Reference, assert_same, infer, request
 

@@ -14,7 +14,7 @@ import pytest
 
 from indexer.store import IndexStore
 from indexer.verify import verify
-from serving.launcher import HOME
+from launcher import HOME
 from tests.indexer_process import IndexerProcess
 from tests.indexing import LEVEL_SIZES, write_manifest
 from tests.recording_store import event

@@ -17,7 +17,8 @@ import pytest
 from tritonclient import grpc, http
 from tritonclient.utils import InferenceServerException
 
-from serving.launcher import HOME, ServerError, TritonServer, main, prepare_server
+from launcher import HOME, ServerError, TritonServer, prepare_server
+from launcher.__main__ import main
 
 _CONFIG = """
 backend: "python"
@@ -206,7 +207,7 @@ def test_files_are_copied_once(tmp_path: Path) -> None:
 def _command(repository: Path, tmp_path: Path, *more: str) -> list[str]:
     free = [f"--{service}-port=0" for service in ("http", "grpc", "metrics")]
     log = ["--log", str(tmp_path / "server.log")]
-    return [sys.executable, "-m", "serving.launcher", "--repository", str(repository), *free, *log, *more]
+    return [sys.executable, "-m", "launcher", "--repository", str(repository), *free, *log, *more]
 
 
 def test_command_stops_cleanly_on_sigterm(repository: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from indexer.encoder import AdEncoder
 from indexer.events import CONTENT_FIELDS
 from indexer.store import IndexStore
 from indexer.verify import verify
-from serving.launcher import TritonServer
+from launcher import TritonServer
 from tests.indexer_process import IndexerProcess
 from tests.pipeline import checkpoint, copy_of, serving_config, small_ads
 from tests.serving.ask import LIVE, request

@@ -16,8 +16,8 @@ from examples.client import infer_inputs, send
 from export.render import render
 from indexer.events import AdEvent
 from indexer.store import Incoming, IndexStore
+from launcher import TritonServer
 from serving.index.reader import MAX_WAIT_S
-from serving.launcher import TritonServer
 from tests.pipeline import copy_of, serving_config
 from tests.serving.ask import LIVE, request
 from tests.waiting import wait_until

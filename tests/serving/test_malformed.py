@@ -15,7 +15,7 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from examples.client import send
-from serving.launcher import TritonServer
+from launcher import TritonServer
 from tests.malformed import generate
 from tests.malformed_sender import Outcome, Sender
 from tests.malformed_tensors import Case, Tensor, overflows

@@ -7,7 +7,7 @@ import tritonclient.grpc
 from examples.client import send
 from export.config import ServingConfig
 from export.render import render
-from serving.launcher import TritonServer
+from launcher import TritonServer
 from tests.pipeline import WIDTHS
 from tests.serving.ask import Reference, assert_same, request
 

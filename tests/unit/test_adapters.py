@@ -9,15 +9,15 @@ import time
 import numpy as np
 import pytest
 
-import serving.adapter
-import serving.resolve
-from serving.beam_search import beam_search
-from serving.bls import BlsExecutor, EngineError
+import serving.backend.adapter
+import serving.backend.resolve
+from serving.backend.resolver_metrics import ResolverMetrics
+from serving.engines.bls import BlsExecutor, EngineError
+from serving.engines.ort import OrtExecutor
 from serving.index.layout import HEARTBEAT
 from serving.index.reader import IndexReader
-from serving.ort import OrtExecutor
-from serving.resolver_metrics import ResolverMetrics
-from serving.widths import WidthPlan
+from serving.search.beam_search import beam_search
+from serving.search.widths import WidthPlan
 from tests.fake_triton import FakeTriton, Request, TritonError, load_model
 from tests.index_files import IndexFiles
 from tests.pipeline import WIDTHS
@@ -226,7 +226,7 @@ def test_beams_are_looked_up_in_the_generation_of_their_version(resolver_of_two,
     assert answers[1].arrays()["ad_ids"].tolist() == [[9], [7]]
     assert "bundle" in answers[2].error().message()  # there is no version 3
     assert len(model.reader._followed) == 2
-    monkeypatch.setattr(serving.resolve, "FORGET_S", 0.0)
+    monkeypatch.setattr(serving.backend.resolve, "FORGET_S", 0.0)
     model.execute([Request(beams([2]))])
     assert list(model.reader._followed) == ["new"]
     assert model.execute([Request(beams([1]))])[0].arrays()["ad_ids"].tolist() == [[7]]
@@ -235,7 +235,7 @@ def test_beams_are_looked_up_in_the_generation_of_their_version(resolver_of_two,
 def test_index_gauges(resolver_of_two, triton, monkeypatch):
     model, files = resolver_of_two
     clock = [50.0]
-    monkeypatch.setattr(serving.resolver_metrics.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(serving.backend.resolver_metrics.time, "monotonic", lambda: clock[0])
 
     def shown(name):
         return triton.MetricFamily.shown[f"gr4ad_index_{name}"].values[()]

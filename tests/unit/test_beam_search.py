@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from serving.beam_search import beam_search
 from serving.index.snapshot import IndexSnapshot
-from serving.selection import top_k
-from serving.widths import WidthPlan
+from serving.search.beam_search import beam_search
+from serving.search.selection import top_k
+from serving.search.widths import WidthPlan
 from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_requests, tiny_catalogue, tiny_model, tiny_snapshot
 from training.executor import TorchExecutor
 

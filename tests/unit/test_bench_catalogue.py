@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks import catalogue
-from serving.features import FeatureSpec
-from serving.request import request_features
+from serving.backend.request import request_features
+from serving.model.features import FeatureSpec
 
 SIZES = (64, 32, 16)
 

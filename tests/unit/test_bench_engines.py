@@ -6,8 +6,8 @@ import pytest
 from benchmarks.bench_report import met, table
 from benchmarks.engines import FullVocabulary, KvPerBeam, Timed
 from benchmarks.measure import Cell, best_gemm, interleave
-from serving.beam_search import beam_search
-from serving.widths import WidthPlan
+from serving.search.beam_search import beam_search
+from serving.search.widths import WidthPlan
 from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_requests, tiny_model, tiny_snapshot
 from training.executor import TorchExecutor
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from export.graph_config import buckets_of
-from serving.beam_search import beam_search
-from serving.bls import BlsExecutor, EngineError
-from serving.bundle import read_manifest
-from serving.ort import OrtExecutor
-from serving.padding import PaddedExecutor
-from serving.widths import WidthPlan
+from serving.engines.bls import BlsExecutor, EngineError
+from serving.engines.ort import OrtExecutor
+from serving.engines.padding import PaddedExecutor
+from serving.model.bundle import read_manifest
+from serving.search.beam_search import beam_search
+from serving.search.widths import WidthPlan
 from tests.fake_triton import FakeTriton, InferenceResponse, Request, Tensor, TritonError, load_model
 from tests.pipeline import WIDTHS, serving_config
 from tests.tiny import VALUE_TABLE, random_requests, random_slot_ads, tiny_snapshot

@@ -9,7 +9,7 @@ import pytest
 import export.bundle as module
 from export.bundle import point_current, write_bundle
 from export.parity import ParityError
-from serving.bundle import BundleError, current_version, read_manifest, sha256, versions
+from serving.model.bundle import BundleError, current_version, read_manifest, sha256, versions
 from tests.pipeline import checkpoint
 from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE
 

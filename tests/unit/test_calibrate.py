@@ -11,8 +11,8 @@ from torch import nn
 
 from export.calibrate import CalibrationError, calibrate, check_requests
 from export.gate_requests import GateRequests, held_out_requests
-from serving.beam_search import beam_search
-from serving.widths import WidthPlan
+from serving.search.beam_search import beam_search
+from serving.search.widths import WidthPlan
 from tests.tiny import VALUE_TABLE, random_requests, tiny_model, tiny_snapshot
 from tests.tiny_log import write_run
 from training.executor import TorchExecutor

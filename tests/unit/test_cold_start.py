@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from export.bundle import write_bundle
-from serving.active_model import ActiveModel
-from serving.beam_search import beam_search
-from serving.bundle import BundleError, read_manifest
 from serving.cache import LocalCache
-from serving.cold_start import SEEN_SIDS, ColdStart
 from serving.index.keys import pack
 from serving.index.layout import change_dtype
 from serving.index.overlay import Changes, with_changes
 from serving.index.reader import IndexReader
 from serving.index.snapshot import IndexSnapshot
+from serving.model.active_model import ActiveModel
+from serving.model.bundle import BundleError, read_manifest
 from serving.scheduler import Scheduler, SearchRequest
-from serving.widths import WidthPlan
+from serving.search.beam_search import beam_search
+from serving.search.cold_start import SEEN_SIDS, ColdStart
+from serving.search.widths import WidthPlan
 from tests.pipeline import checkpoint
 from tests.tiny import (
     LEVEL_SIZES,

@@ -17,8 +17,7 @@ import yaml
 from packaging.utils import canonicalize_name
 
 from deploy import alive
-from serving import triton_server
-from serving.launcher import HOME, ServerFiles, TritonServer
+from launcher import HOME, ServerFiles, TritonServer, triton_server
 from tests.deployment import (
     DEPLOY,
     IMAGE,
@@ -31,7 +30,7 @@ from tests.deployment import (
 )
 
 EXTRAS = ("gpu", "kafka")  # values of the build argument PACKAGES, besides the default
-FIRST_PARTY = {"serving", "indexer", "deploy", "triton_python_backend_utils"}
+FIRST_PARTY = {"serving", "launcher", "indexer", "deploy", "triton_python_backend_utils"}
 
 
 def _pins(path: Path = HOME / "requirements.lock") -> dict[str, str]:
@@ -110,7 +109,7 @@ def test_everything_copied_exists_and_is_not_ignored() -> None:
     rules = [r for r in (HOME / ".dockerignore").read_text().split("\n") if r and not r.startswith("#")]
     copies = [value.split() for stage in dockerfile() for value in stage.all("COPY")]
     sources = [name for words in copies if "--from=builder" not in words for name in words[:-1]]
-    assert "serving" in sources
+    assert set(sources) >= FIRST_PARTY - {"deploy", "triton_python_backend_utils"}
     for pattern in sources:
         assert list(HOME.glob(pattern)), pattern
     for name in (str(path.relative_to(HOME)) for pattern in sources for path in HOME.glob(pattern)):
@@ -137,7 +136,8 @@ def _names(node: ast.AST) -> set[str]:
 
 def _imports() -> tuple[set[str], set[str]]:
     """What must be there, and what is only tried."""
-    folders = (HOME / "serving", HOME / "indexer", HOME / "model_repository", HOME / "export" / "templates")
+    rooms = ("serving", "launcher", "indexer", "model_repository", "export/templates")
+    folders = [HOME / room for room in rooms]
     files = [
         DEPLOY / "alive.py",
         DEPLOY / "keep.py",

@@ -25,8 +25,8 @@ from indexer import service as indexer_service
 from indexer.guard import Guard
 from indexer.sources.base import Source
 from indexer.worker import Worker
-from serving import adapter, triton_server
-from serving.launcher import HOME
+from launcher import HOME, triton_server
+from serving.backend import adapter
 from tests.deployment import COMPOSE, DEPLOY, IMAGE, INDEXER_PORT, SECRETS, compose, dockerfile, run_compose
 from tests.redis_server import BINARY
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from deploy import keep
-from serving.launcher import HOME
+from launcher import HOME
 
 # Notes its start in a file, then does what the second argument says.
 CHILD = """

@@ -18,8 +18,8 @@ from export import render
 from indexer import service
 from indexer.sources.base import Source
 from indexer.worker import Worker
-from serving import adapter, triton_server
-from serving.launcher import HOME
+from launcher import HOME, triton_server
+from serving.backend import adapter
 from tests.deployment import (
     DEPLOY,
     IMAGE,

@@ -8,11 +8,11 @@ import pytest
 
 from export.graphs import export_graphs
 from export.parity import ParityError, check_parity, parity_error
-from serving.beam_search import beam_search
+from serving.backend.resolve import resolve
+from serving.engines.ort import OrtExecutor
 from serving.index.snapshot import IndexSnapshot
-from serving.ort import OrtExecutor
-from serving.resolve import resolve
-from serving.widths import WidthPlan
+from serving.search.beam_search import beam_search
+from serving.search.widths import WidthPlan
 from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_requests, tiny_model, tiny_snapshot
 from training.executor import TorchExecutor
 

@@ -12,8 +12,8 @@ from export.gate_requests import held_out_requests
 from export.precision_config import PrecisionConfig
 from export.render import TARGETS, RenderError, render
 from export.tensorrt import BuildError
-from serving.bundle import current_version
-from serving.features import build_slots
+from serving.model.bundle import current_version
+from serving.model.features import build_slots
 from tests.pipeline import serving_config
 from tests.tiny_log import write_run
 from tests.unit.test_bundle import edit

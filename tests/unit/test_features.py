@@ -5,7 +5,7 @@ import bisect
 import numpy as np
 import pytest
 
-from serving.features import BEHAVIORS, FeatureSpec, build_slots
+from serving.model.features import BEHAVIORS, FeatureSpec, build_slots
 
 
 def plain_slots(spec, events, now):

@@ -22,9 +22,9 @@ from export.lower import Lowering, lower
 from export.precision_config import PrecisionConfig
 from export.products import fp8_share, products
 from export.quantize import QuantizeError
-from serving.bundle import read_manifest, versions
-from serving.ort import OrtExecutor, open_session
-from serving.widths import WidthPlan
+from serving.engines.ort import OrtExecutor, open_session
+from serving.model.bundle import read_manifest, versions
+from serving.search.widths import WidthPlan
 from tests import tiny
 from tests.pipeline import checkpoint
 from tests.tiny import VALUE_TABLE, tiny_model, tiny_snapshot

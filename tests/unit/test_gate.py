@@ -18,9 +18,9 @@ from export.lower import Lowering
 from export.parity import ParityError
 from export.precision_config import PrecisionConfig
 from export.quantize import quantize_int8
-from serving.bundle import current_version, read_manifest, sha256, versions
-from serving.ort import OrtExecutor
-from serving.widths import WidthPlan
+from serving.engines.ort import OrtExecutor
+from serving.model.bundle import current_version, read_manifest, sha256, versions
+from serving.search.widths import WidthPlan
 from tests import tiny
 from tests.pipeline import checkpoint
 from tests.tiny import VALUE_TABLE, tiny_snapshot

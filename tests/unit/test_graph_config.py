@@ -19,11 +19,11 @@ from export.graph_config import GraphConfigError, buckets_of, check_graph, graph
 from export.half import convert_to_fp16
 from export.profiles import profiles
 from export.render import ENGINES, RenderError, check_config, check_precision, render
-from serving.beam_search import beam_search
-from serving.bundle import read_manifest, sha256
+from serving.engines.ort import OrtExecutor
+from serving.engines.padding import PaddedExecutor
 from serving.index.snapshot import IndexSnapshot
-from serving.ort import OrtExecutor
-from serving.padding import PaddedExecutor
+from serving.model.bundle import read_manifest, sha256
+from serving.search.beam_search import beam_search
 from tests.pipeline import serving_config
 from tests.recording import Recorder, ShapeExecutor
 from tests.tiny import VALUE_TABLE, random_requests, tiny_snapshot

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.beam_search import beam_search
 from serving.index.layout import change_dtype
 from serving.index.overlay import Changes, OverlaySnapshot, with_changes
 from serving.index.snapshot import IndexSnapshot
-from serving.widths import WidthPlan
+from serving.search.beam_search import beam_search
+from serving.search.widths import WidthPlan
 from tests.path_executor import PathExecutor
 
 VALUES = np.array([1.0, 2.0, 5.0, 9.0], np.float32)

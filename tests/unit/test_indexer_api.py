@@ -17,7 +17,7 @@ from indexer.guard import Guard
 from indexer.sidecar import Sidecar, SidecarConfig
 from indexer.store import IndexStore
 from indexer.worker import WorkerConfig
-from serving.bundle import BundleError
+from serving.model.bundle import BundleError
 from tests.indexing import LEVEL_SIZES, HashEncoder, load_hash_encoder, write_manifest
 from tests.recording_store import event
 from tests.waiting import wait_until

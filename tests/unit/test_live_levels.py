@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from serving import beam_search as module
-from serving.beam_search import beam_search
 from serving.index.trie import Trie
-from serving.widths import WidthPlan
+from serving.search import beam_search as module
+from serving.search.beam_search import beam_search
+from serving.search.widths import WidthPlan
 from tests.path_executor import PathExecutor, plain_search
 
 VALUES = np.array([1.0, 2.0, 5.0, 9.0], np.float32)

@@ -6,9 +6,9 @@ Beams that skipped a level have no keys and values there, and a tail must not be
 import numpy as np
 import pytest
 
-from serving.beam_search import beam_search
 from serving.index.trie import Trie
-from serving.widths import WidthPlan
+from serving.search.beam_search import beam_search
+from serving.search.widths import WidthPlan
 from tests.path_executor import PathExecutor
 from tests.unit.test_live_levels import assert_plain
 

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.admission import EntryGate, LimitFile
-from serving.arrivals import ArrivalRate, LoadView, QueueLength, Waiting
-from serving.cost_model import BatchCost, CostModel, CostSettings
-from serving.ladder import Ladder, plan_rows, searched_rows
-from serving.load_control import ControlSettings, LoadController
-from serving.policy import FixedPolicy, QueueLimit
-from serving.queue_depth import QueueReading
-from serving.widths import WidthPlan
+from serving.load.admission import EntryGate, LimitFile
+from serving.load.arrivals import ArrivalRate, LoadView, QueueLength, Waiting
+from serving.load.controller import ControlSettings, LoadController
+from serving.load.cost_model import BatchCost, CostModel, CostSettings
+from serving.load.ladder import Ladder, plan_rows, searched_rows
+from serving.load.policy import FixedPolicy, QueueLimit
+from serving.load.queue_depth import QueueReading
+from serving.search.widths import WidthPlan
 
 BASE = WidthPlan((128, 256, 512), 64)
 LADDER = Ladder.around(BASE)

@@ -7,15 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from serving import load_metrics
+from serving.backend import scheduler_load
+from serving.backend.metrics import RESOLVER, SCHEDULER, Metrics, names
+from serving.backend.scheduler_load import SchedulerLoad, make_cache
 from serving.cache import LocalCache, RedisCache
-from serving.ladder import Ladder
-from serving.load_control import LoadController
-from serving.load_metrics import SchedulerLoad, make_cache
-from serving.metrics import RESOLVER, SCHEDULER, Metrics, TimedExecutor, names
-from serving.policy import Decision, FixedPolicy, QueueLimit
+from serving.engines.timed import TimedExecutor
+from serving.load.controller import LoadController
+from serving.load.ladder import Ladder
+from serving.load.policy import Decision, FixedPolicy, QueueLimit
 from serving.scheduler import BatchReport
-from serving.widths import WidthPlan
+from serving.search.widths import WidthPlan
 from tests.fake_triton import FakeTriton
 
 PLAN = WidthPlan((4, 8, 16), 6)
@@ -84,7 +85,7 @@ def test_calls_of_the_engine_are_timed_and_passed_on():
 
 
 def test_a_batch_is_shown_and_the_limit_published(triton, tmp_path, monkeypatch):
-    monkeypatch.setattr(load_metrics, "limit_path", lambda: tmp_path / "limit")
+    monkeypatch.setattr(scheduler_load, "limit_path", lambda: tmp_path / "limit")
     ladder = Ladder.around(PLAN)
     load = SchedulerLoad(triton, CONFIG, ladder=ladder, instance="p")
     assert isinstance(load.policy, LoadController)

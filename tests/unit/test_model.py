@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from serving.features import FeatureSpec
+from serving.model.features import FeatureSpec
 from tests.tiny import LEVEL_SIZES, SPEC, random_requests, tiny_model
 from training.executor import TorchExecutor
 from training.model.config import ModelConfig

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serving.beam_search import beam_search
-from serving.executor import tail_parent_inputs
-from serving.ort import OrtExecutor
-from serving.padding import PaddedExecutor, ShapeBuckets
-from serving.widths import WidthPlan
+from serving.engines.ort import OrtExecutor
+from serving.engines.padding import PaddedExecutor, ShapeBuckets
+from serving.search.beam_search import beam_search
+from serving.search.executor import tail_parent_inputs
+from serving.search.widths import WidthPlan
 from tests.recording import Recorder
 from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_requests, tiny_snapshot
 

@@ -8,11 +8,11 @@ import pytest
 
 from export.config import ServingConfig
 from export.profiles import ProfileError, ShapeRange, profiles, sizes_of
-from serving.beam_search import beam_search
-from serving.bundle import read_manifest
+from serving.engines.ort import OrtExecutor
 from serving.index.snapshot import IndexSnapshot
-from serving.ort import OrtExecutor
-from serving.widths import WidthPlan
+from serving.model.bundle import read_manifest
+from serving.search.beam_search import beam_search
+from serving.search.widths import WidthPlan
 from tests.pipeline import serving_config
 from tests.recording import Recorder, ShapeExecutor
 from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_requests, tiny_snapshot

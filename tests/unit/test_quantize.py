@@ -7,10 +7,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import export.quantize as module
 from export.quantize import FUSE, HEAD, QuantizeError, fp32_products, quantize_int8
-from serving.beam_search import beam_search
-from serving.bundle import read_manifest
-from serving.ort import OrtExecutor, open_session
-from serving.widths import WidthPlan
+from serving.engines.ort import OrtExecutor, open_session
+from serving.model.bundle import read_manifest
+from serving.search.beam_search import beam_search
+from serving.search.widths import WidthPlan
 from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_requests, tiny_snapshot
 
 NAMES = ("prefix", "tail_2", "tail_3", "tail_4")

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from serving.queue_depth import QueueDepth, parse_metrics
+from serving.load.queue_depth import QueueDepth, parse_metrics
 
 PAGE = """# HELP nv_inference_pending_request_count Pending requests awaiting execution
 # TYPE nv_inference_pending_request_count gauge

@@ -14,7 +14,7 @@ from export.engines import EngineError, EngineFolder, EngineSpec
 from export.half import convert_to_fp16
 from export.profiles import profiles
 from export.render import ENGINES, SOURCE, TARGETS, RenderError, check_config, kept_bundles, render
-from serving.bundle import BundleError, read_manifest, sha256, versions
+from serving.model.bundle import BundleError, read_manifest, sha256, versions
 from tests.pipeline import serving_config
 from tests.unit.test_bundle import edit
 from tests.unit.test_scheduler import add_version

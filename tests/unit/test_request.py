@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 
-from serving.features import build_slots
-from serving.request import (
+from serving.backend.request import (
     RequestError,
     RequestLimits,
     check_exclude,
     check_num_ads,
-    fill_slots,
     request_features,
 )
-from serving.resolve import resolve
+from serving.backend.resolve import resolve
+from serving.model.features import build_slots, fill_slots
 from tests.tiny import SPEC, random_slot_ads, tiny_snapshot
 
 NOW = 1_000_000

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.roofline import Case, batch_bytes, estimate, main, request_flops
-from serving.widths import WidthPlan
+from serving.search.widths import WidthPlan
 from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE, random_requests, tiny_model
 from training.executor import TorchExecutor
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from export.bundle import point_current
-from serving import active_model
-from serving.active_model import ActiveModel
-from serving.beam_search import beam_search
-from serving.bundle import BundleError
 from serving.index.layout import IndexStoreError
 from serving.index.reader import IndexReader
+from serving.model import active_model
+from serving.model.active_model import ActiveModel
+from serving.model.bundle import BundleError
 from serving.scheduler import Scheduler, SearchRequest
-from serving.widths import WidthPlan
+from serving.search.beam_search import beam_search
+from serving.search.widths import WidthPlan
 from tests.index_files import IndexFiles
 from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_slot_ads, tiny_catalogue, tiny_model
 from training.executor import TorchExecutor

@@ -9,14 +9,13 @@ import sys
 import numpy as np
 import pytest
 
-from serving.active_model import ActiveModel
 from serving.cache import LocalCache
 from serving.index.reader import IndexReader
-from serving.policy import Decision, QueueLimit
-from serving.queue_depth import QueueReading
-from serving.request import OverloadError
+from serving.load.policy import Decision, OverloadError, QueueLimit
+from serving.load.queue_depth import QueueReading
+from serving.model.active_model import ActiveModel
 from serving.scheduler import Scheduler, SearchAnswer
-from serving.widths import WidthPlan
+from serving.search.widths import WidthPlan
 from tests.unit.test_scheduler import PLAN, Recorder, deployment, requests
 
 __all__ = ["deployment"]

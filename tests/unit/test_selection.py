@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from serving.selection import top_k
+from serving.search.selection import top_k
 
 
 def full_sort(scores, k):

@@ -10,10 +10,10 @@ from loadtest.accounting import plan_changes, settle_time, summary, timeline
 from loadtest.simulate import capacity_qps, main, maker, step_figures
 from loadtest.simulator import DONE, IN_FLIGHT, REFUSED, TURNED_AWAY, Cluster, Run, Service, simulate
 from loadtest.workload import SHAPES, poisson, shape
-from serving.ladder import Ladder, plan_rows
-from serving.load_control import ControlSettings
-from serving.policy import FixedPolicy
-from serving.widths import WidthPlan
+from serving.load.controller import ControlSettings
+from serving.load.ladder import Ladder, plan_rows
+from serving.load.policy import FixedPolicy
+from serving.search.widths import WidthPlan
 
 BASE = WidthPlan((128, 256, 512), 64)
 LADDER = Ladder.around(BASE)

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 import training.train as module
-from serving.features import build_slots
 from serving.index.keys import unpack
+from serving.model.features import build_slots
 from tests.tiny_log import write_run
 from training.batches import BatchOrder
 from training.checkpoint import CheckpointError, load_checkpoint

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from serving.features import BEHAVIORS
+from serving.model.features import BEHAVIORS
 from training.data.checks import (
     TableError,
     check_columns,

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from serving.features import BEHAVIORS, FeatureSpec
+from serving.model.features import BEHAVIORS, FeatureSpec
 
 EMPTY_SLOT_BIAS = -1e4  # finite, so that half precision and a softmax over it stay finite
 

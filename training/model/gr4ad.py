@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from serving.features import FeatureSpec
+from serving.model.features import FeatureSpec
 from training.model.config import ModelConfig
 from training.model.context import CodeEmbeddings, ContextProcessor
 from training.model.initialise import initialise

@@ -1,8 +1,8 @@
 """The generator cut into the graphs that serve: one prefix a request, one tail a later level.
 
-Names and shapes of inputs and outputs are the contract in `serving.executor`. Letters: B requests, n beams,
-C children, t levels with the value, S context slots, d width, H heads, e = d / H, R = L - K tail layers,
-G sets of context keys and values (1 where the layers share one, else R).
+Names and shapes of inputs and outputs are the contract in `serving.search.executor`. Letters: B requests,
+n beams, C children, t levels with the value, S context slots, d width, H heads, e = d / H, R = L - K tail
+layers, G sets of context keys and values (1 where the layers share one, else R).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PrefixGraph(nn.Module):
         self.head = _head(model, 1)
 
     def forward(self, slots: Tensor, profile: Tensor) -> tuple[Tensor, ...]:
-        """See `serving.executor.prefix_outputs`.
+        """See `serving.search.executor.prefix_outputs`.
 
         Args:
             slots: int32 [B, S, T + 3].

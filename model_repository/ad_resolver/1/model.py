@@ -1,4 +1,4 @@
-"""Adapter: beams -> ads, looked up live. Logic: `serving.resolve`."""
+"""Adapter: beams -> ads, looked up live. Logic: `serving.backend.resolve`."""
 
 import os
 import sys
@@ -12,12 +12,12 @@ sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.adapter import answer_each, array, pad_rows, parameters, resolve_path
-from serving.bundle import read_current
+from serving.backend.adapter import answer_each, array, pad_rows, parameters, resolve_path
+from serving.backend.request import RequestLimits, check_num_ads
+from serving.backend.resolve import NO_AD, VersionSnapshots, resolve
+from serving.backend.resolver_metrics import ResolverMetrics
 from serving.index.reader import IndexReader
-from serving.request import RequestLimits, check_num_ads
-from serving.resolve import NO_AD, VersionSnapshots, resolve
-from serving.resolver_metrics import ResolverMetrics
+from serving.model.bundle import read_current
 
 
 class TritonPythonModel:

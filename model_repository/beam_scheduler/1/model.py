@@ -1,4 +1,4 @@
-"""Adapter: features -> beams, through the graph models. Logic: `serving.scheduler`, `serving.beam_search`."""
+"""Adapter: features -> beams, through the graph models. Logic: `serving.scheduler`."""
 
 import os
 import sys
@@ -12,8 +12,7 @@ sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.active_model import ActiveModel
-from serving.adapter import (
+from serving.backend.adapter import (
     answer,
     array,
     cache_parameter,
@@ -25,19 +24,20 @@ from serving.adapter import (
     resolve_path,
     text_parameter,
 )
-from serving.beam_search import parse_normalise
-from serving.bls import BlsExecutor
-from serving.bundle import read_current
-from serving.cold_start import ColdStart
+from serving.backend.request import RequestLimits, check_exclude, check_num_ads, parse_widths
+from serving.backend.scheduler_load import SchedulerLoad, make_cache
+from serving.engines.bls import BlsExecutor
+from serving.engines.ort import OrtGraphs
+from serving.engines.padding import PaddedExecutor, ShapeBuckets
+from serving.engines.timed import TimedExecutor
 from serving.index.reader import IndexReader
-from serving.ladder import Ladder
-from serving.load_metrics import SchedulerLoad, make_cache
-from serving.metrics import TimedExecutor
-from serving.ort import OrtGraphs
-from serving.padding import PaddedExecutor, ShapeBuckets
-from serving.request import RequestLimits, check_exclude, check_num_ads, parse_widths
+from serving.load.ladder import Ladder
+from serving.model.active_model import ActiveModel
+from serving.model.bundle import read_current
 from serving.scheduler import Scheduler, SearchRequest
-from serving.widths import WidthPlan
+from serving.search.beam_search import parse_normalise
+from serving.search.cold_start import ColdStart
+from serving.search.widths import WidthPlan
 
 
 class TritonPythonModel:

@@ -1,4 +1,4 @@
-"""Adapter: raw request -> features of the prefix graph. Logic: `serving.request`."""
+"""Adapter: raw request -> features of the prefix graph. Logic: `serving.backend.request`."""
 
 import os
 import sys
@@ -14,11 +14,17 @@ import time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.adapter import answer_each, array, pad_rows, parameters, resolve_path
-from serving.bundle import read_current
-from serving.entry import Entry
+from serving.backend.adapter import answer_each, array, pad_rows, parameters, resolve_path
+from serving.backend.entry import Entry
+from serving.backend.request import (
+    RequestLimits,
+    check_exclude,
+    check_num_ads,
+    check_present,
+    request_features,
+)
 from serving.index.reader import IndexReader
-from serving.request import RequestLimits, check_exclude, check_num_ads, check_present, request_features
+from serving.model.bundle import read_current
 
 
 class TritonPythonModel:

@@ -1,0 +1,6 @@
+"""Starts and watches a Triton server: the command `python -m launcher`, `TritonServer` for scripts."""
+
+from launcher.server_files import ServerError, ServerFiles, prepare_server
+from launcher.triton_server import DEFAULT_CACHE, HOME, TritonServer
+
+__all__ = ["DEFAULT_CACHE", "HOME", "ServerError", "ServerFiles", "TritonServer", "prepare_server"]

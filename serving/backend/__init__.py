@@ -1,0 +1,1 @@
+"""What the adapters of the Triton models share. Tensors in, a call, tensors out."""

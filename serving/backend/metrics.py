@@ -1,0 +1,140 @@
+"""Metrics of the request path: every name, kind and bucket in one place, and how an adapter sets them.
+
+They appear on Triton's metrics port beside Triton's own. Dashboards and alert rules in `deploy/` may name
+only what stands here (tested).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+logger = logging.getLogger(__name__)
+
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One metric.
+
+    Attributes:
+        kind: counter (name ends with _total), gauge or histogram.
+        text: what it says.
+        labels: names of its labels, besides those that every metric of an adapter carries.
+        buckets: upper bounds, of a histogram.
+    """
+
+    kind: Literal["counter", "gauge", "histogram"]
+    text: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+SCHEDULER: dict[str, Family] = {
+    "gr4ad_beam_rows": Family("gauge", "Beam rows of the width plan in use, all levels together"),
+    "gr4ad_beam_rows_base": Family("gauge", "Beam rows of the configured width plan"),
+    "gr4ad_load_level": Family(
+        "gauge", "Rung of the ladder in use: 0 is the configured plan, below 0 is narrower"
+    ),
+    "gr4ad_queue_depth": Family("gauge", "Requests waiting for the beam scheduler, as load control saw them"),
+    "gr4ad_arrival_rate": Family("gauge", "Requests a second, as load control estimates them"),
+    "gr4ad_batch_fixed_seconds": Family(
+        "gauge", "Estimated seconds of a batch that do not depend on its beams"
+    ),
+    "gr4ad_request_seconds": Family(
+        "gauge", "Estimated seconds of a request that do not depend on its beams"
+    ),
+    "gr4ad_beam_row_seconds": Family("gauge", "Estimated seconds of one beam row"),
+    "gr4ad_plan_changes_total": Family("counter", "Changes of the width plan by load control"),
+    "gr4ad_searches_total": Family("counter", "Requests searched or answered from the cache", ("result",)),
+    "gr4ad_degraded_total": Family("counter", "Answers with less than the configured widths"),
+    "gr4ad_rejected_total": Family("counter", "Requests refused by load control", ("reason",)),
+    "gr4ad_cache_lookups_total": Family("counter", "Look-ups in the result cache", ("result",)),
+    "gr4ad_batch_requests": Family(
+        "histogram", "Requests of a batch", buckets=(1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)
+    ),
+    "gr4ad_batch_seconds": Family("histogram", "Seconds of a batch in the scheduler", buckets=_SECONDS),
+    "gr4ad_level_seconds": Family(
+        "histogram", "Seconds of one call of a graph: prefix, 2 .. T for tails, value", ("level",), _SECONDS
+    ),
+}
+"""Of the beam scheduler."""
+
+ENTRY: dict[str, Family] = {"gr4ad_rejected_total": SCHEDULER["gr4ad_rejected_total"]}
+"""Of request_features, where requests come in; one series of both with the reason `queue`."""
+
+RESOLVER: dict[str, Family] = {
+    "gr4ad_index_version": Family("gauge", "Sequence number of the index that answers are resolved with"),
+    "gr4ad_index_lag_seconds": Family(
+        "gauge", "Age of the index sidecar's last sign of life; grows without it"
+    ),
+    "gr4ad_ads_returned_total": Family("counter", "Ads in answers"),
+    "gr4ad_short_answers_total": Family("counter", "Answers with fewer ads than asked for"),
+}
+"""Of the ad resolver."""
+
+
+class Metrics:
+    """Metrics of one adapter. A value that cannot be counted is left out."""
+
+    def __init__(self, triton: Any, families: Mapping[str, Family], *, labels: Mapping[str, str]) -> None:
+        """Register.
+
+        Args:
+            triton: the module `triton_python_backend_utils`, or a stand-in with the same names.
+            families: `SCHEDULER` or `RESOLVER`.
+            labels: of every metric; two processes that set the same gauge need one that differs.
+        """
+        self._known, self._labels = families, dict(labels)
+        self._metrics: dict[tuple[str, ...], Any] = {}
+        self._families: dict[str, Any] = {}
+        try:
+            kinds = triton.MetricFamily
+            # Triton forgets a family, and all that belongs to it, when its object goes.
+            self._families = {
+                name: kinds(name=name, description=f.text, kind=getattr(kinds, f.kind.upper()))
+                for name, f in families.items()
+            }
+        except Exception as error:  # a server may be started without metrics
+            logger.warning("no metrics: %s", error)
+            return
+        for name, family in families.items():
+            if not family.labels:
+                self._metric(name, {})  # there from the start, at 0
+
+    def set(self, name: str, value: float, **labels: str) -> None:
+        """Set a gauge; infinity is a value too."""
+        if not math.isnan(value) and self._families:
+            self._metric(name, labels).set(float(value))
+
+    def add(self, name: str, value: float = 1.0, **labels: str) -> None:
+        """Add to a counter."""
+        if math.isfinite(value) and value > 0 and self._families:
+            self._metric(name, labels).increment(float(value))
+
+    def observe(self, name: str, value: float, **labels: str) -> None:
+        """Count into a histogram."""
+        if math.isfinite(value) and self._families:
+            self._metric(name, labels).observe(float(value))
+
+    def _metric(self, name: str, labels: Mapping[str, str]) -> Any:
+        key = (name, *labels.values())
+        if key not in self._metrics:
+            family = self._known[name]
+            if set(labels) != set(family.labels):
+                raise KeyError(f"metric {name}: expected labels {family.labels}, got {tuple(labels)}")
+            options = {"buckets": list(family.buckets)} if family.kind == "histogram" else {}
+            self._metrics[key] = self._families[name].Metric(labels={**self._labels, **labels}, **options)
+        return self._metrics[key]
+
+
+def names(families: Iterable[Mapping[str, Family]] = (SCHEDULER, RESOLVER)) -> set[str]:
+    """Every series name that a query may use, the parts of histograms included."""
+    found = set()
+    for name, family in (item for group in families for item in group.items()):
+        found |= {f"{name}{part}" for part in ("_bucket", "_sum", "_count")} if family.buckets else {name}
+    return found

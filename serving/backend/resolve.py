@@ -1,0 +1,103 @@
+"""From beams to ads: live look-up, exclusion, one row a request.
+
+Letters: n beams, T SID levels, k ads asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from serving.index.reader import IndexReader
+from serving.index.snapshot import Snapshot
+from serving.model.bundle import read_manifest
+
+NO_AD = -1
+FORGET_S = 60.0  # after which a generation that nobody asks for any more is no longer followed
+
+
+class VersionSnapshots:
+    """Snapshots by model version: beams are looked up in the generation that they were searched in."""
+
+    def __init__(self, reader: IndexReader, bundles: str | Path) -> None:
+        """Wire up."""
+        self._reader, self._bundles = reader, Path(bundles)
+        self._tokenizers: dict[int, str] = {}
+        self._asked: dict[str, float] = {}
+
+    def of(self, version: int) -> Snapshot:
+        """Snapshot of the generation of a version's tokenizer.
+
+        Raises:
+            BundleError: there is no such version.
+            IndexStoreError: its generation is not ready.
+        """
+        if version not in self._tokenizers:
+            manifest = read_manifest(self._bundles / str(version), verify=False)
+            self._tokenizers[version] = manifest.tokenizer_id
+        name, now = self._tokenizers[version], time.monotonic()
+        snapshot = self._reader.snapshot_of(name)
+        self._asked[name] = now
+        for other, asked in list(self._asked.items()) if len(self._asked) > 1 else ():
+            if now - asked > FORGET_S:
+                self._reader.forget(other)
+                del self._asked[other]
+        return snapshot
+
+
+@dataclass(frozen=True)
+class Ads:
+    """Ads of one request, best first, padded to k.
+
+    Attributes:
+        ad_ids: int64 [k], -1 is padding.
+        scores: float32 [k], log-probability of the ad's SID; 0 in padding.
+        expected_value: float32 [k], eCPM; 0 in padding and where the search gave none.
+        sids: int32 [k, T]; -1 is padding.
+    """
+
+    ad_ids: np.ndarray
+    scores: np.ndarray
+    expected_value: np.ndarray
+    sids: np.ndarray
+
+
+def resolve(
+    snapshot: Snapshot,
+    sids: np.ndarray,
+    *,
+    scores: np.ndarray,
+    expected_value: np.ndarray,
+    num_ads: int,
+    exclude: np.ndarray,
+) -> Ads:
+    """Active ads of the beams in the order of the beams; ads that share a SID follow each other by ad id.
+
+    Args:
+        snapshot: index as of now; a beam whose SID is no longer live yields nothing.
+        sids: int32 [n, T], -1 rows are padding.
+        scores: float32 [n].
+        expected_value: float32 [n].
+        num_ads: k.
+        exclude: int64, ads not to return.
+    """
+    rows, ads = snapshot.ads_of_sids(sids)
+    if len(exclude):
+        kept = ~np.isin(ads, exclude)
+        rows, ads = rows[kept], ads[kept]
+    rows, ads = rows[:num_ads], ads[:num_ads]
+    count = len(ads)
+    # Padding is finite: an answer as JSON knows no infinity.
+    out = Ads(
+        np.full(num_ads, NO_AD, np.int64),
+        np.zeros(num_ads, np.float32),
+        np.zeros(num_ads, np.float32),
+        np.full((num_ads, sids.shape[1]), -1, np.int32),
+    )
+    out.ad_ids[:count], out.scores[:count] = ads, scores[rows]
+    # A beam behind the value width has none; it is reached when the index changed after the search.
+    out.expected_value[:count], out.sids[:count] = np.nan_to_num(expected_value[rows]), sids[rows]
+    return out

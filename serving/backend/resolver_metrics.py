@@ -1,0 +1,37 @@
+"""What the ad resolver shows of the index and of its answers."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from serving.backend.metrics import RESOLVER, Metrics
+from serving.backend.resolve import NO_AD
+from serving.index.reader import IndexReader
+
+
+class ResolverMetrics:
+    """Of one process. What it says of the index moves with requests: an idle server shows what it saw."""
+
+    PERIOD_S = 1.0  # between two looks at the index
+
+    def __init__(self, triton: Any, reader: IndexReader) -> None:
+        """Register."""
+        self._metrics, self._reader, self._due = Metrics(triton, RESOLVER, labels={}), reader, 0.0
+
+    def look(self) -> None:
+        """Show the index as it is; call between batches."""
+        now = time.monotonic()
+        if now < self._due:
+            return
+        self._due = now + self.PERIOD_S
+        self._metrics.set("gr4ad_index_version", self._reader.version)
+        self._metrics.set("gr4ad_index_lag_seconds", self._reader.lag_s())
+
+    def count(self, ad_ids: np.ndarray, num_ads: np.ndarray) -> None:
+        """Count an answer: ad_ids int64 [b, k], -1 is padding, num_ads int32 [b, 1]."""
+        found = (ad_ids != NO_AD).sum(axis=1)
+        self._metrics.add("gr4ad_ads_returned_total", int(found.sum()))
+        self._metrics.add("gr4ad_short_answers_total", int((found < num_ads[:, 0]).sum()))

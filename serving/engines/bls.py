@@ -1,0 +1,88 @@
+"""Executor that calls the graphs as Triton models (business logic scripting, BLS)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from serving.search.executor import Carry, prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
+
+logger = logging.getLogger(__name__)
+
+
+class EngineError(RuntimeError):
+    """A graph model failed or is not there."""
+
+
+class BlsExecutor:
+    """`serving.search.executor.Executor` inside Triton's Python backend.
+
+    The carry holds the callee's own tensor objects, so keys and values never pass through NumPy. Triton has
+    one preferred memory for all outputs of a call: host memory where graphs run on CPUs; on GPUs device
+    memory, so that keys and values stay there, and the scores are copied to the host.
+    """
+
+    def __init__(self, triton: Any, *, levels: int, version: int, device_memory: bool = False) -> None:
+        """Call version `version` of every graph, so that a batch never mixes model versions.
+
+        Args:
+            triton: the module `triton_python_backend_utils`, or a stand-in with the same names.
+            levels: SID levels T.
+            version: model version.
+            device_memory: keep outputs on the GPU that made them; needs CuPy to copy scores to the host.
+        """
+        self._triton, self._last, self._version = triton, levels + 1, version
+        self._cupy = _cupy() if device_memory else None
+
+    def prefix(self, slots: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, Carry]:
+        """See `Executor.prefix`."""
+        tensor = self._triton.Tensor
+        outputs = self._call(
+            "lazyar_prefix", [tensor("slots", slots), tensor("profile", profile)], prefix_outputs()
+        )
+        return self._host(outputs.pop("logprob")), outputs
+
+    def tail(
+        self, level: int, carry: Carry, *, parents: list[np.ndarray], token: np.ndarray, allowed: np.ndarray
+    ) -> tuple[np.ndarray, Carry]:
+        """See `Executor.tail`."""
+        tensor = self._triton.Tensor
+        inputs = [carry[name] for name in tail_carry_inputs(level)]
+        inputs += [tensor(n, p) for n, p in zip(tail_parent_inputs(level), parents, strict=True)]
+        inputs += [tensor("token", token), tensor("allowed", allowed)]
+        outputs = self._call(f"lazyar_tail_{level}", inputs, tail_outputs(level, last=level == self._last))
+        return self._host(outputs.pop("logprob")), {**carry, **outputs}
+
+    def _host(self, tensor: Any) -> np.ndarray:
+        if self._cupy is None or tensor.is_cpu():
+            return tensor.as_numpy()
+        return self._cupy.from_dlpack(tensor.to_dlpack()).get()
+
+    def _call(self, model: str, inputs: list[Any], outputs: list[str]) -> dict[str, Any]:
+        request = self._triton.InferenceRequest(
+            model_name=model,
+            model_version=self._version,
+            inputs=inputs,
+            requested_output_names=outputs,
+            preferred_memory=self._triton.PreferredMemory(
+                self._triton.TRITONSERVER_MEMORY_CPU
+                if self._cupy is None
+                else self._triton.TRITONSERVER_MEMORY_GPU
+            ),
+        )
+        response = request.exec()
+        if response.has_error():
+            raise EngineError(f"{model} version {self._version}: {response.error().message()}")
+        return {t.name(): t for t in response.output_tensors()}
+
+
+def _cupy() -> Any:
+    """CuPy, or None with a line in the log: everything then goes through host memory, which is slower."""
+    try:
+        import cupy
+    except ImportError as error:
+        logger.warning("keys and values pass through host memory: CuPy cannot be imported (%s)", error)
+        return None
+    return cupy

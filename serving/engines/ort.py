@@ -1,0 +1,105 @@
+"""Executor that runs a bundle's ONNX graphs in this process with ONNX Runtime."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from serving.model.bundle import Manifest
+from serving.search.executor import Carry, prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
+
+logger = logging.getLogger(__name__)
+
+
+def open_session(path: str | Path, *, threads: int = 1, fuse: bool = True) -> onnxruntime.InferenceSession:
+    """Open an ONNX graph on the CPU with settings that let several sessions share a machine.
+
+    Args:
+        path: ONNX file.
+        threads: of the graph.
+        fuse: whether operations may be fused; False for FP8, whose DequantizeLinear ONNX Runtime would fuse
+            into products that it cannot run.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Idle pool threads of one session must not burn the core another session needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    if not fuse:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+class OrtExecutor:
+    """`serving.search.executor.Executor` over the ONNX files of one bundle."""
+
+    def __init__(self, bundle: str | Path, *, levels: int, threads: int = 1, fuse: bool = True) -> None:
+        """Load `prefix.onnx` and `tail_<level>.onnx` for the levels 2 .. levels + 1.
+
+        Args:
+            bundle: folder of the bundle.
+            levels: SID levels T.
+            threads: threads of each graph.
+            fuse: see `open_session`.
+        """
+        bundle = Path(bundle)
+        self._last = levels + 1
+        self._prefix = open_session(bundle / "prefix.onnx", threads=threads, fuse=fuse)
+        self._tails = {
+            t: open_session(bundle / f"tail_{t}.onnx", threads=threads, fuse=fuse)
+            for t in range(2, levels + 2)
+        }
+
+    def prefix(self, slots: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, Carry]:
+        """See `Executor.prefix`."""
+        names = prefix_outputs()
+        outputs = dict(zip(names, self._prefix.run(names, {"slots": slots, "profile": profile}), strict=True))
+        return outputs.pop("logprob"), outputs
+
+    def tail(
+        self, level: int, carry: Carry, *, parents: list[np.ndarray], token: np.ndarray, allowed: np.ndarray
+    ) -> tuple[np.ndarray, Carry]:
+        """See `Executor.tail`."""
+        feeds = {name: carry[name] for name in tail_carry_inputs(level)}
+        feeds |= dict(zip(tail_parent_inputs(level), parents, strict=True))
+        feeds |= {"token": token, "allowed": allowed}
+        names = tail_outputs(level, last=level == self._last)
+        outputs = dict(zip(names, self._tails[level].run(names, feeds), strict=True))
+        logprob = outputs.pop("logprob")
+        return logprob, {**carry, **outputs}
+
+
+class OrtGraphs:
+    """Graphs of model versions for a scheduler that runs them in its own process."""
+
+    def __init__(self, bundles: str | Path, *, threads: int) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            bundles: folder of bundles.
+            threads: threads of each graph.
+        """
+        self._bundles, self._threads = Path(bundles), threads
+        self._ready: tuple[int, OrtExecutor] | None = None  # opened, not yet in use
+
+    def load(self, manifest: Manifest) -> bool:
+        """Open all graphs of a version; False, with a log line, where one cannot be."""
+        folder = self._bundles / str(manifest.version)
+        try:
+            self._ready = manifest.version, OrtExecutor(folder, levels=manifest.levels, threads=self._threads)
+        except Exception:  # ONNX Runtime raises many kinds
+            logger.exception("model version %d: its graphs cannot be opened", manifest.version)
+            return False
+        return True
+
+    def executor(self, manifest: Manifest) -> OrtExecutor:
+        """Engine of a version. It is the caller's: an older version goes when it is no longer used."""
+        ready, self._ready = self._ready, None
+        if ready is not None and ready[0] == manifest.version:
+            return ready[1]
+        folder = self._bundles / str(manifest.version)
+        return OrtExecutor(folder, levels=manifest.levels, threads=self._threads)

@@ -1,0 +1,85 @@
+"""Which model version answers: the one that CURRENT names, if everything it needs is there."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from serving.index.layout import IndexStoreError
+from serving.index.reader import IndexReader
+from serving.model.bundle import CURRENT, BundleError, Manifest, read_current
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 1.0  # between two looks at a version that was refused: its files are hashed each time
+
+
+class ActiveModel:
+    """The version that CURRENT names, if it is complete, loaded, and its tokenizer's generation is ready.
+
+    A version that is not usable is refused with a log line, and the one in use stays.
+    """
+
+    def __init__(
+        self, bundles: str | Path, *, reader: IndexReader, is_loaded: Callable[[Manifest], bool]
+    ) -> None:
+        """Find the first usable version.
+
+        Args:
+            bundles: folder of bundles.
+            reader: index.
+            is_loaded: whether the engine has every graph of a version.
+
+        Raises:
+            BundleError: CURRENT names no complete version.
+            IndexStoreError: its tokenizer's generation is not ready.
+        """
+        self._bundles, self._reader, self._is_loaded = Path(bundles), reader, is_loaded
+        self._stamp, self._retry_at = self._read_stamp(), 0.0
+        # Its graphs may still be loading: the first search finds out.
+        self.manifest = read_current(self._bundles)
+        self._require_generation(self.manifest)
+
+    def refresh(self) -> bool:
+        """Follow CURRENT; True when another version is in use now. Call between batches."""
+        stamp = self._read_stamp()
+        if stamp == self._stamp or time.monotonic() < self._retry_at:
+            return False
+        try:
+            manifest = read_current(self._bundles)
+            if manifest.features != self.manifest.features:
+                raise BundleError(
+                    f"model version {manifest.version}: expected the features of version "
+                    f"{self.manifest.version}, {self.manifest.features}, got {manifest.features}; "
+                    "render the repository and start again"
+                )
+            if not self._is_loaded(manifest):
+                raise BundleError(f"model version {manifest.version}: its graphs are not loaded")
+            self._require_generation(manifest)
+        except (BundleError, IndexStoreError) as error:
+            logger.error("model version %d stays in use: %s", self.manifest.version, error)
+            # Not remembered as seen: the version may still be loading. Nor read again with every batch.
+            self._retry_at = time.monotonic() + RETRY_S
+            return False
+        self._stamp = stamp
+        old, self.manifest = self.manifest, manifest
+        if old.tokenizer_id != manifest.tokenizer_id:
+            self._reader.forget(old.tokenizer_id)
+        return manifest.version != old.version
+
+    def _read_stamp(self) -> tuple[int, int]:
+        try:
+            found = (self._bundles / CURRENT).stat()
+        except OSError:
+            return (0, 0)
+        return found.st_mtime_ns, found.st_ino
+
+    def _require_generation(self, manifest: Manifest) -> None:
+        try:
+            self._reader.snapshot_of(manifest.tokenizer_id)
+        except IndexStoreError as error:
+            raise IndexStoreError(
+                f"model version {manifest.version} is of tokenizer {manifest.tokenizer_id}: {error}"
+            ) from error

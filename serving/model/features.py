@@ -1,0 +1,199 @@
+"""From a user's history to the integer tensors the prefix graph reads; training and serving share it.
+
+Letters: N history events, S history slots (short + long), T SID levels, P profile columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from serving.index.snapshot import Snapshot
+
+BEHAVIORS = {"impression": 1, "click": 2, "conversion": 3}  # 0 marks an empty slot
+EVENT_COLUMNS = 3  # columns of a slot beside the codes: behavior, gap bucket, count bucket
+
+_HOUR, _DAY, _WEEK = 3_600, 86_400, 604_800
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """What a context looks like. Stored in the bundle so that the server builds what training built.
+
+    Attributes:
+        levels: SID levels T.
+        short_slots: newest events, newest first.
+        long_slots: distinct ads of the whole history, most frequent first.
+        max_history: events kept of a longer history (the newest).
+        profile_sizes: cardinality of each profile column, category 0 = unknown included.
+        gap_edges_s: upper edges in seconds of the buckets of the time since an event.
+        count_edges: upper edges of the buckets of how often the ad occurs in the history.
+    """
+
+    levels: int = 3
+    short_slots: int = 24
+    long_slots: int = 36
+    max_history: int = 1024
+    profile_sizes: tuple[int, ...] = ()
+    gap_edges_s: tuple[int, ...] = field(
+        default=(
+            _HOUR,
+            _DAY,
+            3 * _DAY,
+            _WEEK,
+            2 * _WEEK,
+            3 * _WEEK,
+            4 * _WEEK,
+            6 * _WEEK,
+            9 * _WEEK,
+            13 * _WEEK,
+            26 * _WEEK,
+        )
+    )
+    count_edges: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 18, 30)
+
+    def __post_init__(self) -> None:
+        """Reject settings that no history can fill."""
+        for name in ("levels", "short_slots", "long_slots", "max_history"):
+            if getattr(self, name) < (0 if name.endswith("slots") else 1):
+                raise ValueError(f"features.{name}: expected a positive number, got {getattr(self, name)}")
+        if self.slots == 0:
+            raise ValueError("features: expected short_slots + long_slots >= 1, got 0")
+        for name in ("gap_edges_s", "count_edges"):
+            edges = getattr(self, name)
+            if list(edges) != sorted(set(edges)):
+                raise ValueError(f"features.{name}: expected strictly increasing edges, got {edges}")
+
+    @property
+    def slots(self) -> int:
+        """History slots S."""
+        return self.short_slots + self.long_slots
+
+    @property
+    def columns(self) -> int:
+        """Columns of a slot: T codes + 1, behavior, gap bucket, count bucket."""
+        return self.levels + EVENT_COLUMNS
+
+    @property
+    def gap_buckets(self) -> int:
+        """Number of gap buckets."""
+        return len(self.gap_edges_s) + 1
+
+    @property
+    def count_buckets(self) -> int:
+        """Number of count buckets."""
+        return len(self.count_edges) + 1
+
+    def to_json(self) -> dict:
+        """Plain values for the manifest."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict) -> FeatureSpec:
+        """Inverse of `to_json`."""
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**arguments)
+
+
+@dataclass(frozen=True)
+class History:
+    """One user's history slots before the SIDs are filled in.
+
+    Attributes:
+        events: int64 [S], position in the history of the event that each slot shows; -1 is an empty slot.
+        columns: int32 [S, 3]: behavior, gap bucket, count bucket; an all-zero row is empty.
+        ignored: events left out: newer than `now`, or older than the newest `max_history`.
+    """
+
+    events: np.ndarray
+    columns: np.ndarray
+    ignored: int
+
+
+@dataclass(frozen=True)
+class Slots:
+    """One user's history slots.
+
+    Attributes:
+        slots: int32 [S, T + 3]; columns are code + 1 of each level, behavior, gap bucket, count bucket; an
+            all-zero row is empty.
+        ignored: events left out: newer than `now`, or older than the newest `max_history`.
+    """
+
+    slots: np.ndarray
+    ignored: int
+
+
+def build_slots(
+    spec: FeatureSpec,
+    ad_ids: np.ndarray,
+    *,
+    sids: np.ndarray,
+    behaviors: np.ndarray,
+    timestamps: np.ndarray,
+    now: int,
+) -> Slots:
+    """Turn one history into slots.
+
+    Args:
+        spec: what to build.
+        ad_ids: int64 [N] ads in any order; all of them known to the index.
+        sids: int32 [N, T] their semantic IDs.
+        behaviors: int32 [N], values of `BEHAVIORS`.
+        timestamps: int64 [N], unix seconds.
+        now: time of the request, unix seconds. Events after it are left out and counted.
+    """
+    history = select_events(spec, ad_ids, behaviors=behaviors, timestamps=timestamps, now=now)
+    codes = np.zeros((spec.slots, spec.levels), np.int32)
+    shown = history.events >= 0
+    codes[shown] = sids[history.events[shown]]
+    return Slots(join_codes(codes, history.columns, shown=shown), history.ignored)
+
+
+def select_events(
+    spec: FeatureSpec, ad_ids: np.ndarray, *, behaviors: np.ndarray, timestamps: np.ndarray, now: int
+) -> History:
+    """Which events of a history get a slot, and all of a slot that does not depend on SIDs.
+
+    Arguments are those of `build_slots`.
+    """
+    events, columns = np.full(spec.slots, -1), np.zeros((spec.slots, EVENT_COLUMNS), np.int32)
+    past = np.flatnonzero(timestamps <= now)
+    # Oldest first; events of one second keep the order of the request.
+    order = past[np.argsort(timestamps[past], kind="stable")][-spec.max_history :]
+    ignored = len(ad_ids) - len(order)
+    if not len(order):
+        return History(events, columns, ignored)
+    _, first_from_end, group, counts = np.unique(
+        ad_ids[order][::-1], return_index=True, return_inverse=True, return_counts=True
+    )
+    last_seen = len(order) - 1 - first_from_end  # [G] position of the newest event of each distinct ad
+    short = np.arange(len(order))[::-1][: spec.short_slots]
+    # Most frequent first; of equals the most recently seen.
+    long = last_seen[np.lexsort((-last_seen, -counts))[: spec.long_slots]]
+    shown = np.concatenate([short, long])
+    slots = np.concatenate([np.arange(len(short)), spec.short_slots + np.arange(len(long))])
+    events[slots] = order[shown]
+    columns[slots, 0] = behaviors[order[shown]]
+    columns[slots, 1] = np.searchsorted(spec.gap_edges_s, now - timestamps[order[shown]])
+    columns[slots, 2] = np.searchsorted(spec.count_edges, counts)[group[::-1][shown]]
+    return History(events, columns, ignored)
+
+
+def join_codes(codes: np.ndarray, columns: np.ndarray, *, shown: np.ndarray) -> np.ndarray:
+    """Slots int32 [.., S, T + 3] of codes [.., S, T] and columns [.., S, 3], empty where not shown."""
+    return np.concatenate([codes + np.int32(1), columns], axis=-1) * shown[..., None]
+
+
+def fill_slots(snapshot: Snapshot, slot_ads: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    """Slots int32 [B, S, T + 3] for a model of the snapshot's tokenizer, see `select_events`.
+
+    Args:
+        snapshot: index of the model's generation; an ad that it does not know gets an empty slot.
+        slot_ads: int64 [B, S].
+        slots: int32 [B, S, 3].
+    """
+    sids, known = snapshot.sids_of(slot_ads.ravel())
+    return join_codes(sids.reshape(*slot_ads.shape, -1), slots, shown=known.reshape(slot_ads.shape))

@@ -1,0 +1,1 @@
+"""Beam search over live semantic IDs: widths, selection, what unseen SIDs get."""

@@ -1,0 +1,68 @@
+"""What beam search asks of an engine: run the prefix graph once, then one tail graph a level.
+
+Letters: B requests, n beams, C children, V codes of a level, S context slots, d width, T SID levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+Carry = Mapping[str, Any]
+"""Named tensors that go from one call to the next untouched, in whatever form the engine keeps them."""
+
+
+class Executor(Protocol):
+    """An engine for one model version. The same request gives the same beams on every executor."""
+
+    def prefix(self, slots: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, Carry]:
+        """Run the shared layers of all levels, and level 1 through all layers.
+
+        Args:
+            slots: int32 [B, S, T + 3] (see `serving.model.features`).
+            profile: int32 [B, P].
+
+        Returns:
+            log p(s_1 | X), float32 [B, V_1], and the carry for the tails.
+        """
+        ...
+
+    def tail(
+        self, level: int, carry: Carry, *, parents: list[np.ndarray], token: np.ndarray, allowed: np.ndarray
+    ) -> tuple[np.ndarray, Carry]:
+        """Score the children of every beam at `level` (2 .. T are SID levels, T + 1 is the value level).
+
+        Args:
+            level: level to score.
+            carry: what the level before returned.
+            parents: for j = 2 .. level - 1, int32 [B, n]: which beam of level j each beam descends from.
+            token: int32 [B, n], code chosen at level - 1.
+            allowed: int32 [B, n, C] codes to score, -1 = padding.
+
+        Returns:
+            log-probabilities float32 [B, n, C], normalised over all V codes of the level (padding is
+            undefined), and the carry for the next level.
+        """
+        ...
+
+
+def prefix_outputs() -> list[str]:
+    """Output names of the prefix graph; all but the first are the carry."""
+    return ["logprob", "m", "context_kv", "context_bias", "past_kv_1"]
+
+
+def tail_carry_inputs(level: int) -> list[str]:
+    """Inputs of tail graph `level` that come from the carry."""
+    return ["m", "context_kv", "context_bias", *(f"past_kv_{j}" for j in range(1, level))]
+
+
+def tail_parent_inputs(level: int) -> list[str]:
+    """Inputs of tail graph `level` that say from which beam of an earlier level each beam descends."""
+    return [f"parent_{j}" for j in range(2, level)]
+
+
+def tail_outputs(level: int, *, last: bool) -> list[str]:
+    """Output names of tail graph `level`; the last one hands nothing on."""
+    return ["logprob"] if last else ["logprob", f"past_kv_{level}"]
