@@ -29,8 +29,8 @@ from benchmarks.measure import best_gemm, interleave
 from benchmarks.report import stamp
 from benchmarks.roofline import request_flops
 from benchmarks.seeded_run import prepare_seeded
-from export.config import ServingConfig
 from export.seeded import seeded_checkpoint
+from serving.backend.settings import ServingConfig
 from serving.engines.ort import OrtExecutor
 from serving.search.widths import WidthPlan
 from training.config import ConfigError, load_section

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from export.config import ServingConfig
 from export.gate import Gate
 from export.gate_requests import held_out_requests
 from export.graphs import export_graphs
-from export.precision_config import PrecisionConfig
 from export.quantize import quantize_int8
+from serving.backend.settings import ServingConfig
 from serving.search.widths import WidthPlan
 from training.checkpoint import load_checkpoint
 from training.config import load_section
+from training.precision import PrecisionConfig
 
 
 def int8_quality(run: Path, cache: Path, *, config: str) -> dict[str, Any] | None:

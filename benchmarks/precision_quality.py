@@ -15,18 +15,18 @@ from torch import nn
 from tqdm import tqdm
 
 from export.calibrate import calibrated_graphs
-from export.config import ServingConfig
 from export.gate import Gate, GateError, check
 from export.gate_requests import GateRequests, held_out_requests
 from export.graphs import export_graphs
 from export.lower import Lowering, lower
 from export.parity import check_parity
-from export.precision_config import Precision, PrecisionConfig
+from serving.backend.settings import ServingConfig
 from serving.search.widths import WidthPlan
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.config import load_section
 from training.executor import TorchExecutor
 from training.fp8 import modelopt_quantization
+from training.precision import Precision, PrecisionConfig
 from training.quantize_aware import FOLDER, load_fine_tuned
 
 CONFIG = "configs/demo.yaml"

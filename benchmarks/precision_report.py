@@ -24,7 +24,6 @@ from benchmarks.precision_quality import quality, sensitivity
 from benchmarks.report import stamp
 from export.bundle import graph_shapes
 from export.calibrate import calibrate
-from export.config import ServingConfig
 from export.fp8 import quantize_fp8
 from export.gate_requests import random_requests
 from export.graphs import export_graphs
@@ -34,6 +33,7 @@ from export.products import fp8_share, product_bytes, weight_bytes
 from export.profiles import graph_profiles
 from export.seeded import seeded_checkpoint
 from export.tensorrt import Builder, BuildError
+from serving.backend.settings import ServingConfig
 from serving.search.widths import WidthPlan
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.config import load_section

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import catalogue
-from export.config import ServingConfig
 from export.render import render
 from indexer.store import IndexStore
+from serving.backend.settings import ServingConfig
 from serving.model.bundle import read_manifest
 from training.config import load_section
 

@@ -26,7 +26,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.pinned_server import Server
 from benchmarks.report import stamp
 from examples.client import send
-from export.config import ServingConfig
 from export.render import render
 from indexer.events import AdEvent
 from indexer.store import Incoming, IndexStore
@@ -37,6 +36,7 @@ from loadtest.outcomes import OK, REJECTED
 from loadtest.run import Measured
 from loadtest.run import measure as offer
 from loadtest.shapes import SPIKE, Shape
+from serving.backend.settings import ServingConfig
 from serving.index.reader import MAX_WAIT_S
 from serving.load.ladder import plan_rows
 from serving.search.widths import WidthPlan

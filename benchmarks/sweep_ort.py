@@ -20,8 +20,8 @@ from benchmarks.engines import quantized
 from benchmarks.measure import interleave
 from benchmarks.report import stamp
 from benchmarks.seeded_run import prepare_seeded
-from export.config import ServingConfig
 from export.seeded import seeded_checkpoint
+from serving.backend.settings import ServingConfig
 from serving.search.executor import Carry, prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
 from serving.search.widths import WidthPlan
 from training.config import load_section

@@ -25,9 +25,9 @@ from benchmarks.pinned_server import Server
 from benchmarks.report import stamp
 from benchmarks.seeded_run import prepare
 from benchmarks.triton_load import Deployment, deployed, summary
-from export.config import ServingConfig
 from export.render import render
 from launcher import ServerError
+from serving.backend.settings import ServingConfig
 
 SATURATED = 8
 KEYS = ("graph_calls", "scheduler_instances", "queue_delay_us", "max_batch_size", "threads")

@@ -17,10 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.report import stamp
-from export.config import ServingConfig
 from export.graphs import export_graphs
 from export.parity import check_parity
 from serving.backend.resolve import NO_AD, resolve
+from serving.backend.settings import ServingConfig
 from serving.engines.ort import OrtExecutor
 from serving.index.snapshot import IndexSnapshot, Snapshot
 from serving.search.beam_search import Normalise, beam_search

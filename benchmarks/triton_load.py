@@ -25,10 +25,10 @@ from benchmarks import catalogue
 from benchmarks.burst import CHECKED, Tensors, burst
 from benchmarks.pinned_server import Server
 from benchmarks.seeded_run import prepare
-from export.config import ServingConfig
 from export.render import render
 from serving.backend.request import request_features
 from serving.backend.resolve import resolve
+from serving.backend.settings import ServingConfig
 from serving.engines.ort import OrtExecutor
 from serving.index.reader import IndexReader
 from serving.index.snapshot import IndexSnapshot

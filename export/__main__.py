@@ -12,24 +12,24 @@ import torch
 
 from export.bundle import point_current, write_bundle
 from export.calibrate import CalibrationError
-from export.config import ServingConfig
 from export.engines import EngineError, EngineFolder
 from export.gate import Gate, GateError, summary
 from export.gate_requests import GateRequests, held_out_requests, random_requests
 from export.graph_config import GraphConfigError
 from export.lower import Lowering
 from export.parity import ParityError
-from export.precision_config import PRECISIONS, Precision, PrecisionConfig
 from export.quantize import QuantizeError
 from export.render import ENGINES, SOURCE, TARGETS, RenderError, check_precision, kept_bundles, render
 from export.seeded import seeded_checkpoint
 from export.tensorrt import Builder, BuildError, build_bundles
+from serving.backend.settings import ServingConfig
 from serving.model.bundle import BundleError, read_manifest
 from serving.search.beam_search import parse_normalise
 from serving.search.widths import WidthPlan
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError, load_section
 from training.fp8 import MissingPackageError
+from training.precision import PRECISIONS, Precision, PrecisionConfig
 from training.quantize_aware import load_fine_tuned
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import time
@@ -17,11 +16,12 @@ from export.encoder import write_encoder
 from export.graphs import export_graphs
 from export.lower import Lowering, lower
 from export.parity import check_parity
-from export.precision_config import Precision
 from indexer.encoder import FOLDER as ENCODER
-from serving.model.bundle import CURRENT, FORMAT_VERSION, MANIFEST, sha256, versions
+from serving.files import new_folder, sha256, write_file
+from serving.model.bundle import CURRENT, FORMAT_VERSION, MANIFEST, versions
 from serving.search.cold_start import SEEN_SIDS
 from training.checkpoint import Checkpoint
+from training.precision import Precision
 from training.tokenizer import Tokenizer
 
 
@@ -60,10 +60,9 @@ def write_bundle(
     precision: Precision = lowering.precision if lowering else "fp32"
     began = time.monotonic()
     bundles.mkdir(parents=True, exist_ok=True)
-    work = bundles / ".new"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    try:
+    version = max(versions(bundles), default=0) + 1
+    target = bundles / str(version)
+    with new_folder(target, replace=True) as work:  # without a manifest it is a leftover, not a bundle
         graphs = work / "fp32" if lowering else work
         graphs.mkdir(exist_ok=True)
         export_graphs(checkpoint.model, graphs)
@@ -76,7 +75,7 @@ def write_bundle(
                     f"{tokenizer}: expected tokenizer {wanted} (the model's), got {found}; train again"
                 )
             shutil.copytree(
-                tokenizer, work / "tokenizer", ignore=shutil.ignore_patterns("sids.parquet", "*.partial")
+                tokenizer, work / "tokenizer", ignore=shutil.ignore_patterns("sids.parquet", ".*")
             )
             # A folder of its own: graphs at the top are Triton's.
             write_encoder(loaded, work / ENCODER)
@@ -89,7 +88,6 @@ def write_bundle(
             figures = lowering.gate.run(graphs, work, precision=precision, value_table=value_table)
             figures["fine_tuned"] = lowering.fine_tuned is not None
             shutil.rmtree(graphs)
-        version = max(versions(bundles), default=0) + 1
         spec = checkpoint.spec.to_json()
         files = sorted(p for p in work.rglob("*") if p.is_file())
         manifest = {
@@ -111,11 +109,6 @@ def write_bundle(
             "sha256": {str(p.relative_to(work)): sha256(p) for p in files},
         }
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        target = bundles / str(version)
-        shutil.rmtree(target, ignore_errors=True)  # a version without a manifest is a leftover, not a bundle
-        work.rename(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     if activate:
         point_current(bundles, version)
     return target
@@ -123,9 +116,7 @@ def write_bundle(
 
 def point_current(bundles: Path, version: int) -> None:
     """Make `version` the one to serve; rollback is pointing at an earlier one."""
-    partial = bundles / f".{CURRENT}.new"
-    partial.write_text(f"{version}\n")
-    os.replace(partial, bundles / CURRENT)
+    write_file(bundles / CURRENT, f"{version}\n")
 
 
 def graph_shapes(folder: Path) -> dict[str, dict[str, list]]:

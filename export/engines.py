@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from export.profiles import ShapeRange
-from serving.model.bundle import sha256
+from serving.files import sha256, write_file
 
 _CAPABILITY = re.compile(r"\d+\.\d")
 
@@ -114,7 +113,8 @@ class EngineFolder:
             write_whole(path, plan)
             write_whole(path.with_suffix(".json"), json.dumps(description, indent=1).encode())
         except EngineError:
-            path.unlink(missing_ok=True)  # without its description nobody would use it, or delete it
+            for part in (path, path.with_suffix(".json")):  # one without the other is of no use to anybody
+                part.unlink(missing_ok=True)
             raise
         return description
 
@@ -183,14 +183,7 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         EngineError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.new")
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_file(path, content)
     except OSError as error:
         raise EngineError(f"{path}: {len(content):,} bytes cannot be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)  # nothing to remove where it was renamed; Ctrl-C leaves one too

@@ -11,11 +11,11 @@ import numpy as np
 
 from export.compare import CUTOFF, Found, compare, search
 from export.gate_requests import GateRequests
-from export.precision_config import Precision, PrecisionConfig
 from serving.engines.ort import OrtExecutor
 from serving.search.beam_search import Normalise
 from serving.search.widths import WidthPlan
 from training.metrics import ranking_metrics
+from training.precision import Precision, PrecisionConfig
 
 
 class GateError(RuntimeError):

@@ -9,8 +9,8 @@ from pathlib import Path
 import onnx
 from tritonclient.grpc import model_config_pb2
 
-from export.config import ServingConfig, width_policy
 from export.profiles import ShapeRange, profiles, sizes_of
+from serving.backend.settings import ServingConfig, width_policy
 from serving.engines.padding import ShapeBuckets
 from serving.model.bundle import Manifest
 from serving.search.widths import WidthPlan

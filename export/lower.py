@@ -15,9 +15,9 @@ from export.gate_requests import GateRequests
 from export.graphs import export_graphs
 from export.half import convert_to_fp16
 from export.parity import check_parity
-from export.precision_config import Precision
 from export.quantize import quantize_int8
 from training.model.gr4ad import Generator
+from training.precision import Precision
 
 
 @dataclass(frozen=True)

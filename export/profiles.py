@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from export.config import ServingConfig, width_policy
+from serving.backend.settings import ServingConfig, width_policy
 from serving.model.bundle import Manifest
 from serving.search.widths import WidthPlan
 

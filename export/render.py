@@ -5,10 +5,11 @@ Nothing is written before every config has been rendered and parsed.
 
 from __future__ import annotations
 
+import itertools
 import logging
-import os
 import re
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from string import Template
 from typing import Literal, get_args
@@ -16,11 +17,12 @@ from typing import Literal, get_args
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from export.config import ServingConfig, width_policy
 from export.engines import Device, EngineFolder, EngineSpec
 from export.graph_config import check_graph, graph_values, on_gpu
 from export.profiles import profiles
 from serving.backend.adapter import HOME
+from serving.backend.settings import ServingConfig, width_policy
+from serving.files import new_folder, write_file
 from serving.model.bundle import (
     CURRENT,
     BundleFormatError,
@@ -148,18 +150,21 @@ def render(
         if repository.resolve() != SOURCE.resolve():
             _copy(SOURCE / name / "1" / "model.py", repository / name / "1" / "model.py")
     (repository / "gr4ad" / "1").mkdir(parents=True, exist_ok=True)
-    for old in repository.glob("lazyar_*"):
-        if old.name.removeprefix("lazyar_") not in stems:  # of other settings, or another number of levels
-            shutil.rmtree(old)
-    for stem in stems:  # everything that can fill the disk comes before anything is replaced
-        found = {version: plans[version][stem] for version in plans}
-        _prepare_graph(
-            stem, manifests, bundles=bundles, folder=repository / f"lazyar_{stem}", target=target, plans=found
-        )
-    for stem in stems:
-        _place_graph(repository / f"lazyar_{stem}", manifests)
+    with ExitStack() as placed:  # all versions of all graphs are there before the first one gets its name
+        for stem, manifest in itertools.product(stems, manifests):
+            work = placed.enter_context(
+                new_folder(repository / f"lazyar_{stem}" / str(manifest.version), replace=True)
+            )
+            if target == "tensorrt":
+                shutil.copyfile(plans[manifest.version][stem], work / "model.plan")
+            else:
+                shutil.copyfile(bundles / str(manifest.version) / f"{stem}.onnx", work / "model.onnx")
+            if target == "cpu":
+                shutil.copyfile(TEMPLATES / "graph_model.py", work / "model.py")
+    _remove_others(repository, stems, versions={str(manifest.version) for manifest in manifests})
     for name, text in configs.items():
-        _write(repository / name / "config.pbtxt", text)
+        (repository / name).mkdir(parents=True, exist_ok=True)
+        write_file(repository / name / "config.pbtxt", text)
     return list(configs)
 
 
@@ -248,38 +253,15 @@ def _fill(template: str, values: dict) -> str:
         raise RenderError(f"{template}.pbtxt: placeholder {error} has no value") from error
 
 
-def _prepare_graph(
-    stem: str,
-    manifests: list[Manifest],
-    *,
-    bundles: Path,
-    folder: Path,
-    target: Target,
-    plans: dict[int, Path],
-) -> None:
-    """Version folders beside the ones that a server may be looking at."""
-    for manifest in manifests:
-        new = folder / f".{manifest.version}.new"
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        source = bundles / str(manifest.version)
-        if target == "tensorrt":
-            _copy(plans[manifest.version], new / "model.plan")
-        else:
-            _copy(source / f"{stem}.onnx", new / "model.onnx")
-        if target == "cpu":
-            _copy(TEMPLATES / "graph_model.py", new / "model.py")
-
-
-def _place_graph(folder: Path, manifests: list[Manifest]) -> None:
-    """Version folders appear whole or not at all."""
-    for manifest in manifests:
-        final = folder / str(manifest.version)
-        shutil.rmtree(final, ignore_errors=True)
-        (folder / f".{manifest.version}.new").rename(final)
-    for old in folder.glob("*"):
-        if old.is_dir() and old.name not in {str(m.version) for m in manifests}:
-            shutil.rmtree(old)
+def _remove_others(repository: Path, stems: list[str], *, versions: set[str]) -> None:
+    """Remove graphs of other settings or another number of levels, and versions that are kept no longer."""
+    for folder in repository.glob("lazyar_*"):
+        if folder.name.removeprefix("lazyar_") not in stems:
+            shutil.rmtree(folder)
+            continue
+        for old in folder.iterdir():
+            if old.is_dir() and old.name not in versions:
+                shutil.rmtree(old)
 
 
 def _plans(
@@ -312,10 +294,3 @@ def _portable(path: Path) -> str:
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(".config.new")
-    partial.write_text(text)
-    os.replace(partial, path)

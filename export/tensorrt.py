@@ -23,12 +23,13 @@ from typing import Any
 import onnx
 from tqdm import tqdm
 
-from export.config import ServingConfig
 from export.engines import Device, EngineError, EngineFolder, EngineSpec, write_whole
 from export.products import fp8_share, products
 from export.profiles import ShapeRange, profiles
 from export.render import ENGINES, RenderError, kept_bundles
-from serving.model.bundle import BundleError, Manifest, read_manifest, sha256
+from serving.backend.settings import ServingConfig
+from serving.files import sha256
+from serving.model.bundle import BundleError, Manifest, read_manifest
 from training.config import ConfigError, load_section
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,6 +15,7 @@ from indexer.bases import place_base, remove_bases
 from indexer.compaction import read_snapshot
 from indexer.lock import WriterLock
 from indexer.tables import Tables
+from serving.files import new_folder, sha256
 from serving.index.layout import BASE, STORE, IndexStoreError, open_environment
 
 SNAPSHOT_FORMAT = 1
@@ -44,32 +42,26 @@ def snapshot(
     path, out = Path(path), Path(out)
     if out.exists():
         raise IndexStoreError(f"snapshot {out}: expected a folder that does not exist")
-    work = out.parent / f".{out.name}.new"
     own = None
     try:
         own = open_environment(path, readonly=True) if environment is None else None
-        shutil.rmtree(work, ignore_errors=True)
-        (work / STORE).mkdir(parents=True)
-        (environment or own).copy(str(work / STORE), compact=True)  # type: ignore[union-attr]
-        file = work / STORE / "data.mdb"
-        _sync(file)
-        manifest = {
-            "format": SNAPSHOT_FORMAT,
-            "sha256": _sha256(file),
-            "bytes": file.stat().st_size,
-            "time": int(time.time()),
-            **_counts(work),
-        }
-        (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        _sync(work / MANIFEST)
-        work.rename(out)
-        _sync(out.parent)
+        with new_folder(out) as work:
+            (work / STORE).mkdir()
+            (environment or own).copy(str(work / STORE), compact=True)  # type: ignore[union-attr]
+            file = work / STORE / "data.mdb"
+            manifest = {
+                "format": SNAPSHOT_FORMAT,
+                "sha256": sha256(file),
+                "bytes": file.stat().st_size,
+                "time": int(time.time()),
+                **_counts(work),
+            }
+            (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     except (OSError, lmdb.Error) as error:
         raise IndexStoreError(f"snapshot {out}: cannot be written: {error}") from error
     finally:
         if own:
             own.close()
-        shutil.rmtree(work, ignore_errors=True)
     return manifest
 
 
@@ -178,7 +170,7 @@ def _check(source: Path) -> None:
         format_, expected = manifest["format"], manifest["sha256"]
         if format_ != SNAPSHOT_FORMAT:
             raise IndexStoreError(f"snapshot {source}: expected format {SNAPSHOT_FORMAT}, got {format_}")
-        actual = _sha256(source / STORE / "data.mdb")
+        actual = sha256(source / STORE / "data.mdb")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IndexStoreError(
             f"snapshot {source}: expected a snapshot of an index, got: {error!r}"
@@ -207,16 +199,3 @@ def _counts(work: Path) -> dict[str, Any]:
 def _open(folder: Path) -> lmdb.Environment:
     # Without a lock file, so that a snapshot may lie where nobody can write.
     return lmdb.open(str(folder), readonly=True, lock=False, max_dbs=64, create=False, readahead=False)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,14 +7,15 @@ writable folder, laid out as the server expects them.
 
 from __future__ import annotations
 
-import os
+import fcntl
 import shutil
 import sys
 import sysconfig
-import tempfile
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
+
+from serving.files import new_folder
 
 _STUB = "triton_python_backend_stub"
 
@@ -98,20 +99,15 @@ def _wheel_server(package: Path, cache_dir: Path) -> ServerFiles:
 
 
 def _copy_once(source: Path, stub: Path, target: Path) -> None:
-    """Copies beside the target and renames, so that a half-made copy is never taken for a whole one."""
+    """Copies whole or not at all; of several processes that want it, one does."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        for folder in ("bin", "backends", "caches"):
-            shutil.copytree(source / folder, partial / folder, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy2(stub, partial / "backends" / "python" / _STUB)
-        for executable in (partial / "bin" / "tritonserver", partial / "backends" / "python" / _STUB):
-            executable.chmod(0o755)
-        partial.chmod(0o755)  # mkdtemp makes it private
-        try:
-            os.rename(partial, target)
-        except OSError:
-            if not target.is_dir():  # otherwise another process was quicker: its copy is as good
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with (target.parent / f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.is_dir():
+            return
+        with new_folder(target) as work:
+            for folder in ("bin", "backends", "caches"):
+                shutil.copytree(source / folder, work / folder, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copy2(stub, work / "backends" / "python" / _STUB)
+            for executable in (work / "bin" / "tritonserver", work / "backends" / "python" / _STUB):
+                executable.chmod(0o755)

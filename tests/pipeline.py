@@ -11,9 +11,9 @@ import polars as pl
 import torch
 
 from export.bundle import write_bundle
-from export.config import ServingConfig
 from export.render import render
 from indexer.store import IndexStore
+from serving.backend.settings import ServingConfig
 from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE, tiny_catalogue, tiny_model
 from training.checkpoint import Checkpoint, ModelSpec
 from training.dataset import ValueBuckets

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from serving.files import new_folder, sha256, undo_interrupted
 from serving.model.features import FeatureSpec
 from serving.search.cold_start import SEEN_SIDS, read_seen
 from training.config import TrainingConfig
@@ -91,18 +90,6 @@ def save_checkpoint(
 
     `seen_sids` are the packed SIDs of the training events, int64 ascending; None where they are not known.
     """
-    new = folder.with_name(folder.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, new / "model.safetensors")
-    if optimizer is not None:
-        state = optimizer.state_dict()["state"]
-        save_file(
-            {f"{i}.{k}": v.contiguous() for i, s in state.items() for k, v in s.items()},
-            new / "optimizer.safetensors",
-        )
-    if seen_sids is not None:
-        np.save(new / SEEN_SIDS, seen_sids, allow_pickle=False)
     content = {
         "format": FORMAT_VERSION,
         "step": step,
@@ -110,13 +97,17 @@ def save_checkpoint(
         "training": training.model_dump(),
         "history": history or [],
     }
-    (new / "checkpoint.json").write_text(json.dumps(content, indent=1))
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with new_folder(folder, replace=True) as new:
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, new / "model.safetensors")
+        if optimizer is not None:
+            state = optimizer.state_dict()["state"]
+            save_file(
+                {f"{i}.{k}": v.contiguous() for i, s in state.items() for k, v in s.items()},
+                new / "optimizer.safetensors",
+            )
+        if seen_sids is not None:
+            np.save(new / SEEN_SIDS, seen_sids, allow_pickle=False)
+        (new / "checkpoint.json").write_text(json.dumps(content, indent=1))
 
 
 @dataclass(frozen=True)
@@ -138,8 +129,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: missing, corrupted, or of a newer format.
     """
-    if not folder.exists() and folder.with_name(folder.name + ".old").exists():
-        folder = folder.with_name(folder.name + ".old")  # killed between the two renames of a save
+    undo_interrupted(folder)
     try:
         content = json.loads((folder / "checkpoint.json").read_text())
         if content["format"] > FORMAT_VERSION:
@@ -163,4 +153,4 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 def weights_sha256(folder: Path) -> str:
     """Of the weights of a checkpoint, to tell whether another one was made from it."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    return sha256(folder / "model.safetensors")

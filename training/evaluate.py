@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from serving.backend.resolve import NO_AD, resolve
+from serving.files import write_file
 from serving.index.snapshot import IndexSnapshot
 from serving.search.beam_search import beam_search
 from serving.search.executor import Executor
@@ -227,7 +228,7 @@ def main() -> None:
     except (ConfigError, CheckpointError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     report["provenance"] = prepared.tables.provenance
-    (folder / "evaluation.json").write_text(json.dumps(report, indent=2))
+    write_file(folder / "evaluation.json", json.dumps(report, indent=2))
     plot_ranking(
         {m: report[m] for m in ("recall", "ndcg", "value_recall")},
         folder / "evaluation.png",

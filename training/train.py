@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from serving.files import undo_interrupted
 from training.batches import BatchOrder
 from training.checkpoint import CheckpointError, ModelSpec, load_checkpoint, save_checkpoint
 from training.config import ConfigError, TrainingConfig
@@ -97,7 +98,8 @@ class Trainer:
             CheckpointError: it was made by another configuration.
         """
         folder = self.folder / "checkpoint"
-        if not folder.exists() and not folder.with_name("checkpoint.old").exists():
+        undo_interrupted(folder)
+        if not folder.exists():
             return False
         found = load_checkpoint(folder)
         wanted = json.loads(json.dumps({"spec": self.spec.to_json(), "training": self.config.model_dump()}))

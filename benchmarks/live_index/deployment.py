@@ -15,10 +15,10 @@ import numpy as np
 
 from benchmarks import catalogue
 from benchmarks.seeded_run import source_digest
-from export.config import ServingConfig
 from export.render import render
 from indexer.launcher import IndexerProcess
 from indexer.store import IndexStore
+from serving.backend.settings import ServingConfig
 from serving.model.bundle import read_manifest
 from training.config import load_section
 from training.tokenizer import Tokenizer, TokenizerConfig

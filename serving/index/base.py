@@ -3,49 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 
+from serving.files import new_folder
 from serving.index.layout import BASE_MANIFEST, FORMAT_VERSION, IndexStoreError
 from serving.index.snapshot import IndexSnapshot
 from serving.index.trie import Trie
 
 
 def write_base(snapshot: IndexSnapshot, folder: Path) -> None:
-    """Write to a folder beside and rename: nobody sees half a base. One that is there already is replaced.
+    """Write a base, whole or not at all. One that is there already is replaced.
 
     Raises:
         OSError: the disk is full or not writable; nothing is left behind.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = folder.parent / f".{folder.name}.new"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    try:
-        arrays = _arrays(snapshot)
+    arrays = _arrays(snapshot)
+    manifest = {
+        "format": FORMAT_VERSION,
+        "sequence": snapshot.version,
+        "tokenizer_id": snapshot.tokenizer_id,
+        "level_sizes": list(snapshot.level_sizes),
+        "arrays": {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()},
+    }
+    with new_folder(folder, replace=True) as work:
         for name, array in arrays.items():
-            with (work / f"{name}.npy").open("wb") as file:
-                np.save(file, array, allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())
-        manifest = {
-            "format": FORMAT_VERSION,
-            "sequence": snapshot.version,
-            "tokenizer_id": snapshot.tokenizer_id,
-            "level_sizes": list(snapshot.level_sizes),
-            "arrays": {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()},
-        }
-        with (work / BASE_MANIFEST).open("w") as file:
-            json.dump(manifest, file)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+            np.save(work / f"{name}.npy", array, allow_pickle=False)
+        (work / BASE_MANIFEST).write_text(json.dumps(manifest))
 
 
 def read_base(folder: Path) -> IndexSnapshot:

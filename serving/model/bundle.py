@@ -5,7 +5,6 @@ A folder of bundles holds one sub-folder a version and the file CURRENT, which n
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.files import sha256
 from serving.model.features import FeatureSpec
 
 FORMAT_VERSION = 2  # goes up when tensors of the graphs change their names or shapes
@@ -121,12 +121,6 @@ def check_file(bundle: Path, name: str, expected: str) -> None:
             f"bundle {bundle}: {name}: expected sha256 {expected[:16]}…, got {actual[:16]}…: "
             "the file is corrupted"
         )
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions(bundles: str | Path) -> list[int]:

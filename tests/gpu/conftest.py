@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from export.bundle import write_bundle
-from export.config import ServingConfig
 from export.engines import EngineFolder, EngineSpec
 from export.gate import Gate
 from export.gate_requests import GateRequests, random_requests
 from export.lower import Lowering
-from export.precision_config import PrecisionConfig
 from export.profiles import profiles
 from export.seeded import seeded_checkpoint
 from export.tensorrt import Builder, build_engines
+from serving.backend.settings import ServingConfig
 from serving.model.bundle import Manifest, read_manifest
 from serving.search.widths import WidthPlan
 from training.config import load_section
+from training.precision import PrecisionConfig
 
 CONFIG = "configs/bench.yaml"
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from export.compare import compare, search
-from export.config import ServingConfig
 from export.graph_config import buckets_of
+from serving.backend.settings import ServingConfig
 from serving.engines.ort import OrtExecutor
 from serving.engines.padding import PaddedExecutor
 from serving.search.beam_search import beam_search

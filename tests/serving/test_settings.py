@@ -5,9 +5,9 @@ import pytest
 import tritonclient.grpc
 
 from examples.client import send
-from export.config import ServingConfig
 from export.render import render
 from launcher import TritonServer
+from serving.backend.settings import ServingConfig
 from tests.pipeline import WIDTHS
 from tests.serving.ask import Reference, assert_same, request
 

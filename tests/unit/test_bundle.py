@@ -9,7 +9,8 @@ import pytest
 import export.bundle as module
 from export.bundle import point_current, write_bundle
 from export.parity import ParityError
-from serving.model.bundle import BundleError, current_version, read_manifest, sha256, versions
+from serving.files import sha256
+from serving.model.bundle import BundleError, current_version, read_manifest, versions
 from tests.pipeline import checkpoint
 from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE
 
@@ -154,7 +155,7 @@ def test_next_version_then_rollback(pipeline, bundles, monkeypatch):
     fake_graphs(monkeypatch)
     (bundles / "2").mkdir()
     (bundles / "2" / "leftover").write_text("of a crash")
-    (bundles / ".new").mkdir()
+    (bundles / ".2.new").mkdir()
     ready = checkpoint(tokenizer_id=pipeline.tokenizer_id)
     made = write_bundle(ready, bundles, tokenizer=pipeline.tokenizer, quality={"recall": 0.5})
     assert made == bundles / "2"

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from export.config import ServingConfig
-from export.precision_config import PrecisionConfig
+from serving.backend.settings import ServingConfig
 from training.config import (
     SECTIONS,
     ConfigError,
@@ -18,6 +17,7 @@ from training.config import (
 )
 from training.data.config import DataConfig
 from training.model.config import ModelConfig
+from training.precision import PrecisionConfig
 from training.tokenizer import TokenizerConfig
 
 CLASSES = {

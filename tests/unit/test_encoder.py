@@ -20,7 +20,8 @@ from export.bundle import write_bundle
 from export.encoder import write_encoder
 from export.parity import ParityError
 from indexer.encoder import AdEncoder
-from serving.model.bundle import BundleError, read_manifest, sha256
+from serving.files import sha256
+from serving.model.bundle import BundleError, read_manifest
 from tests.pipeline import checkpoint, small_ads
 from tests.unit.test_bundle import edit, fake_graphs
 from training.tokenizer import Tokenizer, TokenizerConfig

@@ -208,8 +208,11 @@ def full_disk(monkeypatch, function, *, at):
     monkeypatch.setattr(os, function, limited)
 
 
-@pytest.mark.parametrize("function", ["fsync", "replace"])
-@pytest.mark.parametrize("at", [0, 1], ids=["plan", "json"])
+@pytest.mark.parametrize(
+    ("function", "at"),
+    [("fsync", 0), ("replace", 0), ("fsync", 1), ("fsync", 2), ("replace", 1), ("fsync", 3)],
+    ids=["plan", "plan's name", "folder", "json", "json's name", "folder again"],
+)
 def test_disk_full(folder, monkeypatch, function, at):
     folder.save(replace(SPEC, stem="tail_3"), b"another", details={})
     before = files(folder)
@@ -225,8 +228,11 @@ def test_disk_full(folder, monkeypatch, function, at):
     assert folder.require(SPEC).read_bytes() == b"the plan"
 
 
-@pytest.mark.parametrize("function", ["fsync", "replace"])
-@pytest.mark.parametrize("at", [0, 1], ids=["plan", "json"])
+@pytest.mark.parametrize(
+    ("function", "at"),
+    [("fsync", 0), ("replace", 0), ("fsync", 1), ("fsync", 2), ("replace", 1), ("fsync", 3)],
+    ids=["plan", "plan's name", "folder", "json", "json's name", "folder again"],
+)
 def test_disk_full_over_an_engine_of_the_same_key(folder, monkeypatch, function, at):
     """It is gone: never the old description of a new plan, or half of one."""
     folder.save(SPEC, b"old plan", details={})

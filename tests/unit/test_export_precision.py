@@ -9,7 +9,6 @@ import torch
 
 import export.__main__ as module
 from export.gate_requests import held_out_requests
-from export.precision_config import PrecisionConfig
 from export.render import TARGETS, RenderError, render
 from export.tensorrt import BuildError
 from serving.model.bundle import current_version
@@ -21,6 +20,7 @@ from tests.unit.test_scheduler import add_version
 from training.checkpoint import save_checkpoint
 from training.config import TrainingConfig, load_section
 from training.evaluate import draw_requests
+from training.precision import PrecisionConfig
 from training.run import open_run
 
 

@@ -19,7 +19,6 @@ from export.gate import Gate
 from export.gate_requests import GateRequests
 from export.half import FP32_OPERATIONS, convert_to_fp16
 from export.lower import Lowering, lower
-from export.precision_config import PrecisionConfig
 from export.products import fp8_share, products
 from export.quantize import QuantizeError
 from serving.engines.ort import OrtExecutor, open_session
@@ -28,6 +27,7 @@ from serving.search.widths import WidthPlan
 from tests import tiny
 from tests.pipeline import checkpoint
 from tests.tiny import VALUE_TABLE, tiny_model, tiny_snapshot
+from training.precision import PrecisionConfig
 
 NAMES = ("prefix", "tail_2", "tail_3", "tail_4")
 PLAN = WidthPlan((4, 16, 64), 8)

@@ -16,14 +16,15 @@ from export.gate import Gate, GateError, check, summary
 from export.gate_requests import GateRequests, random_requests
 from export.lower import Lowering
 from export.parity import ParityError
-from export.precision_config import PrecisionConfig
 from export.quantize import quantize_int8
 from serving.engines.ort import OrtExecutor
-from serving.model.bundle import current_version, read_manifest, sha256, versions
+from serving.files import sha256
+from serving.model.bundle import current_version, read_manifest, versions
 from serving.search.widths import WidthPlan
 from tests import tiny
 from tests.pipeline import checkpoint
 from tests.tiny import VALUE_TABLE, tiny_snapshot
+from training.precision import PrecisionConfig
 
 PLAN = WidthPlan((4, 16, 64), 8)
 CONFIG = PrecisionConfig(gate_requests=24, gate_batch_size=7)

@@ -13,16 +13,17 @@ from tritonclient.grpc import model_config_pb2
 
 import export.graph_config as graph_config
 import export.render as module
-from export.config import ServingConfig
 from export.engines import EngineError
 from export.graph_config import GraphConfigError, buckets_of, check_graph, graph_values, rungs
 from export.half import convert_to_fp16
 from export.profiles import profiles
 from export.render import ENGINES, RenderError, check_config, check_precision, render
+from serving.backend.settings import ServingConfig
 from serving.engines.ort import OrtExecutor
 from serving.engines.padding import PaddedExecutor
+from serving.files import sha256
 from serving.index.snapshot import IndexSnapshot
-from serving.model.bundle import read_manifest, sha256
+from serving.model.bundle import read_manifest
 from serving.search.beam_search import beam_search
 from tests.pipeline import serving_config
 from tests.recording import Recorder, ShapeExecutor

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from export.config import ServingConfig
 from export.profiles import ProfileError, ShapeRange, profiles, sizes_of
+from serving.backend.settings import ServingConfig
 from serving.engines.ort import OrtExecutor
 from serving.index.snapshot import IndexSnapshot
 from serving.model.bundle import read_manifest

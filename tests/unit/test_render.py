@@ -9,12 +9,13 @@ from tritonclient.grpc import model_config_pb2
 
 import export.render as module
 from export.bundle import graph_shapes, point_current
-from export.config import ServingConfig
 from export.engines import EngineError, EngineFolder, EngineSpec
 from export.half import convert_to_fp16
 from export.profiles import profiles
 from export.render import ENGINES, SOURCE, TARGETS, RenderError, check_config, kept_bundles, render
-from serving.model.bundle import BundleError, read_manifest, sha256, versions
+from serving.backend.settings import ServingConfig
+from serving.files import sha256
+from serving.model.bundle import BundleError, read_manifest, versions
 from tests.pipeline import serving_config
 from tests.unit.test_bundle import edit
 from tests.unit.test_scheduler import add_version

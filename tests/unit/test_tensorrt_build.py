@@ -25,7 +25,8 @@ from export.half import convert_to_fp16
 from export.products import constant_products, products
 from export.profiles import ShapeRange, profiles
 from export.tensorrt import Builder, BuildError, build_bundles, build_engines, describe
-from serving.model.bundle import read_manifest, sha256
+from serving.files import sha256
+from serving.model.bundle import read_manifest
 from tests.pipeline import WIDTHS, serving_config
 
 NAMES = ("prefix", "tail_2", "tail_3", "tail_4")

@@ -477,8 +477,8 @@ def test_resume_without_optimizer_state_is_refused(run, broken):
 
 
 def test_killed_between_the_renames_of_a_save(run, broken):
-    (broken / "checkpoint").rename(broken / "checkpoint.old")
-    (broken / "checkpoint.new").mkdir()
+    (broken / "checkpoint").rename(broken / ".checkpoint.old")
+    (broken / ".checkpoint.new").mkdir()
     again = trainer(run, broken, "training.steps=2", "training.validate_every=2")
     assert again.resume()
     assert again.step == 2

@@ -6,10 +6,10 @@ python -m training.data.prepare --config configs/demo.yaml --out build/demo/data
 import argparse
 import json
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.files import new_folder
 from training.config import load_section
 from training.data.completejourney import load_completejourney
 from training.data.config import DataConfig
@@ -53,30 +53,19 @@ def prepare(config: DataConfig, out: Path) -> Tables:
         validation_weeks=config.validation_weeks,
         test_weeks=config.test_weeks,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
-        new.mkdir()
+    stats = {
+        "source": config.source,
+        "rows_read": tables.stats.rows_read,
+        "rows_dropped": dict(tables.stats.rows_dropped),
+        **{name: getattr(tables, name).height for name in NAMES},
+        "provenance": tables.provenance,
+    }
+    with new_folder(out, replace=True) as new:
         for name in NAMES:
             getattr(tables, name).write_parquet(new / f"{name}.parquet")
         split.save(new / "split.json")
         ProfileVocabulary.fit(tables.users).save(new / "profile.json")
-        stats = {
-            "source": config.source,
-            "rows_read": tables.stats.rows_read,
-            "rows_dropped": dict(tables.stats.rows_dropped),
-            **{name: getattr(tables, name).height for name in NAMES},
-            "provenance": tables.provenance,
-        }
         (new / "stats.json").write_text(json.dumps(stats, indent=2) + "\n", encoding="utf-8")
-        if out.exists():
-            out.rename(old)
-        try:
-            new.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
     return tables
 
 

@@ -6,7 +6,6 @@ python -m training.tokenizer --config configs/demo.yaml --data build/demo/data -
 import argparse
 import json
 import logging
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from serving.files import new_file, write_file
 from training.config import load_section
 from training.tokenizer.config import TokenizerConfig
 from training.tokenizer.quality import DEFINITIONS, SidQuality, sid_quality
@@ -49,11 +49,10 @@ def run(config: TokenizerConfig, data_dir: Path, out_dir: Path) -> SidQuality:
 
     tokenizer.save(out_dir)
     columns = {f"s{level + 1}": sids[:, level].astype(np.int32) for level in range(sids.shape[1])}
-    partial = out_dir / "sids.parquet.partial"
-    pl.DataFrame({"ad_id": ads["ad_id"].cast(pl.Int64), **columns}).write_parquet(partial)
-    os.replace(partial, out_dir / "sids.parquet")
+    with new_file(out_dir / "sids.parquet") as partial:
+        pl.DataFrame({"ad_id": ads["ad_id"].cast(pl.Int64), **columns}).write_parquet(partial)
     report = {"tokenizer_id": tokenizer.tokenizer_id, **asdict(quality), "definitions": DEFINITIONS}
-    (out_dir / "quality.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_file(out_dir / "quality.json", json.dumps(report, indent=2) + "\n")
     print(f"tokenizer {tokenizer.tokenizer_id} -> {out_dir}")
     print(f"fit {fitted - start:.1f} s, encode {encoded - fitted:.1f} s\n")
     print(quality.format_table())

@@ -2,15 +2,14 @@
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
+
+from serving.files import new_folder, sha256
 
 FORMAT_VERSION = 1
 MANIFEST = "tokenizer.json"
@@ -35,7 +34,7 @@ def content_id(config: dict[str, Any], embedder: dict[str, Any], *, arrays: dict
 def write_folder(
     folder: Path, config: dict[str, Any], *, embedder: dict[str, Any], arrays: dict[str, np.ndarray]
 ) -> None:
-    """Write all files into a temporary folder beside `folder`, then rename it: nobody reads half a tokenizer.
+    """Write a tokenizer, whole or not at all.
 
     An older tokenizer at `folder` is replaced, with whatever was derived from it in the same folder.
 
@@ -45,11 +44,7 @@ def write_folder(
     # A mistyped path must not cost the user a folder.
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists()):
         raise TokenizerError(f"{folder}: expected an empty folder or a tokenizer to replace, got neither")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        fresh = scratch / "new"
-        fresh.mkdir()
+    with new_folder(folder, replace=True) as fresh:
         # Not save_file: it makes the file readable for its owner only, and the indexer may be another user.
         data = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         (fresh / ARRAYS).write_bytes(data)
@@ -58,20 +53,9 @@ def write_folder(
             "format_version": FORMAT_VERSION,
             "tokenizer_id": content_id(config, embedder, arrays=arrays),
             "config": config,
-            "sha256": {name: _sha256(fresh / name) for name in (ARRAYS, EMBEDDER)},
+            "sha256": {name: sha256(fresh / name) for name in (ARRAYS, EMBEDDER)},
         }
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        old = scratch / "old"
-        if folder.exists():
-            os.replace(folder, old)
-        try:
-            os.replace(fresh, folder)
-        except OSError:
-            if old.exists():
-                os.replace(old, folder)
-            raise
-    finally:
-        shutil.rmtree(scratch)
 
 
 def read_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
@@ -115,10 +99,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise TokenizerError(f"{path}: expected a readable file of a tokenizer ({error.strerror})") from error
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _canonical(value: Any) -> bytes:
