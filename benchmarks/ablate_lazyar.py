@@ -25,12 +25,10 @@ from serving.index.snapshot import IndexSnapshot
 from serving.search.beam_search import beam_search
 from serving.search.widths import WidthPlan
 from training.checkpoint import load_checkpoint
-from training.config import load_section
-from training.data.config import DataConfig
 from training.data.prepare import load_prepared
 from training.dataset import RequestDataset, load_sids
 from training.evaluate import draw_requests
-from training.model.config import ModelConfig
+from training.preset import Preset, add_preset_arguments
 
 WIDTHS = "64-128-256:64"
 QUICK = (
@@ -48,6 +46,7 @@ def train_and_evaluate(
     folder = arguments.run / "ablation" / f"{name}-seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     settings = [
+        *arguments.overrides,
         *overrides,
         f"training.seed={seed}",
         f"training.steps={arguments.steps}",
@@ -73,7 +72,7 @@ def train_and_evaluate(
 
 def latency(arguments: argparse.Namespace, names: list[str], *, requests: int) -> dict[str, list[float]]:
     """Seconds of each request in process, one thread, variants interleaved in random order."""
-    data = load_section(arguments.config, "data", DataConfig)
+    preset = Preset.load(arguments.config, arguments.overrides)
     checkpoints = {
         n: load_checkpoint(arguments.run / "ablation" / f"{n}-seed0" / "checkpoint") for n in names
     }
@@ -82,7 +81,7 @@ def latency(arguments: argparse.Namespace, names: list[str], *, requests: int) -
         load_prepared(arguments.run / "data"), load_sids(arguments.run / "tokenizer"), spec=spec.features
     )
     drawn = draw_requests(
-        dataset, target_behaviors=data.target_behaviors, min_history=10, count=requests, seed=0
+        dataset, target_behaviors=preset.logs.target_behaviors, min_history=10, count=requests, seed=0
     )
     snapshot = IndexSnapshot.build(
         dataset.ad_ids,
@@ -123,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="configs/demo.yaml")
+    add_preset_arguments(parser, default="configs/demo.yaml")
     parser.add_argument(
         "--run", type=Path, default=Path("build/demo"), help="run folder with data/ and tokenizer/"
     )
@@ -133,7 +132,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few steps: shows that it runs")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    shared = load_section(arguments.config, "model", ModelConfig).shared_layers
+    shared = Preset.load(arguments.config, arguments.overrides).model.shared_layers
     variants = {"ar": ("model.shared_layers=0", "training.lambda_mtp=0"), "lazyar": ()}
     with ThreadPoolExecutor(arguments.jobs) as pool:
         running = {

@@ -30,11 +30,10 @@ from benchmarks.report import stamp
 from benchmarks.roofline import request_flops
 from benchmarks.seeded_run import prepare_seeded
 from export.seeded import seeded_checkpoint
-from serving.backend.settings import ServingConfig
 from serving.engines.ort import OrtExecutor
 from serving.search.widths import WidthPlan
-from training.config import ConfigError, load_section
 from training.executor import TorchExecutor
+from training.preset import ConfigError, Preset, add_preset_arguments
 
 TARGETS = {
     "lazyar_vs_k0": ">= 2.3",
@@ -62,16 +61,16 @@ def say(text: str) -> None:
 
 
 def make_graphs(
-    config: str, run: Path, *, shared: int, sweep: list[int], demo: Path
+    preset: Preset, run: Path, *, shared: int, sweep: list[int], demo: Path
 ) -> tuple[dict[str, Path], dict | None]:
     """Graphs of every K, the INT8 ones of the preset's K, and what INT8 costs the demo; made side by side.
 
     K = 0 and the preset's K come as bundles with index and repository, which Triton serves later.
     """
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        served = {k: pool.submit(prepare_seeded, config, run, shared_layers=k) for k in (shared, 0)}
+        served = {k: pool.submit(prepare_seeded, preset, run, shared_layers=k) for k in (shared, 0)}
         others = [k for k in sweep if k not in served]
-        running = served | {k: pool.submit(seeded_graphs, config, run, shared_layers=k) for k in others}
+        running = served | {k: pool.submit(seeded_graphs, preset, run, shared_layers=k) for k in others}
         quality = pool.submit(int8_quality, demo, run / "demo", config="configs/demo.yaml")
         graphs = {}
         for k in sorted(running):
@@ -156,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="configs/bench.yaml")
+    add_preset_arguments(parser, default="configs/bench.yaml")
     parser.add_argument("--run", type=Path, default=Path("build/bench"))
     parser.add_argument(
         "--demo",
@@ -174,14 +173,14 @@ def main() -> None:
     quick, run = arguments.quick, arguments.run
     rounds = arguments.rounds or (4 if quick else 15)
     try:
-        serving = load_section(arguments.config, "serving", ServingConfig)
-        checkpoint = seeded_checkpoint(arguments.config)
+        preset = Preset.load(arguments.config, arguments.overrides)
     except ConfigError as error:
         raise SystemExit(f"error: {error}") from error
+    serving, checkpoint = preset.serving, seeded_checkpoint(preset)
     run.mkdir(parents=True, exist_ok=True)
     layers, shared = checkpoint.spec.model.layers, checkpoint.model.shared
     graphs, overlap = make_graphs(
-        arguments.config,
+        preset,
         run,
         shared=shared,
         sweep=[] if quick else list(range(layers)),
@@ -241,7 +240,7 @@ def main() -> None:
     os.sched_setaffinity(0, cores)
 
     say("through Triton")
-    triton = triton_load.measure(arguments.config, run, shared_layers=shared, quick=quick, say=say)
+    triton = triton_load.measure(preset, run, shared_layers=shared, quick=quick, say=say)
     found = ratios(rows) | {
         "static_1m": float(np.median(static["static"]) / np.median(static["ours"])),
         "lazyar_vs_k0_triton": triton["lazyar_vs_k0"],

@@ -12,11 +12,9 @@ from export.gate import Gate
 from export.gate_requests import held_out_requests
 from export.graphs import export_graphs
 from export.quantize import quantize_int8
-from serving.backend.settings import ServingConfig
 from serving.search.widths import WidthPlan
 from training.checkpoint import load_checkpoint
-from training.config import load_section
-from training.precision import PrecisionConfig
+from training.preset import Preset
 
 
 def int8_quality(run: Path, cache: Path, *, config: str) -> dict[str, Any] | None:
@@ -37,14 +35,14 @@ def int8_quality(run: Path, cache: Path, *, config: str) -> dict[str, Any] | Non
         (cache / name).mkdir(parents=True, exist_ok=True)
     export_graphs(loaded.model, cache / "fp32")
     quantize_int8(cache / "fp32", cache / "int8")
-    precision = load_section(config, "precision", PrecisionConfig)
-    serving = load_section(config, "serving", ServingConfig)
+    preset = Preset.load(config)
+    precision = preset.precision
     gate = Gate(
         held_out_requests(
-            run, loaded.spec, preset=config, count=precision.gate_requests, seed=precision.seed
+            run, loaded.spec, preset=preset, count=precision.gate_requests, seed=precision.seed
         ),
         precision,
-        WidthPlan.parse(serving.widths, levels=len(loaded.spec.level_sizes)),
+        WidthPlan.parse(preset.serving.widths, levels=len(loaded.spec.level_sizes)),
     )
     figures = gate.run(
         cache / "fp32",

@@ -11,32 +11,33 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.seeded_run import source_digest
+from benchmarks.seeded_run import source_digest, with_shared_layers
 from export.graphs import export_graphs
 from export.parity import check_parity
 from export.quantize import quantize_int8
 from export.seeded import seeded_checkpoint
 from serving.search.executor import Carry, Executor
+from training.preset import Preset
 
 
-def seeded_graphs(config: str, run: Path, *, shared_layers: int) -> Path:
+def seeded_graphs(preset: Preset, run: Path, *, shared_layers: int) -> Path:
     """Folder below `run` with graphs of a preset's shape and seeded weights, made once a source state.
 
     Args:
-        config: preset.
+        preset: sizes.
         run: run folder.
         shared_layers: K.
 
     Raises:
         ParityError: the graphs do not compute what the model computes.
     """
-    overrides = (f"model.shared_layers={shared_layers}",)
+    preset = with_shared_layers(preset, shared_layers)
     folder = run / "graphs" / f"k{shared_layers}"
-    stamp, wanted = folder / "made_from", source_digest(config, overrides)
+    stamp, wanted = folder / "made_from", source_digest(preset)
     if not stamp.is_file() or stamp.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        model = seeded_checkpoint(config, overrides=overrides).model
+        model = seeded_checkpoint(preset).model
         export_graphs(model, folder)
         check_parity(model, folder)
         stamp.write_text(wanted)

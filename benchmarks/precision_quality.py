@@ -20,13 +20,12 @@ from export.gate_requests import GateRequests, held_out_requests
 from export.graphs import export_graphs
 from export.lower import Lowering, lower
 from export.parity import check_parity
-from serving.backend.settings import ServingConfig
 from serving.search.widths import WidthPlan
 from training.checkpoint import Checkpoint, load_checkpoint
-from training.config import load_section
 from training.executor import TorchExecutor
 from training.fp8 import modelopt_quantization
 from training.precision import Precision, PrecisionConfig
+from training.preset import Preset
 from training.quantize_aware import FOLDER, load_fine_tuned
 
 CONFIG = "configs/demo.yaml"
@@ -44,8 +43,8 @@ def quality(run: Path, out: Path, *, quick: bool) -> dict[str, Any]:
     """
     checkpoint = load_checkpoint(run / "model" / "checkpoint")
     tuned = run / "model" / FOLDER
-    config = load_section(CONFIG, "precision", PrecisionConfig)
-    serving = load_section(CONFIG, "serving", ServingConfig)
+    preset = Preset.load(CONFIG)
+    config, serving = preset.precision, preset.serving
     requests = _requests(run, checkpoint, "validation", 100 if quick else config.gate_requests)
     calibration = _requests(run, checkpoint, "train", 64 if quick else config.calibration_requests)
     gate = Gate(
@@ -139,7 +138,7 @@ def sensitivity(run: Path, out: Path, *, quick: bool) -> list[dict[str, Any]]:
 
 
 def _requests(run: Path, checkpoint: Checkpoint, part: Any, count: int) -> GateRequests:
-    return held_out_requests(run, checkpoint.spec, preset=CONFIG, count=count, seed=0, part=part)
+    return held_out_requests(run, checkpoint.spec, preset=Preset.load(CONFIG), count=count, seed=0, part=part)
 
 
 def _targets(requests: GateRequests, *, count: int) -> np.ndarray:

@@ -36,7 +36,7 @@ from export.tensorrt import Builder, BuildError
 from serving.backend.settings import ServingConfig
 from serving.search.widths import WidthPlan
 from training.checkpoint import Checkpoint, load_checkpoint
-from training.config import load_section
+from training.preset import Preset
 
 PRESETS = ("demo", "bench", "gr4ad-160m")
 PRECISIONS = ("fp32", "fp16", "fp8")
@@ -45,17 +45,17 @@ QUICK_PRESETS = ("demo", "bench")
 
 
 def compile_preset(
-    preset: str, run: Path, out: Path, *, capabilities: tuple[str, ...], requests: int
+    name: str, run: Path, out: Path, *, capabilities: tuple[str, ...], requests: int
 ) -> list[dict[str, Any]]:
     """Rows of one preset: a graph, a precision and a capability each.
 
     The demo's checkpoint is used where there is one, seeded weights where there is none.
     """
-    config = f"configs/{preset}.yaml"
+    preset = Preset.load(f"configs/{name}.yaml")
     trained = run / "model" / "checkpoint"
-    checkpoint = load_checkpoint(trained) if trained.is_dir() else seeded_checkpoint(config)
-    serving = load_section(config, "serving", ServingConfig)
-    folders = _graphs(checkpoint, out / preset, serving=serving, requests=requests)
+    checkpoint = load_checkpoint(trained) if trained.is_dir() else seeded_checkpoint(preset)
+    serving = preset.serving
+    folders = _graphs(checkpoint, out / name, serving=serving, requests=requests)
     rows = []
     fp32 = {p.stem: onnx.load(str(p)).graph for p in sorted(folders["fp32"].glob("*.onnx"))}
     for precision, folder in folders.items():
@@ -70,7 +70,7 @@ def compile_preset(
         for capability in capabilities:
             for stem, path in graphs.items():
                 row = {
-                    "preset": preset,
+                    "preset": name,
                     "weights": "trained" if trained.is_dir() else "seeded",
                     "graph": stem,
                     "precision": precision,
@@ -93,7 +93,7 @@ def compile_preset(
                 except BuildError as error:
                     row |= {"compiled": False, "reason": str(error)}
                 rows.append(row)
-                _say(f"{preset} {stem} {precision} {capability}: {'compiled' if row['compiled'] else 'NOT'}")
+                _say(f"{name} {stem} {precision} {capability}: {'compiled' if row['compiled'] else 'NOT'}")
     for row in rows:
         same = [r for r in rows if (r["graph"], r["capability"]) == (row["graph"], row["capability"])]
         base = next((r for r in same if r["precision"] == "fp32" and r["compiled"]), None)

@@ -18,9 +18,8 @@ from pathlib import Path
 from export.seeded import PROFILE_SIZES
 from serving.model.features import FeatureSpec
 from serving.search.widths import WidthPlan
-from training.config import FeatureConfig, load_section
 from training.model.config import ModelConfig
-from training.tokenizer import TokenizerConfig
+from training.preset import Preset, add_preset_arguments
 
 LABEL = "paper, not measurement"
 WIDTHS = ("128-256-512:64", "512-512-512:64")
@@ -170,16 +169,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True)
+    add_preset_arguments(parser)
     parser.add_argument("--widths", nargs="+", default=WIDTHS, help=f"width plans [{' '.join(WIDTHS)}]")
     parser.add_argument("--share", type=float, default=0.4, help="assumed share of the bound [0.4]")
     parser.add_argument("--limit-ms", type=float, default=100.0, help="a request's time [100]")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     arguments = parser.parse_args()
-    sizes = load_section(arguments.config, "tokenizer", TokenizerConfig).level_sizes
-    features = load_section(arguments.config, "features", FeatureConfig)
-    model = load_section(arguments.config, "model", ModelConfig)
-    spec = FeatureSpec(levels=len(sizes), profile_sizes=PROFILE_SIZES, **features.model_dump())
+    preset = Preset.load(arguments.config, arguments.overrides)
+    sizes, model = preset.tokenizer.level_sizes, preset.model
+    spec = preset.features.spec(levels=len(sizes), profile_sizes=PROFILE_SIZES)
     print(
         f"{LABEL.upper()}. NVIDIA L20 by its data sheet, {arguments.share} of it assumed: {arguments.config}"
     )

@@ -14,7 +14,7 @@ from export.render import render
 from indexer.store import IndexStore
 from serving.backend.settings import ServingConfig
 from serving.model.bundle import read_manifest
-from training.config import load_section
+from training.preset import Preset
 
 ROOT = Path(__file__).parents[1]
 _MODEL_SOURCES = ("training/model/*.py", "export/graphs.py", "export/bundle.py", "export/seeded.py")
@@ -24,10 +24,9 @@ def prepare(
     run: Path,
     *,
     ads: int,
-    config: str = "configs/bench.yaml",
-    overrides: tuple[str, ...] = (),
+    preset: Preset,
     rebuild: bool = False,
-) -> ServingConfig:
+) -> None:
     """Bundle with seeded weights, index of the seeded catalogue and rendered repository below `run`.
 
     Bundle and index are made once for a state of the preset and of the model's sources.
@@ -35,15 +34,10 @@ def prepare(
     Args:
         run: folder to fill.
         ads: size of the catalogue.
-        config: preset.
-        overrides: SECTION.KEY=VALUE on top of it.
+        preset: sizes of the model, and what is served with.
         rebuild: make all anew.
-
-    Returns:
-        The preset's serving settings.
     """
-    serving = load_section(config, "serving", ServingConfig, overrides=overrides)
-    wanted, stamp = {"bundle": source_digest(config, overrides), "ads": ads}, run / "prepared.json"
+    wanted, stamp = {"bundle": source_digest(preset), "ads": ads}, run / "prepared.json"
     found = json.loads(stamp.read_text()) if stamp.is_file() and not rebuild else {}
     stamp.unlink(missing_ok=True)
     if found.get("bundle") != wanted["bundle"]:
@@ -51,7 +45,7 @@ def prepare(
         from export.seeded import seeded_checkpoint
 
         shutil.rmtree(run / "bundles", ignore_errors=True)
-        write_bundle(seeded_checkpoint(config, overrides=overrides), run / "bundles", tokenizer=None)
+        write_bundle(seeded_checkpoint(preset), run / "bundles", tokenizer=None)
     sizes = read_manifest(run / "bundles" / "1").level_sizes
     if found != wanted:
         shutil.rmtree(run / "index", ignore_errors=True)
@@ -64,24 +58,28 @@ def prepare(
                 statuses=np.full(ads, "active"),
             )
     stamp.write_text(json.dumps(wanted))
-    render_settings(run, serving)
-    return serving
+    render_settings(run, preset.serving)
 
 
-def source_digest(config: str, overrides: tuple[str, ...]) -> str:
-    """Of what shapes seeded graphs: the preset, what overrides it, and the code that makes them."""
-    digest = hashlib.sha256(Path(config).read_bytes())
-    digest.update(repr([o for o in overrides if not o.startswith("serving.")]).encode())
+def source_digest(preset: Preset, *, of: str = "seeded run") -> str:
+    """Of what shapes seeded graphs: the preset and the code that makes them; `of` tells uses apart."""
+    shape = preset.model_dump_json(include={"features", "tokenizer", "model"})
+    digest = hashlib.sha256(f"{of} {shape}".encode())
     for source in sorted(p for pattern in _MODEL_SOURCES for p in ROOT.glob(pattern)):
         digest.update(source.read_bytes())
     return digest.hexdigest()
 
 
-def prepare_seeded(config: str, run: Path, *, shared_layers: int, ads: int = 100_000) -> Path:
+def prepare_seeded(preset: Preset, run: Path, *, shared_layers: int, ads: int = 100_000) -> Path:
     """Prepare RUN/triton/k<K> for `measure`; returns the folder of its graphs."""
     folder = run / "triton" / f"k{shared_layers}"
-    prepare(folder, ads=ads, config=config, overrides=(f"model.shared_layers={shared_layers}",))
+    prepare(folder, ads=ads, preset=with_shared_layers(preset, shared_layers))
     return folder / "bundles" / "1"
+
+
+def with_shared_layers(preset: Preset, count: int) -> Preset:
+    """The preset with another K."""
+    return preset.model_copy(update={"model": preset.model.model_copy(update={"shared_layers": count})})
 
 
 def render_settings(run: Path, serving: ServingConfig) -> None:

@@ -40,7 +40,7 @@ from serving.backend.settings import ServingConfig
 from serving.index.reader import MAX_WAIT_S
 from serving.load.ladder import plan_rows
 from serving.search.widths import WidthPlan
-from training.config import load_section
+from training.preset import Preset, add_preset_arguments
 
 SLO_OF_LONE = 6.0  # SLO over the median of a lone request
 OVERLOAD, IDLE = 3.0, 0.2  # of the capacity of the configured widths
@@ -287,16 +287,16 @@ def _stale(bench: Bench, server: Server) -> tuple[int, int]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.slo", description=__doc__)
-    parser.add_argument("--config", default="configs/demo.yaml")
+    add_preset_arguments(parser, default="configs/demo.yaml")
     parser.add_argument("--run", type=Path, default=Path("build/demo"), help="trained and exported run")
     parser.add_argument("--out", type=Path, default=Path("build/loadtest/slo.json"))
     parser.add_argument("--quick", action="store_true", help="a third of the time")
     arguments = parser.parse_args()
+    settings = Preset.load(arguments.config, arguments.overrides).serving
     work = arguments.out.parent / "slo"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     shutil.copytree(arguments.run / "index", work / "index", ignore=shutil.ignore_patterns("writer.lock"))
-    settings = load_section(arguments.config, "serving", ServingConfig)
     # One core: one scheduler, one thread (docs/decisions.md).
     base = settings.model_copy(update={"scheduler_instances": 1, "threads": 1, "max_batch_size": 16})
     mix = build_mix(arguments.run, users=500, num_ads=10, repeats=0.0, window_s=60.0)

@@ -21,10 +21,9 @@ from benchmarks.measure import interleave
 from benchmarks.report import stamp
 from benchmarks.seeded_run import prepare_seeded
 from export.seeded import seeded_checkpoint
-from serving.backend.settings import ServingConfig
 from serving.search.executor import Carry, prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
 from serving.search.widths import WidthPlan
-from training.config import load_section
+from training.preset import Preset, add_preset_arguments
 
 SPIN = "session.intra_op.allow_spinning"
 SETTINGS: dict[str, dict] = {
@@ -111,19 +110,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="configs/bench.yaml")
+    add_preset_arguments(parser, default="configs/bench.yaml")
     parser.add_argument("--run", type=Path, default=Path("build/bench"))
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="thread counts [1 2]")
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
-    checkpoint = seeded_checkpoint(arguments.config)
+    preset = Preset.load(arguments.config, arguments.overrides)
+    checkpoint = seeded_checkpoint(preset)
     torch.set_num_threads(1)
     levels = checkpoint.spec.features.levels
-    plan = WidthPlan.parse(load_section(arguments.config, "serving", ServingConfig).widths, levels=levels)
+    plan = WidthPlan.parse(preset.serving.widths, levels=levels)
     snapshot = catalogue.snapshot(100_000, checkpoint.spec.level_sizes, seed=0)
     work = Workload.seeded(checkpoint, plan, {"100 k": snapshot})
     cells = []
-    fp32 = prepare_seeded(arguments.config, arguments.run, shared_layers=checkpoint.model.shared)
+    fp32 = prepare_seeded(preset, arguments.run, shared_layers=checkpoint.model.shared)
     for int8, folder in ((False, fp32), (True, quantized(fp32))):
         for threads in arguments.threads:
             for name, settings in SETTINGS.items():

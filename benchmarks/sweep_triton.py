@@ -28,6 +28,7 @@ from benchmarks.triton_load import Deployment, deployed, summary
 from export.render import render
 from launcher import ServerError
 from serving.backend.settings import ServingConfig
+from training.preset import Preset, add_preset_arguments
 
 SATURATED = 8
 KEYS = ("graph_calls", "scheduler_instances", "queue_delay_us", "max_batch_size", "threads")
@@ -136,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="configs/bench.yaml")
+    add_preset_arguments(parser, default="configs/bench.yaml")
     parser.add_argument("--run", type=Path, default=Path("build/bench"))
     parser.add_argument("--ads", type=int, default=100_000, help="size of the catalogue [100000]")
     parser.add_argument("--rounds", type=int, default=2, help="bursts of every setting [2]")
@@ -145,7 +146,9 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers must not outlive it
     run, began = arguments.run / "triton" / "sweep", time.monotonic()
-    serving = prepare(run, ads=arguments.ads, config=arguments.config, rebuild=arguments.rebuild)
+    preset = Preset.load(arguments.config, arguments.overrides)
+    serving = preset.serving
+    prepare(run, ads=arguments.ads, preset=preset, rebuild=arguments.rebuild)
     cores = sorted(os.sched_getaffinity(0))
     blocks = []
     for count in sorted({1, min(2, len(cores))}):

@@ -20,19 +20,17 @@ from benchmarks.report import stamp
 from export.graphs import export_graphs
 from export.parity import check_parity
 from serving.backend.resolve import NO_AD, resolve
-from serving.backend.settings import ServingConfig
 from serving.engines.ort import OrtExecutor
 from serving.index.snapshot import IndexSnapshot, Snapshot
 from serving.search.beam_search import Normalise, beam_search
 from serving.search.cold_start import ColdStart
 from serving.search.widths import WidthPlan
 from training.checkpoint import ModelSpec, load_checkpoint
-from training.config import load_section
-from training.data.config import DataConfig
 from training.data.log import TargetGroups
 from training.data.prepare import load_prepared
 from training.dataset import RequestDataset, load_sids
 from training.evaluate import draw_requests
+from training.preset import Preset, add_preset_arguments
 
 CUTOFFS = (10, 50, 200)
 _NO_ADS = np.zeros(0, np.int64)
@@ -69,8 +67,8 @@ class TrainedDemo:
     @classmethod
     def load(cls, arguments: argparse.Namespace, *, graphs: str) -> TrainedDemo:
         """Of the command line's `options`; graphs are written into that folder of the run."""
-        data = load_section(arguments.config, "data", DataConfig)
-        widths = arguments.widths or load_section(arguments.config, "serving", ServingConfig).widths
+        preset = Preset.load(arguments.config, arguments.overrides)
+        widths = arguments.widths or preset.serving.widths
         checkpoint = load_checkpoint(arguments.run / "model" / "checkpoint")
         spec = checkpoint.spec
         folder = arguments.run / graphs
@@ -82,7 +80,7 @@ class TrainedDemo:
         )
         drawn = draw_requests(
             dataset,
-            target_behaviors=data.target_behaviors,
+            target_behaviors=preset.logs.target_behaviors,
             min_history=10,
             count=arguments.requests,
             seed=0,
@@ -140,7 +138,7 @@ def options(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="configs/demo.yaml")
+    add_preset_arguments(parser, default="configs/demo.yaml")
     parser.add_argument(
         "--run", type=Path, default=Path("build/demo"), help="run folder with a trained model"
     )

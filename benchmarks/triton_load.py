@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks import catalogue
 from benchmarks.burst import CHECKED, Tensors, burst
 from benchmarks.pinned_server import Server
-from benchmarks.seeded_run import prepare
+from benchmarks.seeded_run import prepare, with_shared_layers
 from export.render import render
 from serving.backend.request import request_features
 from serving.backend.resolve import resolve
@@ -35,6 +35,7 @@ from serving.index.snapshot import IndexSnapshot
 from serving.model.active_model import ActiveModel
 from serving.scheduler import Scheduler, SearchRequest
 from serving.search.widths import WidthPlan
+from training.preset import Preset
 
 LOADS = (1, 2, 4, 8)
 TOLERANCE = 1e-3  # of scores and values, between Triton and this process
@@ -268,7 +269,7 @@ def ratio(
 
 
 def measure(
-    config: str,
+    preset: Preset,
     run: Path,
     *,
     shared_layers: int,
@@ -281,16 +282,16 @@ def measure(
     for name, folder in runs.items():
         say(f"Triton: bundle, index and repository of {name}")
         layers = shared_layers if name == "lazyar" else 0
-        serving = prepare(folder, ads=ads, config=config, overrides=(f"model.shared_layers={layers}",))
+        prepare(folder, ads=ads, preset=with_shared_layers(preset, layers))
     full, own = LOADS[-1], run / "triton" / "graphs_in_scheduler"
     shutil.rmtree(own, ignore_errors=True)
     source = runs["lazyar"]
-    settings = serving.model_copy(update={"graph_calls": "in_process"})
+    settings = preset.serving.model_copy(update={"graph_calls": "in_process"})
     render(source / "bundles", own, index=source / "index", config=settings)
     cells = [("lazyar", path, load) for path in ("triton", "in_process") for load in LOADS]
     cells += [("k0", path, full) for path in ("triton", "in_process")]
     cells += [("lazyar_inside", "triton", load) for load in LOADS]
-    with deployed(runs, serving, more={"lazyar_inside": ("lazyar", own)}) as deployments:
+    with deployed(runs, preset.serving, more={"lazyar_inside": ("lazyar", own)}) as deployments:
         rows = compare(deployments, cells, rounds=3 if quick else 5, seconds=2.0 if quick else 3.0, say=say)
     wrong = sum((Counter(r.get("faults", {})) for r in rows), Counter())
     through = [r for r in rows if (r["variant"], r["path"]) == ("lazyar", "triton")]

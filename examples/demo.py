@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from launcher import ServerError, TritonServer
 from serving.index.reader import IndexReader
 from serving.model.bundle import current_version, read_manifest
 from training.checkpoint import load_checkpoint
+from training.preset import add_preset_arguments
 
 QUICK = (
     "training.steps=60",
@@ -124,20 +126,22 @@ def server_version(url: str) -> str:
         client.close()
 
 
-def run_demo(config: str, run: Path, *, quick: bool, repository: Path) -> dict:
+def run_demo(
+    config: str, run: Path, *, overrides: Sequence[str] = (), quick: bool = False, repository: Path = SOURCE
+) -> dict:
     """Every step; returns the report."""
-    overrides = [word for value in (QUICK if quick else ()) for word in ("--set", value)]
-    common = ["--config", config, "--run", str(run), *overrides]
+    values = [*(QUICK if quick else ()), *overrides]
+    preset = ["--config", config, *(word for value in values for word in ("--set", value))]
+    common = [*preset, "--run", str(run)]
     began = time.monotonic()
     for folder in ("model", "bundles", "index"):
         shutil.rmtree(run / folder, ignore_errors=True)  # the demo shows the whole way, not a resumed one
     with PeakMemory() as memory:
-        step("logs to tables", "training.data.prepare", "--config", config, "--out", str(run / "data"))
+        step("logs to tables", "training.data.prepare", *preset, "--out", str(run / "data"))
         step(
             "semantic IDs",
             "training.tokenizer",
-            "--config",
-            config,
+            *preset,
             "--data",
             str(run / "data"),
             "--out",
@@ -198,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="configs/demo.yaml")
+    add_preset_arguments(parser, default="configs/demo.yaml")
     parser.add_argument("--run", type=Path, default=Path("build/demo"))
     parser.add_argument("--repository", type=Path, default=SOURCE)
     parser.add_argument(
@@ -207,7 +211,11 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         report = run_demo(
-            arguments.config, arguments.run, quick=arguments.quick, repository=arguments.repository
+            arguments.config,
+            arguments.run,
+            overrides=arguments.overrides,
+            quick=arguments.quick,
+            repository=arguments.repository,
         )
     except (ServerError, IndexerError) as error:
         raise SystemExit(f"demo: {error}") from error

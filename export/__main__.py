@@ -27,9 +27,9 @@ from serving.model.bundle import BundleError, read_manifest
 from serving.search.beam_search import parse_normalise
 from serving.search.widths import WidthPlan
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from training.config import ConfigError, load_section
 from training.fp8 import MissingPackageError
-from training.precision import PRECISIONS, Precision, PrecisionConfig
+from training.precision import PRECISIONS, Precision
+from training.preset import ConfigError, Preset, add_preset_arguments
 from training.quantize_aware import load_fine_tuned
 
 
@@ -39,22 +39,21 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.render_only and arguments.precision:
         parser.error("--precision is of a new export, --render-only makes none")
-    bundles, overrides = arguments.run / "bundles", tuple(arguments.overrides)
+    bundles = arguments.run / "bundles"
     try:
         if arguments.activate is not None:
             read_manifest(bundles / str(arguments.activate))
             point_current(bundles, arguments.activate)
             print(f"{bundles}/CURRENT -> {arguments.activate}")
             return
-        config = load_section(arguments.config, "serving", ServingConfig, overrides=overrides)
+        preset = Preset.load(arguments.config, arguments.overrides)
         # What can be missing is asked for before the work; what serves changes last.
         builder, version = None, None
         if not arguments.render_only:
-            precision = load_section(arguments.config, "precision", PrecisionConfig, overrides=overrides)
-            check_precision(arguments.precision or precision.precision, arguments.target)
+            check_precision(arguments.precision or preset.precision.precision, arguments.target)
             builder = Builder("tensorrt") if arguments.target == "tensorrt" else None
-            version = _export(arguments, config, precision, overrides=overrides)
-        models = _render(arguments, config, version=version, builder=builder)
+            version = _export(arguments, preset)
+        models = _render(arguments, preset.serving, version=version, builder=builder)
         if version is not None:
             point_current(bundles, version)
     except (
@@ -109,17 +108,11 @@ def _render(
     return place()
 
 
-def _export(
-    arguments: argparse.Namespace,
-    serving: ServingConfig,
-    config: PrecisionConfig,
-    *,
-    overrides: tuple[str, ...],
-) -> int:
+def _export(arguments: argparse.Namespace, preset: Preset) -> int:
     """Write the next bundle; returns its version, which does not serve yet."""
-    precision: Precision = arguments.precision or config.precision
+    precision: Precision = arguments.precision or preset.precision.precision
     checkpoint = (
-        seeded_checkpoint(arguments.config, overrides=overrides)
+        seeded_checkpoint(preset)
         if arguments.seeded_weights
         else load_checkpoint(arguments.run / "model" / "checkpoint")
     )
@@ -130,9 +123,7 @@ def _export(
         raise ValueError(f"--fine-tuned: expected precision fp8, got {precision}")
     lowering = None
     if precision != "fp32":
-        lowering = _lowering(
-            arguments, checkpoint, precision, config=config, serving=serving, overrides=overrides
-        )
+        lowering = _lowering(arguments, checkpoint, precision=precision, preset=preset)
     _say("exporting prefix and tails to ONNX")
     bundle = write_bundle(
         checkpoint,
@@ -153,36 +144,25 @@ def _export(
 
 
 def _lowering(
-    arguments: argparse.Namespace,
-    checkpoint: Checkpoint,
-    precision: Precision,
-    *,
-    config: PrecisionConfig,
-    serving: ServingConfig,
-    overrides: tuple[str, ...],
+    arguments: argparse.Namespace, checkpoint: Checkpoint, *, precision: Precision, preset: Preset
 ) -> Lowering:
     levels = len(checkpoint.spec.level_sizes)
+    config, serving = preset.precision, preset.serving
 
     def draw(part: Literal["train", "validation"], count: int) -> GateRequests:
         if arguments.seeded_weights:
             return random_requests(checkpoint, count=count, seed=config.seed + (part == "train"))
         return held_out_requests(
-            arguments.run,
-            checkpoint.spec,
-            preset=arguments.config,
-            count=count,
-            seed=config.seed,
-            part=part,
-            overrides=overrides,
+            arguments.run, checkpoint.spec, preset=preset, count=count, seed=config.seed, part=part
         )
 
     _say("random requests" if arguments.seeded_weights else "reading validation requests")
     gate = Gate(
-        draw("validation", config.gate_requests),
-        config,
-        WidthPlan.parse(serving.widths, levels=levels),
-        parse_normalise(serving.normalise, levels=levels) if serving.normalise else None,
-        serving.threads,
+        requests=draw("validation", config.gate_requests),
+        config=config,
+        plan=WidthPlan.parse(serving.widths, levels=levels),
+        normalise=parse_normalise(serving.normalise, levels=levels) if serving.normalise else None,
+        threads=serving.threads,
     )
     calibration = draw("train", config.calibration_requests) if precision == "fp8" else None
     fine_tuned = None
@@ -197,7 +177,7 @@ def _say(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
-    parser.add_argument("--config", required=True, help="preset, e.g. configs/demo.yaml")
+    add_preset_arguments(parser)
     parser.add_argument("--run", required=True, type=Path, help="run folder with model/ and tokenizer/")
     parser.add_argument(
         "--repository", type=Path, default=SOURCE, help="model repository to fill (model_repository)"
@@ -242,7 +222,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--activate", type=int, metavar="VERSION", help="serve an earlier version again; exports nothing"
     )
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
     return parser
 
 

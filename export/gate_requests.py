@@ -15,10 +15,9 @@ import torch
 from export.graphs import example_request
 from serving.index.snapshot import IndexSnapshot
 from training.checkpoint import Checkpoint, ModelSpec
-from training.config import TrainingConfig, load_section
-from training.data.config import DataConfig
 from training.data.prepare import load_prepared
 from training.dataset import RequestDataset, load_sids
+from training.preset import Preset
 from training.tokenizer import Tokenizer
 
 SEEDED_ADS = 100_000
@@ -45,11 +44,10 @@ def held_out_requests(
     run: Path,
     spec: ModelSpec,
     *,
-    preset: str | Path,
+    preset: Preset,
     count: int,
     seed: int,
     part: Literal["train", "validation"] = "validation",
-    overrides: tuple[str, ...] = (),
 ) -> GateRequests:
     """Requests of the validation weeks (or the training weeks) against the whole catalogue.
 
@@ -58,11 +56,10 @@ def held_out_requests(
     Args:
         run: run folder with `data/` and `tokenizer/`.
         spec: the model's.
-        preset: preset, for its sections `data` and `training`.
+        preset: for its sections `data` and `training`.
         count: requests drawn; all of them when there are fewer.
         seed: of the draw.
         part: weeks.
-        overrides: "section.key=value" strings for the preset.
 
     Raises:
         ValueError: data are missing, hold no such request, or do not fit the model.
@@ -76,8 +73,7 @@ def held_out_requests(
                 f"{file}: expected it, to compare the precision with FP32 on held-out requests, found "
                 f"none; run `{command}`, or export with --precision fp32"
             )
-    data = load_section(preset, "data", DataConfig, overrides=overrides)
-    training = load_section(preset, "training", TrainingConfig, overrides=overrides)
+    behaviors, min_history = preset.logs.target_behaviors, preset.training.min_history
     tokenizer_id = Tokenizer.load(run / "tokenizer").tokenizer_id
     if tokenizer_id != spec.tokenizer_id:
         raise ValueError(
@@ -85,11 +81,11 @@ def held_out_requests(
             "its SIDs would mean other ads; train again"
         )
     dataset = RequestDataset(load_prepared(run / "data"), load_sids(run / "tokenizer"), spec=spec.features)
-    groups = dataset.groups(part, target_behaviors=data.target_behaviors, min_history=training.min_history)
+    groups = dataset.groups(part, target_behaviors=behaviors, min_history=min_history)
     if not len(groups):
         raise ValueError(
-            f"{run / 'data'}: expected at least one {part} request with {data.target_behaviors} after "
-            f"{training.min_history} events of history, found none; the precision cannot be checked"
+            f"{run / 'data'}: expected at least one {part} request with {behaviors} after "
+            f"{min_history} events of history, found none; the precision cannot be checked"
         )
     rows = np.sort(np.random.default_rng(seed).permutation(len(groups))[:count])
     slots, profile = dataset.context(groups, rows)

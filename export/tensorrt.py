@@ -30,7 +30,7 @@ from export.render import ENGINES, RenderError, kept_bundles
 from serving.backend.settings import ServingConfig
 from serving.files import sha256
 from serving.model.bundle import BundleError, Manifest, read_manifest
-from training.config import ConfigError, load_section
+from training.preset import ConfigError, Preset, add_preset_arguments
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _HINTS = {
@@ -311,7 +311,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, help="preset, e.g. configs/demo.yaml")
+    add_preset_arguments(parser)
     parser.add_argument("--run", required=True, type=Path, help="run folder with bundles/")
     parser.add_argument(
         "--bundle", type=int, metavar="VERSION", help="bundle (default: those that get rendered)"
@@ -321,12 +321,9 @@ def main() -> None:
         "--capability", help='compute capability, e.g. "8.9" (L20, L4, L40); tensorrt: that of this GPU'
     )
     parser.add_argument("--engines", type=Path, help=f"folder to fill (default: RUN/{ENGINES})")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
     arguments = parser.parse_args()
     try:
-        config = load_section(
-            arguments.config, "serving", ServingConfig, overrides=tuple(arguments.overrides)
-        )
+        config = Preset.load(arguments.config, arguments.overrides).serving
         bundles = arguments.run / "bundles"
         chosen = (
             [read_manifest(bundles / str(arguments.bundle))]

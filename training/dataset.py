@@ -13,10 +13,10 @@ import polars as pl
 
 from serving.index.keys import pack
 from serving.model.features import BEHAVIORS, FeatureSpec, build_slots
-from training.config import TrainingConfig
 from training.data.log import EventLog, TargetGroups, target_groups
 from training.data.prepare import Prepared
 from training.data.split import WEEK
+from training.loop.config import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,14 @@ from serving.search.beam_search import beam_search
 from serving.search.executor import Executor
 from serving.search.widths import WidthPlan
 from training.checkpoint import CheckpointError, load_checkpoint
-from training.config import ConfigError, EvaluationConfig, TrainingConfig, load_section
-from training.data.config import DataConfig
 from training.data.log import TargetGroups
 from training.data.prepare import load_prepared
 from training.dataset import RequestDataset, load_sids
 from training.executor import TorchExecutor
 from training.metrics import personal_frequency, rank_by_count, ranking_metrics
 from training.plots import plot_ranking
+from training.preset import ConfigError, Preset, add_preset_arguments
+from training.recipes.config import EvaluationConfig
 
 
 @dataclass(frozen=True)
@@ -197,20 +197,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True)
+    add_preset_arguments(parser)
     parser.add_argument(
         "--run", required=True, type=Path, help="run folder with data/, tokenizer/ and model/"
     )
     parser.add_argument("--model", type=Path, help="folder of the checkpoint (default: RUN/model)")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides")
     arguments = parser.parse_args()
-    overrides = tuple(arguments.overrides)
     folder = arguments.model or arguments.run / "model"
     try:
-        config = load_section(arguments.config, "evaluation", EvaluationConfig, overrides=overrides)
-        training = load_section(arguments.config, "training", TrainingConfig, overrides=overrides)
-        data = load_section(arguments.config, "data", DataConfig, overrides=overrides)
-        torch.set_num_threads(training.threads)
+        preset = Preset.load(arguments.config, arguments.overrides)
+        torch.set_num_threads(preset.training.threads)
         checkpoint = load_checkpoint(folder / "checkpoint")
         prepared = load_prepared(arguments.run / "data")
         dataset = RequestDataset(
@@ -219,10 +215,10 @@ def main() -> None:
         report = evaluate(
             TorchExecutor(checkpoint.model.eval()),
             dataset,
-            config=config,
+            config=preset.evaluation,
             level_sizes=checkpoint.spec.level_sizes,
-            target_behaviors=data.target_behaviors,
-            min_history=training.min_history,
+            target_behaviors=preset.logs.target_behaviors,
+            min_history=preset.training.min_history,
             value_table=checkpoint.spec.value_buckets.means,
         )
     except (ConfigError, CheckpointError, ValueError, OSError) as error:

@@ -24,11 +24,13 @@ from tqdm import tqdm
 
 from training.batches import BatchOrder
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint, weights_sha256
-from training.config import ConfigError, QuantizeAwareConfig, TrainingConfig, load_section
 from training.data.log import TargetGroups
 from training.dataset import RequestDataset, ValueBuckets
 from training.fp8 import FP8, MissingPackageError, expose_tied_heads, modelopt_quantization
+from training.loop.config import TrainingConfig
 from training.model.gr4ad import Generator
+from training.preset import ConfigError, Preset, add_preset_arguments
+from training.recipes.config import FineTuneConfig
 from training.run import open_run
 
 FOLDER = "fine_tuned_fp8"
@@ -43,7 +45,7 @@ def fine_tune(
     groups: TargetGroups,
     validation: TargetGroups,
     *,
-    config: QuantizeAwareConfig,
+    config: FineTuneConfig,
     training: TrainingConfig,
     buckets: ValueBuckets,
 ) -> tuple[Generator, dict[str, float]]:
@@ -144,7 +146,7 @@ def _batches(
     dataset: RequestDataset,
     groups: TargetGroups,
     *,
-    config: QuantizeAwareConfig,
+    config: FineTuneConfig,
     training: TrainingConfig,
     buckets: ValueBuckets,
 ) -> Iterator[Inputs]:
@@ -166,22 +168,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True, help="preset, e.g. configs/demo.yaml")
+    add_preset_arguments(parser)
     parser.add_argument("--run", required=True, type=Path, help="run folder with data/, tokenizer/, model/")
     parser.add_argument("--out", type=Path, help=f"checkpoint to write (default: RUN/model/{FOLDER})")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        dest="overrides",
-        help="override a key of the preset, e.g. quantize_aware.steps=100",
-    )
     arguments = parser.parse_args()
-    overrides = tuple(arguments.overrides)
     try:
-        config = load_section(arguments.config, "quantize_aware", QuantizeAwareConfig, overrides=overrides)
-        dataset, spec, training, data = open_run(arguments.config, arguments.run, overrides=overrides)
+        preset = Preset.load(arguments.config, arguments.overrides)
+        config = preset.fine_tune_fp8
+        dataset, spec, training, data = open_run(preset, arguments.run)
         checkpoint = load_checkpoint(arguments.run / "model" / "checkpoint")
         _check_same_run(checkpoint, spec.tokenizer_id, where=arguments.run)
         torch.set_num_threads(training.threads)

@@ -8,12 +8,13 @@ import numpy as np
 
 from serving.model.features import FeatureSpec
 from training.checkpoint import ModelSpec
-from training.config import FeatureConfig, TrainingConfig, load_section
 from training.data.config import DataConfig
 from training.data.log import TargetGroups
 from training.data.prepare import load_prepared
 from training.dataset import RequestDataset, ValueBuckets, load_sids
+from training.loop.config import TrainingConfig
 from training.model.config import ModelConfig
+from training.preset import Preset
 from training.tokenizer.tokenizer import Tokenizer
 
 
@@ -35,20 +36,13 @@ def make_spec(
     return ModelSpec(model, features, level_sizes, buckets, profile_columns, tokenizer_id)
 
 
-def open_run(
-    config: str | Path, run: Path, *, overrides: tuple[str, ...] = ()
-) -> tuple[RequestDataset, ModelSpec, TrainingConfig, DataConfig]:
+def open_run(preset: Preset, run: Path) -> tuple[RequestDataset, ModelSpec, TrainingConfig, DataConfig]:
     """Dataset and specification of a run folder that holds `data/` and `tokenizer/`."""
     prepared = load_prepared(run / "data")
     tokenizer = Tokenizer.load(run / "tokenizer")
-    data = load_section(config, "data", DataConfig, overrides=overrides)
-    training = load_section(config, "training", TrainingConfig, overrides=overrides)
-    features = load_section(config, "features", FeatureConfig, overrides=overrides)
-    model = load_section(config, "model", ModelConfig, overrides=overrides)
-    spec = FeatureSpec(
-        levels=len(tokenizer.level_sizes),
-        profile_sizes=prepared.profile.cardinalities,
-        **features.model_dump(),
+    data, training = preset.logs, preset.training
+    spec = preset.features.spec(
+        levels=len(tokenizer.level_sizes), profile_sizes=prepared.profile.cardinalities
     )
     dataset = RequestDataset(prepared, load_sids(run / "tokenizer"), spec=spec)
     groups = dataset.groups("train", target_behaviors=data.target_behaviors, min_history=training.min_history)
@@ -56,7 +50,7 @@ def open_run(
         dataset,
         make_spec(
             dataset,
-            model,
+            preset.model,
             features=spec,
             groups=groups,
             level_sizes=tokenizer.level_sizes,

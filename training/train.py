@@ -28,12 +28,13 @@ from tqdm import tqdm
 from serving.files import undo_interrupted
 from training.batches import BatchOrder
 from training.checkpoint import CheckpointError, ModelSpec, load_checkpoint, save_checkpoint
-from training.config import ConfigError, TrainingConfig
 from training.data.log import TargetGroups
 from training.dataset import Batch, RequestDataset
+from training.loop.config import TrainingConfig
 from training.model.gr4ad import Generator
 from training.objectives.vsl import VslLoss, vsl_loss
 from training.plots import plot_training
+from training.preset import ConfigError, Preset, add_preset_arguments
 from training.run import open_run
 
 
@@ -285,25 +286,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True, help="preset, e.g. configs/demo.yaml")
+    add_preset_arguments(parser)
     parser.add_argument("--run", required=True, type=Path, help="run folder with data/ and tokenizer/")
     parser.add_argument("--out", type=Path, help="where checkpoint and curves go (default: RUN/model)")
     parser.add_argument("--fresh", action="store_true", help="do not resume from a checkpoint")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        dest="overrides",
-        help="override a key of the preset, e.g. training.steps=100",
-    )
     arguments = parser.parse_args()
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        dataset, spec, config, data = open_run(
-            arguments.config, arguments.run, overrides=tuple(arguments.overrides)
-        )
+        preset = Preset.load(arguments.config, arguments.overrides)
+        dataset, spec, config, data = open_run(preset, arguments.run)
         torch.set_num_threads(config.threads)
         trainer = Trainer(
             dataset,

@@ -20,7 +20,7 @@ from indexer.launcher import IndexerProcess
 from indexer.store import IndexStore
 from serving.backend.settings import ServingConfig
 from serving.model.bundle import read_manifest
-from training.config import load_section
+from training.preset import Preset
 from training.tokenizer import Tokenizer, TokenizerConfig
 from training.tokenizer.embedding import TfidfSvd
 from training.tokenizer.quantizer import ResidualKMeans
@@ -56,14 +56,14 @@ def text(random: np.random.Generator) -> str:
 
 def prepare(run: Path, *, ads: int) -> tuple[ServingConfig, str]:
     """Bundle and repository below `run`, made once; index made anew. Returns settings and tokenizer id."""
-    settings = load_section(CONFIG, "serving", ServingConfig)
-    stamp, wanted = run / "prepared.json", {"bundle": source_digest(CONFIG, ("index",))}
+    preset = Preset.load(CONFIG)
+    stamp, wanted = run / "prepared.json", {"bundle": source_digest(preset, of="index")}
     if not stamp.is_file() or json.loads(stamp.read_text()) != wanted:
         from export.bundle import write_bundle  # torch takes its seconds only where a model is built
         from export.seeded import seeded_checkpoint
 
         shutil.rmtree(run, ignore_errors=True)
-        checkpoint = seeded_checkpoint(CONFIG)
+        checkpoint = seeded_checkpoint(preset)
         tokenizer = seeded_tokenizer(checkpoint.spec.level_sizes)
         tokenizer.save(run / "tokenizer")
         spec = replace(checkpoint.spec, tokenizer_id=tokenizer.tokenizer_id)
@@ -72,8 +72,8 @@ def prepare(run: Path, *, ads: int) -> tuple[ServingConfig, str]:
     manifest = read_manifest(run / "bundles" / "1", verify=False)
     build_index(run / "index", ads=ads, level_sizes=manifest.level_sizes, tokenizer_id=manifest.tokenizer_id)
     shutil.rmtree(run / "repository", ignore_errors=True)
-    render(run / "bundles", run / "repository", index=run / "index", config=settings)
-    return settings, manifest.tokenizer_id
+    render(run / "bundles", run / "repository", index=run / "index", config=preset.serving)
+    return preset.serving, manifest.tokenizer_id
 
 
 def build_index(index: Path, *, ads: int, level_sizes: tuple[int, ...], tokenizer_id: str) -> float:

@@ -18,11 +18,10 @@ from export.lower import Lowering
 from export.profiles import profiles
 from export.seeded import seeded_checkpoint
 from export.tensorrt import Builder, build_engines
-from serving.backend.settings import ServingConfig
 from serving.model.bundle import Manifest, read_manifest
 from serving.search.widths import WidthPlan
-from training.config import load_section
 from training.precision import PrecisionConfig
+from training.preset import Preset
 
 CONFIG = "configs/bench.yaml"
 
@@ -73,8 +72,8 @@ def built(request, gpu, tmp_path_factory) -> Built:
     builder = Builder("tensorrt")
     if request.param == "fp8" and tuple(map(int, builder.capability.split("."))) < (8, 9):
         pytest.skip(f"FP8 needs compute capability 8.9, this GPU has {builder.capability}")
-    checkpoint = seeded_checkpoint(CONFIG)
-    serving = load_section(CONFIG, "serving", ServingConfig)
+    preset = Preset.load(CONFIG)
+    checkpoint, serving = seeded_checkpoint(preset), preset.serving
     plan = WidthPlan.parse(serving.widths, levels=checkpoint.model.levels)
     requests = random_requests(checkpoint, count=32, seed=0)
     gate = Gate(requests, PrecisionConfig(), plan)

@@ -11,13 +11,12 @@ import pytest
 
 from export.compare import compare, search
 from export.graph_config import buckets_of
-from serving.backend.settings import ServingConfig
 from serving.engines.ort import OrtExecutor
 from serving.engines.padding import PaddedExecutor
 from serving.search.beam_search import beam_search
 from tests.gpu.conftest import CONFIG
 from tests.gpu.trt_executor import TrtExecutor
-from training.config import load_section
+from training.preset import Preset
 
 # Largest difference of a log-probability between TensorRT and ONNX Runtime running the same file.
 TOLERANCE = {"fp32": 1e-2, "fp16": 5e-2, "fp8": 2e-1}
@@ -60,7 +59,7 @@ def test_beams_are_those_of_the_onnx_graphs(built, executors):
 
 def test_padding_does_not_change_beams(gpu, built, executors):
     """Padded to the shapes of the CUDA graphs, as the scheduler calls the engines."""
-    buckets = buckets_of(built.manifest, load_section(CONFIG, "serving", ServingConfig))
+    buckets = buckets_of(built.manifest, Preset.load(CONFIG).serving)
     slots, profile = built.requests.slots[:3], built.requests.profile[:3]
     plain, padded = (
         beam_search(

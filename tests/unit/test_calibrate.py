@@ -18,6 +18,7 @@ from tests.tiny_log import write_run
 from training.executor import TorchExecutor
 from training.fp8 import MissingPackageError
 from training.model.split import split
+from training.preset import Preset
 from training.run import open_run
 
 PLAN = WidthPlan((4, 8, 16), 6)
@@ -221,9 +222,9 @@ def test_missing_modelopt_says_what_to_run(snapshot, monkeypatch):
 def test_another_tokenizer_is_refused(tmp_path):
     torch.set_num_threads(1)
     preset, run = write_run(tmp_path)
-    _, spec, *_ = open_run(preset, run)
+    _, spec, *_ = open_run(Preset.load(preset), run)
     validation, train = (
-        held_out_requests(run, spec, preset=preset, count=8, seed=0, part=part)
+        held_out_requests(run, spec, preset=Preset.load(preset), count=8, seed=0, part=part)
         for part in ("validation", "train")
     )
     assert len(validation.slots) == len(train.slots) == 8
@@ -235,5 +236,5 @@ def test_another_tokenizer_is_refused(tmp_path):
         rf"again",
     ):
         held_out_requests(
-            run, replace(spec, tokenizer_id="1234"), preset=preset, count=8, seed=0, part="train"
+            run, replace(spec, tokenizer_id="1234"), preset=Preset.load(preset), count=8, seed=0, part="train"
         )

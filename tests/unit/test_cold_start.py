@@ -32,8 +32,8 @@ from tests.tiny import (
     tiny_snapshot,
 )
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.config import TrainingConfig
 from training.executor import TorchExecutor
+from training.loop.config import TrainingConfig
 
 WIDE = WidthPlan((6, 30, 210), 210)
 

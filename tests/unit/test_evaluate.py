@@ -10,9 +10,9 @@ import torch
 
 import training.evaluate as module
 from tests.tiny_log import write_run
-from training.config import EvaluationConfig, load_section
 from training.executor import TorchExecutor
 from training.metrics import personal_frequency, rank_by_count, ranking_metrics
+from training.preset import Preset
 from training.train import open_run
 
 
@@ -71,8 +71,8 @@ def run(tmp_path_factory):
 
 
 def report_of(run, executor=None, *, model=None):
-    dataset, spec, training, data = open_run(*run)
-    config = load_section(run[0], "evaluation", EvaluationConfig)
+    dataset, spec, training, data = open_run(Preset.load(run[0]), run[1])
+    config = Preset.load(run[0]).evaluation
     torch.manual_seed(0)
     executor = executor or TorchExecutor((model or spec.build()).eval())
     return module.evaluate(
@@ -104,7 +104,7 @@ def test_report_of_a_tiny_run(run):
 
 
 def test_baselines_equal_counting_in_the_raw_table(run):
-    dataset, _, training, data = open_run(*run)
+    dataset, _, training, data = open_run(Preset.load(run[0]), run[1])
     requests = module.draw_requests(
         dataset, target_behaviors=data.target_behaviors, min_history=training.min_history, count=30, seed=0
     )
@@ -131,7 +131,7 @@ def test_baselines_equal_counting_in_the_raw_table(run):
 
 def test_oracle_reaches_recall_one(run):
     """An engine that knows the answer gets it through beam search and look-up: the harness loses nothing."""
-    dataset, spec, training, data = open_run(*run)
+    dataset, spec, training, data = open_run(Preset.load(run[0]), run[1])
     requests = module.draw_requests(
         dataset, target_behaviors=data.target_behaviors, min_history=training.min_history, count=30, seed=0
     )
@@ -188,7 +188,7 @@ def test_oracle_reaches_recall_one(run):
 
 
 def test_no_test_request(run):
-    dataset, _, _, data = open_run(*run)
+    dataset, _, _, data = open_run(Preset.load(run[0]), run[1])
     with pytest.raises(ValueError, match="expected at least one test request, got none"):
         module.draw_requests(
             dataset, target_behaviors=data.target_behaviors, min_history=9999, count=5, seed=0

@@ -18,9 +18,9 @@ from tests.tiny_log import write_run
 from tests.unit.test_bundle import edit
 from tests.unit.test_scheduler import add_version
 from training.checkpoint import save_checkpoint
-from training.config import TrainingConfig, load_section
 from training.evaluate import draw_requests
 from training.precision import PrecisionConfig
+from training.preset import Preset
 from training.run import open_run
 
 
@@ -29,17 +29,17 @@ def run(tmp_path_factory):
     """Preset and run folder with data, tokenizer and an untrained checkpoint."""
     torch.set_num_threads(1)
     preset, folder = write_run(tmp_path_factory.mktemp("log"))
-    _, spec, training, _ = open_run(preset, folder)
+    _, spec, training, _ = open_run(Preset.load(preset), folder)
     torch.manual_seed(0)
     save_checkpoint(folder / "model" / "checkpoint", model=spec.build(), spec=spec, training=training, step=1)
     return preset, folder
 
 
 def drawn(run, **config):
-    dataset, spec, *_ = open_run(*run)
+    dataset, spec, *_ = open_run(Preset.load(run[0]), run[1])
     config = PrecisionConfig(**config)
     return dataset, held_out_requests(
-        run[1], spec, preset=run[0], count=config.gate_requests, seed=config.seed
+        run[1], spec, preset=Preset.load(run[0]), count=config.gate_requests, seed=config.seed
     )
 
 
@@ -197,7 +197,7 @@ def test_unknown_precision_and_threshold(run, monkeypatch, capsys):
     assert "unknown key 'min_overlap'; known: calibration_requests" in error
     error, *_ = export(monkeypatch, capsys, *common, "--set", "precision.min_overlap50=50")
     assert "precision: min_overlap50: Input should be less than or equal to 1, got 50" in error
-    assert load_section(run[0], "training", TrainingConfig).min_history == 3  # the preset itself is fine
+    assert Preset.load(run[0]).training.min_history == 3  # the preset itself is fine
 
 
 @pytest.mark.parametrize("target", TARGETS)

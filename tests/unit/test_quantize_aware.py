@@ -12,22 +12,23 @@ import export.__main__ as export_module
 import training.quantize_aware as module
 from tests.tiny_log import write_run
 from training.checkpoint import load_checkpoint, save_checkpoint, weights_sha256
-from training.config import QuantizeAwareConfig
 from training.fp8 import FP8, expose_tied_heads, modelopt_quantization
 from training.model.gr4ad import Generator
+from training.preset import Preset
 from training.quantize_aware import FOLDER, divergence, fine_tune
+from training.recipes.config import FineTuneConfig
 from training.run import open_run
 
 STEP = 7
 QUICK = (
     "--set",
-    "quantize_aware.steps=3",
+    "fine_tune_fp8.steps=3",
     "--set",
-    "quantize_aware.batch_size=4",
+    "fine_tune_fp8.batch_size=4",
     "--set",
-    "quantize_aware.calibration_batches=2",
+    "fine_tune_fp8.calibration_batches=2",
     "--set",
-    "quantize_aware.validation_batches=2",
+    "fine_tune_fp8.validation_batches=2",
 )
 
 
@@ -43,7 +44,7 @@ def run(tmp_path_factory):
     """Preset and run folder with data, tokenizer and a checkpoint with random weights."""
     torch.set_num_threads(1)
     preset, folder = write_run(tmp_path_factory.mktemp("log"))
-    _, spec, training, _ = open_run(preset, folder)
+    _, spec, training, _ = open_run(Preset.load(preset), folder)
     torch.manual_seed(0)
     model = spec.build()
     with torch.no_grad():  # large enough for FP8 to hurt
@@ -64,7 +65,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def parts(run):
     """Trained model, and what `fine_tune` needs besides it."""
-    dataset, spec, training, data = open_run(*run)
+    dataset, spec, training, data = open_run(Preset.load(run[0]), run[1])
     groups, validation = (
         dataset.groups(part, target_behaviors=data.target_behaviors, min_history=training.min_history)
         for part in ("train", "validation")
@@ -74,7 +75,7 @@ def parts(run):
 
 
 def config(**values):
-    return QuantizeAwareConfig(
+    return FineTuneConfig(
         **{"steps": 60, "batch_size": 8, "calibration_batches": 3, "learning_rate": 3e-5, **values}
     )
 
@@ -378,5 +379,5 @@ def test_stopped_or_failed_nothing_is_written(own_run, monkeypatch):
     with pytest.raises(SystemExit, match="stopped; nothing was written"):
         command(monkeypatch, own_run, *QUICK)
     with pytest.raises(SystemExit, match=r"error: .*unknown key 'step'"):
-        command(monkeypatch, own_run, "--set", "quantize_aware.step=3")
+        command(monkeypatch, own_run, "--set", "fine_tune_fp8.step=3")
     assert [p.name for p in (own_run[1] / "model").iterdir()] == ["checkpoint"]

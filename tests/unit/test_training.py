@@ -19,10 +19,11 @@ from serving.model.features import build_slots
 from tests.tiny_log import write_run
 from training.batches import BatchOrder
 from training.checkpoint import CheckpointError, load_checkpoint
-from training.config import TrainingConfig
 from training.data.prepare import load_prepared
 from training.dataset import RequestDataset, ValueBuckets, load_sids
+from training.loop.config import TrainingConfig
 from training.objectives.vsl import vsl_loss
+from training.preset import Preset
 from training.run import open_run
 from training.train import Trainer, learning_rate
 
@@ -37,7 +38,7 @@ def run(tmp_path_factory):
 
 
 def trainer(run, folder, *overrides):
-    dataset, spec, config, data = open_run(*run, overrides=overrides)
+    dataset, spec, config, data = open_run(Preset.load(run[0], overrides), run[1])
     return Trainer(dataset, spec, config, target_behaviors=data.target_behaviors, folder=folder)
 
 
@@ -151,7 +152,7 @@ def test_learning_rate():
 
 def test_context_holds_exactly_what_was_before(run):
     """No leakage: every context equals one built from the raw table filtered to times before the request."""
-    dataset, _, config, data = open_run(*run)
+    dataset, _, config, data = open_run(Preset.load(run[0]), run[1])
     events = pl.read_parquet(run[1] / "data" / "events.parquet")
     sids = {r[0]: r[1:] for r in load_sids(run[1] / "tokenizer").rows()}
     codes = {"impression": 1, "click": 2, "conversion": 3}
@@ -189,11 +190,14 @@ def test_context_holds_exactly_what_was_before(run):
 
 def test_batch_holds_the_targets_of_its_rows(run):
     dataset, spec, config, data = open_run(
-        *run,
-        overrides=(
-            "training.behavior_weights={conversion: 2.5}",
-            "data.target_behaviors=[conversion, impression]",
+        Preset.load(
+            run[0],
+            [
+                "training.behavior_weights={conversion: 2.5}",
+                "data.target_behaviors=[conversion, impression]",
+            ],
         ),
+        run[1],
     )
     groups = dataset.groups("train", target_behaviors=data.target_behaviors, min_history=3)
     batch = dataset.batch(groups, np.arange(12), config=config, buckets=spec.value_buckets, epoch=0)
@@ -210,7 +214,7 @@ def test_batch_holds_the_targets_of_its_rows(run):
 
 
 def test_drawn_targets_depend_on_epoch_and_request_only(run):
-    dataset, spec, config, data = open_run(*run, overrides=("training.targets_per_request=1",))
+    dataset, spec, config, data = open_run(Preset.load(run[0], ["training.targets_per_request=1"]), run[1])
     groups = dataset.groups("train", target_behaviors=data.target_behaviors, min_history=3)
 
     def tokens(rows, epoch):
@@ -244,7 +248,7 @@ def test_fewer_requests_than_a_batch():
 
 
 def test_recent_weeks_cut_targets_not_histories(run):
-    dataset, *_ = open_run(*run)
+    dataset, *_ = open_run(Preset.load(run[0]), run[1])
     every = dataset.groups("train", target_behaviors=("conversion",), min_history=1)
     recent = dataset.groups("train", target_behaviors=("conversion",), min_history=1, recent_weeks=1)
     week = dataset.split.train_end - 7 * 86400
@@ -254,14 +258,14 @@ def test_recent_weeks_cut_targets_not_histories(run):
 
 
 def test_targets_are_counted(run):
-    dataset, *_ = open_run(*run)
+    dataset, *_ = open_run(Preset.load(run[0]), run[1])
     groups = dataset.groups("train", target_behaviors=("conversion",), min_history=1)
     counted = [len(dataset.targets(groups, row)) for row in range(len(groups))]
     assert dataset.target_counts(groups).tolist() == counted
 
 
 def test_seen_sids_are_those_of_the_training_weeks(run, trained):
-    dataset, spec, _, _ = open_run(*run)
+    dataset, spec, _, _ = open_run(Preset.load(run[0]), run[1])
     saved = load_checkpoint(trained / "checkpoint").seen_sids
     np.testing.assert_array_equal(saved, dataset.seen_sids(spec.level_sizes))
     early = int(np.quantile(dataset.log.timestamp, 0.02))  # the whole tiny catalogue is in the training weeks
@@ -277,7 +281,7 @@ def test_seen_sids_are_those_of_the_training_weeks(run, trained):
 
 
 def test_event_of_an_ad_without_sid(run):
-    dataset, spec, *_ = open_run(*run)
+    dataset, spec, *_ = open_run(Preset.load(run[0]), run[1])
     sids = load_sids(run[1] / "tokenizer")
     gone = int(dataset.log.ad_ids[0])
     prepared = load_prepared(run[1] / "data")

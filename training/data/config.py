@@ -1,9 +1,10 @@
-"""Configuration of the data step."""
+"""Settings of the data step, and of the contexts that are built from its logs."""
 
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from serving.model.features import FeatureSpec
 from training.data.schema import BEHAVIORS
 
 
@@ -51,3 +52,21 @@ class DataConfig(BaseModel):
             if names is not None and len(set(names)) != len(names):
                 raise ValueError(f"{key}: expected distinct names, got {list(names)}")
         return self
+
+
+class FeatureConfig(BaseModel):
+    """Context of a request; see `serving.model.features.FeatureSpec` for the meaning of each key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    short_slots: int = Field(24, ge=0)
+    long_slots: int = Field(36, ge=0)
+    max_history: int = Field(1024, ge=1)
+
+    def spec(self, *, levels: int, profile_sizes: tuple[int, ...]) -> FeatureSpec:
+        """With what the data know: SID levels and the cardinality of each profile column.
+
+        Raises:
+            ValueError: no history could fill a slot.
+        """
+        return FeatureSpec(levels=levels, profile_sizes=profile_sizes, **self.model_dump())

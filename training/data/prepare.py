@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.files import new_folder
-from training.config import load_section
 from training.data.completejourney import load_completejourney
 from training.data.config import DataConfig
 from training.data.parquet import NAMES, load_parquet, read_table
 from training.data.profile import ProfileVocabulary
 from training.data.schema import LoadStats, Tables, make_tables
 from training.data.split import TimeSplit
+from training.preset import Preset, add_preset_arguments
 
 _LOADERS = {"completejourney": load_completejourney, "parquet": load_parquet}
 _FILES = {"ads.parquet", "users.parquet", "events.parquet", "split.json", "profile.json", "stats.json"}
@@ -122,11 +122,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="training.data.prepare", description="Read, check and split the logs."
     )
-    parser.add_argument("--config", type=Path, required=True, help="YAML with a section data:")
+    add_preset_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
     try:
-        tables = prepare(load_section(options.config, "data", DataConfig), options.out)
+        tables = prepare(Preset.load(options.config, options.overrides).logs, options.out)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

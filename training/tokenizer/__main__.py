@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from serving.files import new_file, write_file
-from training.config import load_section
+from training.preset import Preset, add_preset_arguments
 from training.tokenizer.config import TokenizerConfig
 from training.tokenizer.quality import DEFINITIONS, SidQuality, sid_quality
 from training.tokenizer.tokenizer import Tokenizer
@@ -60,16 +60,20 @@ def run(config: TokenizerConfig, data_dir: Path, out_dir: Path) -> SidQuality:
 
 
 def main() -> None:
-    """Read the command line and the `tokenizer` section of the YAML."""
-    parser = argparse.ArgumentParser(prog="python -m training.tokenizer", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.tokenizer",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_preset_arguments(parser)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        config = load_section(arguments.config, "tokenizer", TokenizerConfig)
-        run(config, arguments.data, arguments.out)
+        preset = Preset.load(arguments.config, arguments.overrides)
+        run(preset.tokenizer, arguments.data, arguments.out)
     except (OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")
 

@@ -1,8 +1,8 @@
 """Settings of the tokenizer, checked when they are made."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 Size = Annotated[int, Field(ge=2, le=2**20, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -36,13 +36,6 @@ class TokenizerConfig(BaseModel):
     min_df: Count = 2
     kmeans_iterations: Count = 20
     seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_known_keys(cls, data: Any) -> Any:
-        if isinstance(data, dict) and (unknown := sorted(map(str, data.keys() - cls.model_fields.keys()))):
-            raise ValueError(f"unknown keys {unknown}; known keys are {sorted(cls.model_fields)}")
-        return data
 
     @property
     def level_sizes(self) -> tuple[int, ...]:

@@ -1,0 +1,206 @@
+"""Presets: one YAML a preset, one section a concern; all sections are checked whenever one is read.
+
+The model of a section lives where its settings are used. This module puts them together, and checks what
+only two of them together can break.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, model_validator
+
+from serving.backend.settings import ServingConfig, width_policy
+from serving.search.beam_search import parse_normalise
+from serving.search.widths import WidthPlan
+from training.data.config import DataConfig, FeatureConfig
+from training.loop.config import TrainingConfig
+from training.model.config import ModelConfig
+from training.precision import PrecisionConfig
+from training.recipes.config import EvaluationConfig, FineTuneConfig
+from training.tokenizer.config import TokenizerConfig
+
+
+class ConfigError(ValueError):
+    """A preset or an override has an unknown key, a wrong type, or values that do not fit each other."""
+
+
+class Preset(BaseModel):
+    """Every setting of a run; `load` reads one from a file.
+
+    A section that a file leaves out has its defaults, but for `data`: a preset of a seeded model has none.
+
+    Raises:
+        pydantic.ValidationError: a section is not valid, or two do not fit each other.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: DataConfig | None = None
+    features: FeatureConfig = FeatureConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    fine_tune_fp8: FineTuneConfig = FineTuneConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    serving: ServingConfig = ServingConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    _path: str = PrivateAttr("preset")
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
+        """Read and check a preset.
+
+        Args:
+            path: YAML file.
+            overrides: "section.key=value" strings, the value in YAML; later ones win.
+
+        Raises:
+            ConfigError: names the file and, for each of its faults, section, key, what was expected and what
+                came.
+        """
+        values, faults = _read(Path(path)), []
+        overridden: dict[tuple[str, str], str] = {}
+        for override in overrides:
+            try:
+                section, key, value = _split_override(override)
+            except ConfigError as error:
+                faults.append(str(error))
+                continue
+            keys = values.setdefault(section, {})
+            if isinstance(keys, dict):
+                keys[key] = value
+                overridden[section, key] = override
+        try:
+            preset = cls.model_validate(values)
+        except ValidationError as error:
+            faults += _faults(error, overridden)
+        if faults:
+            more = f"{len(faults)} faults:\n  " if len(faults) > 1 else ""
+            raise ConfigError(f"{path}: {more}" + "\n  ".join(faults))
+        preset._path = str(path)
+        return preset
+
+    @property
+    def logs(self) -> DataConfig:
+        """Section `data`, for what reads logs.
+
+        Raises:
+            ConfigError: the preset has none.
+        """
+        if self.data is None:
+            raise ConfigError(
+                f"{self._path}: data: expected this section (source: completejourney or parquet), got none"
+            )
+        return self.data
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        levels = len(self.tokenizer.level_sizes)
+        faults = []
+
+        def check(section: str, of: Callable[[], object]) -> None:
+            try:
+                of()
+            except ValueError as error:
+                faults.append(f"{section}: {error}")
+
+        check("features", lambda: self.features.spec(levels=levels, profile_sizes=()))
+        check("serving", lambda: width_policy(self.serving, levels=levels))
+        if self.serving.normalise is not None:
+            normalise = self.serving.normalise
+            check("serving", lambda: parse_normalise(normalise, levels=levels))
+        check("evaluation", lambda: _check_cutoffs(self.evaluation, levels=levels))
+        weights, targets = self.training.behavior_weights, self.data.target_behaviors if self.data else ()
+        if targets and not any(weight > 0 for behavior, weight in weights.items() if behavior in targets):
+            faults.append(
+                "training.behavior_weights: expected a weight > 0 for one of data.target_behaviors "
+                f"{targets}, got {weights}"
+            )
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+
+SECTIONS = tuple(Preset.model_fields)
+
+
+def add_preset_arguments(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
+    """Add `--config` (required where there is no default) and `--set`, for `Preset.load`.
+
+    The values are `arguments.config` and the list `arguments.overrides`.
+    """
+    ending = f" [{default}]" if default else ", e.g. configs/demo.yaml"
+    parser.add_argument("--config", required=default is None, default=default, help=f"preset{ending}")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
+        help="override a key of the preset, e.g. training.steps=100; may be given several times",
+    )
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    """Sections of a file; those without content are left out."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected sections {', '.join(SECTIONS)}, got {type(content).__name__}")
+    return {section: keys for section, keys in content.items() if keys is not None}
+
+
+def _split_override(text: str) -> tuple[str, str, Any]:
+    left, equals, value = text.partition("=")
+    section, dot, key = left.partition(".")
+    if not (equals and dot and section in SECTIONS):
+        raise ConfigError(
+            f"override {text!r}: expected section.key=value with section in {', '.join(SECTIONS)}"
+        )
+    try:
+        return section, key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: expected a YAML value, got {value!r}") from error
+
+
+def _check_cutoffs(config: EvaluationConfig, *, levels: int) -> None:
+    widths = WidthPlan.parse(config.widths, levels=levels).sid
+    if widths[-1] < max(config.cutoffs):
+        raise ValueError(
+            f"expected a last width of at least the largest cut-off, {max(config.cutoffs)}, "
+            f"got widths {config.widths!r}"
+        )
+
+
+def _faults(error: ValidationError, overridden: Collection[tuple[str, str]]) -> list[str]:
+    found = []
+    for fault in error.errors():
+        where = tuple(map(str, fault["loc"]))
+        said, came = fault["msg"].removeprefix("Value error, "), repr(fault["input"])
+        if not where:  # what the validator of Preset said
+            found += said.split("\n")
+        elif fault["type"] == "extra_forbidden" and len(where) == 1:
+            found.append(f"unknown section {where[0]!r}; known: {', '.join(SECTIONS)}")
+        elif fault["type"] == "extra_forbidden":
+            found.append(f"{where[0]}: unknown key {where[1]!r}; known: {', '.join(_keys(where[0]))}")
+        elif fault["type"] == "model_type":
+            found.append(f"{where[0]}: expected keys and values, got {came}")
+        elif fault["type"] == "value_error" and len(where) == 1:  # of a section: the text says what came
+            found.append(f"{where[0]}: {said}")
+        else:
+            found.append(f"{'.'.join(where)}: {said}, got {came}")
+        if where[:2] in overridden:
+            found[-1] += " (an override)"
+    return found
+
+
+def _keys(section: str) -> list[str]:
+    default = Preset.model_fields[section].default
+    return sorted((type(default) if default is not None else DataConfig).model_fields)
