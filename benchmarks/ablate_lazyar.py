@@ -25,8 +25,8 @@ from serving.index.snapshot import IndexSnapshot
 from serving.search.beam_search import beam_search
 from serving.search.widths import WidthPlan
 from training.checkpoint import load_checkpoint
-from training.data.prepare import load_prepared
-from training.dataset import RequestDataset, load_sids
+from training.data.prepared import load_prepared
+from training.data.samples import RequestDataset, load_sids
 from training.evaluate import draw_requests
 from training.preset import Preset, add_preset_arguments
 

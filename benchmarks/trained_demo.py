@@ -27,8 +27,8 @@ from serving.search.cold_start import ColdStart
 from serving.search.widths import WidthPlan
 from training.checkpoint import ModelSpec, load_checkpoint
 from training.data.log import TargetGroups
-from training.data.prepare import load_prepared
-from training.dataset import RequestDataset, load_sids
+from training.data.prepared import load_prepared
+from training.data.samples import RequestDataset, load_sids
 from training.evaluate import draw_requests
 from training.preset import Preset, add_preset_arguments
 

@@ -15,8 +15,8 @@ import torch
 from export.graphs import example_request
 from serving.index.snapshot import IndexSnapshot
 from training.checkpoint import Checkpoint, ModelSpec
-from training.data.prepare import load_prepared
-from training.dataset import RequestDataset, load_sids
+from training.data.prepared import load_prepared
+from training.data.samples import RequestDataset, load_sids
 from training.preset import Preset
 from training.tokenizer import Tokenizer
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from training.checkpoint import Checkpoint, ModelSpec
-from training.dataset import ValueBuckets
+from training.data.values import ValueBuckets
 from training.preset import Preset
 
 PROFILE_SIZES = (8,) * 7  # as many columns as the demo's users have

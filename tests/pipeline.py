@@ -16,7 +16,7 @@ from indexer.store import IndexStore
 from serving.backend.settings import ServingConfig
 from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE, tiny_catalogue, tiny_model
 from training.checkpoint import Checkpoint, ModelSpec
-from training.dataset import ValueBuckets
+from training.data.values import ValueBuckets
 from training.tokenizer import Tokenizer, TokenizerConfig
 
 WIDTHS = "4-8-16:6"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from serving.files import new_folder, sha256, undo_interrupted
 from serving.model.features import FeatureSpec
 from serving.search.cold_start import SEEN_SIDS, read_seen
-from training.dataset import ValueBuckets
+from training.data.values import ValueBuckets
 from training.loop.config import TrainingConfig
 from training.model.config import ModelConfig
 from training.model.gr4ad import Generator

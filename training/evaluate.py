@@ -25,8 +25,8 @@ from serving.search.executor import Executor
 from serving.search.widths import WidthPlan
 from training.checkpoint import CheckpointError, load_checkpoint
 from training.data.log import TargetGroups
-from training.data.prepare import load_prepared
-from training.dataset import RequestDataset, load_sids
+from training.data.prepared import load_prepared
+from training.data.samples import RequestDataset, load_sids
 from training.executor import TorchExecutor
 from training.metrics import personal_frequency, rank_by_count, ranking_metrics
 from training.plots import plot_ranking

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.batches import BatchOrder
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint, weights_sha256
 from training.data.log import TargetGroups
-from training.dataset import RequestDataset, ValueBuckets
+from training.data.order import BatchOrder
+from training.data.samples import RequestDataset
+from training.data.values import ValueBuckets
 from training.fp8 import FP8, MissingPackageError, expose_tied_heads, modelopt_quantization
 from training.loop.config import TrainingConfig
 from training.model.gr4ad import Generator

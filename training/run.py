@@ -10,8 +10,9 @@ from serving.model.features import FeatureSpec
 from training.checkpoint import ModelSpec
 from training.data.config import DataConfig
 from training.data.log import TargetGroups
-from training.data.prepare import load_prepared
-from training.dataset import RequestDataset, ValueBuckets, load_sids
+from training.data.prepared import load_prepared
+from training.data.samples import RequestDataset, load_sids
+from training.data.values import ValueBuckets
 from training.loop.config import TrainingConfig
 from training.model.config import ModelConfig
 from training.preset import Preset

@@ -16,7 +16,6 @@ import signal
 import sys
 import time
 from collections.abc import Generator as Iteration
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from serving.files import undo_interrupted
-from training.batches import BatchOrder
 from training.checkpoint import CheckpointError, ModelSpec, load_checkpoint, save_checkpoint
+from training.data.batch import Batch
 from training.data.log import TargetGroups
-from training.dataset import Batch, RequestDataset
+from training.data.order import BatchOrder
+from training.data.samples import RequestDataset
+from training.data.stream import stream
 from training.loop.config import TrainingConfig
 from training.model.gr4ad import Generator
 from training.objectives.vsl import VslLoss, vsl_loss
@@ -195,11 +196,7 @@ class Trainer:
                 epoch=epoch,
             )
 
-        with ThreadPoolExecutor(1) as pool:
-            pending = pool.submit(build, self.step)
-            for step in itertools.count(self.step + 1):
-                batch, pending = pending.result(), pool.submit(build, step)
-                yield batch
+        return stream(build, itertools.count(self.step), workers=self.config.workers)
 
     def _train_step(self, parallel: torch.nn.Module, batch: Batch) -> np.ndarray:
         config = self.config

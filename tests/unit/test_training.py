@@ -17,10 +17,11 @@ import training.train as module
 from serving.index.keys import unpack
 from serving.model.features import build_slots
 from tests.tiny_log import write_run
-from training.batches import BatchOrder
 from training.checkpoint import CheckpointError, load_checkpoint
-from training.data.prepare import load_prepared
-from training.dataset import RequestDataset, ValueBuckets, load_sids
+from training.data.order import BatchOrder
+from training.data.prepared import load_prepared
+from training.data.samples import RequestDataset, load_sids
+from training.data.values import ValueBuckets
 from training.loop.config import TrainingConfig
 from training.objectives.vsl import vsl_loss
 from training.preset import Preset

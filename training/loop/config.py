@@ -23,6 +23,8 @@ class TrainingConfig(BaseModel):
             all weeks.
         min_history: events a user must have before a target counts as a sample.
         threads: CPU threads of each process.
+        workers: processes that build batches, for each process that trains; 0 for a thread, which is enough
+            until building takes longer than a step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -45,3 +47,4 @@ class TrainingConfig(BaseModel):
     recent_weeks: int | None = Field(None, ge=1)
     seed: int = 0
     threads: int = Field(2, ge=1)
+    workers: int = Field(0, ge=0)
