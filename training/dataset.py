@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import polars as pl
@@ -15,13 +16,17 @@ from serving.index.keys import pack
 from serving.model.features import BEHAVIORS, FeatureSpec, build_slots
 from training.data.log import EventLog, TargetGroups, target_groups
 from training.data.prepare import Prepared
+from training.data.profile import ProfileVocabulary
 from training.data.split import WEEK
-from training.loop.config import TrainingConfig
+from training.recipes.config import TrainingConfig
+from training.spec import ValueBuckets
+
+Array = TypeVar("Array")
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Training batch; padding has weight 0.
+class Batch(Generic[Array]):
+    """Training batch, built as arrays and trained on as tensors; padding has weight 0.
 
     Attributes:
         slots: int32 [B, S, T + 3].
@@ -31,65 +36,33 @@ class Batch:
         weight: float32 [B, n].
     """
 
-    slots: np.ndarray
-    profile: np.ndarray
-    tokens: np.ndarray
-    value: np.ndarray
-    weight: np.ndarray
-
-
-@dataclass(frozen=True)
-class ValueBuckets:
-    """Equal-frequency buckets of the value of an event.
-
-    Attributes:
-        edges: float32 [V - 1], upper edges; a value equal to an edge lies below it.
-        means: float32 [V], mean value of each bucket, what expected eCPM is computed from.
-    """
-
-    edges: np.ndarray
-    means: np.ndarray
-
-    @classmethod
-    def fit(cls, values: np.ndarray, *, buckets: int) -> ValueBuckets:
-        """Cut at quantiles; many equal values (prices) can leave fewer buckets than asked for.
-
-        Raises:
-            ValueError: no values.
-        """
-        if not len(values):
-            raise ValueError("value buckets: expected at least one training target with a value, got none")
-        # Edges are values that occur, so that no bucket is empty.
-        quantiles = np.quantile(values, np.linspace(0, 1, buckets + 1)[1:-1], method="lower")
-        edges = np.unique(quantiles.astype(np.float32))
-        edges = edges[edges < values.max()]
-        bucket = np.searchsorted(edges, values)
-        sums = np.bincount(bucket, weights=values, minlength=len(edges) + 1)
-        counts = np.bincount(bucket, minlength=len(edges) + 1)
-        return cls(edges, (sums / np.maximum(counts, 1)).astype(np.float32))
-
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """Bucket of each value, int64, any shape."""
-        return np.searchsorted(self.edges, values)
+    slots: Array
+    profile: Array
+    tokens: Array
+    value: Array
+    weight: Array
 
 
 class RequestDataset:
     """Requests cut from an event log: a target group is a request, its history lies strictly before it."""
 
-    def __init__(self, prepared: Prepared, sids: pl.DataFrame, *, spec: FeatureSpec) -> None:
+    def __init__(
+        self, prepared: Prepared, sids: pl.DataFrame, *, spec: FeatureSpec, profile: ProfileVocabulary
+    ) -> None:
         """Join the log with the SIDs.
 
         Args:
-            prepared: tables, split, profile vocabulary.
+            prepared: tables and split.
             sids: columns ad_id, s1 .. s_T; must hold every ad of the log.
             spec: what a context looks like.
+            profile: the model's, which may be older than the tables: categories it lacks are unknown.
 
         Raises:
-            ValueError: an ad of the log has no SID.
+            ValueError: an ad of the log has no SID, or users lack a profile column.
         """
         self.spec, self.split = spec, prepared.split
         self.log = EventLog.from_tables(prepared.tables)
-        self.profile = prepared.profile.encode(prepared.tables.users.sort("user_id"))
+        self.profile = profile.encode(prepared.tables.users.sort("user_id"))
         sids = sids.sort("ad_id")
         self.ad_ids = sids["ad_id"].to_numpy()
         self.ad_sids = np.ascontiguousarray(sids.drop("ad_id").to_numpy(), np.int32)  # [A, T]
@@ -163,7 +136,7 @@ class RequestDataset:
         config: TrainingConfig,
         buckets: ValueBuckets,
         epoch: int,
-    ) -> Batch:
+    ) -> Batch[np.ndarray]:
         """Training batch of requests; which targets are drawn depends on (seed, epoch, request) alone."""
         behavior_weight = np.zeros(len(BEHAVIORS) + 1, np.float32)
         for name, weight in config.behavior_weights.items():

@@ -11,21 +11,21 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from safetensors.torch import load_file
-
 import training.train as module
+from safetensors.torch import load_file
+from training.checkpoint import CheckpointError, load_checkpoint
+from training.train import Trainer, learning_rate
+
 from serving.index.keys import unpack
 from serving.model.features import build_slots
 from tests.tiny_log import write_run
 from training.batches import BatchOrder
-from training.checkpoint import CheckpointError, load_checkpoint
 from training.data.prepare import load_prepared
 from training.dataset import RequestDataset, ValueBuckets, load_sids
 from training.loop.config import TrainingConfig
 from training.objectives.vsl import vsl_loss
 from training.preset import Preset
 from training.run import open_run
-from training.train import Trainer, learning_rate
 
 ROOT = Path(__file__).parents[2]
 
