@@ -197,7 +197,7 @@ def test_unknown_precision_and_threshold(run, monkeypatch, capsys):
     error, *_ = export(monkeypatch, capsys, *common, "--set", "precision.min_overlap=0.5")
     assert "unknown key 'min_overlap'; known: calibration_requests" in error
     error, *_ = export(monkeypatch, capsys, *common, "--set", "precision.min_overlap50=50")
-    assert "precision: min_overlap50: Input should be less than or equal to 1, got 50" in error
+    assert "precision.min_overlap50: Input should be less than or equal to 1, got 50" in error
     assert Preset.load(run[0]).training.min_history == 3  # the preset itself is fine
 
 
