@@ -28,6 +28,7 @@ QPS ?= 5
 DURATION ?= 60
 LOADTEST ?=
 FINE_TUNED ?=
+FRESH ?=
 BUILDER ?= tensorrt
 CAPABILITY ?=
 
@@ -64,11 +65,11 @@ tokenize: $(RUN)/tokenizer/sids.parquet ## semantic IDs of all ads
 $(RUN)/tokenizer/sids.parquet: $(RUN)/data/stats.json
 	$(PY) -m training.tokenizer --config $(CONFIG) --data $(RUN)/data --out $(RUN)/tokenizer
 train: $(RUN)/tokenizer/sids.parquet ## train the generator (resumes where it was stopped)
-	$(PY) -m training.train --config $(CONFIG) --run $(RUN)
+	$(PY) -m training.recipes.pretrain --config $(CONFIG) --run $(RUN) $(if $(FRESH),--fresh)
 
 .PHONY: evaluate
 evaluate: ## recall and NDCG on the test weeks, beside two baselines
-	$(PY) -m training.evaluate --config $(CONFIG) --run $(RUN)
+	$(PY) -m training.evaluation --config $(CONFIG) --run $(RUN)
 
 .PHONY: kafka-setup
 kafka-setup: $(VENV)/.kafka-installed ## confluent-kafka, for the indexer's Kafka source (optional)
@@ -76,13 +77,13 @@ $(VENV)/.kafka-installed: requirements-kafka.txt $(VENV)/.installed
 	$(PY) -m pip install --quiet --no-deps -r requirements-kafka.txt
 	@touch $@
 
-.PHONY: precision-setup quantize-aware engines precision-report
+.PHONY: precision-setup fine-tune-fp8 engines precision-report
 precision-setup: $(VENV)/.precision-installed ## nvidia-modelopt and TensorRT-RTX (optional; no GPU needed)
 $(VENV)/.precision-installed: requirements-precision.txt $(VENV)/.installed
 	$(PY) -m pip install --quiet --no-deps -r requirements-precision.txt
 	@touch $@
-quantize-aware: precision-setup ## fine-tune the trained model for FP8; then: make export PRECISION=fp8 FINE_TUNED=1
-	$(PY) -m training.quantize_aware --config $(CONFIG) --run $(RUN)
+fine-tune-fp8: precision-setup ## fine-tune the trained model for FP8; then: make export PRECISION=fp8 FINE_TUNED=1
+	$(PY) -m training.recipes.fine_tune_fp8 --config $(CONFIG) --run $(RUN) $(if $(FRESH),--fresh)
 engines: $(if $(filter tensorrt-rtx,$(BUILDER)),precision-setup,setup) ## TensorRT engines for the GPU of this machine; BUILDER=tensorrt-rtx CAPABILITY=8.9 compiles without one
 	$(PY) -m export.tensorrt --config $(CONFIG) --run $(RUN) --builder $(BUILDER) $(if $(CAPABILITY),--capability $(CAPABILITY))
 precision-report: precision-setup ## FP8, FP16, FP32: compile every graph, compare beams; writes build/precision/report.json

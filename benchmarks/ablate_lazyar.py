@@ -24,11 +24,10 @@ from serving.engines.ort import OrtExecutor
 from serving.index.snapshot import IndexSnapshot
 from serving.search.beam_search import beam_search
 from serving.search.widths import WidthPlan
-from training.checkpoint import load_checkpoint
-from training.data.prepared import load_prepared
-from training.data.samples import RequestDataset, load_sids
-from training.evaluate import draw_requests
+from training.evaluation.requests import draw_requests
+from training.loop.retention import open_checkpoint
 from training.preset import Preset, add_preset_arguments
+from training.run import RunData
 
 WIDTHS = "64-128-256:64"
 QUICK = (
@@ -57,8 +56,8 @@ def train_and_evaluate(
     common += [word for setting in settings for word in ("--set", setting)]
     log = folder / "log.txt"
     for command in (
-        ["training.train", *common, "--out", str(folder)],
-        ["training.evaluate", *common, "--model", str(folder)],
+        ["training.recipes.pretrain", *common, "--out", str(folder)],
+        ["training.evaluation", *common, "--model", str(folder)],
     ):
         print(f"{name}, seed {seed}: {command[0]} (log: {log})", flush=True)
         with log.open("a") as file:
@@ -73,13 +72,9 @@ def train_and_evaluate(
 def latency(arguments: argparse.Namespace, names: list[str], *, requests: int) -> dict[str, list[float]]:
     """Seconds of each request in process, one thread, variants interleaved in random order."""
     preset = Preset.load(arguments.config, arguments.overrides)
-    checkpoints = {
-        n: load_checkpoint(arguments.run / "ablation" / f"{n}-seed0" / "checkpoint") for n in names
-    }
+    checkpoints = {n: open_checkpoint(arguments.run / "ablation" / f"{n}-seed0") for n in names}
     spec = checkpoints[names[0]].spec
-    dataset = RequestDataset(
-        load_prepared(arguments.run / "data"), load_sids(arguments.run / "tokenizer"), spec=spec.features
-    )
+    dataset = RunData.load(arguments.run).dataset(spec)
     drawn = draw_requests(
         dataset, target_behaviors=preset.logs.target_behaviors, min_history=10, count=requests, seed=0
     )

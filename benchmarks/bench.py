@@ -32,8 +32,8 @@ from benchmarks.seeded_run import prepare_seeded
 from export.seeded import seeded_checkpoint
 from serving.engines.ort import OrtExecutor
 from serving.search.widths import WidthPlan
-from training.executor import TorchExecutor
 from training.preset import ConfigError, Preset, add_preset_arguments
+from training.rollout.executor import TorchExecutor
 
 TARGETS = {
     "lazyar_vs_k0": ">= 2.3",

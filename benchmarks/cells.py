@@ -20,7 +20,7 @@ from serving.index.snapshot import IndexSnapshot
 from serving.search.beam_search import Beams, Normalise, beam_search
 from serving.search.executor import Executor
 from serving.search.widths import WidthPlan
-from training.checkpoint import Checkpoint
+from training.loop.checkpoint import Checkpoint
 
 NUM_ADS = 50  # asked for by every request
 REQUESTS = 64  # distinct ones

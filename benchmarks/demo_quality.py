@@ -13,7 +13,8 @@ from export.gate_requests import held_out_requests
 from export.graphs import export_graphs
 from export.quantize import quantize_int8
 from serving.search.widths import WidthPlan
-from training.checkpoint import load_checkpoint
+from training.loop.checkpoint import load_checkpoint, weights_sha256
+from training.loop.retention import find_checkpoint, has_checkpoint
 from training.preset import Preset
 
 
@@ -22,10 +23,10 @@ def int8_quality(run: Path, cache: Path, *, config: str) -> dict[str, Any] | Non
 
     Measured once a checkpoint; kept in `cache`.
     """
-    checkpoint = run / "model" / "checkpoint"
-    if not checkpoint.exists():
+    if not has_checkpoint(run / "model"):
         return None
-    stamp = {"checkpoint": max(p.stat().st_mtime for p in [checkpoint, *checkpoint.glob("*")])}
+    checkpoint = find_checkpoint(run / "model")
+    stamp = {"weights": weights_sha256(checkpoint)}
     kept = cache / "quality.json"
     if kept.is_file() and (found := json.loads(kept.read_text()))["of"] == stamp:
         return found["figures"]

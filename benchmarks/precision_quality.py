@@ -21,12 +21,13 @@ from export.graphs import export_graphs
 from export.lower import Lowering, lower
 from export.parity import check_parity
 from serving.search.widths import WidthPlan
-from training.checkpoint import Checkpoint, load_checkpoint
-from training.executor import TorchExecutor
-from training.fp8 import modelopt_quantization
+from training.loop.checkpoint import Checkpoint, load_checkpoint
+from training.loop.retention import find_checkpoint, has_checkpoint, open_checkpoint
+from training.model.fp8 import modelopt_quantization
 from training.precision import Precision, PrecisionConfig
 from training.preset import Preset
-from training.quantize_aware import FOLDER, load_fine_tuned
+from training.recipes.fine_tune_fp8 import FOLDER, load_fine_tuned
+from training.rollout.executor import TorchExecutor
 
 CONFIG = "configs/demo.yaml"
 PLAN = "128-256-512:64"
@@ -41,8 +42,8 @@ def quality(run: Path, out: Path, *, quick: bool) -> dict[str, Any]:
         out: folder to work in.
         quick: 100 requests instead of 400.
     """
-    checkpoint = load_checkpoint(run / "model" / "checkpoint")
-    tuned = run / "model" / FOLDER
+    trained = find_checkpoint(run / "model")
+    checkpoint = load_checkpoint(trained)
     preset = Preset.load(CONFIG)
     config, serving = preset.precision, preset.serving
     requests = _requests(run, checkpoint, "validation", 100 if quick else config.gate_requests)
@@ -59,11 +60,11 @@ def quality(run: Path, out: Path, *, quick: bool) -> dict[str, Any]:
     for name, precision in VARIANTS.items():
         model = None
         if name == "fp8_qat":
-            if not tuned.is_dir():
+            if not has_checkpoint(run / FOLDER):
                 figures[name] = None
-                print(f"{tuned}: none, no row fp8_qat; run `make quantize-aware`", file=sys.stderr)
+                print(f"{run / FOLDER}: none, no row fp8_qat; run `make fine-tune-fp8`", file=sys.stderr)
                 continue
-            model = load_fine_tuned(run, checkpoint)
+            model = load_fine_tuned(run, trained)
         folder = fp32.parent / name
         folder.mkdir(exist_ok=True)
         lowering = Lowering(precision, gate, calibration if precision == "fp8" else None, model)
@@ -101,7 +102,7 @@ def sensitivity(run: Path, out: Path, *, quick: bool) -> list[dict[str, Any]]:
     mean over validation requests and their targets. Also draws `sensitivity.png`.
     """
     mtq = modelopt_quantization()
-    checkpoint = load_checkpoint(run / "model" / "checkpoint")
+    checkpoint = open_checkpoint(run / "model")
     calibration = _requests(run, checkpoint, "train", 64)
     held_out = _requests(run, checkpoint, "validation", 16 if quick else 48)
     graphs = calibrated_graphs(

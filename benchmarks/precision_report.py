@@ -35,7 +35,8 @@ from export.seeded import seeded_checkpoint
 from export.tensorrt import Builder, BuildError
 from serving.backend.settings import ServingConfig
 from serving.search.widths import WidthPlan
-from training.checkpoint import Checkpoint, load_checkpoint
+from training.loop.checkpoint import Checkpoint
+from training.loop.retention import has_checkpoint, open_checkpoint
 from training.preset import Preset
 
 PRESETS = ("demo", "bench", "gr4ad-160m")
@@ -52,8 +53,8 @@ def compile_preset(
     The demo's checkpoint is used where there is one, seeded weights where there is none.
     """
     preset = Preset.load(f"configs/{name}.yaml")
-    trained = run / "model" / "checkpoint"
-    checkpoint = load_checkpoint(trained) if trained.is_dir() else seeded_checkpoint(preset)
+    trained = has_checkpoint(run / "model")
+    checkpoint = open_checkpoint(run / "model") if trained else seeded_checkpoint(preset)
     serving = preset.serving
     folders = _graphs(checkpoint, out / name, serving=serving, requests=requests)
     rows = []
@@ -71,7 +72,7 @@ def compile_preset(
             for stem, path in graphs.items():
                 row = {
                     "preset": name,
-                    "weights": "trained" if trained.is_dir() else "seeded",
+                    "weights": "trained" if trained else "seeded",
                     "graph": stem,
                     "precision": precision,
                     "capability": capability,
@@ -211,7 +212,7 @@ def main() -> None:
     report["compiled"] = summarise(rows)
     report["graphs"] = rows
     print(table(report["compiled"]))
-    if (arguments.demo / "model" / "checkpoint").is_dir():
+    if has_checkpoint(arguments.demo / "model"):
         report["demo"] = quality(arguments.demo, arguments.out, quick=arguments.quick)
         report["sensitivity"] = sensitivity(arguments.demo, arguments.out, quick=arguments.quick)
         print(json.dumps(report["demo"]["figures"], indent=1))

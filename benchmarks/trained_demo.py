@@ -25,12 +25,13 @@ from serving.index.snapshot import IndexSnapshot, Snapshot
 from serving.search.beam_search import Normalise, beam_search
 from serving.search.cold_start import ColdStart
 from serving.search.widths import WidthPlan
-from training.checkpoint import ModelSpec, load_checkpoint
 from training.data.log import TargetGroups
-from training.data.prepared import load_prepared
-from training.data.samples import RequestDataset, load_sids
-from training.evaluate import draw_requests
+from training.data.samples import RequestDataset
+from training.evaluation.requests import draw_requests
+from training.loop.retention import open_checkpoint
 from training.preset import Preset, add_preset_arguments
+from training.run import RunData
+from training.spec import ModelSpec
 
 CUTOFFS = (10, 50, 200)
 _NO_ADS = np.zeros(0, np.int64)
@@ -69,15 +70,13 @@ class TrainedDemo:
         """Of the command line's `options`; graphs are written into that folder of the run."""
         preset = Preset.load(arguments.config, arguments.overrides)
         widths = arguments.widths or preset.serving.widths
-        checkpoint = load_checkpoint(arguments.run / "model" / "checkpoint")
+        checkpoint = open_checkpoint(arguments.run / "model")
         spec = checkpoint.spec
         folder = arguments.run / graphs
         folder.mkdir(exist_ok=True)
         export_graphs(checkpoint.model, folder)
         check_parity(checkpoint.model, folder)
-        dataset = RequestDataset(
-            load_prepared(arguments.run / "data"), load_sids(arguments.run / "tokenizer"), spec=spec.features
-        )
+        dataset = RunData.load(arguments.run).dataset(spec)
         drawn = draw_requests(
             dataset,
             target_behaviors=preset.logs.target_behaviors,

@@ -27,7 +27,7 @@ from indexer.launcher import IndexerError, IndexerProcess
 from launcher import ServerError, TritonServer
 from serving.index.reader import IndexReader
 from serving.model.bundle import current_version, read_manifest
-from training.checkpoint import load_checkpoint
+from training.loop.retention import open_checkpoint
 from training.preset import add_preset_arguments
 
 QUICK = (
@@ -147,8 +147,8 @@ def run_demo(
             "--out",
             str(run / "tokenizer"),
         )
-        train_seconds = step("training", "training.train", *common, "--fresh")
-        step("evaluation on the test weeks", "training.evaluate", *common)
+        train_seconds = step("training", "training.recipes.pretrain", *common, "--fresh")
+        step("evaluation on the test weeks", "training.evaluation", *common)
         step("export to ONNX, model repository", "export", *common, "--repository", str(repository))
         step(
             "semantic-ID index",
@@ -174,7 +174,7 @@ def run_demo(
     stats = json.loads((run / "data" / "stats.json").read_text())
     quality = json.loads((run / "tokenizer" / "quality.json").read_text())
     evaluation = json.loads((run / "model" / "evaluation.json").read_text())
-    model = load_checkpoint(run / "model" / "checkpoint").model
+    model = open_checkpoint(run / "model").model
     manifest = read_manifest(run / "bundles" / str(current_version(run / "bundles")), verify=False)
     reader = IndexReader(run / "index")
     ads = len(reader.snapshot.leaf_ad_ids)

@@ -26,11 +26,13 @@ from serving.backend.settings import ServingConfig
 from serving.model.bundle import BundleError, read_manifest
 from serving.search.beam_search import parse_normalise
 from serving.search.widths import WidthPlan
-from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from training.fp8 import MissingPackageError
+from training.loop.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from training.loop.retention import find_checkpoint
+from training.model.fp8 import MissingPackageError
+from training.model.gr4ad import Generator
 from training.precision import PRECISIONS, Precision
 from training.preset import ConfigError, Preset, add_preset_arguments
-from training.quantize_aware import load_fine_tuned
+from training.recipes.fine_tune_fp8 import load_fine_tuned
 
 
 def main() -> None:
@@ -111,19 +113,25 @@ def _render(
 def _export(arguments: argparse.Namespace, preset: Preset) -> int:
     """Write the next bundle; returns its version, which does not serve yet."""
     precision: Precision = arguments.precision or preset.precision.precision
-    checkpoint = (
-        seeded_checkpoint(preset)
-        if arguments.seeded_weights
-        else load_checkpoint(arguments.run / "model" / "checkpoint")
-    )
-    torch.set_num_threads(int(checkpoint.training["threads"]))
-    evaluation = arguments.run / "model" / "evaluation.json"
-    quality = json.loads(evaluation.read_text()) if evaluation.is_file() else {}
     if arguments.fine_tuned and precision != "fp8":
         raise ValueError(f"--fine-tuned: expected precision fp8, got {precision}")
+    if arguments.fine_tuned and arguments.seeded_weights:
+        raise ValueError("--fine-tuned: expected a trained model, got --seeded-weights")
+    if arguments.seeded_weights:
+        checkpoint, fine_tuned = seeded_checkpoint(preset), None
+    else:
+        trained = find_checkpoint(arguments.run / "model", arguments.checkpoint)
+        checkpoint = load_checkpoint(trained)
+        fine_tuned = load_fine_tuned(arguments.run, trained) if arguments.fine_tuned else None
+    torch.set_num_threads(int(checkpoint.settings["threads"]))
+    evaluation = arguments.run / "model" / "evaluation.json"
+    quality = json.loads(evaluation.read_text()) if evaluation.is_file() else {}
+    if quality and quality["step"] != checkpoint.step:
+        _say(f"{evaluation}: of step {quality['step']}, left out of the bundle of step {checkpoint.step}")
+        quality = {}
     lowering = None
     if precision != "fp32":
-        lowering = _lowering(arguments, checkpoint, precision=precision, preset=preset)
+        lowering = _lowering(arguments, checkpoint, precision=precision, preset=preset, fine_tuned=fine_tuned)
     _say("exporting prefix and tails to ONNX")
     bundle = write_bundle(
         checkpoint,
@@ -144,7 +152,12 @@ def _export(arguments: argparse.Namespace, preset: Preset) -> int:
 
 
 def _lowering(
-    arguments: argparse.Namespace, checkpoint: Checkpoint, *, precision: Precision, preset: Preset
+    arguments: argparse.Namespace,
+    checkpoint: Checkpoint,
+    *,
+    precision: Precision,
+    preset: Preset,
+    fine_tuned: Generator | None,
 ) -> Lowering:
     levels = len(checkpoint.spec.level_sizes)
     config, serving = preset.precision, preset.serving
@@ -165,9 +178,6 @@ def _lowering(
         threads=serving.threads,
     )
     calibration = draw("train", config.calibration_requests) if precision == "fp8" else None
-    fine_tuned = None
-    if arguments.fine_tuned:
-        fine_tuned = load_fine_tuned(arguments.run, checkpoint)
     return Lowering(precision, gate, calibration, fine_tuned)
 
 
@@ -210,8 +220,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fine-tuned",
         action="store_true",
-        help="fp8: quantize the model that `make quantize-aware` left; still compared with the original in "
+        help="fp8: quantize the model that `make fine-tune-fp8` left; still compared with the original in "
         "FP32",
+    )
+    parser.add_argument(
+        "--checkpoint", default="latest", help="latest, best (by validation) or a name: step-000400 [latest]"
     )
     parser.add_argument("--render-only", action="store_true", help="render for the bundles that are there")
     parser.add_argument(

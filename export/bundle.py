@@ -20,7 +20,7 @@ from indexer.encoder import FOLDER as ENCODER
 from serving.files import new_folder, sha256, write_file
 from serving.model.bundle import CURRENT, FORMAT_VERSION, MANIFEST, versions
 from serving.search.cold_start import SEEN_SIDS
-from training.checkpoint import Checkpoint
+from training.loop.checkpoint import Checkpoint
 from training.precision import Precision
 from training.tokenizer import Tokenizer
 
@@ -100,7 +100,7 @@ def write_bundle(
             "parity_max_error": error,  # of the FP32 graphs, whatever they become
             "quality_precision": figures,
             "config_hash": hashlib.sha256(
-                json.dumps([spec, checkpoint.training], sort_keys=True).encode()
+                json.dumps([spec, checkpoint.settings], sort_keys=True).encode()
             ).hexdigest()[:16],
             "git_commit": _git_commit(),
             "quality": quality or {},

@@ -20,10 +20,10 @@ from tqdm import tqdm
 from export.gate_requests import GateRequests
 from serving.search.beam_search import Normalise, beam_search
 from serving.search.widths import WidthPlan
-from training.executor import TorchExecutor
-from training.fp8 import FP8, modelopt_quantization
+from training.model.fp8 import FP8, modelopt_quantization
 from training.model.gr4ad import Generator
 from training.model.split import split
+from training.rollout.executor import TorchExecutor
 
 E4M3_MAX = 448.0
 

@@ -14,7 +14,7 @@ from export.gate_requests import GateRequests
 from serving.engines.ort import OrtExecutor
 from serving.search.beam_search import Normalise
 from serving.search.widths import WidthPlan
-from training.metrics import ranking_metrics
+from training.evaluation.metrics import ranking_metrics
 from training.precision import Precision, PrecisionConfig
 
 

@@ -14,11 +14,10 @@ import torch
 
 from export.graphs import example_request
 from serving.index.snapshot import IndexSnapshot
-from training.checkpoint import Checkpoint, ModelSpec
-from training.data.prepared import load_prepared
-from training.data.samples import RequestDataset, load_sids
+from training.loop.checkpoint import Checkpoint
 from training.preset import Preset
-from training.tokenizer import Tokenizer
+from training.run import RunData
+from training.spec import ModelSpec
 
 SEEDED_ADS = 100_000
 
@@ -74,13 +73,9 @@ def held_out_requests(
                 f"none; run `{command}`, or export with --precision fp32"
             )
     behaviors, min_history = preset.logs.target_behaviors, preset.training.min_history
-    tokenizer_id = Tokenizer.load(run / "tokenizer").tokenizer_id
-    if tokenizer_id != spec.tokenizer_id:
-        raise ValueError(
-            f"{run / 'tokenizer'}: expected tokenizer {spec.tokenizer_id} (the model's), got {tokenizer_id}: "
-            "its SIDs would mean other ads; train again"
-        )
-    dataset = RequestDataset(load_prepared(run / "data"), load_sids(run / "tokenizer"), spec=spec.features)
+    data = RunData.load(run)
+    data.check_tokenizer(spec)
+    dataset = data.dataset(spec)
     groups = dataset.groups(part, target_behaviors=behaviors, min_history=min_history)
     if not len(groups):
         raise ValueError(

@@ -28,7 +28,7 @@ class Lowering:
         precision: of its graphs.
         gate: what they must pass, against the FP32 graphs of the model that was trained.
         calibration: training requests that FP8 ranges are measured on; None for other precisions.
-        fine_tuned: model whose graphs are quantized instead, see `training.quantize_aware`.
+        fine_tuned: model whose graphs are quantized instead, see `training.recipes.fine_tune_fp8`.
     """
 
     precision: Precision

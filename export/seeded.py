@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from training.checkpoint import Checkpoint, ModelSpec
 from training.data.values import ValueBuckets
+from training.loop.checkpoint import Checkpoint
 from training.preset import Preset
+from training.spec import ModelSpec
 
 PROFILE_SIZES = (8,) * 7  # as many columns as the demo's users have
 
@@ -28,11 +29,4 @@ def seeded_checkpoint(preset: Preset, *, seed: int = 0) -> Checkpoint:
         tokenizer_id=f"seeded-{seed}",
     )
     torch.manual_seed(seed)
-    return Checkpoint(
-        model=spec.build().eval(),
-        spec=spec,
-        training={"threads": 2, "seed": seed},
-        step=0,
-        history=[],
-        optimizer_state=None,
-    )
+    return Checkpoint(model=spec.build().eval(), spec=spec, settings={"threads": 2, "seed": seed})

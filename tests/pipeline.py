@@ -15,8 +15,9 @@ from export.render import render
 from indexer.store import IndexStore
 from serving.backend.settings import ServingConfig
 from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE, tiny_catalogue, tiny_model
-from training.checkpoint import Checkpoint, ModelSpec
 from training.data.values import ValueBuckets
+from training.loop.checkpoint import Checkpoint
+from training.spec import ModelSpec
 from training.tokenizer import Tokenizer, TokenizerConfig
 
 WIDTHS = "4-8-16:6"
@@ -61,7 +62,7 @@ def checkpoint(*, seed: int = 0, tokenizer_id: str) -> Checkpoint:
         {"age": ("old", "young"), "region": ("east", "north", "west")},
         tokenizer_id,
     )
-    return Checkpoint(model, spec, {"threads": 1}, 0, [], None)
+    return Checkpoint(model=model, spec=spec, settings={"threads": 1})
 
 
 def build(folder: Path, *, seed: int = 0) -> Pipeline:

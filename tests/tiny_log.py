@@ -11,6 +11,10 @@ import polars as pl
 from tests.pipeline import small_ads
 from training.data.config import DataConfig
 from training.data.prepare import prepare
+from training.data.samples import RequestDataset
+from training.preset import Preset
+from training.run import RunData
+from training.spec import ModelSpec
 from training.tokenizer import Tokenizer, TokenizerConfig
 
 DAY = 86_400
@@ -37,6 +41,13 @@ CONFIG = {
     },
     "evaluation": {"requests": 30, "cutoffs": [1, 5], "widths": "4-8-16:1"},
 }
+
+
+def open_run(run: tuple[Path, Path], *overrides: str) -> tuple[Preset, ModelSpec, RequestDataset]:
+    """What `write_run` wrote, as a new model would be trained on it."""
+    preset, data = Preset.load(run[0], overrides), RunData.load(run[1])
+    spec = data.fit_spec(preset)
+    return preset, spec, data.dataset(spec)
 
 
 def write_run(folder: Path, *, users: int = 12, seed: int = 0) -> tuple[Path, Path]:

@@ -10,24 +10,23 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen first)
 
 
-def plot_training(history: list[dict], path: Path) -> None:
-    """Losses of training and validation over steps."""
-    if not history:
-        return
-    steps = [record["step"] for record in history]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), constrained_layout=True)
-    for axis, (name, title) in zip(
-        axes, (("sid", "SID, $-\\log p(s_1..s_T|X)$"), ("value", "value bucket"), ("mtp", "MTP")), strict=True
-    ):
-        for part in ("train", "validation"):
-            axis.plot(
-                steps, [record[f"{part}_{name}"] for record in history], marker="o", markersize=3, label=part
-            )
-        axis.set_title(title)
+def plot_history(history: list[dict[str, float]], path: Path) -> None:
+    """Curves over steps, one chart for every name in the keys `train_<name>` and `validation_<name>`."""
+    parts = ("train", "validation")
+    names = [key.partition("_")[2] for key in history[-1] if key.startswith("validation_")]
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(4 * len(names), 3.6), constrained_layout=True, squeeze=False
+    )
+    for axis, name in zip(axes[0], names, strict=True):
+        for part in parts:
+            shown = [record for record in history if f"{part}_{name}" in record]
+            steps, values = [r["step"] for r in shown], [r[f"{part}_{name}"] for r in shown]
+            axis.plot(steps, values, marker="o", markersize=3, label=part)
+        axis.set_title(name)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("nats a target")
-    axes[0].legend()
+    axes[0][0].set_ylabel("nats a target")
+    axes[0][0].legend()
     _save(figure, path)
 
 

@@ -18,10 +18,10 @@ from serving.backend.settings import ServingConfig, width_policy
 from serving.search.beam_search import parse_normalise
 from serving.search.widths import WidthPlan
 from training.data.config import DataConfig, FeatureConfig
-from training.loop.config import TrainingConfig
+from training.evaluation.config import EvaluationConfig
 from training.model.config import ModelConfig
 from training.precision import PrecisionConfig
-from training.recipes.config import EvaluationConfig, FineTuneConfig
+from training.recipes.config import FineTuneConfig, TrainingConfig
 from training.tokenizer.config import TokenizerConfig
 
 

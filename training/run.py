@@ -1,63 +1,122 @@
-"""A run folder (`data/`, `tokenizer/`) and a preset, opened for training."""
+"""A run folder (`data/`, `tokenizer/`), opened for training and evaluation."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
+import polars as pl
 
-from serving.model.features import FeatureSpec
-from training.checkpoint import ModelSpec
-from training.data.config import DataConfig
-from training.data.log import TargetGroups
-from training.data.prepared import load_prepared
+from training.data.prepared import Prepared, load_prepared
+from training.data.profile import ProfileVocabulary
 from training.data.samples import RequestDataset, load_sids
 from training.data.values import ValueBuckets
-from training.loop.config import TrainingConfig
-from training.model.config import ModelConfig
 from training.preset import Preset
+from training.spec import ModelSpec
 from training.tokenizer.tokenizer import Tokenizer
 
 
-def make_spec(
-    dataset: RequestDataset,
-    model: ModelConfig,
-    *,
-    features: FeatureSpec,
-    groups: TargetGroups,
-    level_sizes: tuple[int, ...],
-    tokenizer_id: str,
-    profile_columns: dict[str, tuple[str, ...]],
-) -> ModelSpec:
-    """Model specification with value buckets fitted on the training targets only."""
-    targets = np.isin(dataset.log.behavior, groups.target_codes) & (
-        dataset.log.timestamp < dataset.split.train_end
-    )
-    buckets = ValueBuckets.fit(dataset.log.value[targets], buckets=model.value_buckets)
-    return ModelSpec(model, features, level_sizes, buckets, profile_columns, tokenizer_id)
+class SpecError(ValueError):
+    """A model cannot go on, or be fed, with the preset or the data that are there now."""
 
 
-def open_run(preset: Preset, run: Path) -> tuple[RequestDataset, ModelSpec, TrainingConfig, DataConfig]:
-    """Dataset and specification of a run folder that holds `data/` and `tokenizer/`."""
-    prepared = load_prepared(run / "data")
-    tokenizer = Tokenizer.load(run / "tokenizer")
-    data, training = preset.logs, preset.training
-    spec = preset.features.spec(
-        levels=len(tokenizer.level_sizes), profile_sizes=prepared.profile.cardinalities
-    )
-    dataset = RequestDataset(prepared, load_sids(run / "tokenizer"), spec=spec)
-    groups = dataset.groups("train", target_behaviors=data.target_behaviors, min_history=training.min_history)
-    return (
-        dataset,
-        make_spec(
-            dataset,
+@dataclass(frozen=True)
+class RunData:
+    """What is in a run folder before a model is.
+
+    Attributes:
+        folder: the run folder.
+        prepared: tables, split, and the profile vocabulary that this log alone would give.
+        sids: of every ad.
+        level_sizes: of the tokenizer.
+        tokenizer_id: whose SIDs they are.
+    """
+
+    folder: Path
+    prepared: Prepared
+    sids: pl.DataFrame
+    level_sizes: tuple[int, ...]
+    tokenizer_id: str
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a run folder.
+
+        Raises:
+            ValueError: a table or the tokenizer is broken.
+            OSError: something is missing.
+        """
+        tokenizer = Tokenizer.load(folder / "tokenizer")
+        return cls(
+            folder,
+            load_prepared(folder / "data"),
+            load_sids(folder / "tokenizer"),
+            tokenizer.level_sizes,
+            tokenizer.tokenizer_id,
+        )
+
+    def fit_spec(self, preset: Preset) -> ModelSpec:
+        """Specification of a new model: value buckets of the training targets, profile categories of the log.
+
+        Raises:
+            ValueError: no training target.
+        """
+        profile = self.prepared.profile
+        return ModelSpec(
             preset.model,
-            features=spec,
-            groups=groups,
-            level_sizes=tokenizer.level_sizes,
-            tokenizer_id=tokenizer.tokenizer_id,
-            profile_columns=dict(prepared.profile.categories),
-        ),
-        training,
-        data,
-    )
+            preset.features.spec(levels=len(self.level_sizes), profile_sizes=profile.cardinalities),
+            self.level_sizes,
+            ValueBuckets.fit(self._target_values(preset), buckets=preset.model.value_buckets),
+            dict(profile.categories),
+            self.tokenizer_id,
+        )
+
+    def check_spec(self, spec: ModelSpec, preset: Preset) -> None:
+        """Whether a model can go on with these data and settings, as it is.
+
+        Value buckets and profile categories stay the model's, whatever the log holds now.
+
+        Raises:
+            SpecError: SIDs, contexts or sizes are not those of the model; says which.
+        """
+        self.check_tokenizer(spec)
+        for section, was in (("model", spec.model.model_dump()), ("features", spec.features.to_json())):
+            now: dict[str, Any] = getattr(preset, section).model_dump()
+            for key, value in now.items():
+                if was[key] != value:
+                    raise SpecError(
+                        f"the model was made with {section}.{key} = {was[key]!r}, the preset says {value!r}; "
+                        "set it back, or train a new model with --fresh or in another folder"
+                    )
+
+    def check_tokenizer(self, spec: ModelSpec) -> None:
+        """Whether a model speaks the SIDs of this folder.
+
+        Raises:
+            SpecError: they are another tokenizer's.
+        """
+        if spec.tokenizer_id != self.tokenizer_id:
+            raise SpecError(
+                f"{self.folder / 'tokenizer'}: expected tokenizer {spec.tokenizer_id} (the model's), got "
+                f"{self.tokenizer_id}: its SIDs would mean other ads; put the model's tokenizer back, or "
+                "train a new model with --fresh or in another folder"
+            )
+
+    def dataset(self, spec: ModelSpec) -> RequestDataset:
+        """Requests as the model sees them.
+
+        Raises:
+            ValueError: an ad of the log has no SID, or users lack a profile column of the model.
+        """
+        profile = ProfileVocabulary(spec.profile_columns)
+        return RequestDataset(self.prepared, self.sids, spec=spec.features, profile=profile)
+
+    def _target_values(self, preset: Preset) -> np.ndarray:
+        """Values float32 of the target events of the training weeks."""
+        events = self.prepared.tables.events.filter(
+            pl.col("behavior").is_in(preset.logs.target_behaviors),
+            pl.col("timestamp") < self.prepared.split.train_end,
+        )
+        return events["value"].cast(pl.Float32).to_numpy()

@@ -11,7 +11,7 @@ from serving.search.beam_search import beam_search
 from serving.search.selection import top_k
 from serving.search.widths import WidthPlan
 from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_requests, tiny_catalogue, tiny_model, tiny_snapshot
-from training.executor import TorchExecutor
+from training.rollout.executor import TorchExecutor
 
 WIDE = WidthPlan((6, 30, 210), 210)
 

@@ -9,7 +9,7 @@ from benchmarks.measure import Cell, best_gemm, interleave
 from serving.search.beam_search import beam_search
 from serving.search.widths import WidthPlan
 from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_requests, tiny_model, tiny_snapshot
-from training.executor import TorchExecutor
+from training.rollout.executor import TorchExecutor
 
 
 class NumpyCarry:

@@ -15,11 +15,11 @@ from serving.search.beam_search import beam_search
 from serving.search.widths import WidthPlan
 from tests.tiny import VALUE_TABLE, random_requests, tiny_model, tiny_snapshot
 from tests.tiny_log import write_run
-from training.executor import TorchExecutor
-from training.fp8 import MissingPackageError
+from training.model.fp8 import MissingPackageError
 from training.model.split import split
 from training.preset import Preset
-from training.run import open_run
+from training.rollout.executor import TorchExecutor
+from training.run import RunData
 
 PLAN = WidthPlan((4, 8, 16), 6)
 BATCH = 4
@@ -222,7 +222,7 @@ def test_missing_modelopt_says_what_to_run(snapshot, monkeypatch):
 def test_another_tokenizer_is_refused(tmp_path):
     torch.set_num_threads(1)
     preset, run = write_run(tmp_path)
-    _, spec, *_ = open_run(Preset.load(preset), run)
+    spec = RunData.load(run).fit_spec(Preset.load(preset))
     validation, train = (
         held_out_requests(run, spec, preset=Preset.load(preset), count=8, seed=0, part=part)
         for part in ("validation", "train")
@@ -233,7 +233,7 @@ def test_another_tokenizer_is_refused(tmp_path):
     with pytest.raises(
         ValueError,
         match=rf"run/tokenizer: expected tokenizer 1234 \(the model's\), got {spec.tokenizer_id}: .*train "
-        rf"again",
+        rf"a new model",
     ):
         held_out_requests(
             run, replace(spec, tokenizer_id="1234"), preset=Preset.load(preset), count=8, seed=0, part="train"

@@ -3,6 +3,7 @@
 import logging
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,9 +32,8 @@ from tests.tiny import (
     tiny_model,
     tiny_snapshot,
 )
-from training.checkpoint import load_checkpoint, save_checkpoint
-from training.executor import TorchExecutor
-from training.loop.config import TrainingConfig
+from training.loop.checkpoint import load_checkpoint, write_checkpoint
+from training.rollout.executor import TorchExecutor
 
 WIDE = WidthPlan((6, 30, 210), 210)
 
@@ -125,10 +125,7 @@ def test_all_seen_is_as_without_and_none_seen_is_even():
 def test_bundle_carries_what_the_checkpoint_saw(pipeline, tmp_path):
     made = checkpoint(tokenizer_id=pipeline.tokenizer_id)
     seen = packed(live_sids(tiny_snapshot()))
-    options = TrainingConfig(steps=1)
-    save_checkpoint(
-        tmp_path / "c", model=made.model, spec=made.spec, training=options, step=1, seen_sids=seen
-    )
+    write_checkpoint(tmp_path / "c", replace(made, seen_sids=seen))
     again = load_checkpoint(tmp_path / "c")
     np.testing.assert_array_equal(again.seen_sids, seen)
     bundle = write_bundle(again, tmp_path / "bundles", tokenizer=pipeline.tokenizer)

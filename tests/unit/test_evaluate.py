@@ -8,12 +8,11 @@ import polars as pl
 import pytest
 import torch
 
-import training.evaluate as module
-from tests.tiny_log import write_run
-from training.executor import TorchExecutor
-from training.metrics import personal_frequency, rank_by_count, ranking_metrics
-from training.preset import Preset
-from training.train import open_run
+import training.evaluation.ranking as module
+from tests.tiny_log import open_run, write_run
+from training.evaluation.__main__ import format_report
+from training.evaluation.metrics import personal_frequency, rank_by_count, ranking_metrics
+from training.rollout.executor import TorchExecutor
 
 
 def plain_metrics(ranked, targets, values, k):
@@ -71,17 +70,16 @@ def run(tmp_path_factory):
 
 
 def report_of(run, executor=None, *, model=None):
-    dataset, spec, training, data = open_run(Preset.load(run[0]), run[1])
-    config = Preset.load(run[0]).evaluation
+    preset, spec, dataset = open_run(run)
     torch.manual_seed(0)
     executor = executor or TorchExecutor((model or spec.build()).eval())
     return module.evaluate(
         executor,
         dataset,
-        config=config,
+        config=preset.evaluation,
         level_sizes=spec.level_sizes,
-        target_behaviors=data.target_behaviors,
-        min_history=training.min_history,
+        target_behaviors=preset.logs.target_behaviors,
+        min_history=preset.training.min_history,
         value_table=spec.value_buckets.means,
     )
 
@@ -100,13 +98,17 @@ def test_report_of_a_tiny_run(run):
     # users of this log repeat four ads: their own history must beat what is popular
     assert report["recall"]["personal_frequency"]["5"] > 0.9
     assert report["recall"]["popularity"]["5"] < 0.5
-    assert "personal_frequency" in module.format_report(report)
+    assert "personal_frequency" in format_report(report)
 
 
 def test_baselines_equal_counting_in_the_raw_table(run):
-    dataset, _, training, data = open_run(Preset.load(run[0]), run[1])
+    preset, _, dataset = open_run(run)
     requests = module.draw_requests(
-        dataset, target_behaviors=data.target_behaviors, min_history=training.min_history, count=30, seed=0
+        dataset,
+        target_behaviors=preset.logs.target_behaviors,
+        min_history=preset.training.min_history,
+        count=30,
+        seed=0,
     )
     events = pl.read_parquet(run[1] / "data" / "events.parquet").filter(pl.col("behavior") == "conversion")
     split = dataset.split
@@ -131,9 +133,13 @@ def test_baselines_equal_counting_in_the_raw_table(run):
 
 def test_oracle_reaches_recall_one(run):
     """An engine that knows the answer gets it through beam search and look-up: the harness loses nothing."""
-    dataset, spec, training, data = open_run(Preset.load(run[0]), run[1])
+    preset, spec, dataset = open_run(run)
     requests = module.draw_requests(
-        dataset, target_behaviors=data.target_behaviors, min_history=training.min_history, count=30, seed=0
+        dataset,
+        target_behaviors=preset.logs.target_behaviors,
+        min_history=preset.training.min_history,
+        count=30,
+        seed=0,
     )
     seen = iter(requests.targets)
 
@@ -188,8 +194,8 @@ def test_oracle_reaches_recall_one(run):
 
 
 def test_no_test_request(run):
-    dataset, _, _, data = open_run(Preset.load(run[0]), run[1])
+    preset, _, dataset = open_run(run)
     with pytest.raises(ValueError, match="expected at least one test request, got none"):
         module.draw_requests(
-            dataset, target_behaviors=data.target_behaviors, min_history=9999, count=5, seed=0
+            dataset, target_behaviors=preset.logs.target_behaviors, min_history=9999, count=5, seed=0
         )

@@ -14,7 +14,7 @@ from serving.index.snapshot import IndexSnapshot
 from serving.search.beam_search import beam_search
 from serving.search.widths import WidthPlan
 from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_requests, tiny_model, tiny_snapshot
-from training.executor import TorchExecutor
+from training.rollout.executor import TorchExecutor
 
 NARROW = WidthPlan((4, 8, 16), 6)
 

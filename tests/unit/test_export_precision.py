@@ -12,16 +12,16 @@ from export.gate_requests import held_out_requests
 from export.render import TARGETS, RenderError, render
 from export.tensorrt import BuildError
 from serving.model.bundle import current_version
-from serving.model.features import build_slots
 from tests.pipeline import serving_config
-from tests.tiny_log import write_run
+from tests.slots import events_of, plain_slots
+from tests.tiny_log import open_run, write_run
 from tests.unit.test_bundle import edit
 from tests.unit.test_scheduler import add_version
-from training.checkpoint import save_checkpoint
-from training.evaluate import draw_requests
+from training.evaluation.requests import draw_requests
+from training.loop.checkpoint import Checkpoint
+from training.loop.retention import save_checkpoint
 from training.precision import PrecisionConfig
 from training.preset import Preset
-from training.run import open_run
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +29,15 @@ def run(tmp_path_factory):
     """Preset and run folder with data, tokenizer and an untrained checkpoint."""
     torch.set_num_threads(1)
     preset, folder = write_run(tmp_path_factory.mktemp("log"))
-    _, spec, training, _ = open_run(Preset.load(preset), folder)
+    _, spec, _ = open_run((preset, folder))
     torch.manual_seed(0)
-    save_checkpoint(folder / "model" / "checkpoint", model=spec.build(), spec=spec, training=training, step=1)
+    made = Checkpoint(model=spec.build(), spec=spec, settings={"threads": 1}, step=1)
+    save_checkpoint(folder / "model", made, keep=1)
     return preset, folder
 
 
 def drawn(run, **config):
-    dataset, spec, *_ = open_run(Preset.load(run[0]), run[1])
+    _, spec, dataset = open_run(run)
     config = PrecisionConfig(**config)
     return dataset, held_out_requests(
         run[1], spec, preset=Preset.load(run[0]), count=config.gate_requests, seed=config.seed
@@ -70,14 +71,9 @@ def test_requests_are_of_the_validation_weeks(run):
         events = np.arange(log.user_ptr[user], log.user_ptr[user + 1])
         past = events[log.timestamp[events] < now][-dataset.spec.max_history :]
         at = np.searchsorted(dataset.ad_ids, log.ad_ids[past])
-        slots = build_slots(
-            dataset.spec,
-            log.ad_ids[past],
-            sids=dataset.ad_sids[at],
-            behaviors=log.behavior[past],
-            timestamps=log.timestamp[past],
-            now=int(now),
-        ).slots
+        behaviors, timestamps = log.behavior[past], log.timestamp[past]
+        history = events_of(log.ad_ids[past], dataset.ad_sids[at], behaviors=behaviors, timestamps=timestamps)
+        slots, _ = plain_slots(dataset.spec, history, int(now))
         np.testing.assert_array_equal(requests.slots[row], slots)
         here = events[(log.timestamp[events] == now) & np.isin(log.behavior[events], groups.target_codes)]
         assert requests.targets[row].tolist() == sorted(set(log.ad_ids[here].tolist()))

@@ -8,8 +8,8 @@ import torch
 
 from serving.model.features import FeatureSpec
 from tests.tiny import LEVEL_SIZES, SPEC, random_requests, tiny_model
-from training.executor import TorchExecutor
 from training.model.config import ModelConfig
+from training.rollout.executor import TorchExecutor
 
 
 def plain_linear(linear, x):

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from training.loop.config import TrainingConfig
 from training.preset import SECTIONS, ConfigError, Preset, add_preset_arguments
+from training.recipes.config import TrainingConfig
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -19,9 +19,9 @@ PRESETS = sorted((ROOT / "configs").glob("*.yaml"))
 COMMANDS = {
     "training.data.prepare": ("--out", "none/out"),
     "training.tokenizer.__main__": ("--data", "none", "--out", "none/out"),
-    "training.train": ("--run", "none"),
-    "training.evaluate": ("--run", "none"),
-    "training.quantize_aware": ("--run", "none"),
+    "training.recipes.pretrain": ("--run", "none"),
+    "training.evaluation.__main__": ("--run", "none"),
+    "training.recipes.fine_tune_fp8": ("--run", "none"),
     "export.__main__": ("--run", "none"),
     "export.tensorrt": ("--run", "none"),
 }

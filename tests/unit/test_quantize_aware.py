@@ -7,15 +7,15 @@ import sys
 import numpy as np
 import pytest
 import torch
+import training.quantize_aware as module
+from training.checkpoint import load_checkpoint, save_checkpoint, weights_sha256
+from training.quantize_aware import FOLDER, divergence, fine_tune
 
 import export.__main__ as export_module
-import training.quantize_aware as module
 from tests.tiny_log import write_run
-from training.checkpoint import load_checkpoint, save_checkpoint, weights_sha256
-from training.fp8 import FP8, expose_tied_heads, modelopt_quantization
+from training.model.fp8 import FP8, expose_tied_heads, modelopt_quantization
 from training.model.gr4ad import Generator
 from training.preset import Preset
-from training.quantize_aware import FOLDER, divergence, fine_tune
 from training.recipes.config import FineTuneConfig
 from training.run import open_run
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.roofline import Case, batch_bytes, estimate, main, request_flops
 from serving.search.widths import WidthPlan
 from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE, random_requests, tiny_model
-from training.executor import TorchExecutor
+from training.rollout.executor import TorchExecutor
 
 PLAN = WidthPlan((5, 9, 11), 4)
 

@@ -19,7 +19,7 @@ from serving.search.beam_search import beam_search
 from serving.search.widths import WidthPlan
 from tests.index_files import IndexFiles
 from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_slot_ads, tiny_catalogue, tiny_model
-from training.executor import TorchExecutor
+from training.rollout.executor import TorchExecutor
 
 PLAN = WidthPlan((4, 8, 16), 6)
 NONE = np.zeros(0, np.int64)

@@ -5,7 +5,7 @@ Letters: B contexts, n targets of a context, S slots, T SID levels, P profile co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from training.data.lists import CandidateList, Lists, pad, pad_lists
 
+Other = TypeVar("Other")
 Array = TypeVar("Array")  # np.ndarray as it is built, torch.Tensor as it is trained on
 
 
@@ -56,6 +57,11 @@ class Batch(Generic[Array]):
     value: Array
     weight: Array
     lists: Lists[Array] | None = None
+
+    def map(self, convert: Callable[[Array], Other]) -> Batch[Other]:
+        """The batch with every array converted, as to a tensor."""
+        arrays = {name: convert(array) for name, array in vars(self).items() if name != "lists"}
+        return Batch(**arrays, lists=self.lists.map(convert) if self.lists else None)
 
 
 def collate(samples: Sequence[Sample]) -> Batch[np.ndarray]:

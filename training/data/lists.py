@@ -9,13 +9,14 @@ Letters: B contexts, n candidates of a context, T SID levels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import Generic, TypeVar
 
 import numpy as np
 
+Other = TypeVar("Other")
 Array = TypeVar("Array")  # np.ndarray as it is built, torch.Tensor as it is trained on
 
 
@@ -88,6 +89,11 @@ class Lists(Generic[Array]):
     flags: Array
     ads: Array
     log_p_ref: Array | None = None
+
+    def map(self, convert: Callable[[Array], Other]) -> Lists[Other]:
+        """The lists with every array converted, as to a tensor."""
+        arrays = {name: convert(array) for name, array in vars(self).items() if array is not None}
+        return Lists(**arrays)
 
 
 def pad_lists(contexts: Sequence[CandidateList | None], *, levels: int) -> Lists[np.ndarray]:

@@ -17,6 +17,7 @@ from serving.model.features import BEHAVIORS, EVENT_COLUMNS, FeatureSpec, join_c
 from training.data.batch import Batch, Sample, collate
 from training.data.log import EventLog, TargetGroups, target_groups
 from training.data.prepared import Prepared
+from training.data.profile import ProfileVocabulary
 from training.data.split import WEEK
 from training.data.values import ValueBuckets
 
@@ -40,20 +41,23 @@ class TargetSettings(Protocol):
 class RequestDataset:
     """Requests cut from an event log: a target group is a request, its history lies strictly before it."""
 
-    def __init__(self, prepared: Prepared, sids: pl.DataFrame, *, spec: FeatureSpec) -> None:
+    def __init__(
+        self, prepared: Prepared, sids: pl.DataFrame, *, spec: FeatureSpec, profile: ProfileVocabulary
+    ) -> None:
         """Join the log with the SIDs.
 
         Args:
-            prepared: tables, split, profile vocabulary.
+            prepared: tables and split.
             sids: columns ad_id, s1 .. s_T; must hold every ad of the log.
             spec: what a context looks like.
+            profile: the model's, which may be older than the tables: categories it lacks are unknown.
 
         Raises:
-            ValueError: an ad of the log has no SID.
+            ValueError: an ad of the log has no SID, or users lack a profile column.
         """
         self.spec, self.split = spec, prepared.split
         self.log = EventLog.from_tables(prepared.tables)
-        self.profile = prepared.profile.encode(prepared.tables.users.sort("user_id"))
+        self.profile = profile.encode(prepared.tables.users.sort("user_id"))
         sids = sids.sort("ad_id")
         self.ad_ids = sids["ad_id"].to_numpy()
         self.ad_sids = np.ascontiguousarray(sids.drop("ad_id").to_numpy(), np.int32)  # [A, T]

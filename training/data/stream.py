@@ -78,7 +78,7 @@ class _Guarded(Dataset):
             return self.build(step)
         except Exception as error:
             held = self.describe(step)
-            text = f"step {step}{f' ({held})' if held else ''}: {type(error).__name__}: {error}"
+            text = f"step {step}: {type(error).__name__}: {error}{'; ' if held else ''}{held}"
             return _Fault(text, traceback.format_exc())
 
 

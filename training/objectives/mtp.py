@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from training.objectives.base import wide
+
 
 def mtp_loss(logits: list[Tensor], tokens: Tensor) -> Tensor:
     """Loss of each target, [B, n].
@@ -15,5 +17,5 @@ def mtp_loss(logits: list[Tensor], tokens: Tensor) -> Tensor:
     """
     total = torch.zeros(tokens.shape[:2], device=tokens.device)
     for t, level in enumerate(logits):
-        total = total - level.log_softmax(-1).gather(1, tokens[..., t])  # [B, V] at [B, n]
+        total = total - wide(level).log_softmax(-1).gather(1, tokens[..., t])  # [B, V] at [B, n]
     return total

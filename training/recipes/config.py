@@ -2,49 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, NonNegativeFloat
+
+from training.loop.config import LoopConfig
 
 
-class FineTuneConfig(BaseModel):
-    """Fine-tuning for FP8, see `training.quantize_aware`.
+class TrainingConfig(LoopConfig):
+    """Pre-training, see `training.recipes.pretrain`.
 
     Attributes:
-        steps: optimizer steps.
-        batch_size: requests a step.
-        catalogue_targets: SIDs drawn from the catalogue for each request, beside its targets.
-        learning_rate: AdamW, cosine to 0.
-        calibration_batches: batches that ranges of activations are measured on before the first step.
-        validation_batches: batches of validation requests that the divergence is measured on, before and
-            after.
+        targets_per_request: targets drawn of each request (its basket is a set).
+        lambda_value: lambda_e, weight of the value level.
+        lambda_mtp: weight of the multi-token-prediction loss.
+        behavior_weights: w_behavior of each behavior.
+        min_history: events a user must have before a target counts as a sample.
+        recent_weeks: train on targets of the last weeks only (their histories go all the way back); None for
+            all weeks.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    targets_per_request: int = Field(8, ge=1)
+    lambda_value: float = Field(0.2, ge=0)
+    lambda_mtp: float = Field(0.3, ge=0)
+    behavior_weights: dict[Literal["impression", "click", "conversion"], NonNegativeFloat] = Field(
+        default={"impression": 1.0, "click": 1.0, "conversion": 1.0}
+    )
+    min_history: int = Field(10, ge=0)
+    recent_weeks: int | None = Field(None, ge=1)
+
+
+class FineTuneConfig(LoopConfig):
+    """Fine-tuning for FP8, see `training.recipes.fine_tune_fp8`; which requests, says section `training`.
+
+    Attributes:
+        catalogue_targets: SIDs drawn from the catalogue for each request, beside its targets.
+        calibration_batches: batches that ranges of activations are measured on before the first step.
+    """
 
     steps: int = Field(200, ge=1)
+    learning_rate: float = Field(1e-5, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    validate_every: int = Field(100, ge=1)
     batch_size: int = Field(32, ge=1)
     catalogue_targets: int = Field(10, ge=0)
-    learning_rate: float = Field(1e-5, gt=0)
     calibration_batches: int = Field(8, ge=1)
-    validation_batches: int = Field(8, ge=1)
-    seed: int = 0
-
-
-class EvaluationConfig(BaseModel):
-    """Ranking quality on the test weeks.
-
-    Attributes:
-        requests: test requests drawn (seeded); all of them when there are fewer.
-        cutoffs: k of Recall@k and NDCG@k.
-        widths: width plan of the beam search; the last width must reach the largest cutoff.
-        batch_size: requests a search.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    requests: int = Field(2000, ge=1)
-    cutoffs: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (10, 50, 100)
-    widths: str = "64-128-256:1"
-    batch_size: int = Field(16, ge=1)
-    seed: int = 0

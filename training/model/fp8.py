@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -50,6 +53,35 @@ def modelopt_quantization() -> Any:
             "requirements-precision.txt"
         ) from error
     return mtq
+
+
+def quantized_copy(model: Generator, batches: Iterable[tuple[Tensor, ...]]) -> Generator:
+    """A copy whose products run in emulated FP8, to be trained: gradients pass the rounding unchanged.
+
+    Args:
+        model: trained; not changed.
+        batches: arguments of its `forward` that ranges of activations are measured on.
+
+    Raises:
+        MissingPackageError: modelopt is not installed.
+    """
+    mtq = modelopt_quantization()
+    student = copy.deepcopy(model)
+    expose_tied_heads(student)
+
+    def measure(quantized: nn.Module) -> None:
+        for inputs in batches:
+            quantized(*inputs)
+
+    with torch.no_grad():
+        mtq.quantize(student, FP8, forward_loop=measure)
+    return student
+
+
+def share_weights(plain: Generator, quantized: Generator) -> None:
+    """Make `plain` a view of a quantized model: it has the same weights in memory, and no quantizers."""
+    weights = {name: w for name, w in quantized.state_dict().items() if "_quantizer." not in name}
+    plain.load_state_dict(weights, assign=True)
 
 
 def expose_tied_heads(model: Generator) -> None:

@@ -1,0 +1,1 @@
+"""Ranking quality on held-out weeks, beside baselines."""

@@ -1,0 +1,132 @@
+"""One checkpoint: safetensors and JSON in a folder, never pickled."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from serving.files import sha256
+from serving.search.cold_start import SEEN_SIDS, read_seen
+from training.model.gr4ad import Generator
+from training.spec import ModelSpec
+
+FORMAT_VERSION = 2
+MODEL, OPTIMIZER, CONTENT = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
+
+OptimizerState = dict[int, dict[str, torch.Tensor]]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, corrupted, or belongs to another model."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A run's loss, gradient or weights are no numbers any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model and where its run stands; a run starts from one and saves others.
+
+    Attributes:
+        model: the weights, float32.
+        spec: what they mean.
+        settings: of the run, as its section of the preset had them.
+        step: optimizer steps so far.
+        seconds: of training so far.
+        history: a record for each validation; see `training.loop.trainer`.
+        sums: [sum, weight] of every part of the objective over the steps since the last record.
+        optimizer_state: by position of the parameter; None before the first step.
+        seen_sids: packed SIDs int64 ascending of the events of the training weeks; None where not known.
+        source: sha256 of the weights that a fine-tuned model was made from.
+    """
+
+    model: Generator
+    spec: ModelSpec
+    settings: dict[str, Any]
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    sums: dict[str, list[float]] = field(default_factory=dict)
+    optimizer_state: OptimizerState | None = None
+    seen_sids: np.ndarray | None = None
+    source: str | None = None
+
+
+_PLAIN = ("settings", "step", "seconds", "history", "sums", "source")  # as they are in JSON
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write the files of a checkpoint into `folder`, which is made.
+
+    Raises:
+        NonFiniteError: a weight is infinite or not a number; nothing was written.
+    """
+    weights = {name: value.cpu().contiguous() for name, value in checkpoint.model.state_dict().items()}
+    bad = [name for name, value in weights.items() if not value.isfinite().all()]
+    if bad:
+        raise NonFiniteError(
+            f"step {checkpoint.step}: expected finite weights, {len(bad)} of {len(weights)} tensors are not, "
+            f"first {bad[0]}; not saved"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / MODEL)
+    if checkpoint.optimizer_state is not None:
+        state = checkpoint.optimizer_state.items()
+        save_file(
+            {f"{i}.{key}": value.cpu().contiguous() for i, values in state for key, value in values.items()},
+            folder / OPTIMIZER,
+        )
+    if checkpoint.seen_sids is not None:
+        np.save(folder / SEEN_SIDS, checkpoint.seen_sids, allow_pickle=False)
+    content = {"format": FORMAT_VERSION, "spec": checkpoint.spec.to_json()}
+    content |= {name: getattr(checkpoint, name) for name in _PLAIN}
+    (folder / CONTENT).write_text(json.dumps(content, indent=1))
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read what `write_checkpoint` wrote.
+
+    Raises:
+        CheckpointError: missing, corrupted, or of another format.
+    """
+    try:
+        content = json.loads((folder / CONTENT).read_text())
+        if content["format"] != FORMAT_VERSION:
+            raise CheckpointError(f"{folder}: expected format {FORMAT_VERSION}, got {content['format']}")
+        spec = ModelSpec.from_json(content["spec"])
+        model = spec.build()
+        model.load_state_dict(load_file(folder / MODEL))
+        return Checkpoint(
+            model=model,
+            spec=spec,
+            optimizer_state=_optimizer_state(folder / OPTIMIZER),
+            seen_sids=read_seen(folder / SEEN_SIDS) if (folder / SEEN_SIDS).exists() else None,
+            **{name: content[name] for name in _PLAIN},
+        )
+    except CheckpointError:
+        raise
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: not a readable checkpoint: {error}") from error
+
+
+def weights_sha256(folder: Path) -> str:
+    """Of the weights of a checkpoint, to tell whether another one was made from it."""
+    return sha256(folder / MODEL)
+
+
+def _optimizer_state(path: Path) -> OptimizerState | None:
+    if not path.exists():
+        return None
+    state: OptimizerState = {}
+    for name, value in load_file(path).items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    return state

@@ -1,0 +1,74 @@
+"""What a run writes down for people: curves as PNG, and the same numbers for TensorBoard or as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from serving.files import write_file
+from training.plots import plot_history
+
+PLOT, TABLE, EVENTS = "training.png", "training.csv", "tensorboard"
+
+History = list[dict[str, float]]
+
+
+class RunLog:
+    """Shows the history of a run; what is looked at is read off the records' keys."""
+
+    def __init__(self, folder: Path, *, step: int, records: int) -> None:
+        """Open TensorBoard event files where the package is installed.
+
+        Args:
+            folder: of the model.
+            step: the run goes on from here; what an earlier try logged beyond it is void.
+            records: of the history that were shown before.
+        """
+        self._folder, self._shown = folder, records
+        self._events = _event_writer(folder / EVENTS, step=step)
+
+    def show(self, history: History) -> None:
+        """Write everything that is new."""
+        if not history:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._events is None:
+            write_file(self._folder / TABLE, _table(history))
+        else:
+            for record in history[self._shown :]:
+                self._add(record)
+            self._events.flush()
+        self._shown = len(history)
+        plot_history(history, self._folder / PLOT)
+
+    def close(self) -> None:
+        """Close the event files."""
+        if self._events is not None:
+            self._events.close()
+
+    def _add(self, record: dict[str, float]) -> None:
+        for key, value in record.items():
+            part, _, name = key.partition("_")
+            if part in ("train", "validation"):  # one chart a name, both parts in it
+                self._events.add_scalar(f"{name}/{part}", value, int(record["step"]))
+            elif key != "step":
+                self._events.add_scalar(key, value, int(record["step"]))
+
+
+def _event_writer(folder: Path, *, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # the package tensorboard is optional
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def _table(history: History) -> str:
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for record in history for name in record))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()

@@ -1,0 +1,30 @@
+"""AdamW and its learning rate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from training.loop.config import LoopConfig
+
+
+def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
+    """AdamW; matrices decay, vectors and code tables (few rows of which a step reads) do not."""
+    named = list(model.named_parameters())
+    matrices = [p for name, p in named if p.ndim >= 2 and "codes" not in name]
+    others = [p for name, p in named if p.ndim < 2 or "codes" in name]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+def learning_rate(step: int, config: LoopConfig) -> float:
+    """Linear warm-up, then cosine to a hundredth of the peak."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    return config.learning_rate * (0.505 + 0.495 * math.cos(math.pi * min(progress, 1.0)))

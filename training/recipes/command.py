@@ -1,0 +1,68 @@
+"""What the commands of all recipes share: arguments, errors, the group of processes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.loop.checkpoint import Checkpoint, CheckpointError, NonFiniteError
+from training.loop.config import LoopConfig
+from training.loop.device import Device, DeviceError
+from training.model.fp8 import MissingPackageError
+from training.preset import add_preset_arguments
+
+_FAULTS = (CheckpointError, DeviceError, MissingPackageError, NonFiniteError, ValueError, OSError)
+
+
+def parse_arguments(description: str | None, *, out: str) -> argparse.Namespace:
+    """Arguments `config`, `overrides`, `run`, `out`, `fresh`.
+
+    Args:
+        description: of the recipe.
+        out: where in the run folder checkpoints go unless `--out` says otherwise.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_preset_arguments(parser)
+    parser.add_argument("--run", required=True, type=Path, help="run folder with data/ and tokenizer/")
+    parser.add_argument("--out", type=Path, help=f"where checkpoints and curves go (default: RUN/{out})")
+    parser.add_argument("--fresh", action="store_true", help="start over: do not resume from a checkpoint")
+    arguments = parser.parse_args()
+    arguments.out = arguments.out or arguments.run / out
+    return arguments
+
+
+@contextlib.contextmanager
+def use_device(config: LoopConfig) -> Iterator[Device]:
+    """The device of this process, in the group of all processes of the run."""
+    torch.set_num_threads(config.threads)
+    with Device.join(config.device, config.precision) as device:
+        yield device
+
+
+@contextlib.contextmanager
+def errors_end_the_command() -> Iterator[None]:
+    """What a user can set right, and being stopped, is a message and status 1, not a traceback."""
+    try:
+        yield
+    except _FAULTS as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt as stop:
+        raise SystemExit(f"\n{stop or 'stopped'}") from stop
+
+
+def tell(found: Checkpoint, settings: dict[str, Any], *, device: Device) -> None:
+    """Say where a run goes on, and which settings are not what they were; the first process does."""
+    if device.rank:
+        return
+    print(f"resumed at step {found.step} of {settings['steps']}")
+    was = found.settings
+    changed = [f"{key} {was.get(key)} -> {value}" for key, value in settings.items() if was.get(key) != value]
+    if changed:
+        print(f"other settings than before: {', '.join(changed)}")

@@ -1,0 +1,122 @@
+"""Batches of logged requests, for the recipes that train on them.
+
+Letters: B requests, n targets of a request, T SID levels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from training.data.batch import Batch
+from training.data.log import TargetGroups
+from training.data.order import BatchOrder
+from training.data.samples import RequestDataset
+from training.data.stream import stream
+from training.loop.config import LoopConfig
+from training.loop.device import Device
+from training.preset import Preset
+from training.recipes.config import FineTuneConfig
+from training.spec import ModelSpec
+
+_NAMED = 8  # requests that an error names
+
+
+class LoggedRequests:
+    """Requests of the training and validation weeks; a `training.loop.trainer.Source`."""
+
+    def __init__(
+        self, dataset: RequestDataset, spec: ModelSpec, *, preset: Preset, config: LoopConfig, device: Device
+    ) -> None:
+        """Find the requests.
+
+        Args:
+            dataset: events and SIDs.
+            spec: of the model.
+            preset: section `training` says which requests and targets.
+            config: how many at a time; seed of their order.
+            device: which share is this process's.
+
+        Raises:
+            ValueError: no training or validation request, or fewer in a batch than processes.
+        """
+        self.dataset, self._spec, self._config, self._device = dataset, spec, config, device
+        self._training, behaviors = preset.training, preset.logs.target_behaviors
+        history = self._training.min_history
+        self.groups, self.held_out = (
+            dataset.groups(part, target_behaviors=behaviors, min_history=history, recent_weeks=weeks)
+            for part, weeks in (("train", self._training.recent_weeks), ("validation", None))
+        )
+        for name, groups in (("training", self.groups), ("validation", self.held_out)):
+            if not len(groups):
+                raise ValueError(
+                    f"expected at least one {name} request with {history} earlier events and a target among "
+                    f"{behaviors}, got none"
+                )
+        counts = np.minimum(dataset.target_counts(self.groups), self._training.targets_per_request)
+        self._order = BatchOrder(counts, batch_size=config.batch_size, seed=config.seed)
+        if self._order.batch_size < device.world:
+            raise ValueError(
+                f"expected at least one request of a batch for each of {device.world} processes, got batches "
+                f"of {self._order.batch_size}"
+            )
+
+    def batches(self, start: int) -> Generator[Batch[np.ndarray], None, None]:
+        """This process's share from a step on; later ones are built while the model works on one."""
+
+        def build(step: int) -> Batch[np.ndarray]:
+            epoch, rows = self._order(step)
+            return self._batch(self.groups, self._share(rows), epoch=epoch)
+
+        return stream(build, itertools.count(start), workers=self._config.workers, describe=self.describe)
+
+    def validation(self) -> Iterator[Batch[np.ndarray]]:
+        """This process's share of the drawn validation requests."""
+        drawn = np.random.default_rng(self._config.seed).permutation(len(self.held_out))
+        rows = np.sort(drawn[: self._config.validation_requests])
+        for first in range(0, len(rows), self._config.batch_size):
+            share = self._share(rows[first : first + self._config.batch_size])
+            if len(share):
+                yield self._batch(self.held_out, share, epoch=0)
+
+    def describe(self, step: int) -> str:
+        """User and time of the first requests of a step."""
+        epoch, rows = self._order(step)
+        users = self.dataset.log.user_ids[self.groups.user_row[rows]]
+        times = self.groups.now[rows]
+        named = [f"{user} at {time}" for user, time in zip(users[:_NAMED], times, strict=False)]
+        more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+        return f"the batch (epoch {epoch}) holds the requests of users {', '.join(named)}{more}"
+
+    def _share(self, rows: np.ndarray) -> np.ndarray:
+        return rows[self._device.rank :: self._device.world]
+
+    def _batch(self, groups: TargetGroups, rows: np.ndarray, *, epoch: int) -> Batch[np.ndarray]:
+        return self.dataset.batch(
+            groups, rows, config=self._training, buckets=self._spec.value_buckets, epoch=epoch
+        )
+
+
+class CatalogueRequests(LoggedRequests):
+    """Logged requests with SIDs of any ads beside their targets, because beams visit more than targets."""
+
+    _config: FineTuneConfig
+
+    def _batch(self, groups: TargetGroups, rows: np.ndarray, *, epoch: int) -> Batch[np.ndarray]:
+        """The SIDs have weight 1, and value bucket 0 for want of a value."""
+        batch = super()._batch(groups, rows, epoch=epoch)
+        sids = self.dataset.ad_sids
+        shape = len(rows), self._config.catalogue_targets
+        ads = [self._random(epoch, row).integers(0, len(sids), shape[1]) for row in rows]
+        return replace(
+            batch,
+            tokens=np.concatenate([batch.tokens, sids[np.stack(ads)].astype(np.int64)], axis=1),
+            value=np.concatenate([batch.value, np.zeros(shape, np.int64)], axis=1),
+            weight=np.concatenate([batch.weight, np.ones(shape, np.float32)], axis=1),
+        )
+
+    def _random(self, epoch: int, row: int) -> np.random.Generator:
+        return np.random.default_rng((self._config.seed, epoch, int(row)))

@@ -1,0 +1,1 @@
+"""What the model would answer: the serving beam search on models in PyTorch."""

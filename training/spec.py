@@ -1,0 +1,75 @@
+"""What a model is besides its weights: its shape, and what its inputs and outputs mean.
+
+Fitted on the data once, by the run that starts a model; from then on it travels with the checkpoint.
+
+Letters: T SID levels, P profile columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from serving.model.features import FeatureSpec
+from training.data.values import ValueBuckets
+from training.model.config import ModelConfig
+from training.model.gr4ad import Generator
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything needed to build the generator and to feed it, besides its weights.
+
+    Attributes:
+        model: sizes.
+        features: what a context looks like.
+        level_sizes: V_1 .. V_T of the SIDs.
+        value_buckets: of the value level.
+        profile_columns: of each profile column the categories of codes 1, 2, ..; 0 is unknown. Length P.
+        tokenizer_id: whose SIDs the model speaks.
+    """
+
+    model: ModelConfig
+    features: FeatureSpec
+    level_sizes: tuple[int, ...]
+    value_buckets: ValueBuckets
+    profile_columns: dict[str, tuple[str, ...]]
+    tokenizer_id: str
+
+    def build(self) -> Generator:
+        """Generator with fresh weights (seed torch before)."""
+        return Generator(
+            self.model,
+            self.features,
+            level_sizes=self.level_sizes,
+            value_buckets=len(self.value_buckets.means),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "model": self.model.model_dump(),
+            "features": self.features.to_json(),
+            "level_sizes": list(self.level_sizes),
+            "tokenizer_id": self.tokenizer_id,
+            "value_edges": self.value_buckets.edges.tolist(),
+            "value_means": self.value_buckets.means.tolist(),
+            "profile_columns": {k: list(v) for k, v in self.profile_columns.items()},
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ModelSpec:
+        """Inverse of `to_json`."""
+        buckets = ValueBuckets(
+            np.asarray(values["value_edges"], np.float32), np.asarray(values["value_means"], np.float32)
+        )
+        return cls(
+            ModelConfig(**values["model"]),
+            FeatureSpec.from_json(values["features"]),
+            tuple(values["level_sizes"]),
+            buckets,
+            {k: tuple(v) for k, v in values["profile_columns"].items()},
+            values["tokenizer_id"],
+        )
