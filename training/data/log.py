@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from training.data.schema import BEHAVIORS, Tables
+from serving.model.features import BEHAVIORS
+from training.data.schema import Tables
 
 Int64 = npt.NDArray[np.int64]
 
