@@ -125,4 +125,6 @@ def target_groups(
         & (seen[end] > seen[begin])
         & (begin - log.user_ptr[user_row] >= min_history)
     )
-    return TargetGroups(user_row[keep], begin[keep], end[keep], now[keep], codes)
+    return TargetGroups(
+        user_row=user_row[keep], begin=begin[keep], end=end[keep], now=now[keep], target_codes=codes
+    )
