@@ -26,7 +26,7 @@ from serving.search.beam_search import Normalise, beam_search
 from serving.search.cold_start import ColdStart
 from serving.search.widths import WidthPlan
 from training.data.log import TargetGroups
-from training.dataset import RequestDataset
+from training.data.samples import RequestDataset
 from training.evaluation.requests import draw_requests
 from training.loop.retention import open_checkpoint
 from training.preset import Preset, add_preset_arguments

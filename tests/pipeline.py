@@ -15,8 +15,9 @@ from export.render import render
 from indexer.store import IndexStore
 from serving.backend.settings import ServingConfig
 from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE, tiny_catalogue, tiny_model
+from training.data.values import ValueBuckets
 from training.loop.checkpoint import Checkpoint
-from training.spec import ModelSpec, ValueBuckets
+from training.spec import ModelSpec
 from training.tokenizer import Tokenizer, TokenizerConfig
 
 WIDTHS = "4-8-16:6"

@@ -11,7 +11,7 @@ import polars as pl
 from tests.pipeline import small_ads
 from training.data.config import DataConfig
 from training.data.prepare import prepare
-from training.dataset import RequestDataset
+from training.data.samples import RequestDataset
 from training.preset import Preset
 from training.run import RunData
 from training.spec import ModelSpec

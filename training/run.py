@@ -9,11 +9,12 @@ from typing import Any, Self
 import numpy as np
 import polars as pl
 
-from training.data.prepare import Prepared, load_prepared
+from training.data.prepared import Prepared, load_prepared
 from training.data.profile import ProfileVocabulary
-from training.dataset import RequestDataset, load_sids
+from training.data.samples import RequestDataset, load_sids
+from training.data.values import ValueBuckets
 from training.preset import Preset
-from training.spec import ModelSpec, ValueBuckets
+from training.spec import ModelSpec
 from training.tokenizer.tokenizer import Tokenizer
 
 

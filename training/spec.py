@@ -2,7 +2,7 @@
 
 Fitted on the data once, by the run that starts a model; from then on it travels with the checkpoint.
 
-Letters: T SID levels, V value buckets, P profile columns.
+Letters: T SID levels, P profile columns.
 """
 
 from __future__ import annotations
@@ -13,43 +13,9 @@ from typing import Any
 import numpy as np
 
 from serving.model.features import FeatureSpec
+from training.data.values import ValueBuckets
 from training.model.config import ModelConfig
 from training.model.gr4ad import Generator
-
-
-@dataclass(frozen=True)
-class ValueBuckets:
-    """Equal-frequency buckets of the value of an event.
-
-    Attributes:
-        edges: float32 [V - 1], upper edges; a value equal to an edge lies below it.
-        means: float32 [V], mean value of each bucket, what expected eCPM is computed from.
-    """
-
-    edges: np.ndarray
-    means: np.ndarray
-
-    @classmethod
-    def fit(cls, values: np.ndarray, *, buckets: int) -> ValueBuckets:
-        """Cut at quantiles; many equal values (prices) can leave fewer buckets than asked for.
-
-        Raises:
-            ValueError: no values.
-        """
-        if not len(values):
-            raise ValueError("value buckets: expected at least one training target with a value, got none")
-        # Edges are values that occur, so that no bucket is empty.
-        quantiles = np.quantile(values, np.linspace(0, 1, buckets + 1)[1:-1], method="lower")
-        edges = np.unique(quantiles.astype(np.float32))
-        edges = edges[edges < values.max()]
-        bucket = np.searchsorted(edges, values)
-        sums = np.bincount(bucket, weights=values, minlength=len(edges) + 1)
-        counts = np.bincount(bucket, minlength=len(edges) + 1)
-        return cls(edges, (sums / np.maximum(counts, 1)).astype(np.float32))
-
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """Bucket of each value, int64, any shape."""
-        return np.searchsorted(self.edges, values)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import pytest
 from training.data import prepare as module
 from training.data.config import DataConfig
 from training.data.parquet import load_parquet
-from training.data.prepare import load_prepared, main, prepare
+from training.data.prepare import main, prepare
+from training.data.prepared import load_prepared
 from training.data.schema import TableError
 
 DAY = 86_400

@@ -12,8 +12,8 @@ from export.gate_requests import held_out_requests
 from export.render import TARGETS, RenderError, render
 from export.tensorrt import BuildError
 from serving.model.bundle import current_version
-from serving.model.features import build_slots
 from tests.pipeline import serving_config
+from tests.slots import events_of, plain_slots
 from tests.tiny_log import open_run, write_run
 from tests.unit.test_bundle import edit
 from tests.unit.test_scheduler import add_version
@@ -71,14 +71,9 @@ def test_requests_are_of_the_validation_weeks(run):
         events = np.arange(log.user_ptr[user], log.user_ptr[user + 1])
         past = events[log.timestamp[events] < now][-dataset.spec.max_history :]
         at = np.searchsorted(dataset.ad_ids, log.ad_ids[past])
-        slots = build_slots(
-            dataset.spec,
-            log.ad_ids[past],
-            sids=dataset.ad_sids[at],
-            behaviors=log.behavior[past],
-            timestamps=log.timestamp[past],
-            now=int(now),
-        ).slots
+        behaviors, timestamps = log.behavior[past], log.timestamp[past]
+        history = events_of(log.ad_ids[past], dataset.ad_sids[at], behaviors=behaviors, timestamps=timestamps)
+        slots, _ = plain_slots(dataset.spec, history, int(now))
         np.testing.assert_array_equal(requests.slots[row], slots)
         here = events[(log.timestamp[events] == now) & np.isin(log.behavior[events], groups.target_codes)]
         assert requests.targets[row].tolist() == sorted(set(log.ad_ids[here].tolist()))

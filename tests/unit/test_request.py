@@ -11,7 +11,8 @@ from serving.backend.request import (
     request_features,
 )
 from serving.backend.resolve import resolve
-from serving.model.features import build_slots, fill_slots
+from serving.model.features import fill_slots
+from tests.slots import events_of, plain_slots
 from tests.tiny import SPEC, random_slot_ads, tiny_snapshot
 
 NOW = 1_000_000
@@ -132,25 +133,19 @@ def test_a_paused_ad_still_counts_as_history():
 
 
 def test_slots_are_what_training_builds():
-    """Through `request_features` and `fill_slots`, or `build_slots` on the known ads alone."""
+    """Through `request_features` and `fill_slots`, as the known ads alone give."""
     random, snapshot = np.random.default_rng(0), tiny_snapshot()
     for count in (0, 1, 5, 40):
         ads = random.choice(np.append(snapshot.ad_ids, [3, 10_001]), count)
         behaviors, times = random.integers(1, 4, count), NOW - random.integers(-5, 900_000, count)
         found = ask(ads, behaviors=behaviors, timestamps=times)
         sids, known = snapshot.sids_of(ads)
-        expected = build_slots(
-            SPEC,
-            ads[known],
-            sids=sids[known],
-            behaviors=behaviors[known],
-            timestamps=times[known],
-            now=NOW,
-        )
+        events = events_of(ads[known], sids[known], behaviors=behaviors[known], timestamps=times[known])
+        expected, left_out = plain_slots(SPEC, events, NOW)
         got = fill_slots(snapshot, found.slot_ads[None], found.slots[None])
-        np.testing.assert_array_equal(got[0], expected.slots)
+        np.testing.assert_array_equal(got[0], expected)
         assert got.dtype == np.int32
-        assert found.ignored == expected.ignored + int((~known).sum())
+        assert found.ignored == left_out + int((~known).sum())
 
 
 def test_an_ad_that_a_generation_does_not_know_leaves_its_slot_empty():

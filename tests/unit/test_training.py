@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 import training.train as module
@@ -16,12 +15,7 @@ from safetensors.torch import load_file
 from training.checkpoint import CheckpointError, load_checkpoint
 from training.train import Trainer, learning_rate
 
-from serving.index.keys import unpack
-from serving.model.features import build_slots
 from tests.tiny_log import write_run
-from training.batches import BatchOrder
-from training.data.prepare import load_prepared
-from training.dataset import RequestDataset, ValueBuckets, load_sids
 from training.loop.config import TrainingConfig
 from training.objectives.vsl import vsl_loss
 from training.preset import Preset
@@ -109,33 +103,6 @@ def test_padding_does_not_reach_the_gradient(run, tmp_path):
 # Value buckets, schedule
 
 
-def test_value_buckets_are_equal_frequency_and_know_their_mean():
-    values = np.random.default_rng(0).permutation(np.arange(1, 801)).astype(np.float32) ** 2
-    buckets = ValueBuckets.fit(values, buckets=8)
-    code = buckets.encode(values)
-    assert len(buckets.means) == 8
-    assert np.abs(np.bincount(code) - 100).max() <= 1
-    for b in range(8):
-        assert buckets.means[b] == pytest.approx(values[code == b].mean(), rel=1e-5)
-    assert (np.diff(buckets.encode(np.sort(values))) >= 0).all()
-    assert buckets.encode(np.array([-1.0, 1e9])).tolist() == [0, 7]
-
-
-@pytest.mark.parametrize("values", [[2.0] * 50, [1.0] * 40 + [3.0] * 10, [0.0, 1.0], [5.0]])
-def test_ties_leave_fewer_buckets_and_none_is_empty(values):
-    values = np.array(values, np.float32)
-    buckets = ValueBuckets.fit(values, buckets=8)
-    counts = np.bincount(buckets.encode(values), minlength=len(buckets.means))
-    assert len(buckets.means) <= len(np.unique(values))
-    assert (counts > 0).all()
-    assert (buckets.means * counts).sum() == pytest.approx(values.sum())
-
-
-def test_no_values_is_an_error():
-    with pytest.raises(ValueError, match="expected at least one training target with a value, got none"):
-        ValueBuckets.fit(np.zeros(0, np.float32), buckets=4)
-
-
 def test_learning_rate():
     config = TrainingConfig(steps=110, warmup_steps=10, learning_rate=2.0)
     rates = [learning_rate(s, config) for s in range(111)]
@@ -145,148 +112,6 @@ def test_learning_rate():
     assert rates[110] == pytest.approx(0.02)
     assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
     assert learning_rate(0, TrainingConfig(steps=5, warmup_steps=0, learning_rate=2.0)) == 2.0
-
-
-# Samples
-
-
-def test_context_holds_exactly_what_was_before(run):
-    """No leakage: every context equals one built from the raw table filtered to times before the request."""
-    dataset, _, config, data = open_run(Preset.load(run[0]), run[1])
-    events = pl.read_parquet(run[1] / "data" / "events.parquet")
-    sids = {r[0]: r[1:] for r in load_sids(run[1] / "tokenizer").rows()}
-    codes = {"impression": 1, "click": 2, "conversion": 3}
-    ends = {"train": 0, "validation": 0, "test": 0}
-    for part in ends:
-        groups = dataset.groups(part, target_behaviors=data.target_behaviors, min_history=config.min_history)
-        rows = np.arange(0, len(groups), 7)
-        slots, profile = dataset.context(groups, rows)
-        for i, row in enumerate(rows):
-            user, now = int(dataset.log.user_ids[groups.user_row[row]]), int(groups.now[row])
-            past = events.filter((pl.col("user_id") == user) & (pl.col("timestamp") < now)).sort(
-                "timestamp", "ad_id"
-            )
-            expected = build_slots(
-                dataset.spec,
-                past["ad_id"].to_numpy(),
-                sids=np.array([sids[a] for a in past["ad_id"]]),
-                behaviors=np.array([codes[b] for b in past["behavior"]]),
-                timestamps=past["timestamp"].to_numpy(),
-                now=now,
-            )
-            np.testing.assert_array_equal(slots[i], expected.slots)
-            basket = events.filter(
-                (pl.col("user_id") == user)
-                & (pl.col("timestamp") == now)
-                & (pl.col("behavior") == "conversion")
-            )
-            targets = dataset.targets(groups, row)
-            assert sorted(dataset.log.ad_ids[targets].tolist()) == sorted(basket["ad_id"].to_list())
-            assert profile[i].tolist() == [[1], [2]][user % 2]
-        ends[part] = (int(groups.now.min()), int(groups.now.max()))
-    assert ends["train"][1] < dataset.split.train_end <= ends["validation"][0]
-    assert ends["validation"][1] < dataset.split.validation_end <= ends["test"][0]
-
-
-def test_batch_holds_the_targets_of_its_rows(run):
-    dataset, spec, config, data = open_run(
-        Preset.load(
-            run[0],
-            [
-                "training.behavior_weights={conversion: 2.5}",
-                "data.target_behaviors=[conversion, impression]",
-            ],
-        ),
-        run[1],
-    )
-    groups = dataset.groups("train", target_behaviors=data.target_behaviors, min_history=3)
-    batch = dataset.batch(groups, np.arange(12), config=config, buckets=spec.value_buckets, epoch=0)
-    assert batch.tokens.shape[1] <= config.targets_per_request
-    for i in range(12):
-        events = dataset.targets(groups, i)
-        possible = {
-            (tuple(dataset.ad_sids[dataset.event_ad[e]]), 2.5 if dataset.log.behavior[e] == 3 else 0.0)
-            for e in events
-        }
-        for j in range(min(len(events), config.targets_per_request)):
-            assert (tuple(batch.tokens[i, j]), float(batch.weight[i, j])) in possible
-        assert (batch.weight[i, len(events) :] == 0).all()
-
-
-def test_drawn_targets_depend_on_epoch_and_request_only(run):
-    dataset, spec, config, data = open_run(Preset.load(run[0], ["training.targets_per_request=1"]), run[1])
-    groups = dataset.groups("train", target_behaviors=data.target_behaviors, min_history=3)
-
-    def tokens(rows, epoch):
-        return dataset.batch(
-            groups, np.array(rows), config=config, buckets=spec.value_buckets, epoch=epoch
-        ).tokens[:, 0]
-
-    rows = list(range(30))
-    np.testing.assert_array_equal(tokens(rows, 0)[5:9], tokens([5, 6, 7, 8], 0))
-    assert (tokens(rows, 0) != tokens(rows, 1)).any()
-
-
-def test_every_request_once_an_epoch_and_similar_sizes_together():
-    sizes = np.random.default_rng(0).integers(1, 9, 400)
-    order = BatchOrder(sizes, batch_size=4, seed=0)
-    first = [order(i) for i in range(100)]
-    assert {e for e, _ in first} == {0}
-    assert sorted(np.concatenate([r for _, r in first]).tolist()) == list(range(400))
-    padding = sum(len(r) * sizes[r].max() - sizes[r].sum() for _, r in first)
-    assert padding < 0.05 * sizes.sum()  # a random order pads by about a half
-    again = BatchOrder(sizes, batch_size=4, seed=0)
-    np.testing.assert_array_equal(again(57)[1], first[57][1])  # a pure function of the step
-    assert (
-        np.concatenate([order(100 + i)[1] for i in range(100)]) != np.concatenate([r for _, r in first])
-    ).any()
-
-
-def test_fewer_requests_than_a_batch():
-    epoch, rows = BatchOrder(np.ones(3, int), batch_size=4, seed=0)(7)
-    assert (epoch, sorted(rows.tolist())) == (7, [0, 1, 2])
-
-
-def test_recent_weeks_cut_targets_not_histories(run):
-    dataset, *_ = open_run(Preset.load(run[0]), run[1])
-    every = dataset.groups("train", target_behaviors=("conversion",), min_history=1)
-    recent = dataset.groups("train", target_behaviors=("conversion",), min_history=1, recent_weeks=1)
-    week = dataset.split.train_end - 7 * 86400
-    assert recent.now.tolist() == every.now[every.now >= week].tolist()
-    assert 0 < len(recent) < len(every)
-    assert (recent.begin == every.begin[every.now >= week]).all()
-
-
-def test_targets_are_counted(run):
-    dataset, *_ = open_run(Preset.load(run[0]), run[1])
-    groups = dataset.groups("train", target_behaviors=("conversion",), min_history=1)
-    counted = [len(dataset.targets(groups, row)) for row in range(len(groups))]
-    assert dataset.target_counts(groups).tolist() == counted
-
-
-def test_seen_sids_are_those_of_the_training_weeks(run, trained):
-    dataset, spec, _, _ = open_run(Preset.load(run[0]), run[1])
-    saved = load_checkpoint(trained / "checkpoint").seen_sids
-    np.testing.assert_array_equal(saved, dataset.seen_sids(spec.level_sizes))
-    early = int(np.quantile(dataset.log.timestamp, 0.02))  # the whole tiny catalogue is in the training weeks
-    dataset.split = dataset.split.model_copy(update={"train_end": early})
-    sids = dict(zip(dataset.ad_ids.tolist(), dataset.ad_sids.tolist(), strict=True))
-    log = dataset.log
-    events = list(zip(log.ad_ids.tolist(), log.timestamp.tolist(), strict=True))
-    seen = {tuple(sids[ad]) for ad, at in events if at < dataset.split.train_end}
-    found = dataset.seen_sids(spec.level_sizes)
-    assert {tuple(s) for s in unpack(found, spec.level_sizes).tolist()} == seen
-    assert (np.diff(found) > 0).all()
-    assert seen != {tuple(sids[ad]) for ad, _ in events}
-
-
-def test_event_of_an_ad_without_sid(run):
-    dataset, spec, *_ = open_run(Preset.load(run[0]), run[1])
-    sids = load_sids(run[1] / "tokenizer")
-    gone = int(dataset.log.ad_ids[0])
-    prepared = load_prepared(run[1] / "data")
-    with pytest.raises(ValueError, match=f"expected a SID for every ad of the events; .* first ad_id {gone}"):
-        RequestDataset(prepared, sids.filter(pl.col("ad_id") != gone), spec=spec.features)
 
 
 # Runs

@@ -1,4 +1,4 @@
-"""Events as flat arrays, and the samples cut from them.
+"""Events as flat arrays, and where in them the samples lie.
 
 Letters: U users, E events, N samples.
 
@@ -6,9 +6,9 @@ A basket is a set: the logs give one timestamp to all its items, and the order a
 sample is a whole (user, timestamp) group, and its history ends before the group begins.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self, TypedDict
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -83,21 +83,6 @@ class TargetGroups:
         return int(self.begin.size)
 
 
-class Sample(TypedDict):
-    """One sample; the history arrays are views into the log. H history entries (oldest first), G targets.
-
-    The history is strictly older than `now`. With more than one target behavior an ad may be a target twice.
-    """
-
-    user_id: int
-    now: int
-    history_ad_ids: Int64  # [H]
-    history_behaviors: npt.NDArray[np.int8]  # [H]
-    history_timestamps: Int64  # [H]
-    target_ad_ids: Int64  # [G]
-    target_values: npt.NDArray[np.float32]  # [G]
-
-
 def target_groups(
     log: EventLog, *, start: int, stop: int, target_behaviors: Sequence[str], min_history: int = 1
 ) -> TargetGroups:
@@ -140,26 +125,3 @@ def target_groups(
         & (begin - log.user_ptr[user_row] >= min_history)
     )
     return TargetGroups(user_row[keep], begin[keep], end[keep], now[keep], codes)
-
-
-def iter_samples(log: EventLog, groups: TargetGroups, *, max_history: int) -> Iterator[Sample]:
-    """Yield the samples in the order of `groups`, each history cut to its newest `max_history` events.
-
-    Raises:
-        ValueError: max_history < 1.
-    """
-    if max_history < 1:
-        raise ValueError(f"max_history: expected >= 1, got {max_history}")
-    is_target = np.isin(log.behavior, groups.target_codes)  # [E]
-    for row, begin, end, now in zip(groups.user_row, groups.begin, groups.end, groups.now, strict=True):
-        history = slice(max(log.user_ptr[row], begin - max_history), begin)
-        target = begin + np.flatnonzero(is_target[begin:end])
-        yield Sample(
-            user_id=int(log.user_ids[row]),
-            now=int(now),
-            history_ad_ids=log.ad_ids[history],
-            history_behaviors=log.behavior[history],
-            history_timestamps=log.timestamp[history],
-            target_ad_ids=log.ad_ids[target],
-            target_values=log.value[target],
-        )

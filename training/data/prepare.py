@@ -6,29 +6,19 @@ python -m training.data.prepare --config configs/demo.yaml --out build/demo/data
 import argparse
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from serving.files import new_folder
 from training.data.completejourney import load_completejourney
 from training.data.config import DataConfig
-from training.data.parquet import NAMES, load_parquet, read_table
+from training.data.parquet import NAMES, load_parquet
+from training.data.prepared import FILES
 from training.data.profile import ProfileVocabulary
-from training.data.schema import LoadStats, Tables, make_tables
+from training.data.schema import Tables
 from training.data.split import TimeSplit
 from training.preset import Preset, add_preset_arguments
 
 _LOADERS = {"completejourney": load_completejourney, "parquet": load_parquet}
-_FILES = {"ads.parquet", "users.parquet", "events.parquet", "split.json", "profile.json", "stats.json"}
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What `prepare` wrote: the checked tables, the split in time, the profile vocabulary."""
-
-    tables: Tables
-    split: TimeSplit
-    profile: ProfileVocabulary
 
 
 def prepare(config: DataConfig, out: Path) -> Tables:
@@ -69,32 +59,6 @@ def prepare(config: DataConfig, out: Path) -> Tables:
     return tables
 
 
-def load_prepared(folder: Path) -> Prepared:
-    """Read a folder that `prepare` wrote; the tables are checked again.
-
-    Raises:
-        TableError: a table is missing or broken.
-        FileNotFoundError: split.json, profile.json or stats.json is missing.
-        ValueError: one of them is not what `prepare` writes.
-    """
-    path = folder / "stats.json"
-    stats = json.loads(path.read_text(encoding="utf-8"))
-    try:
-        loaded = LoadStats(rows_read=int(stats["rows_read"]), rows_dropped=dict(stats["rows_dropped"]))
-        provenance = str(stats["provenance"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: expected rows_read, rows_dropped, provenance, got {str(stats)[:120]}"
-        ) from error
-    ads, users, events = (read_table(folder / f"{name}.parquet") for name in NAMES)
-    where = [str(folder / f"{name}.parquet") for name in NAMES]
-    return Prepared(
-        tables=make_tables(ads, users, events=events, stats=loaded, provenance=provenance, where=where),
-        split=TimeSplit.load(folder / "split.json"),
-        profile=ProfileVocabulary.load(folder / "profile.json"),
-    )
-
-
 def _check_replaceable(out: Path, source: str | None) -> None:
     if not out.exists():
         return
@@ -102,7 +66,7 @@ def _check_replaceable(out: Path, source: str | None) -> None:
         raise FileExistsError(f"{out}: expected a folder other than the source, got the source")
     names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
     # stats.json marks a folder as ours: a folder of somebody's tables has the other names too.
-    if names and not ("stats.json" in names and names <= _FILES):
+    if names and not ("stats.json" in names and names <= FILES):
         found = ", ".join(sorted(names)[:8])
         raise FileExistsError(f"{out}: expected nothing, or a prepared data folder to replace, got {found}")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.data.log import TargetGroups
-from training.dataset import RequestDataset
+from training.data.samples import RequestDataset
 
 
 @dataclass(frozen=True)

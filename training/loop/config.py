@@ -24,6 +24,8 @@ class LoopConfig(BaseModel):
         precision: bf16 computes products in bfloat16 (autocast); weights stay float32.
         seed: of weights, order of requests and dropout.
         threads: CPU threads of each process.
+        workers: processes that build batches, for each process that trains; 0 for a thread, which is enough
+            until building takes longer than a step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -41,3 +43,4 @@ class LoopConfig(BaseModel):
     precision: TrainingPrecision = "fp32"
     seed: int = Field(0, ge=0)
     threads: int = Field(2, ge=1)
+    workers: int = Field(0, ge=0)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from training.dataset import Batch
+from training.data.batch import Batch
 from training.loop.config import DeviceName, TrainingPrecision
 
 
@@ -78,7 +78,7 @@ class Device:
 
     def put(self, batch: Batch[np.ndarray]) -> Batch[Tensor]:
         """A batch on the device."""
-        return Batch(**{name: self._tensor(array) for name, array in vars(batch).items()})
+        return batch.map(self._tensor)
 
     def add_up(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, new; every process must call it."""

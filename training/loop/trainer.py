@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training.dataset import Batch
+from training.data.batch import Batch
 from training.loop.checkpoint import Checkpoint, CheckpointError, NonFiniteError
 from training.loop.config import LoopConfig
 from training.loop.device import Device

@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from training.dataset import Batch
+from training.data.batch import Batch
 
 
 class Part(NamedTuple):

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from training.dataset import Batch
+from training.data.batch import Batch
 from training.objectives.base import Loss, Part, wide
 
 

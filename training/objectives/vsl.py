@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.dataset import Batch
+from training.data.batch import Batch
 from training.objectives.base import Loss, Part, wide
 from training.objectives.mtp import mtp_loss
 

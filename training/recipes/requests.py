@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 
-from training.batches import BatchOrder
+from training.data.batch import Batch
 from training.data.log import TargetGroups
-from training.dataset import Batch, RequestDataset
+from training.data.order import BatchOrder
+from training.data.samples import RequestDataset
+from training.data.stream import stream
 from training.loop.config import LoopConfig
 from training.loop.device import Device
 from training.preset import Preset
@@ -64,17 +65,13 @@ class LoggedRequests:
             )
 
     def batches(self, start: int) -> Generator[Batch[np.ndarray], None, None]:
-        """This process's share from a step on; the next one is built while the model works on this one."""
+        """This process's share from a step on; later ones are built while the model works on one."""
 
         def build(step: int) -> Batch[np.ndarray]:
             epoch, rows = self._order(step)
             return self._batch(self.groups, self._share(rows), epoch=epoch)
 
-        with ThreadPoolExecutor(1) as pool:
-            pending = pool.submit(build, start)
-            for step in itertools.count(start + 1):
-                batch, pending = pending.result(), pool.submit(build, step)
-                yield batch
+        return stream(build, itertools.count(start), workers=self._config.workers, describe=self.describe)
 
     def validation(self) -> Iterator[Batch[np.ndarray]]:
         """This process's share of the drawn validation requests."""

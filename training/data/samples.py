@@ -1,46 +1,41 @@
-"""Batches of requests for training and evaluation, built with the same code that serves.
+"""Training and evaluation requests, cut from an event log with the code that serves.
 
 Letters: B requests, n targets of a request, S slots, T SID levels, P profile columns, E events, A ads.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
 
 from serving.index.keys import pack
-from serving.model.features import BEHAVIORS, FeatureSpec, build_slots
+from serving.model.features import BEHAVIORS, EVENT_COLUMNS, FeatureSpec, join_codes, select_events
+from training.data.batch import Batch, Sample, collate
 from training.data.log import EventLog, TargetGroups, target_groups
-from training.data.prepare import Prepared
+from training.data.prepared import Prepared
 from training.data.profile import ProfileVocabulary
 from training.data.split import WEEK
-from training.recipes.config import TrainingConfig
-from training.spec import ValueBuckets
-
-Array = TypeVar("Array")
+from training.data.values import ValueBuckets
 
 
-@dataclass(frozen=True)
-class Batch(Generic[Array]):
-    """Training batch, built as arrays and trained on as tensors; padding has weight 0.
+class TargetSettings(Protocol):
+    """How targets of a request are drawn and weighed; section `training` of a preset has it."""
 
-    Attributes:
-        slots: int32 [B, S, T + 3].
-        profile: int32 [B, P].
-        tokens: int64 [B, n, T].
-        value: int64 [B, n] value bucket.
-        weight: float32 [B, n].
-    """
+    @property
+    def targets_per_request(self) -> int:
+        """Most targets of a request."""
 
-    slots: Array
-    profile: Array
-    tokens: Array
-    value: Array
-    weight: Array
+    @property
+    def behavior_weights(self) -> Mapping[Any, float]:
+        """Weight of a target by its behavior; 0 for one that is not named."""
+
+    @property
+    def seed(self) -> int:
+        """Of the draw."""
 
 
 class RequestDataset:
@@ -112,53 +107,67 @@ class RequestDataset:
 
     def context(self, groups: TargetGroups, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Slots int32 [B, S, T + 3] and profile int32 [B, P] of requests."""
-        log = self.log
-        slots = np.empty((len(rows), self.spec.slots, self.spec.columns), np.int32)
+        log, spec = self.log, self.spec
+        events = np.empty((len(rows), spec.slots), np.int64)
+        columns = np.empty((len(rows), spec.slots, EVENT_COLUMNS), np.int32)
         for i, row in enumerate(rows):
             begin = groups.begin[row]
-            first = max(log.user_ptr[groups.user_row[row]], begin - self.spec.max_history)
+            first = max(log.user_ptr[groups.user_row[row]], begin - spec.max_history)
             past = slice(first, begin)
-            slots[i] = build_slots(
-                self.spec,
+            history = select_events(
+                spec,
                 log.ad_ids[past],
-                sids=self.ad_sids[self.event_ad[past]],
                 behaviors=log.behavior[past],
                 timestamps=log.timestamp[past],
                 now=int(groups.now[row]),
-            ).slots
-        return slots, self.profile[groups.user_row[rows]]
+            )
+            events[i] = np.where(history.events >= 0, first + history.events, -1)
+            columns[i] = history.columns
+        codes = self.ad_sids[self.event_ad[events]]  # [B, S, T]; of empty slots anything
+        return join_codes(codes, columns, shown=events >= 0), self.profile[groups.user_row[rows]]
+
+    def samples(
+        self,
+        groups: TargetGroups,
+        rows: np.ndarray,
+        *,
+        config: TargetSettings,
+        buckets: ValueBuckets,
+        epoch: int,
+    ) -> list[Sample]:
+        """Requests with their targets; which targets are drawn depends on (seed, epoch, request) alone."""
+        weights = np.zeros(len(BEHAVIORS) + 1, np.float32)
+        for name, weight in config.behavior_weights.items():
+            weights[BEHAVIORS[name]] = weight
+        slots, profile = self.context(groups, rows)
+        found = []
+        for i, row in enumerate(rows):
+            events = self.targets(groups, row)
+            if len(events) > config.targets_per_request:
+                generator = np.random.default_rng((config.seed, epoch, int(row)))
+                events = generator.choice(events, config.targets_per_request, replace=False)
+            found.append(
+                Sample(
+                    slots=slots[i],
+                    profile=profile[i],
+                    tokens=self.ad_sids[self.event_ad[events]].astype(np.int64),
+                    value=buckets.encode(self.log.value[events]),
+                    weight=weights[self.log.behavior[events]],
+                )
+            )
+        return found
 
     def batch(
         self,
         groups: TargetGroups,
         rows: np.ndarray,
         *,
-        config: TrainingConfig,
+        config: TargetSettings,
         buckets: ValueBuckets,
         epoch: int,
     ) -> Batch[np.ndarray]:
-        """Training batch of requests; which targets are drawn depends on (seed, epoch, request) alone."""
-        behavior_weight = np.zeros(len(BEHAVIORS) + 1, np.float32)
-        for name, weight in config.behavior_weights.items():
-            behavior_weight[BEHAVIORS[name]] = weight
-        picked = []
-        for row in rows:
-            events = self.targets(groups, row)
-            if len(events) > config.targets_per_request:
-                generator = np.random.default_rng((config.seed, epoch, int(row)))
-                events = generator.choice(events, config.targets_per_request, replace=False)
-            picked.append(events)
-        width = max(map(len, picked))
-        events = np.stack([np.pad(p, (0, width - len(p))) for p in picked])  # [B, n]
-        filled = np.arange(width) < np.array([len(p) for p in picked])[:, None]
-        slots, profile = self.context(groups, rows)
-        return Batch(
-            slots,
-            profile,
-            self.ad_sids[self.event_ad[events]].astype(np.int64),
-            buckets.encode(self.log.value[events]),
-            np.where(filled, behavior_weight[self.log.behavior[events]], 0).astype(np.float32),
-        )
+        """`samples` of the requests `rows`, side by side."""
+        return collate(self.samples(groups, rows, config=config, buckets=buckets, epoch=epoch))
 
 
 def load_sids(folder: str | Path) -> pl.DataFrame:

@@ -1,0 +1,42 @@
+"""The slots of a history, by a plain loop over its events."""
+
+from __future__ import annotations
+
+import bisect
+
+import numpy as np
+
+from serving.model.features import FeatureSpec
+
+Event = tuple[int, tuple[int, ...], int, int]
+"""Ad, SID, behavior, time."""
+
+
+def events_of(ads, sids, *, behaviors, timestamps) -> list[Event]:
+    """Arrays [N] and SIDs [N, T] as events."""
+    return [
+        (int(ad), tuple(sid), int(behavior), int(time))
+        for ad, sid, behavior, time in zip(ads, np.asarray(sids).tolist(), behaviors, timestamps, strict=True)
+    ]
+
+
+def plain_slots(spec: FeatureSpec, events: list[Event], now: int) -> tuple[np.ndarray, int]:
+    """Slots int32 [S, T + 3] as one would say it, and the number of events that are left out."""
+    past = sorted((e for e in events if e[3] <= now), key=lambda e: e[3])[-spec.max_history :]
+    newest_first = past[::-1]
+    count = {ad: sum(e[0] == ad for e in past) for ad in {e[0] for e in past}}
+
+    def row(event):
+        ad, sid, behavior, time = event
+        gap = bisect.bisect_left(spec.gap_edges_s, now - time)
+        return [*(c + 1 for c in sid), behavior, gap, bisect.bisect_left(spec.count_edges, count[ad])]
+
+    latest = {}
+    for rank, event in enumerate(newest_first):
+        latest.setdefault(event[0], (rank, event))
+    long = sorted(latest.values(), key=lambda x: (-count[x[1][0]], x[0]))[: spec.long_slots]
+    short = newest_first[: spec.short_slots]
+    empty = [0] * (spec.levels + 3)
+    rows = [row(e) for e in short] + [empty] * (spec.short_slots - len(short))
+    rows += [row(e) for _, e in long] + [empty] * (spec.long_slots - len(long))
+    return np.array(rows, np.int32), len(events) - len(past)
