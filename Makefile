@@ -44,7 +44,7 @@ demo: setup ## logs to ads, whole way: train, export, serve, ask; writes build/d
 	$(PY) -m examples.demo --config $(CONFIG) --run $(RUN) $(if $(QUICK),--quick)
 
 .PHONY: test
-test: precision-setup kafka-setup ## unit tests, then the tests with a real server
+test: precision-setup kafka-setup tensorboard-setup ## unit tests, then the tests with a real server
 	$(PY) -m pytest tests
 
 .PHONY: setup
@@ -70,6 +70,12 @@ train: $(RUN)/tokenizer/sids.parquet ## train the generator (resumes where it wa
 .PHONY: evaluate
 evaluate: ## recall and NDCG on the test weeks, beside two baselines
 	$(PY) -m training.evaluation --config $(CONFIG) --run $(RUN)
+
+.PHONY: tensorboard-setup
+tensorboard-setup: $(VENV)/.tensorboard-installed ## tensorboard, for event files of training runs (optional)
+$(VENV)/.tensorboard-installed: requirements-tensorboard.txt $(VENV)/.installed
+	$(PY) -m pip install --quiet --no-deps -r requirements-tensorboard.txt
+	@touch $@
 
 .PHONY: kafka-setup
 kafka-setup: $(VENV)/.kafka-installed ## confluent-kafka, for the indexer's Kafka source (optional)
@@ -140,7 +146,7 @@ lint: setup ## ruff, mypy, import contracts
 
 .PHONY: lock
 lock: ## pin what requirements.in asks for, as installed now
-	(echo '# Made by `make lock` from requirements.in (Python 3.11, Linux x86-64). Installed with --no-deps: it is complete.'; $(PY) -m pip freeze | grep -v -i -E '^(torch|gr4ad)\b' | grep -v -i -x -F -f requirements-bench.txt -f requirements-precision.txt -f requirements-kafka.txt) > requirements.lock
+	(echo '# Made by `make lock` from requirements.in (Python 3.11, Linux x86-64). Installed with --no-deps: it is complete.'; $(PY) -m pip freeze | grep -v -i -E '^(torch|gr4ad)\b' | grep -v -i -x -F -f requirements-bench.txt -f requirements-precision.txt -f requirements-kafka.txt -f requirements-tensorboard.txt) > requirements.lock
 
 .PHONY: clean
 clean: ## remove what was built (not the virtual environment)

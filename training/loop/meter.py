@@ -47,4 +47,6 @@ class Meter:
         """
         self.reset()
         if self._device.rank == 0:
-            self._sums += torch.tensor([sums[name] for name in self.names]).to(self._sums)
+            self._sums += torch.tensor([sums[name] for name in self.names], dtype=torch.float64).to(
+                self._sums
+            )

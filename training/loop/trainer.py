@@ -130,7 +130,7 @@ class Trainer:
             self._log.close()
         if self.step < config.steps:
             raise KeyboardInterrupt(
-                f"stopped at step {self.step} of {config.steps}; run again to resume there"
+                f"stopped at step {self.step} of {config.steps}; run again to go on there"
             )
 
     def record(self) -> None:
