@@ -97,6 +97,8 @@ def test_every_command_checks_all_sections(command, preset, monkeypatch, capsys)
         ("training: 3\n", r"training: expected keys and values, got 3"),
         ("- training\n", r"p.yaml: expected sections data, .*got list"),
         ("training: [\n", r"p.yaml: cannot be read as YAML"),
+        ("model: {width: 8}\nmodel: {width: 9}\n", r"(?s)expected every key once, got 'model' again.*line 2"),
+        ("model:\n  width: 8\n  width: 9\n", r"(?s)expected every key once, got 'width' again.*line 3"),
         ("", r"p.yaml: expected sections .*got NoneType"),
         ("1: {}\n", r"p.yaml: 1: .*string.*got 1"),
         ("model: {width: 10, heads: 4}\n", r"model: expected width divisible by heads, got width 10 and"),
