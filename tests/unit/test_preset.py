@@ -100,6 +100,7 @@ def test_every_command_checks_all_sections(command, preset, monkeypatch, capsys)
         ("model: {width: 8}\nmodel: {width: 9}\n", r"(?s)expected every key once, got 'model' again.*line 2"),
         ("model:\n  width: 8\n  width: 9\n", r"(?s)expected every key once, got 'width' again.*line 3"),
         ("", r"p.yaml: expected sections .*got NoneType"),
+        ("? [a]\n: 1\n", r"(?s)cannot be read as YAML: .*unhashable"),
         ("1: {}\n", r"p.yaml: 1: .*string.*got 1"),
         ("model: {width: 10, heads: 4}\n", r"model: expected width divisible by heads, got width 10 and"),
         ("model: {layers: 6, shared_layers: 6}\n", r"model: expected shared_layers < layers .*got 6 of 6$"),
