@@ -23,8 +23,9 @@ from serving.backend.resolve import NO_AD, resolve
 from serving.backend.settings import ServingConfig
 from serving.engines.ort import OrtExecutor
 from serving.index.snapshot import IndexSnapshot, Snapshot
-from serving.search.beam_search import Normalise, beam_search
+from serving.search.beam_search import beam_search
 from serving.search.cold_start import ColdStart
+from serving.search.normalise import Normalise
 from serving.search.widths import WidthPlan
 from training.checkpoint import ModelSpec, load_checkpoint
 from training.config import load_section

@@ -24,7 +24,7 @@ from export.seeded import seeded_checkpoint
 from export.tensorrt import Builder, BuildError, build_bundles
 from serving.backend.settings import ServingConfig
 from serving.model.bundle import BundleError, read_manifest
-from serving.search.beam_search import parse_normalise
+from serving.search.normalise import parse_normalise
 from serving.search.widths import WidthPlan
 from training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.config import ConfigError, load_section

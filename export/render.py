@@ -32,7 +32,7 @@ from serving.model.bundle import (
     versions,
 )
 from serving.model.features import EVENT_COLUMNS
-from serving.search.beam_search import parse_normalise
+from serving.search.normalise import parse_normalise
 
 logger = logging.getLogger(__name__)
 

@@ -25,9 +25,10 @@ from serving.load.queue_depth import QueueReading
 from serving.model.active_model import ActiveModel
 from serving.model.bundle import BundleError, Manifest
 from serving.model.features import fill_slots
-from serving.search.beam_search import Normalise, beam_search
+from serving.search.beam_search import beam_search
 from serving.search.cold_start import ColdStart
 from serving.search.executor import Executor
+from serving.search.normalise import Normalise
 from serving.search.widths import WidthPlan
 
 logger = logging.getLogger(__name__)

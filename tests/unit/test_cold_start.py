@@ -252,4 +252,4 @@ class Thorough(ColdStart):
     """Lifts all that is unseen."""
 
     def lift(self, candidates, **options):
-        return super().lift(candidates, **(options | {"worth": 10**9}))
+        return super().lift(candidates, **(options | {"within": 10**9}))

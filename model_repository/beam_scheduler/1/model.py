@@ -35,8 +35,8 @@ from serving.load.ladder import Ladder
 from serving.model.active_model import ActiveModel
 from serving.model.bundle import read_current
 from serving.scheduler import Scheduler, SearchRequest
-from serving.search.beam_search import parse_normalise
 from serving.search.cold_start import ColdStart
+from serving.search.normalise import parse_normalise
 from serving.search.widths import WidthPlan
 
 
