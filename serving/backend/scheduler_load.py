@@ -61,8 +61,8 @@ class SchedulerLoad:
         """What the server says of the queue; None where it does not say."""
         return None if self._depth is None else self._depth.read()
 
-    def level(self, name: str, seconds: float) -> None:
-        """Time of one call of a graph."""
+    def observe_level(self, name: str, seconds: float) -> None:
+        """Time of one call of a graph; `name` as `serving.engines.timed` gives it."""
         self._metrics.observe("gr4ad_level_seconds", seconds, level=name)
 
     def close(self) -> None:
@@ -82,7 +82,7 @@ class SchedulerLoad:
                 self._plan = decision.plan
                 show.add("gr4ad_plan_changes_total")
             show.set("gr4ad_beam_rows", plan_rows(decision.plan))
-            show.set("gr4ad_load_level", decision.level)
+            show.set("gr4ad_rungs_above_base", decision.above_base)
             for _, reason in decision.rejected:
                 show.add("gr4ad_rejected_total", reason=reason.partition(":")[0].partition(" ")[0])
         if report.queue_depth is not None:

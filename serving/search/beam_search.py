@@ -210,7 +210,11 @@ def _value(search: _Search, beams: _Frontier, value_table: np.ndarray) -> Beams:
     value[:, :count] = np.exp(logprob) @ value_table
     value[nodes < 0] = np.nan
     return Beams(
-        sids, nodes.astype(np.int32), beams.scores, value, np.array([*beams.widths, count], np.int32)
+        sids=sids,
+        leaves=nodes.astype(np.int32),
+        scores=beams.scores,
+        expected_value=value,
+        widths=np.array([*beams.widths, count], np.int32),
     )
 
 
@@ -263,9 +267,9 @@ def _ban(scores: np.ndarray, leaves: np.ndarray, banned: list[np.ndarray]) -> No
 
 def _no_beams(batch: int, *, levels: int) -> Beams:
     return Beams(
-        np.zeros((batch, 0, levels), np.int32),
-        np.zeros((batch, 0), np.int32),
-        np.zeros((batch, 0), np.float32),
-        np.zeros((batch, 0), np.float32),
-        np.zeros(levels + 1, np.int32),
+        sids=np.zeros((batch, 0, levels), np.int32),
+        leaves=np.zeros((batch, 0), np.int32),
+        scores=np.zeros((batch, 0), np.float32),
+        expected_value=np.zeros((batch, 0), np.float32),
+        widths=np.zeros(levels + 1, np.int32),
     )

@@ -92,11 +92,18 @@ def test_a_batch_is_shown_and_the_limit_published(triton, tmp_path, monkeypatch)
     assert (load.policy.settings.slo_s, load.policy.settings.instances) == (0.08, 2)
     assert (load.policy.settings.max_batch, load.policy.settings.max_queue) == (8, 50)
     rejected = ((0, "overloaded: late"), (1, "deadline leaves 1 ms"))
-    decision = Decision(ladder.plans[0], -4, 2, rejected, QueueLimit(9, 5.0), "load")
+    decision = Decision(
+        plan=ladder.plans[0],
+        above_base=-4,
+        admit=2,
+        rejected=rejected,
+        limit=QueueLimit(9, 5.0),
+        reason="load",
+    )
     load.show(BatchReport(decision, queue_depth=12, hits=3, misses=4, searched=2, degraded=2, seconds=0.25))
     load.show(BatchReport(decision, searched=1, seconds=0.5))
     load.show(BatchReport(hits=1))
-    assert shown(triton, "gr4ad_load_level") == [-4.0, -4.0]
+    assert shown(triton, "gr4ad_rungs_above_base") == [-4.0, -4.0]
     assert shown(triton, "gr4ad_beam_rows")[-1] == ladder.rows[0]
     assert shown(triton, "gr4ad_beam_rows_base") == [4 + 8 + 6]
     assert shown(triton, "gr4ad_plan_changes_total") == [1.0]

@@ -101,7 +101,7 @@ class TritonPythonModel:
                 pb_utils, levels=manifest.levels, version=manifest.version, device_memory=self.device_memory
             )
             executor = executor if self.pad_to is None else PaddedExecutor(executor, self.buckets(manifest))
-        return TimedExecutor(executor, last_level=manifest.levels + 1, report=self.load.level)
+        return TimedExecutor(executor, last_level=manifest.levels + 1, report=self.load.observe_level)
 
     def buckets(self, manifest):
         """Shapes that the engines have CUDA graphs for."""
