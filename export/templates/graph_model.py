@@ -11,7 +11,8 @@ sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"
 
 import triton_python_backend_utils as pb_utils
 
-from serving.backend.adapter import array, parameters, refuse
+from serving.backend.adapter import array, parameters
+from serving.backend.answers import answer_each
 from serving.engines.ort import open_session
 
 
@@ -28,16 +29,9 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """Run the graph; callers batch, so there is nothing to merge here."""
-        responses = []
-        for request in requests:
-            try:
-                found = self.session.run(self.outputs, {n: array(pb_utils, request, n) for n in self.inputs})
-            except Exception as error:  # ONNX Runtime raises many kinds; the caller gets the reason
-                responses.append(refuse(pb_utils, error))
-                continue
-            responses.append(
-                pb_utils.InferenceResponse(
-                    output_tensors=[pb_utils.Tensor(n, v) for n, v in zip(self.outputs, found, strict=True)]
-                )
-            )
-        return responses
+        return answer_each(pb_utils, requests, self.run)
+
+    def run(self, request):
+        """Outputs of the graph."""
+        found = self.session.run(self.outputs, {n: array(pb_utils, request, n) for n in self.inputs})
+        return dict(zip(self.outputs, found, strict=True))

@@ -10,13 +10,13 @@ from typing import Any
 
 from serving.backend.entry import METRICS_URL, limit_path
 from serving.backend.metrics import SCHEDULER, Metrics
+from serving.batch import BatchReport
 from serving.cache import BeamCache, LocalCache, RedisCache
 from serving.load.admission import LimitFile
 from serving.load.controller import ControlSettings, LoadController
 from serving.load.ladder import Ladder, plan_rows
 from serving.load.policy import FixedPolicy, Policy
 from serving.load.queue_depth import QueueDepth, QueueReading
-from serving.scheduler import BatchReport
 
 logger = logging.getLogger(__name__)
 

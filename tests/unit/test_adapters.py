@@ -155,11 +155,28 @@ def test_models_behind_the_ensemble_check_num_ads_again(graphs, load):
     assert "num_ads: expected 1..40" in answers[0].error().message()
 
 
-def test_our_mistake_is_internal(load, monkeypatch):
+def test_our_mistake_is_internal(load, monkeypatch, caplog):
     model = load("request_features")
     monkeypatch.setattr(model, "spec", None)
     error = model.execute([Request(history([3]))])[0].error()
     assert error.code() == TritonError.INTERNAL
+    assert "AttributeError" in caplog.text
+
+
+def test_our_mistake_in_the_beam_scheduler_is_in_the_log(graphs, load, monkeypatch, caplog):
+    model = load("beam_scheduler")
+    monkeypatch.setattr(model, "limits", None)
+    answers = model.execute([Request(searchable(1)), Request(searchable(1))])
+    assert [a.error().code() for a in answers] == [TritonError.INTERNAL] * 2
+    assert caplog.text.count("AttributeError: 'NoneType'") == 2
+
+
+def test_a_batch_that_fails_as_a_whole_answers_every_request(graphs, load, monkeypatch, caplog):
+    model = load("beam_scheduler")
+    monkeypatch.setattr(model.scheduler._reader, "refresh", lambda: {}["gone"])
+    answers = model.execute([Request(searchable(2)), Request(searchable(1))])
+    assert [a.error().code() for a in answers] == [TritonError.INTERNAL] * 2
+    assert caplog.text.count("KeyError: 'gone'") == 1
 
 
 def test_ad_resolver(load):
@@ -397,13 +414,16 @@ def test_graphs_in_the_scheduler_give_the_same_answer(graphs, load, pipeline, tr
     assert not model.is_loaded(broken)
 
 
-def test_a_failing_engine_is_internal_and_passes(graphs, load):
+def test_a_failing_engine_is_internal_and_passes(graphs, load, caplog):
     model = load("beam_scheduler")
     working = graphs.models["lazyar_tail_3"]
     graphs.models["lazyar_tail_3"] = lambda version, inputs: {}["gone"]
-    error = model.execute([Request(searchable(1))])[0].error()
-    assert error.code() == TritonError.INTERNAL
-    assert "lazyar_tail_3 version 1" in error.message()
+    caplog.clear()
+    answers = model.execute([Request(searchable(1)), Request(searchable(2))])
+    for error in (a.error() for a in answers):
+        assert error.code() == TritonError.INTERNAL
+        assert "lazyar_tail_3 version 1" in error.message()
+    assert len([r for r in caplog.records if r.name.startswith("serving.")]) == 1  # one failure, one line
     graphs.models["lazyar_tail_3"] = working
     assert not model.execute([Request(searchable(1))])[0].has_error()
 

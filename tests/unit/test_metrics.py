@@ -10,12 +10,12 @@ import pytest
 from serving.backend import scheduler_load
 from serving.backend.metrics import RESOLVER, SCHEDULER, Metrics, names
 from serving.backend.scheduler_load import SchedulerLoad, make_cache
+from serving.batch import BatchReport
 from serving.cache import LocalCache, RedisCache
 from serving.engines.timed import TimedExecutor
 from serving.load.controller import LoadController
 from serving.load.ladder import Ladder
 from serving.load.policy import Decision, FixedPolicy, QueueLimit
-from serving.scheduler import BatchReport
 from serving.search.widths import WidthPlan
 from tests.fake_triton import FakeTriton
 
@@ -100,8 +100,10 @@ def test_a_batch_is_shown_and_the_limit_published(triton, tmp_path, monkeypatch)
         limit=QueueLimit(9, 5.0),
         reason="load",
     )
-    load.show(BatchReport(decision, queue_depth=12, hits=3, misses=4, searched=2, degraded=2, seconds=0.25))
-    load.show(BatchReport(decision, searched=1, seconds=0.5))
+    load.show(
+        BatchReport(decision=decision, queue_depth=12, hits=3, misses=4, searched=2, degraded=2, seconds=0.25)
+    )
+    load.show(BatchReport(decision=decision, searched=1, seconds=0.5))
     load.show(BatchReport(hits=1))
     assert shown(triton, "gr4ad_rungs_above_base") == [-4.0, -4.0]
     assert shown(triton, "gr4ad_beam_rows")[-1] == ladder.rows[0]

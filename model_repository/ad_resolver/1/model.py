@@ -12,7 +12,8 @@ sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.backend.adapter import answer_each, array, pad_rows, parameters, resolve_path
+from serving.backend.adapter import array, pad_rows, parameters, resolve_path
+from serving.backend.answers import answer_each
 from serving.backend.request import RequestLimits, check_num_ads
 from serving.backend.resolve import NO_AD, VersionSnapshots, resolve
 from serving.backend.resolver_metrics import ResolverMetrics

@@ -13,19 +13,18 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from serving.backend.adapter import (
-    answer,
     array,
     cache_parameter,
-    cancelled,
     integer_parameter,
     pad_rows,
     parameters,
-    refuse,
     resolve_path,
     text_parameter,
 )
+from serving.backend.answers import answer_together
 from serving.backend.request import RequestLimits, check_exclude, check_num_ads, parse_widths
 from serving.backend.scheduler_load import SchedulerLoad, make_cache
+from serving.batch import SearchRequest
 from serving.engines.bls import BlsExecutor
 from serving.engines.ort import OrtGraphs
 from serving.engines.padding import PaddedExecutor, ShapeBuckets
@@ -34,7 +33,7 @@ from serving.index.reader import IndexReader
 from serving.load.ladder import Ladder
 from serving.model.active_model import ActiveModel
 from serving.model.bundle import read_current
-from serving.scheduler import Scheduler, SearchRequest
+from serving.scheduler import Scheduler
 from serving.search.cold_start import ColdStart
 from serving.search.normalise import parse_normalise
 from serving.search.widths import WidthPlan
@@ -114,29 +113,13 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """Search for all rows of all requests at once."""
-        searches, owners, responses = [], [], [None] * len(requests)
-        for i, request in enumerate(requests):
-            if request.is_cancelled():  # whoever asked has gone
-                responses[i] = cancelled(pb_utils)
-                continue
-            try:
-                rows = self.rows(request)
-            except Exception as error:  # noqa: BLE001  (a raise here would fail every request of the batch)
-                responses[i] = refuse(pb_utils, error)
-                continue
-            searches += rows
-            owners += [i] * len(rows)
-        found = {}
-        results = self.scheduler.search(searches)
-        self.load.show(self.scheduler.report)
-        for owner, result in zip(owners, results, strict=True):
-            found.setdefault(owner, []).append(result)
-        for i, results in found.items():
-            failed = next((r for r in results if isinstance(r, Exception)), None)
-            responses[i] = (
-                answer(pb_utils, self.outputs(results)) if failed is None else refuse(pb_utils, failed)
-            )
-        return responses
+        return answer_together(pb_utils, requests, rows=self.rows, run=self.search, outputs=self.outputs)
+
+    def search(self, rows):
+        """Answers of all rows."""
+        answers, report = self.scheduler.search(rows)
+        self.load.show(report)
+        return answers
 
     def rows(self, request):
         """Searches of one request: slot_ads [b, S], slots [b, S, 3], profile [b, P], num_ads [b, 1] .."""
@@ -151,18 +134,18 @@ class TritonPythonModel:
         check_num_ads(num_ads, self.limits)
         return [
             SearchRequest(
-                a,
-                s,
-                p,
-                int(n[0]),
-                check_exclude(e, self.limits),
-                plan,
-                cap,
-                arrived=float(t[0]),
-                deadline=None if deadline is None else float(t[0]) + deadline / 1e3,
+                slot_ads=ads[i],
+                slots=slots[i],
+                profile=profile[i],
+                num_ads=int(num_ads[i, 0]),
+                exclude=check_exclude(exclude[i], self.limits),
+                plan=plan,
+                width_cap=cap,
+                arrived=float(arrived[i, 0]),
+                deadline=None if deadline is None else float(arrived[i, 0]) + deadline / 1e3,
                 use_cache=use_cache,
             )
-            for a, s, p, n, e, t in zip(ads, slots, profile, num_ads, exclude, arrived, strict=True)
+            for i in range(len(ads))
         ]
 
     @staticmethod

@@ -14,7 +14,8 @@ import time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.backend.adapter import answer_each, array, pad_rows, parameters, resolve_path
+from serving.backend.adapter import array, pad_rows, parameters, resolve_path
+from serving.backend.answers import answer_each
 from serving.backend.entry import Entry
 from serving.backend.request import (
     RequestLimits,
