@@ -18,8 +18,9 @@ from export.gate_requests import GateRequests, held_out_requests, random_request
 from export.graph_config import GraphConfigError
 from export.lower import Lowering
 from export.parity import ParityError
+from export.pbtxt import RenderError
 from export.quantize import QuantizeError
-from export.render import ENGINES, SOURCE, TARGETS, RenderError, check_precision, kept_bundles, render
+from export.render import ENGINES, SOURCE, TARGETS, check_precision, kept_bundles, render
 from export.seeded import seeded_checkpoint
 from export.tensorrt import Builder, BuildError, build_bundles
 from serving.backend.settings import ServingConfig

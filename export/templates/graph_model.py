@@ -11,8 +11,9 @@ sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"
 
 import triton_python_backend_utils as pb_utils
 
-from serving.backend.adapter import array, parameters
+from serving.backend.adapter import array
 from serving.backend.answers import answer_each
+from serving.backend.model_settings import GraphSettings
 from serving.engines.ort import open_session
 
 
@@ -21,9 +22,8 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Open the graph beside this file."""
-        self.session = open_session(
-            Path(__file__).with_name("model.onnx"), threads=int(parameters(args)["threads"])
-        )
+        settings = GraphSettings.read(args)
+        self.session = open_session(Path(__file__).with_name("model.onnx"), threads=settings.threads)
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.outputs = [o.name for o in self.session.get_outputs()]
 

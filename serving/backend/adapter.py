@@ -1,4 +1,4 @@
-"""What the Triton adapters (`model_repository/*/1/model.py`) read: parameters and tensors.
+"""What the Triton adapters (`model_repository/*/1/model.py`) read of a request, and rows of an answer.
 
 `triton` is always the module `triton_python_backend_utils`.
 
@@ -8,27 +8,11 @@ Letters: b rows of one client request.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from serving.backend.request import RequestError
-
-HOME = Path(os.environ.get("GR4AD_HOME", Path(__file__).resolve().parents[2]))
-
-
-def parameters(args: Mapping[str, str]) -> dict[str, str]:
-    """The `parameters` of a model's config.pbtxt."""
-    config = json.loads(args["model_config"])
-    return {name: value["string_value"] for name, value in config["parameters"].items()}
-
-
-def resolve_path(text: str) -> Path:
-    """A path of the config; relative ones are relative to the checkout."""
-    return HOME / text
 
 
 def array(triton: Any, request: Any, name: str) -> np.ndarray | None:

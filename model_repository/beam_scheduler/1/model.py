@@ -12,31 +12,20 @@ sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.backend.adapter import (
-    array,
-    cache_parameter,
-    integer_parameter,
-    pad_rows,
-    parameters,
-    resolve_path,
-    text_parameter,
-)
+from serving.backend.adapter import array, cache_parameter, integer_parameter, pad_rows, text_parameter
 from serving.backend.answers import answer_together
-from serving.backend.request import RequestLimits, check_exclude, check_num_ads, parse_widths
+from serving.backend.engine import make_engine
+from serving.backend.model_settings import ModelSettings
+from serving.backend.plans import SearchPlans
+from serving.backend.request import check_exclude, check_num_ads, parse_widths
 from serving.backend.scheduler_load import SchedulerLoad, make_cache
 from serving.batch import SearchRequest
-from serving.engines.bls import BlsExecutor
-from serving.engines.ort import OrtGraphs
-from serving.engines.padding import PaddedExecutor, ShapeBuckets
 from serving.engines.timed import TimedExecutor
 from serving.index.reader import IndexReader
-from serving.load.ladder import Ladder
 from serving.model.active_model import ActiveModel
 from serving.model.bundle import read_current
 from serving.scheduler import Scheduler
 from serving.search.cold_start import ColdStart
-from serving.search.normalise import parse_normalise
-from serving.search.widths import WidthPlan
 
 
 class TritonPythonModel:
@@ -44,39 +33,33 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Open index and manifest; the graphs are called first when a request comes."""
-        config = parameters(args)
-        self.graphs = None
-        if config["graph_calls"] == "in_process":
-            self.graphs = OrtGraphs(resolve_path(config["bundles"]), threads=int(config["threads"]))
-        bundles = resolve_path(config["bundles"])
+        settings = ModelSettings.read(args)
+        serving, bundles = settings.serving, settings.bundles_folder
         reader = IndexReader(
-            resolve_path(config["index"]), tokenizer_id=read_current(bundles, verify=False).tokenizer_id
+            settings.index_folder, tokenizer_id=read_current(bundles, verify=False).tokenizer_id
         )
-        active = ActiveModel(bundles, reader=reader, is_loaded=self.is_loaded)
+        self.engine = make_engine(pb_utils, settings)
+        active = ActiveModel(
+            bundles, reader=reader, is_loaded=self.engine.is_loaded, prepare=self.engine.prepare
+        )
         self.levels = active.manifest.levels
-        self.device_memory = config["graph_memory"] == "device"
-        plan, widest = (
-            WidthPlan.parse(config[name], levels=self.levels) for name in ("widths", "max_widths")
+        self.limits = serving.limits
+        plans = SearchPlans.of(serving, levels=self.levels)
+        self.load = SchedulerLoad(
+            pb_utils, serving, ladder=plans.ladder, instance=args["model_instance_name"]
         )
-        ladder = Ladder.parse(config["ladder"], base=plan)
-        self.plans = (plan, ladder.plans[0], widest)
-        self.pad_to = int(config["max_batch_size"]) if config["pad_shapes"] == "true" else None
-        self.limits = RequestLimits(
-            max_num_ads=int(config["max_num_ads"]), max_exclude=int(config["max_exclude"])
-        )
-        self.load = SchedulerLoad(pb_utils, config, ladder=ladder, instance=args["model_instance_name"])
         self.scheduler = Scheduler(
             reader,
             active,
-            plan=plan,
-            max_plan=widest,
-            normalise=parse_normalise(config["normalise"], levels=self.levels),
+            plan=plans.plan,
+            max_plan=plans.widest,
+            normalise=plans.normalise,
             make_executor=self.make_executor,
             make_cold_start=lambda manifest: ColdStart.load(
-                bundles / str(manifest.version), manifest, share=float(config["cold_start"])
+                bundles / str(manifest.version), manifest, share=serving.cold_start
             ),
             policy=self.load.policy,
-            cache=make_cache(config),
+            cache=make_cache(serving),
             queue=self.load.queue,
         )
 
@@ -84,31 +67,12 @@ class TritonPythonModel:
         """Stop watching the queue."""
         self.load.close()
 
-    def is_loaded(self, manifest):
-        """Whether Triton, or this process, has every graph of that version."""
-        if self.graphs:
-            return self.graphs.load(manifest)
-        names = ["lazyar_prefix", *(f"lazyar_tail_{t}" for t in range(2, manifest.levels + 2))]
-        return all(pb_utils.is_model_ready(model_name=n, model_version=str(manifest.version)) for n in names)
-
     def make_executor(self, manifest):
-        """Engine of one model version."""
-        if self.graphs:
-            executor = self.graphs.executor(manifest)
-        else:
-            executor = BlsExecutor(
-                pb_utils, levels=manifest.levels, version=manifest.version, device_memory=self.device_memory
-            )
-            executor = executor if self.pad_to is None else PaddedExecutor(executor, self.buckets(manifest))
-        return TimedExecutor(executor, last_level=manifest.levels + 1, report=self.load.observe_level)
-
-    def buckets(self, manifest):
-        """Shapes that the engines have CUDA graphs for."""
-        return ShapeBuckets.of(
-            self.plans,
-            level_sizes=manifest.level_sizes,
-            value_buckets=len(manifest.value_table),
-            max_batch=self.pad_to,
+        """Engine of one model version, timed."""
+        return TimedExecutor(
+            self.engine.executor(manifest),
+            last_level=manifest.levels + 1,
+            report=self.load.observe_level,
         )
 
     def execute(self, requests):
