@@ -7,7 +7,7 @@ interleaved in random order request by request.
 from __future__ import annotations
 
 from benchmarks.trained_demo import TrainedDemo, compare, options, write_report
-from serving.search.beam_search import Normalise
+from serving.search.normalise import Normalise
 
 
 def variants(levels: int) -> dict[str, tuple[Normalise, ...]]:

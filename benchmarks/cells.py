@@ -17,8 +17,9 @@ from benchmarks.measure import Cell
 from export.graphs import example_request
 from serving.engines.ort import OrtExecutor
 from serving.index.snapshot import IndexSnapshot
-from serving.search.beam_search import Beams, Normalise, beam_search
+from serving.search.beam_search import Beams, beam_search
 from serving.search.executor import Executor
+from serving.search.normalise import Normalise
 from serving.search.widths import WidthPlan
 from training.loop.checkpoint import Checkpoint
 

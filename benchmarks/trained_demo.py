@@ -22,8 +22,9 @@ from export.parity import check_parity
 from serving.backend.resolve import NO_AD, resolve
 from serving.engines.ort import OrtExecutor
 from serving.index.snapshot import IndexSnapshot, Snapshot
-from serving.search.beam_search import Normalise, beam_search
+from serving.search.beam_search import beam_search
 from serving.search.cold_start import ColdStart
+from serving.search.normalise import Normalise
 from serving.search.widths import WidthPlan
 from training.data.log import TargetGroups
 from training.data.samples import RequestDataset

@@ -29,11 +29,12 @@ from export.render import render
 from serving.backend.request import request_features
 from serving.backend.resolve import resolve
 from serving.backend.settings import ServingConfig
+from serving.batch import SearchRequest
 from serving.engines.ort import OrtExecutor
 from serving.index.reader import IndexReader
 from serving.index.snapshot import IndexSnapshot
 from serving.model.active_model import ActiveModel
-from serving.scheduler import Scheduler, SearchRequest
+from serving.scheduler import Scheduler
 from serving.search.widths import WidthPlan
 from training.preset import Preset
 
@@ -78,11 +79,15 @@ class InProcess:
             )
             searches.append(
                 SearchRequest(
-                    features.slot_ads, features.slots, features.profile, int(row["num_ads"][0]), _NO_ADS
+                    slot_ads=features.slot_ads,
+                    slots=features.slots,
+                    profile=features.profile,
+                    num_ads=int(row["num_ads"][0]),
+                    exclude=_NO_ADS,
                 )
             )
         answers = []
-        for search, found in zip(searches, self.scheduler.search(searches), strict=True):
+        for search, found in zip(searches, self.scheduler.search(searches).answers, strict=True):
             if isinstance(found, Exception):
                 raise found
             ads = resolve(

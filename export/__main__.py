@@ -18,13 +18,14 @@ from export.gate_requests import GateRequests, held_out_requests, random_request
 from export.graph_config import GraphConfigError
 from export.lower import Lowering
 from export.parity import ParityError
+from export.pbtxt import RenderError
 from export.quantize import QuantizeError
-from export.render import ENGINES, SOURCE, TARGETS, RenderError, check_precision, kept_bundles, render
+from export.render import ENGINES, SOURCE, TARGETS, check_precision, kept_bundles, render
 from export.seeded import seeded_checkpoint
 from export.tensorrt import Builder, BuildError, build_bundles
 from serving.backend.settings import ServingConfig
 from serving.model.bundle import BundleError, read_manifest
-from serving.search.beam_search import parse_normalise
+from serving.search.normalise import parse_normalise
 from serving.search.widths import WidthPlan
 from training.loop.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.loop.retention import find_checkpoint

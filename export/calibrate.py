@@ -18,7 +18,8 @@ from torch import nn
 from tqdm import tqdm
 
 from export.gate_requests import GateRequests
-from serving.search.beam_search import Normalise, beam_search
+from serving.search.beam_search import beam_search
+from serving.search.normalise import Normalise
 from serving.search.widths import WidthPlan
 from training.model.fp8 import FP8, modelopt_quantization
 from training.model.gr4ad import Generator

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from export.gate_requests import GateRequests
 from serving.backend.resolve import NO_AD, resolve
-from serving.search.beam_search import Normalise, beam_search
+from serving.search.beam_search import beam_search
 from serving.search.executor import Executor
+from serving.search.normalise import Normalise
 from serving.search.widths import WidthPlan
 
 CUTOFF = 50

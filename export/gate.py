@@ -12,7 +12,7 @@ import numpy as np
 from export.compare import CUTOFF, Found, compare, search
 from export.gate_requests import GateRequests
 from serving.engines.ort import OrtExecutor
-from serving.search.beam_search import Normalise
+from serving.search.normalise import Normalise
 from serving.search.widths import WidthPlan
 from training.evaluation.metrics import ranking_metrics
 from training.precision import Precision, PrecisionConfig

@@ -9,11 +9,13 @@ from pathlib import Path
 import onnx
 from tritonclient.grpc import model_config_pb2
 
+from export.pbtxt import parameter, settings_parameter
 from export.profiles import ShapeRange, profiles, sizes_of
-from serving.backend.settings import ServingConfig, width_policy
-from serving.engines.padding import ShapeBuckets
+from serving.backend.engine import shape_buckets
+from serving.backend.model_settings import GraphSettings
+from serving.backend.plans import SearchPlans
+from serving.backend.settings import ServingConfig
 from serving.model.bundle import Manifest
-from serving.search.widths import WidthPlan
 
 ENGINE = {
     "cpu": 'backend: "python"',
@@ -32,15 +34,6 @@ def on_gpu(config: ServingConfig, target: str) -> bool:
     return target == "tensorrt" or (target == "onnxruntime" and config.execution_provider != "cpu")
 
 
-def rungs(config: ServingConfig, *, levels: int) -> tuple[WidthPlan, ...]:
-    """Width plans that engines are prepared for: the configured one, the ladder's narrowest, and the widest.
-
-    Rungs between them are padded to the next of these: a CUDA graph for each would take seconds and memory.
-    """
-    ladder, widest = width_policy(config, levels=levels)
-    return tuple(dict.fromkeys((ladder.plans[ladder.base], ladder.plans[0], widest)))
-
-
 def graph_values(stem: str, manifest: Manifest, *, config: ServingConfig, target: str) -> dict[str, object]:
     """Values of the template `graph.pbtxt`."""
     sides = {}
@@ -52,7 +45,7 @@ def graph_values(stem: str, manifest: Manifest, *, config: ServingConfig, target
         sides[side] = ",\n".join(lines)
     gpu, extra = on_gpu(config, target), []
     if target == "cpu":
-        extra.append(_parameter("threads", config.threads))
+        extra.append(settings_parameter(GraphSettings(threads=config.threads)))
     elif target == "onnxruntime":
         extra += _onnxruntime(stem, manifest, config=config, gpu=gpu)
     else:
@@ -119,8 +112,8 @@ def _fixed_shapes(
     stem: str, manifest: Manifest, config: ServingConfig
 ) -> Iterator[dict[str, tuple[int, ...]]]:
     """Every shape that calls are padded to: input -> dims with the batch."""
-    plans = rungs(config, levels=manifest.levels)
-    buckets = buckets_of(manifest, config)
+    plans = SearchPlans.of(config, levels=manifest.levels).prepared
+    buckets = shape_buckets(manifest, config)
     inputs = manifest.content["graphs"][stem]["inputs"]
     seen = set()
     level = int(stem.removeprefix("tail_")) if stem.startswith("tail_") else 0
@@ -134,16 +127,6 @@ def _fixed_shapes(
             if key not in seen:
                 seen.add(key)
                 yield shape
-
-
-def buckets_of(manifest: Manifest, config: ServingConfig) -> ShapeBuckets:
-    """What the scheduler pads to."""
-    return ShapeBuckets.of(
-        rungs(config, levels=manifest.levels),
-        level_sizes=manifest.level_sizes,
-        value_buckets=len(manifest.value_table),
-        max_batch=config.max_batch_size,
-    )
 
 
 def _graph_spec(shape: dict[str, tuple[int, ...]]) -> str:
@@ -166,7 +149,7 @@ def _warmup(number: int, shape: dict[str, tuple[int, ...]], *, stem: str, manife
 
 
 def _onnxruntime(stem: str, manifest: Manifest, *, config: ServingConfig, gpu: bool) -> list[str]:
-    lines = [_parameter("intra_op_thread_count", config.threads)]
+    lines = [parameter("intra_op_thread_count", config.threads)]
     if not gpu:
         if manifest.precision == "fp8":
             # Fused, ONNX Runtime's CPU provider refuses FP8; -1 is its "basic".
@@ -193,10 +176,6 @@ def _onnxruntime(stem: str, manifest: Manifest, *, config: ServingConfig, gpu: b
 
 def _shape(name: str, dims: tuple[int, ...]) -> str:
     return f"{name}:{'x'.join(map(str, dims))}"
-
-
-def _parameter(key: str, value: object) -> str:
-    return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
 
 
 def _numbers(dims: tuple[int, ...]) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serving.backend.settings import ServingConfig, width_policy
+from serving.backend.plans import SearchPlans
+from serving.backend.settings import ServingConfig
 from serving.model.bundle import Manifest
 from serving.search.widths import WidthPlan
 
@@ -92,12 +93,12 @@ def _sizes(
     """Smallest, usual and largest size of each dynamic dimension of a graph."""
     levels = len(codes)
     level = int(stem.removeprefix("tail_")) if stem.startswith("tail_") else 0
-    usual = sizes_of(level, WidthPlan.parse(config.widths, levels=levels), levels=levels)
-    _, policy = width_policy(config, levels=levels)
-    widest = sizes_of(level, policy, levels=levels)
+    plans = SearchPlans.of(config, levels=levels)
+    usual = sizes_of(level, plans.plan, levels=levels)
+    widest = sizes_of(level, plans.widest, levels=levels)
     # A level keeps at least the ads asked for, and before the last one those that are excluded besides. With
     # live levels, beams that get a value may go through the tails of earlier levels once more.
-    kept = max(config.max_num_ads + config.max_exclude, policy.value)
+    kept = max(config.max_num_ads + config.max_exclude, plans.widest.value)
     sizes = {"batch": (1, config.max_batch_size, config.max_batch_size)}
     for name, width in usual.items():
         asked = config.max_num_ads if name == "beams" and level > levels else kept

@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import itertools
 import logging
-import re
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
-from string import Template
 from typing import Literal, get_args
-
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 
 from export.engines import Device, EngineFolder, EngineSpec
 from export.graph_config import check_graph, graph_values, on_gpu
+from export.pbtxt import TEMPLATES, RenderError, check_config, fill, settings_parameter
 from export.profiles import profiles
-from serving.backend.adapter import HOME
-from serving.backend.settings import ServingConfig, width_policy
+from serving.backend.model_settings import HOME, ModelSettings
+from serving.backend.settings import ServingConfig
 from serving.files import new_folder, write_file
 from serving.model.bundle import (
     CURRENT,
@@ -32,14 +28,12 @@ from serving.model.bundle import (
     versions,
 )
 from serving.model.features import EVENT_COLUMNS
-from serving.search.beam_search import parse_normalise
 
 logger = logging.getLogger(__name__)
 
 Target = Literal["cpu", "onnxruntime", "tensorrt"]
 TARGETS = get_args(Target)
 SOURCE = HOME / "model_repository"
-TEMPLATES = Path(__file__).parent / "templates"
 ADAPTERS = ("request_features", "beam_scheduler", "ad_resolver")
 ENGINES = "engines"  # folder beside the bundles
 KEPT_VERSIONS = 2  # the one that serves and the one before, to roll back to
@@ -49,10 +43,6 @@ _PRECISIONS = {
     "onnxruntime": ("fp32", "fp16", "int8", "fp8"),
     "tensorrt": ("fp32", "fp16", "fp8"),
 }
-
-
-class RenderError(RuntimeError):
-    """A config has an unfilled placeholder or is no Triton config."""
 
 
 def render(
@@ -83,57 +73,20 @@ def render(
 
     Raises:
         BundleError: no bundle, or a corrupted one.
-        RenderError: a config cannot be rendered, or the target does not run a bundle's precision.
+        RenderError: settings do not fit the model, a config cannot be rendered, or the target does not run a
+            bundle's precision.
         GraphConfigError: a config does not fit its graph.
         EngineError: target tensorrt lacks an engine, or it is of another builder, version or device.
-        ValueError: the width plan does not fit the model.
     """
     manifests = kept_bundles(bundles, target, serving=serving)
     newest = manifests[-1]
-    try:
-        ladder, widest = width_policy(config, levels=newest.levels)
-    except ValueError as error:
-        raise RenderError(str(error)) from error
-    plan = ladder.plans[ladder.base]
-    normalise: tuple[str, ...] = ("codebook",) * newest.levels
-    if config.normalise is not None:
-        normalise = parse_normalise(config.normalise, levels=newest.levels)
-    values = {
-        "max_batch_size": config.max_batch_size,
-        "graph_calls": config.graph_calls,
-        "graph_memory": "device" if on_gpu(config, target) else "host",
-        "pad_shapes": str(target == "tensorrt" and config.cuda_graphs).lower(),
-        "threads": config.threads,
-        "scheduler_instances": config.scheduler_instances,
-        "queue_delay_us": config.queue_delay_us,
-        "max_num_ads": config.max_num_ads,
-        "max_exclude": config.max_exclude,
-        "widths": str(plan),
-        "ladder": str(ladder),
-        "load_control": config.load_control,
-        "slo_ms": config.slo_ms,
-        "max_queue": config.max_queue,
-        "cache": config.cache,
-        "cache_ttl_s": config.cache_ttl_s,
-        "cache_mb": config.cache_mb,
-        "cache_url": config.cache_url,
-        "max_widths": str(widest),
-        "normalise": "-".join(normalise),
-        "cold_start": str(config.cold_start),
-        "profile_columns": len(newest.features.profile_sizes),
-        "slots": newest.features.slots,
-        "event_columns": EVENT_COLUMNS,
-        "levels": newest.levels,
-        "levels_and_value": newest.levels + 1,
-        "bundles": _portable(bundles),
-        "index": _portable(index),
-    }
-    configs = {name: _fill(name, values) for name in ("gr4ad", *ADAPTERS)}
     if config.graph_calls == "in_process" and target != "cpu":
         raise RenderError(f"serving.graph_calls: expected bls for target {target}, got in_process (cpu only)")
+    values = _values(newest, config, target=target, bundles=_portable(bundles), index=_portable(index))
+    configs = {name: fill(name, values) for name in ("gr4ad", *ADAPTERS)}
     stems = list(newest.content["graphs"]) if config.graph_calls == "bls" else []
     for stem in stems:
-        configs[f"lazyar_{stem}"] = _fill("graph", graph_values(stem, newest, config=config, target=target))
+        configs[f"lazyar_{stem}"] = fill("graph", graph_values(stem, newest, config=config, target=target))
     parsed = {name: check_config(name, text) for name, text in configs.items()}
     for manifest in manifests:
         ranges = profiles(manifest, config) if target == "tensorrt" else {}
@@ -166,6 +119,34 @@ def render(
         (repository / name).mkdir(parents=True, exist_ok=True)
         write_file(repository / name / "config.pbtxt", text)
     return list(configs)
+
+
+def _values(
+    manifest: Manifest, config: ServingConfig, *, target: Target, bundles: str, index: str
+) -> dict[str, object]:
+    """Values of the templates: what Triton itself reads, and the settings of the Python models."""
+    try:
+        settings = ModelSettings.of(
+            config,
+            levels=manifest.levels,
+            bundles=bundles,
+            index=index,
+            graph_memory="device" if on_gpu(config, target) else "host",
+            pad_shapes=target == "tensorrt" and config.cuda_graphs,
+        )
+    except ValueError as error:
+        raise RenderError(str(error)) from error
+    return {
+        "settings": settings_parameter(settings),
+        "max_batch_size": config.max_batch_size,
+        "scheduler_instances": config.scheduler_instances,
+        "queue_delay_us": config.queue_delay_us,
+        "profile_columns": len(manifest.features.profile_sizes),
+        "slots": manifest.features.slots,
+        "event_columns": EVENT_COLUMNS,
+        "levels": manifest.levels,
+        "levels_and_value": manifest.levels + 1,
+    }
 
 
 def kept_bundles(bundles: Path, target: Target, *, serving: int | None = None) -> list[Manifest]:
@@ -213,24 +194,6 @@ def kept_bundles(bundles: Path, target: Target, *, serving: int | None = None) -
     return fitting
 
 
-def check_config(name: str, text: str) -> model_config_pb2.ModelConfig:
-    """Parse a rendered config as Triton's own protobuf.
-
-    Raises:
-        RenderError: a placeholder is left, it does not parse, or it names another model.
-    """
-    left = re.search(r"\$\{?\w+", text)
-    if left:
-        raise RenderError(f"{name}: config.pbtxt has the unfilled placeholder {left.group()}")
-    try:
-        parsed = text_format.Parse(text, model_config_pb2.ModelConfig())
-    except text_format.ParseError as error:
-        raise RenderError(f"{name}: config.pbtxt is not a Triton model config: {error}") from error
-    if parsed.name != name:
-        raise RenderError(f"{name}: expected a config of that name, got {parsed.name!r}")
-    return parsed
-
-
 def check_precision(precision: str, target: Target, *, where: str = "") -> None:
     """Refuse a precision that the engine of a target does not run.
 
@@ -244,13 +207,6 @@ def check_precision(precision: str, target: Target, *, where: str = "") -> None:
             f"{precision} (targets: {', '.join(targets)}); use such a target, or export with another "
             "--precision"
         )
-
-
-def _fill(template: str, values: dict) -> str:
-    try:
-        return Template((TEMPLATES / f"{template}.pbtxt").read_text()).substitute(values)
-    except (KeyError, ValueError) as error:
-        raise RenderError(f"{template}.pbtxt: placeholder {error} has no value") from error
 
 
 def _remove_others(repository: Path, stems: list[str], *, versions: set[str]) -> None:
@@ -274,11 +230,13 @@ def _plans(
     return {
         stem: folder.require(
             EngineSpec(
-                stem,
-                manifest.content["sha256"][f"{stem}.onnx"],
-                ranges[stem],
-                "tensorrt",
-                *device,
+                stem=stem,
+                graph_sha256=manifest.content["sha256"][f"{stem}.onnx"],
+                profile=ranges[stem],
+                builder="tensorrt",
+                version=device.version,
+                capability=device.capability,
+                device=device.name,
             )
         )
         for stem in manifest.content["graphs"]

@@ -24,9 +24,10 @@ import onnx
 from tqdm import tqdm
 
 from export.engines import Device, EngineError, EngineFolder, EngineSpec, write_whole
+from export.pbtxt import RenderError
 from export.products import fp8_share, products
 from export.profiles import ShapeRange, profiles
-from export.render import ENGINES, RenderError, kept_bundles
+from export.render import ENGINES, kept_bundles
 from serving.backend.settings import ServingConfig
 from serving.files import sha256
 from serving.model.bundle import BundleError, Manifest, read_manifest

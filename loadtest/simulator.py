@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.load.admission import EntryGate
+from serving.load.admission import Admission
 from serving.load.arrivals import LoadView, Waiting
 from serving.load.cost_model import BatchCost
 from serving.load.ladder import plan_rows
@@ -114,7 +114,7 @@ class Run:
         finished: float [N], when the answer or the refusal came; NaN in flight.
         status: int [N], IN_FLIGHT, DONE, TURNED_AWAY or REFUSED.
         rows: float [N], beams that the tails saw; NaN where none was searched.
-        searches: float [M, 5]: start, instance (of all replicas), requests, rows, level.
+        searches: float [M, 5]: start, instance (of all replicas), requests, rows, rungs above the base.
         queue: float [P, 2], time and waiting requests of all replicas.
         duration_s: simulated time.
     """
@@ -129,9 +129,9 @@ class Run:
 
 
 class _Replica:
-    def __init__(self, policies: list[Policy], gate: EntryGate | None) -> None:
+    def __init__(self, policies: list[Policy], admission: Admission | None) -> None:
         self.waiting: deque[int] = deque()
-        self.policies, self.gate = policies, gate
+        self.policies, self.admission = policies, admission
         self.idle = list(range(len(policies) - 1, -1, -1))  # the first instance is taken first
         self.total = self.outstanding = 0
         self.reading: QueueReading | None = None
@@ -145,7 +145,7 @@ def simulate(
     cluster: Cluster,
     service: Service,
     make_policy: Callable[[], Policy],
-    gated: bool = True,
+    admission: bool = True,
     seed: int = 0,
 ) -> Run:
     """Run the arrivals through the cluster.
@@ -156,12 +156,12 @@ def simulate(
         cluster: servers.
         service: true costs; the policies do not see them.
         make_policy: one for every instance.
-        gated: whether the entry turns requests away on the policy's limit; the bounded queue always does.
+        admission: whether the entry turns requests away on the policy's limit; the bounded queue always does.
         seed: of the noise.
     """
     rng = np.random.default_rng(seed)
     replicas = [
-        _Replica([make_policy() for _ in range(cluster.instances)], EntryGate() if gated else None)
+        _Replica([make_policy() for _ in range(cluster.instances)], Admission() if admission else None)
         for _ in range(cluster.replicas)
     ]
     times = arrivals.tolist()
@@ -204,7 +204,7 @@ def simulate(
             seconds = service.seconds(len(taken), rows) * next(noise)
             if now >= service.slow_at:
                 seconds *= service.slow_by
-            searches.append((now, at * cluster.instances + instance, len(taken), rows, decision.level))
+            searches.append((now, at * cluster.instances + instance, len(taken), rows, decision.above_base))
             order += 1
             push(events, (now + seconds, order, at, instance, taken, rows, seconds))
 
@@ -244,9 +244,10 @@ def simulate(
         else:
             turn = min(range(len(replicas)), key=lambda r: replicas[r].outstanding)
         replica = replicas[turn]
-        if (replica.gate and replica.gate.admit(now, reading=replica.reading, limit=replica.limit)) or (
-            len(replica.waiting) >= cluster.max_queue
-        ):
+        refused = replica.admission and replica.admission.admit(
+            now, reading=replica.reading, limit=replica.limit
+        )
+        if refused or len(replica.waiting) >= cluster.max_queue:
             status[i], finished[i] = TURNED_AWAY, now
             continue
         replica.waiting.append(i)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from serving.index.trie import Trie
-from serving.search.beam_search import top_k
+from serving.search.selection import top_k
 
 MAX_DENSE_CELLS = 2**26  # of one level's table: 64 MB of mask and 256 MB of states
 _NONE = -float("inf")

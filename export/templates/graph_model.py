@@ -11,7 +11,9 @@ sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"
 
 import triton_python_backend_utils as pb_utils
 
-from serving.backend.adapter import array, parameters, refuse
+from serving.backend.adapter import array
+from serving.backend.answers import answer_each
+from serving.backend.model_settings import GraphSettings
 from serving.engines.ort import open_session
 
 
@@ -20,24 +22,16 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Open the graph beside this file."""
-        self.session = open_session(
-            Path(__file__).with_name("model.onnx"), threads=int(parameters(args)["threads"])
-        )
+        settings = GraphSettings.read(args)
+        self.session = open_session(Path(__file__).with_name("model.onnx"), threads=settings.threads)
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.outputs = [o.name for o in self.session.get_outputs()]
 
     def execute(self, requests):
         """Run the graph; callers batch, so there is nothing to merge here."""
-        responses = []
-        for request in requests:
-            try:
-                found = self.session.run(self.outputs, {n: array(pb_utils, request, n) for n in self.inputs})
-            except Exception as error:  # ONNX Runtime raises many kinds; the caller gets the reason
-                responses.append(refuse(pb_utils, error))
-                continue
-            responses.append(
-                pb_utils.InferenceResponse(
-                    output_tensors=[pb_utils.Tensor(n, v) for n, v in zip(self.outputs, found, strict=True)]
-                )
-            )
-        return responses
+        return answer_each(pb_utils, requests, self.run)
+
+    def run(self, request):
+        """Outputs of the graph."""
+        found = self.session.run(self.outputs, {n: array(pb_utils, request, n) for n in self.inputs})
+        return dict(zip(self.outputs, found, strict=True))

@@ -1,4 +1,4 @@
-"""What the Triton adapters (`model_repository/*/1/model.py`) have in common.
+"""What the Triton adapters (`model_repository/*/1/model.py`) read of a request, and rows of an answer.
 
 `triton` is always the module `triton_python_backend_utils`.
 
@@ -8,71 +8,17 @@ Letters: b rows of one client request.
 from __future__ import annotations
 
 import json
-import logging
-import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from serving.backend.request import RequestError
-from serving.load.policy import OverloadError
-
-logger = logging.getLogger(__name__)
-
-HOME = Path(os.environ.get("GR4AD_HOME", Path(__file__).resolve().parents[2]))
-
-
-def parameters(args: Mapping[str, str]) -> dict[str, str]:
-    """The `parameters` of a model's config.pbtxt."""
-    config = json.loads(args["model_config"])
-    return {name: value["string_value"] for name, value in config["parameters"].items()}
-
-
-def resolve_path(text: str) -> Path:
-    """A path of the config; relative ones are relative to the checkout."""
-    return HOME / text
 
 
 def array(triton: Any, request: Any, name: str) -> np.ndarray | None:
     """Input tensor of a request, None when the client left an optional one out."""
     tensor = triton.get_input_tensor_by_name(request, name)
     return None if tensor is None else tensor.as_numpy()
-
-
-def answer(triton: Any, outputs: Mapping[str, np.ndarray]) -> Any:
-    """Response with these tensors."""
-    return triton.InferenceResponse(
-        output_tensors=[triton.Tensor(k, np.ascontiguousarray(v)) for k, v in outputs.items()]
-    )
-
-
-def refuse(triton: Any, error: Exception) -> Any:
-    """Response that tells the client what is wrong: its own mistake, no time for it, or ours."""
-    codes = triton.TritonError
-    code = codes.INTERNAL
-    if isinstance(error, RequestError):
-        code = codes.INVALID_ARG
-    elif isinstance(error, OverloadError):
-        code = codes.UNAVAILABLE
-    return triton.InferenceResponse(error=triton.TritonError(str(error) or type(error).__name__, code))
-
-
-def answer_each(
-    triton: Any, requests: list[Any], run: Callable[[Any], Mapping[str, np.ndarray]]
-) -> list[Any]:
-    """One response a request; an exception becomes that request's error, never the batch's."""
-    responses = []
-    for request in requests:
-        try:
-            responses.append(answer(triton, run(request)))
-        except (RequestError, OverloadError) as error:
-            responses.append(refuse(triton, error))
-        except Exception as error:  # a raise here would fail every request of the batch
-            logger.exception("request failed")
-            responses.append(refuse(triton, error))
-    return responses
 
 
 def integer_parameter(request: Any, name: str) -> int | None:
@@ -118,12 +64,6 @@ def cache_parameter(request: Any) -> bool:
     if value not in (None, "use", "bypass"):
         raise RequestError(f'parameter cache: expected "use" or "bypass", got {value!r}')
     return value != "bypass"
-
-
-def cancelled(triton: Any) -> Any:
-    """Response to a request that its client has given up."""
-    error = triton.TritonError("the client has cancelled the request", triton.TritonError.CANCELLED)
-    return triton.InferenceResponse(error=error)
 
 
 def pad_rows(rows: list[np.ndarray], *, fill: float) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.backend.metrics import ENTRY, Metrics
-from serving.load.admission import EntryGate, LimitFile
+from serving.load.admission import Admission, LimitFile
 from serving.load.policy import OverloadError
 from serving.load.queue_depth import QueueDepth
 
@@ -30,7 +30,8 @@ class Entry:
     def __init__(self, triton: Any) -> None:
         """Begin to watch the queue; `triton` is the module `triton_python_backend_utils`."""
         self._metrics = Metrics(triton, ENTRY, labels={"process": "request_features"})
-        self._gate, self._limit, self._queue = EntryGate(), LimitFile(limit_path()), QueueDepth(METRICS_URL)
+        self._admission, self._queue = Admission(), QueueDepth(METRICS_URL)
+        self._limit = LimitFile(limit_path())
 
     def close(self) -> None:
         """Stop watching, and leave nothing behind."""
@@ -44,7 +45,7 @@ class Entry:
         Raises:
             OverloadError: too many wait already.
         """
-        reason = self._gate.admit(now, reading=self._queue.read(), limit=self._limit.read(now))
+        reason = self._admission.admit(now, reading=self._queue.read(), limit=self._limit.read(now))
         if reason is not None:
             self._metrics.add("gr4ad_rejected_total", reason="queue")
             raise OverloadError(reason)

@@ -37,7 +37,7 @@ class Family:
 SCHEDULER: dict[str, Family] = {
     "gr4ad_beam_rows": Family("gauge", "Beam rows of the width plan in use, all levels together"),
     "gr4ad_beam_rows_base": Family("gauge", "Beam rows of the configured width plan"),
-    "gr4ad_load_level": Family(
+    "gr4ad_rungs_above_base": Family(
         "gauge", "Rung of the ladder in use: 0 is the configured plan, below 0 is narrower"
     ),
     "gr4ad_queue_depth": Family("gauge", "Requests waiting for the beam scheduler, as load control saw them"),

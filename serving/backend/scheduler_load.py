@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from serving.backend.entry import METRICS_URL, limit_path
 from serving.backend.metrics import SCHEDULER, Metrics
+from serving.backend.settings import ServingConfig
+from serving.batch import BatchReport
 from serving.cache import BeamCache, LocalCache, RedisCache
 from serving.load.admission import LimitFile
-from serving.load.controller import ControlSettings, LoadController
+from serving.load.controller import LoadController
 from serving.load.ladder import Ladder, plan_rows
 from serving.load.policy import FixedPolicy, Policy
 from serving.load.queue_depth import QueueDepth, QueueReading
-from serving.scheduler import BatchReport
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +26,12 @@ CACHE_URL = "GR4AD_CACHE_URL"
 class SchedulerLoad:
     """Policy and queue for `serving.scheduler.Scheduler`; metrics of its batches."""
 
-    def __init__(self, triton: Any, config: Mapping[str, str], *, ladder: Ladder, instance: str) -> None:
+    def __init__(self, triton: Any, config: ServingConfig, *, ladder: Ladder, instance: str) -> None:
         """Of one process.
 
         Args:
             triton: the module `triton_python_backend_utils`.
-            config: parameters of the model.
+            config: the preset's section.
             ladder: plans that may be taken.
             instance: name of the process among those of the model.
         """
@@ -40,20 +40,10 @@ class SchedulerLoad:
         self._depth: QueueDepth | None = None
         self._limit: LimitFile | None = None
         self._plan = ladder.plans[ladder.base]
-        if config["load_control"] == "adaptive":
-            self.policy = LoadController(
-                ladder,
-                settings=ControlSettings(
-                    slo_s=float(config["slo_ms"]) / 1e3,
-                    instances=int(config["scheduler_instances"]),
-                    max_batch=int(config["max_batch_size"]),
-                    max_queue=int(config["max_queue"]),
-                ),
-            )
-            self._depth, self._limit = (
-                QueueDepth(METRICS_URL, entry="request_features"),
-                LimitFile(limit_path()),
-            )
+        if config.control is not None:
+            self.policy = LoadController(ladder, settings=config.control)
+            self._depth = QueueDepth(METRICS_URL, entry="request_features")
+            self._limit = LimitFile(limit_path())
         self._metrics.set("gr4ad_beam_rows_base", plan_rows(self._plan))
         self._metrics.set("gr4ad_beam_rows", plan_rows(self._plan))
 
@@ -61,8 +51,8 @@ class SchedulerLoad:
         """What the server says of the queue; None where it does not say."""
         return None if self._depth is None else self._depth.read()
 
-    def level(self, name: str, seconds: float) -> None:
-        """Time of one call of a graph."""
+    def observe_level(self, name: str, seconds: float) -> None:
+        """Time of one call of a graph; `name` as `serving.engines.timed` gives it."""
         self._metrics.observe("gr4ad_level_seconds", seconds, level=name)
 
     def close(self) -> None:
@@ -82,7 +72,7 @@ class SchedulerLoad:
                 self._plan = decision.plan
                 show.add("gr4ad_plan_changes_total")
             show.set("gr4ad_beam_rows", plan_rows(decision.plan))
-            show.set("gr4ad_load_level", decision.level)
+            show.set("gr4ad_rungs_above_base", decision.above_base)
             for _, reason in decision.rejected:
                 show.add("gr4ad_rejected_total", reason=reason.partition(":")[0].partition(" ")[0])
         if report.queue_depth is not None:
@@ -104,11 +94,10 @@ class SchedulerLoad:
             show.observe("gr4ad_batch_seconds", report.seconds)
 
 
-def make_cache(config: Mapping[str, str]) -> BeamCache | None:
+def make_cache(config: ServingConfig) -> BeamCache | None:
     """Result cache as configured; None for none."""
-    kind, ttl_s = config["cache"], float(config["cache_ttl_s"])
-    if kind == "local":
-        return LocalCache(ttl_s=ttl_s, max_bytes=int(config["cache_mb"]) << 20)
-    if kind == "redis":
-        return RedisCache(os.environ.get(CACHE_URL) or config["cache_url"], ttl_s=ttl_s)
+    if config.cache == "local":
+        return LocalCache(ttl_s=config.cache_ttl_s, max_bytes=config.cache_mb << 20)
+    if config.cache == "redis":
+        return RedisCache(os.environ.get(CACHE_URL) or config.cache_url, ttl_s=config.cache_ttl_s)
     return None

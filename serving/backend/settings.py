@@ -1,4 +1,4 @@
-"""What the rendered model repository serves with."""
+"""What a deployment serves with: section `serving` of a preset."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.load.ladder import Ladder
-from serving.search.widths import WidthPlan
+from serving.backend.request import RequestLimits
+from serving.load.controller import ControlSettings
 
 
 class ServingConfig(BaseModel):
-    """Settings that rendering writes into the model configs.
+    """Section `serving` of a preset.
 
     Defaults of batch size, instances and threads are the best of `benchmarks.sweep_triton` on two cores; with
     one core, one scheduler and one thread are better (docs/decisions.md).
@@ -74,22 +74,19 @@ class ServingConfig(BaseModel):
     cache_mb: int = Field(64, ge=1)
     cache_url: str = "redis://127.0.0.1:6379/0"
 
+    @property
+    def limits(self) -> RequestLimits:
+        """What a request may ask for."""
+        return RequestLimits(max_num_ads=self.max_num_ads, max_exclude=self.max_exclude)
 
-def width_policy(config: ServingConfig, *, levels: int) -> tuple[Ladder, WidthPlan]:
-    """Plans that load control may take, and the widest plan that anybody gets.
-
-    Raises:
-        ValueError: a plan is malformed, `max_widths` is narrower than `widths`, or the ladder does not fit.
-    """
-    plan = WidthPlan.parse(config.widths, levels=levels)
-    widest = WidthPlan.parse(config.max_widths, levels=levels) if config.max_widths else None
-    if widest is not None and widest.narrower(plan):
-        raise ValueError(f"serving.max_widths: expected at least serving.widths, {plan}, got {widest}")
-    if config.load_control == "fixed":
-        return Ladder((plan,), 0), widest or plan
-    try:
-        ladder = Ladder.parse(config.ladder, base=plan) if config.ladder else Ladder.around(plan)
-        ladder = ladder if widest is None else ladder.within(widest)
-    except ValueError as error:
-        raise ValueError(f"serving.ladder: {error}") from error
-    return ladder, widest or ladder.plans[-1]
+    @property
+    def control(self) -> ControlSettings | None:
+        """Of adaptive load control; None where widths are fixed."""
+        if self.load_control == "fixed":
+            return None
+        return ControlSettings(
+            slo_s=self.slo_ms / 1e3,
+            instances=self.scheduler_instances,
+            max_batch=self.max_batch_size,
+            max_queue=self.max_queue,
+        )

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
-from serving.model.bundle import Manifest
+from serving.model.bundle import BundleError, Manifest
 from serving.search.executor import Carry, prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
-
-logger = logging.getLogger(__name__)
 
 
 def open_session(path: str | Path, *, threads: int = 1, fuse: bool = True) -> onnxruntime.InferenceSession:
@@ -86,20 +83,28 @@ class OrtGraphs:
         self._bundles, self._threads = Path(bundles), threads
         self._ready: tuple[int, OrtExecutor] | None = None  # opened, not yet in use
 
-    def load(self, manifest: Manifest) -> bool:
-        """Open all graphs of a version; False, with a log line, where one cannot be."""
-        folder = self._bundles / str(manifest.version)
-        try:
-            self._ready = manifest.version, OrtExecutor(folder, levels=manifest.levels, threads=self._threads)
-        except Exception:  # ONNX Runtime raises many kinds
-            logger.exception("model version %d: its graphs cannot be opened", manifest.version)
-            return False
+    def is_loaded(self, manifest: Manifest) -> bool:
+        """Nobody else loads them, so there is nothing to wait for before `prepare`."""
         return True
+
+    def prepare(self, manifest: Manifest) -> None:
+        """Open all graphs of a version.
+
+        Raises:
+            BundleError: one cannot be opened.
+        """
+        try:
+            self._ready = manifest.version, self._open(manifest)
+        except Exception as error:  # ONNX Runtime raises many kinds
+            raise BundleError(
+                f"model version {manifest.version}: its graphs cannot be opened: {error}"
+            ) from error
 
     def executor(self, manifest: Manifest) -> OrtExecutor:
         """Engine of a version. It is the caller's: an older version goes when it is no longer used."""
         ready, self._ready = self._ready, None
-        if ready is not None and ready[0] == manifest.version:
-            return ready[1]
+        return ready[1] if ready is not None and ready[0] == manifest.version else self._open(manifest)
+
+    def _open(self, manifest: Manifest) -> OrtExecutor:
         folder = self._bundles / str(manifest.version)
         return OrtExecutor(folder, levels=manifest.levels, threads=self._threads)

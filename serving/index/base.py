@@ -56,22 +56,23 @@ def read_base(folder: Path) -> IndexSnapshot:
         sizes = tuple(manifest["level_sizes"])
         levels = range(len(sizes))
         child_ptr = tuple(arrays[f"child_ptr.{t}"] for t in levels)
+        leaf_ptr = [arrays[f"leaf_ptr.{t}"] for t in levels[:-2]]
         trie = Trie(
-            tuple(arrays[f"padded_codes.{t}"] for t in levels),
-            child_ptr,
-            (*(arrays[f"leaf_ptr.{t}"] for t in levels[:-2]), *(child_ptr[-1:] if len(sizes) > 1 else ())),
-            tuple(arrays.get(f"child_table.{t}") for t in levels),
-            arrays["mask"],
+            padded_codes=tuple(arrays[f"padded_codes.{t}"] for t in levels),
+            child_ptr=child_ptr,
+            leaf_ptr=(*leaf_ptr, *(child_ptr[-1:] if len(sizes) > 1 else ())),
+            child_table=tuple(arrays.get(f"child_table.{t}") for t in levels),
+            mask=arrays["mask"],
         )
         return IndexSnapshot(
-            int(manifest["sequence"]),
-            str(manifest["tokenizer_id"]),
-            sizes,
-            arrays["ad_ids"],
-            arrays["ad_keys"],
-            trie,
-            arrays["leaf_ad_ptr"],
-            arrays["leaf_ads"],
+            version=int(manifest["sequence"]),
+            tokenizer_id=str(manifest["tokenizer_id"]),
+            level_sizes=sizes,
+            ad_ids=arrays["ad_ids"],
+            ad_keys=arrays["ad_keys"],
+            trie=trie,
+            leaf_ad_ptr=arrays["leaf_ad_ptr"],
+            leaf_ads=arrays["leaf_ads"],
         )
     except IndexStoreError:
         raise

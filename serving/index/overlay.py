@@ -170,7 +170,13 @@ def with_changes(base: IndexSnapshot, changes: Changes, *, version: int) -> Snap
         return base if base.version == version else replace(base, version=version)
     if not base.trie.leaves:
         return _built_anew(base, changes, version=version)
-    return OverlaySnapshot(version, base.tokenizer_id, base.level_sizes, base, changes)
+    return OverlaySnapshot(
+        version=version,
+        tokenizer_id=base.tokenizer_id,
+        level_sizes=base.level_sizes,
+        base=base,
+        changes=changes,
+    )
 
 
 def _join(base: IndexSnapshot, changes: Changes) -> _Live:

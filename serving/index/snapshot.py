@@ -113,14 +113,14 @@ class IndexSnapshot(Snapshot):
         live_keys, ads = sort_stable(keys[active], bound=math.prod(level_sizes))
         first = run_starts(live_keys)  # [M]
         return cls(
-            version,
-            tokenizer_id,
-            level_sizes,
-            ad_ids,
-            keys,
-            Trie.from_keys(live_keys[first], level_sizes),
-            np.append(first, len(ads)).astype(np.int32),
-            np.flatnonzero(active).astype(np.int32)[ads],
+            version=version,
+            tokenizer_id=tokenizer_id,
+            level_sizes=level_sizes,
+            ad_ids=ad_ids,
+            ad_keys=keys,
+            trie=Trie.from_keys(live_keys[first], level_sizes),
+            leaf_ad_ptr=np.append(first, len(ads)).astype(np.int32),
+            leaf_ads=np.flatnonzero(active).astype(np.int32)[ads],
         )
 
     @property

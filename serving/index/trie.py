@@ -133,11 +133,11 @@ class Trie:
         for ptr in reversed(child_ptr[1:-1]):
             leaf_ptr.insert(0, leaf_ptr[0][ptr])
         return cls(
-            tuple(reversed(padded_codes)),
-            tuple(child_ptr),
-            tuple(leaf_ptr),
-            tuple(reversed(child_table)),
-            np.repeat(np.array([0, -1], np.int32), widest),
+            padded_codes=tuple(reversed(padded_codes)),
+            child_ptr=tuple(child_ptr),
+            leaf_ptr=tuple(leaf_ptr),
+            child_table=tuple(reversed(child_table)),
+            mask=np.repeat(np.array([0, -1], np.int32), widest),
         )
 
     @property

@@ -115,7 +115,8 @@ class UnionTrie:
         flat = nodes.ravel()
         rows = np.flatnonzero(above.differs[flat])  # few of many beams
         if not len(rows):
-            return UnionChildren(*self._base.children(level, nodes), None, here, last)
+            allowed, first = self._base.children(level, nodes)
+            return UnionChildren(allowed, first, extra=None, level=here, last=last)
         kids = above.kids[np.searchsorted(above.nodes, flat[rows])]
         base_nodes, begin, count, dead_begin, dead_count, only_begin, only_count = kids.T
         in_base = flat.copy()
@@ -135,7 +136,7 @@ class UnionTrie:
             column, offset = np.full(len(flat), columns), np.zeros(len(flat), np.int64)
             column[rows], offset[rows] = np.where(only_count > 0, count, columns), only_begin - count
             extra = column.reshape(nodes.shape), offset.reshape(nodes.shape)
-        return UnionChildren(allowed, first, extra, here, last)
+        return UnionChildren(allowed, first, extra=extra, level=here, last=last)
 
     def code(self, level: int, nodes: np.ndarray) -> np.ndarray:
         """See `PrefixTree.code`."""
@@ -242,24 +243,45 @@ def _levels(base: Trie, overlay: Trie, *, dead: np.ndarray, overlaid: np.ndarray
             twin[member(gone, twin)[1]] = -1
         alone = twin < 0
         only_ptr = np.append(0, np.cumsum(alone))[overlay.child_ptr[t]]
-        gone_parent = dead[max(t - 1, 0)][starts[left == 0]]
-        changed.append(_Changed(touched, left, gone, gone_parent, twin, np.flatnonzero(alone), only_ptr))
+        changed.append(
+            _Changed(
+                touched=touched,
+                left=left,
+                gone=gone,
+                gone_parent=dead[max(t - 1, 0)][starts[left == 0]],
+                twin=twin,
+                only=np.flatnonzero(alone),
+                only_ptr=only_ptr,
+            )
+        )
     found = []
     for t, here in enumerate(changed):
         size, both = int(base.child_ptr[t][-1]), np.flatnonzero(here.twin >= 0)
         table = _NO_TABLE
         if t + 1 < base.levels:
-            table = _table(t, base, overlay, here, changed[t + 1])
-        found.append(Level(size, *table, here.gone, here.twin[both], size + both, here.only))
+            table = _table(t, base, overlay, here=here, below=changed[t + 1])
+        found.append(
+            Level(
+                size=size,
+                **table,
+                dead=here.gone,
+                shared=here.twin[both],
+                shared_as=size + both,
+                only=here.only,
+            )
+        )
     return found
 
 
-_NO_TABLE = (np.zeros(0, bool), np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros((0, 7), np.int64))
+_NO_TABLE = {
+    "differs": np.zeros(0, bool),
+    "nodes": np.zeros(0, np.int64),
+    "leaves": np.zeros(0, np.int32),
+    "kids": np.zeros((0, 7), np.int64),
+}
 
 
-def _table(
-    t: int, base: Trie, overlay: Trie, here: _Changed, below: _Changed
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _table(t: int, base: Trie, overlay: Trie, *, here: _Changed, below: _Changed) -> dict[str, np.ndarray]:
     """`differs`, `nodes`, `leaves` and `kids` of a `Level`."""
     size, count = int(base.child_ptr[t][-1]), len(here.twin)
     nodes = np.concatenate([here.touched, size + np.arange(count)])
@@ -294,4 +316,4 @@ def _table(
             only,
         ]
     )
-    return differs, nodes, leaves.astype(np.int32), kids
+    return {"differs": differs, "nodes": nodes, "leaves": leaves.astype(np.int32), "kids": kids}

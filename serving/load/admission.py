@@ -19,7 +19,7 @@ _BODY = struct.Struct("<qdd")  # requests, drain_qps, time of writing
 _CHECK = struct.Struct("<I")
 
 
-class EntryGate:
+class Admission:
     """Admits a request, or says why not. Not thread-safe."""
 
     def __init__(self) -> None:

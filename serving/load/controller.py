@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from serving.load.arrivals import ArrivalRate, LoadView, QueueLength, Waiting
-from serving.load.cost_model import BatchCost, CostModel, CostSettings
+from serving.load.cost_model import BatchCost, CostModel
 from serving.load.ladder import Ladder
 from serving.load.policy import Decision, QueueLimit
 
@@ -71,13 +71,11 @@ class LoadController:
     between two steps, above the base one at a time, so that noise does not make widths flap.
     """
 
-    def __init__(
-        self, ladder: Ladder, *, settings: ControlSettings | None = None, cost: CostSettings | None = None
-    ) -> None:
+    def __init__(self, ladder: Ladder, *, settings: ControlSettings | None = None) -> None:
         """Start on the base rung."""
         self.ladder, self.settings = ladder, settings or ControlSettings()
         s = self.settings
-        self.cost = CostModel(base_rows=ladder.rows[ladder.base], settings=cost)
+        self.cost = CostModel(base_rows=ladder.rows[ladder.base])
         self._rate = ArrivalRate(instances=s.instances, memory_s=s.memory_s)
         self._queue = QueueLength(max_batch=s.max_batch, most=s.max_queue)
         self._rung = ladder.base
@@ -86,8 +84,8 @@ class LoadController:
         self._patience = 1.0
 
     @property
-    def level(self) -> int:
-        """Rung above or below the base."""
+    def above_base(self) -> int:
+        """Rungs above the configured plan, negative below."""
         return self._rung - self.ladder.base
 
     @property
@@ -117,7 +115,12 @@ class LoadController:
                 rung -= 1
             reason = reason if rung == self._rung else "deadline"
         return Decision(
-            self.ladder.plans[rung], rung - self.ladder.base, admit, rejected, self.limit(), reason
+            plan=self.ladder.plans[rung],
+            above_base=rung - self.ladder.base,
+            admit=admit,
+            rejected=rejected,
+            limit=self.limit(),
+            reason=reason,
         )
 
     def limit(self) -> QueueLimit:

@@ -111,7 +111,7 @@ class Ladder:
         """
         base = self.plans[self.base]
         if most.narrower(base):
-            raise ValueError(f"ladder: expected a policy of at least the base plan {base}, got {most}")
+            raise ValueError(f"ladder: expected a widest plan of at least the base plan {base}, got {most}")
         plans = list(self.plans[: self.base + 1])
         for plan in self.plans[self.base + 1 :]:
             capped = plan.within(most)

@@ -35,7 +35,7 @@ class Decision:
 
     Attributes:
         plan: widths for it.
-        level: rung above (> 0) or below (< 0) the configured plan.
+        above_base: rungs above (> 0) or below (< 0) the configured plan.
         admit: requests of the batch to search.
         rejected: position in the batch and message for the client, of the others.
         limit: how many may wait from now on.
@@ -43,7 +43,7 @@ class Decision:
     """
 
     plan: WidthPlan
-    level: int
+    above_base: int
     admit: int
     rejected: tuple[tuple[int, str], ...]
     limit: QueueLimit
@@ -52,12 +52,12 @@ class Decision:
     @property
     def degraded(self) -> bool:
         """Whether the plan is below the configured one."""
-        return self.level < 0
+        return self.above_base < 0
 
     def plan_for(self, wanted: WidthPlan | None = None, *, width_cap: int | None = None) -> WidthPlan:
         """Plan of one request.
 
-        Its own one counts, where it brought one that the policy allows, but not beyond the rung while that is
+        Its own one counts, where it brought one within `max_plan`, but not beyond the rung while that is
         below the configured plan. Never above its cap.
         """
         plan = self.plan
@@ -92,7 +92,14 @@ class FixedPolicy:
             for i, r in enumerate(load.requests)
             if r.deadline is not None and r.deadline <= now
         )
-        return Decision(self._plan, 0, len(load.requests) - len(late), late, self._limit, "fixed")
+        return Decision(
+            plan=self._plan,
+            above_base=0,
+            admit=len(load.requests) - len(late),
+            rejected=late,
+            limit=self._limit,
+            reason="fixed",
+        )
 
     def observe(self, now: float, batch: BatchCost) -> None:
         """See `Policy`; nothing to learn."""

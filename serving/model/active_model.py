@@ -10,34 +10,44 @@ from pathlib import Path
 from serving.index.layout import IndexStoreError
 from serving.index.reader import IndexReader
 from serving.model.bundle import CURRENT, BundleError, Manifest, read_current
+from serving.model.version_check import VersionCheck
 
 logger = logging.getLogger(__name__)
 
-RETRY_S = 1.0  # between two looks at a version that was refused: its files are hashed each time
+RETRY_S = 1.0  # between two looks at a version that is not usable yet
 
 
 class ActiveModel:
     """The version that CURRENT names, if it is complete, loaded, and its tokenizer's generation is ready.
 
-    A version that is not usable is refused with a log line, and the one in use stays.
+    A version that is not usable is refused with a log line, and the one in use stays. What is slow is done in
+    a thread, so batches go on with the version in use meanwhile.
     """
 
     def __init__(
-        self, bundles: str | Path, *, reader: IndexReader, is_loaded: Callable[[Manifest], bool]
+        self,
+        bundles: str | Path,
+        *,
+        reader: IndexReader,
+        is_loaded: Callable[[Manifest], bool],
+        prepare: Callable[[Manifest], None] = lambda manifest: None,
     ) -> None:
         """Find the first usable version.
 
         Args:
             bundles: folder of bundles.
             reader: index.
-            is_loaded: whether the engine has every graph of a version.
+            is_loaded: whether the engine has every graph of a version; asked first, so it must be quick.
+            prepare: what else the engine does before a version answers, in the thread.
 
         Raises:
             BundleError: CURRENT names no complete version.
             IndexStoreError: its tokenizer's generation is not ready.
         """
         self._bundles, self._reader, self._is_loaded = Path(bundles), reader, is_loaded
+        self._check = VersionCheck(bundles, prepare=prepare)
         self._stamp, self._retry_at = self._read_stamp(), 0.0
+        self._refused: str | None = None  # why, as the log has it
         # Its graphs may still be loading: the first search finds out.
         self.manifest = read_current(self._bundles)
         self._require_generation(self.manifest)
@@ -48,7 +58,10 @@ class ActiveModel:
         if stamp == self._stamp or time.monotonic() < self._retry_at:
             return False
         try:
-            manifest = read_current(self._bundles)
+            manifest = read_current(self._bundles, verify=False)
+            if manifest.version == self.manifest.version:
+                self._stamp, self._refused = stamp, None
+                return False
             if manifest.features != self.manifest.features:
                 raise BundleError(
                     f"model version {manifest.version}: expected the features of version "
@@ -57,17 +70,21 @@ class ActiveModel:
                 )
             if not self._is_loaded(manifest):
                 raise BundleError(f"model version {manifest.version}: its graphs are not loaded")
+            if not self._check.passed(manifest):
+                return False
             self._require_generation(manifest)
         except (BundleError, IndexStoreError) as error:
-            logger.error("model version %d stays in use: %s", self.manifest.version, error)
+            if str(error) != self._refused:
+                self._refused = str(error)
+                logger.error("model version %d stays in use: %s", self.manifest.version, error)
             # Not remembered as seen: the version may still be loading. Nor read again with every batch.
             self._retry_at = time.monotonic() + RETRY_S
             return False
-        self._stamp = stamp
+        self._stamp, self._refused = stamp, None
         old, self.manifest = self.manifest, manifest
         if old.tokenizer_id != manifest.tokenizer_id:
             self._reader.forget(old.tokenizer_id)
-        return manifest.version != old.version
+        return True
 
     def _read_stamp(self) -> tuple[int, int]:
         try:

@@ -86,13 +86,13 @@ def read_manifest(bundle: str | Path, *, verify: bool = True) -> Manifest:
                 "another release made it: export the model again with this one"
             )
         manifest = Manifest(
-            int(content["model_version"]),
-            str(content["tokenizer_id"]),
-            tuple(content["level_sizes"]),
-            FeatureSpec.from_json(content["features"]),
-            np.asarray(content["value_means"], np.float32),
-            {k: tuple(v) for k, v in content["profile_columns"].items()},
-            content,
+            version=int(content["model_version"]),
+            tokenizer_id=str(content["tokenizer_id"]),
+            level_sizes=tuple(content["level_sizes"]),
+            features=FeatureSpec.from_json(content["features"]),
+            value_table=np.asarray(content["value_means"], np.float32),
+            profile_columns={k: tuple(v) for k, v in content["profile_columns"].items()},
+            content=content,
         )
         files = dict(content["sha256"])
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:

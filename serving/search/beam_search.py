@@ -1,42 +1,25 @@
 """Constrained beam search over live semantic IDs, batched over requests, a width for every level.
 
-Letters: B requests, n beams, C children of the beam that has most, V codes of a level, T SID levels, M live
-SIDs.
+prefix -> expand, once a level -> value. Letters: B requests, n beams, C children of the beam that has most, V
+codes of a level, T SID levels, t a level, counted from 0 here and from 1 by the graphs and their tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 
 from serving.index.trie import PrefixTree
 from serving.search.cold_start import ColdStart
 from serving.search.executor import Carry, Executor
-from serving.search.selection import top_k
+from serving.search.forced import ForcedMoves, every_row
+from serving.search.normalise import Normalise, over_live
+from serving.search.selection import keep
 from serving.search.widths import WidthPlan
 
-Normalise = Literal["codebook", "live"]
-"""Over what the probabilities of a level add up to 1: all codes, or the live children of the beam."""
-
-NORMALISE: tuple[Normalise, ...] = get_args(Normalise)
-
 _FLOOR = np.float32(-1e30)  # a live child's score is never below it, so -inf always means "not a candidate"
-
-
-def parse_normalise(text: str, *, levels: int) -> tuple[Normalise, ...]:
-    """Read "codebook-codebook-live", one word a SID level.
-
-    Raises:
-        ValueError: not of that form, or not one word a level.
-    """
-    words = text.split("-")
-    found = tuple(known for word in words for known in NORMALISE if word == known)
-    if len(words) != levels or len(found) != levels:
-        raise ValueError(f"normalise: expected {levels} of {NORMALISE} (a SID level each), got {text!r}")
-    return found
 
 
 @dataclass(frozen=True)
@@ -86,178 +69,194 @@ def beam_search(
         num_results: int [B], beams wanted of each request.
         value_table: float32 [V_value], mean eCPM of each value bucket.
         banned: for each request, sorted leaves that must not be returned.
-        normalise: a level each, "codebook" for all where left out. A beam that has one live SID below it and
-            only "live" levels ahead cannot change its score any more: it is not sent through the tails.
+        normalise: a level each, "codebook" for all where left out. Where the last levels are "live", beams
+            whose score is final are not sent through the tails, see `serving.search.forced`.
         cold_start: what SIDs get that the model was not trained on; None for what the model says. Not used
             with one level, which has no prefix.
     """
-    batch, levels = len(slots), trie.levels
     if trie.leaves == 0:
-        return _empty(batch, levels)
-    live = [n == "live" for n in normalise or ("codebook",) * levels]
-    bans = np.array([len(b) for b in banned]) if banned is not None else np.zeros(batch, np.int64)
-    needed = np.maximum(num_results, 1) + bans  # [B] leaves that kept prefixes must lead to
-    num_values = max(plan.value, int(num_results.max(initial=1)))
+        return _no_beams(len(slots), levels=trie.levels)
+    most = int(num_results.max(initial=1))
+    num_values = max(plan.value, most)
+    live = tuple(n == "live" for n in normalise or ("codebook",) * trie.levels)
+    bans = np.array([len(b) for b in banned]) if banned is not None else np.zeros(len(slots), np.int64)
+    search = _Search(
+        executor=executor,
+        trie=trie,
+        widths=(*plan.sid[:-1], max(plan.sid[-1], most)),
+        num_values=num_values,
+        needed=np.maximum(num_results, 1) + bans,
+        banned=banned if banned is not None and bans.any() else None,
+        most_banned=int(bans.max(initial=0)),
+        live=live,
+        forced=ForcedMoves(executor, trie, live=live, num_values=num_values) if live[-1] else None,
+        cold_start=cold_start,
+    )
+    beams = _prefix(search, slots, profile)
+    for t in range(1, trie.levels):
+        beams = _expand(search, t, beams)
+    return _value(search, beams, value_table)
 
-    logprob, carry = executor.prefix(slots, profile)  # [B, V_1]
-    codes, roots = trie.roots
+
+@dataclass(frozen=True, kw_only=True)
+class _Search:
+    """What is the same for every level of a search.
+
+    Attributes:
+        widths: of each SID level, the last one at least the beams wanted.
+        num_values: most beams of a request that get a value.
+        needed: int [B], live SIDs that the kept prefixes of a request must lead to, banned ones included.
+        banned: of each request, sorted leaves; None where nothing is.
+        most_banned: leaves of a request.
+        live: of each level, whether its probabilities add up to 1 over the live children of a beam.
+        forced: who leaves out beams whose score is final; None where none is before the end.
+    """
+
+    executor: Executor
+    trie: PrefixTree
+    widths: tuple[int, ...]
+    num_values: int
+    needed: np.ndarray
+    banned: list[np.ndarray] | None
+    most_banned: int
+    live: tuple[bool, ...]
+    forced: ForcedMoves | None
+    cold_start: ColdStart | None
+
+
+@dataclass(frozen=True)
+class _Frontier:
+    """Beams [B, n] that a level kept, best first.
+
+    Attributes:
+        nodes: of the trie; -1 is padding.
+        scores: float32, log-probability of the codes so far; -inf is padding.
+        carry: what the level's graph returned.
+        ancestors: node of each beam at every level before.
+        parents: for j = 2 .. of the graphs that ran, int32: row of past_kv_j that each beam descends from.
+        widths: beams that each level held.
+    """
+
+    nodes: np.ndarray
+    scores: np.ndarray
+    carry: Carry
+    ancestors: list[np.ndarray]
+    parents: list[np.ndarray]
+    widths: list[int]
+
+
+def _prefix(search: _Search, slots: np.ndarray, profile: np.ndarray) -> _Frontier:
+    """Level 0: the codes that a SID can begin with."""
+    logprob, carry = search.executor.prefix(slots, profile)  # [B, V_1]
+    codes, roots = search.trie.roots
     candidates = np.fmax(logprob[:, codes], _FLOOR)  # [B, root children]
-    if live[0]:
-        candidates = candidates - _log_sum_exp(candidates)
-    if levels == 1 and banned is not None:
-        _ban(candidates, np.broadcast_to(roots, candidates.shape), banned)
-    kept = _keep(candidates, trie, 0, _width(plan, 0, levels, num_results), needed, ids=lambda at: roots[at])
-    nodes, scores = np.where(kept >= 0, roots[np.maximum(kept, 0)], -1), _scores_at(candidates, kept)
-    chain: list[np.ndarray] = []  # node of each beam at every level so far, realigned as beams are reordered
-    parents: list[np.ndarray] = []  # parents[j - 2]: row of past_kv_j that each beam descends from; -1: none
-    widths = [nodes.shape[1]]
-    before_skip: tuple[int, Carry] | None = None  # first level that some beams skipped, and its carry
+    if search.live[0]:
+        candidates = over_live(candidates)
+    _, nodes, scores = _survivors(search, 0, candidates, nodes_at=lambda at: roots[at])
+    return _Frontier(nodes, scores, carry, ancestors=[], parents=[], widths=[nodes.shape[1]])
 
-    for t in range(1, levels):
-        below = trie.children(t, nodes)
-        allowed = below.allowed  # [B, n, C]
-        token = trie.code(t - 1, nodes)  # [B, n]
-        # Beams that skipped a level have no keys and values there: they skip the later ones too.
-        worth = num_values if before_skip is None else -1
-        sent = _to_score(trie, t, nodes, live=live, worth=worth)  # [B, n'] beams that a tail must see
-        if sent is None:
-            logprob, carry = executor.tail(t + 1, carry, parents=parents, token=token, allowed=allowed)
-            row = np.broadcast_to(np.arange(nodes.shape[1], dtype=np.int32), nodes.shape)
-        else:
-            before_skip = before_skip or (t, carry)
-            logprob = np.zeros(allowed.shape, np.float32)  # a forced move has probability 1
-            row = np.full(nodes.shape, -1, np.int32)  # [B, n] row of past_kv_{t + 1}
-            if sent.shape[1]:
-                scored, carry = executor.tail(
-                    t + 1,
-                    carry,
-                    parents=[np.maximum(np.take_along_axis(p, sent, 1), 0) for p in parents],
-                    token=np.take_along_axis(token, sent, 1),
-                    allowed=np.take_along_axis(allowed, sent[:, :, None], 1),
-                )
-                np.put_along_axis(logprob, sent[:, :, None], scored, 1)
-                np.put_along_axis(row, sent, np.arange(sent.shape[1], dtype=np.int32)[None], 1)
-        logprob = np.where(allowed >= 0, np.fmax(logprob, _FLOOR), -np.inf)
-        if live[t]:
-            logprob = logprob - _log_sum_exp(logprob)
-        joint = scores[:, :, None] + logprob
-        if cold_start and t == levels - 1:
-            prefixes = trie.sids(t - 1, nodes, parents=chain)
-            worth = _width(plan, t, levels, num_results) + int(bans.max())
-            joint = cold_start.lift(joint, scores=scores, prefixes=prefixes, codes=allowed, worth=worth)
-        candidates = joint.reshape(batch, -1)  # [B, n * C]
-        if t == levels - 1 and banned is not None and bans.any():
-            every = np.broadcast_to(np.arange(candidates.shape[1]), candidates.shape)
-            _ban(candidates, below.nodes(every), banned)
-        kept = _keep(candidates, trie, t, _width(plan, t, levels, num_results), needed, ids=below.nodes)
-        scores = _scores_at(candidates, kept)
-        at = np.maximum(kept, 0)
-        parent = at // allowed.shape[2]  # [B, n'] beam of the level before
-        chain = [np.take_along_axis(c, parent, 1) for c in [*chain, nodes]]
-        parents = [np.take_along_axis(p, parent, 1) for p in [*parents, row]]
-        nodes = np.where(kept >= 0, below.nodes(at), -1)
-        widths.append(nodes.shape[1])
 
-    sids = np.where(nodes[..., None] >= 0, trie.sids(levels - 1, nodes, parents=chain), -1)
-    count = min(nodes.shape[1], num_values)
-    top, parents = np.maximum(sids[:, :count], 0), [np.ascontiguousarray(p[:, :count]) for p in parents]
-    if before_skip is not None and any((p < 0).any() for p in parents):
-        carry, parents = _catch_up(executor, top, parents, since=before_skip)
-    buckets = np.broadcast_to(np.arange(len(value_table), dtype=np.int32), (batch, count, len(value_table)))
-    logprob, _ = executor.tail(
-        levels + 1,
+def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
+    """Level t: score the live children of every beam, keep the best of them all."""
+    children = search.trie.children(t, beams.nodes)
+    logprob, row, carry = _tail(search, t, beams, allowed=children.allowed)  # [B, n, C], [B, n]
+    logprob = np.where(children.allowed >= 0, np.fmax(logprob, _FLOOR), -np.inf)
+    if search.live[t]:
+        logprob = over_live(logprob)
+    candidates = beams.scores[:, :, None] + logprob
+    if search.cold_start and t == search.trie.levels - 1:
+        candidates = search.cold_start.lift(
+            candidates,
+            scores=beams.scores,
+            prefixes=search.trie.sids(t - 1, beams.nodes, parents=beams.ancestors),
+            codes=children.allowed,
+            within=search.widths[t] + search.most_banned,
+        )
+    candidates = candidates.reshape(len(candidates), -1)  # [B, n * C]
+    at, nodes, scores = _survivors(search, t, candidates, nodes_at=children.nodes)
+    parent = at // children.allowed.shape[2]  # [B, n'] beam of the level before
+
+    def of_parents(arrays: list[np.ndarray]) -> list[np.ndarray]:
+        return [np.take_along_axis(a, parent, 1) for a in arrays]
+
+    return _Frontier(
+        nodes,
+        scores,
+        carry,
+        ancestors=of_parents([*beams.ancestors, beams.nodes]),
+        parents=of_parents([*beams.parents, row]),
+        widths=[*beams.widths, nodes.shape[1]],
+    )
+
+
+def _value(search: _Search, beams: _Frontier, value_table: np.ndarray) -> Beams:
+    """The value level: expected value of the best beams."""
+    nodes, last = beams.nodes, search.trie.levels - 1
+    sids = np.where(nodes[..., None] >= 0, search.trie.sids(last, nodes, parents=beams.ancestors), -1)
+    count = min(nodes.shape[1], search.num_values)
+    top, carry = np.maximum(sids[:, :count], 0), beams.carry
+    parents = [np.ascontiguousarray(p[:, :count]) for p in beams.parents]
+    if search.forced is not None:
+        carry, parents = search.forced.catch_up(carry, sids=top, parents=parents)
+    buckets = np.arange(len(value_table), dtype=np.int32)
+    logprob, _ = search.executor.tail(
+        search.trie.levels + 1,
         carry,
         parents=parents,
         token=np.ascontiguousarray(top[:, :, -1]),
-        allowed=np.ascontiguousarray(buckets),
+        allowed=np.ascontiguousarray(np.broadcast_to(buckets, (len(nodes), count, len(buckets)))),
     )
     value = np.full(nodes.shape, np.nan, np.float32)
     value[:, :count] = np.exp(logprob) @ value_table
     value[nodes < 0] = np.nan
-    return Beams(sids, nodes.astype(np.int32), scores, value, np.array([*widths, count], np.int32))
+    return Beams(
+        sids=sids,
+        leaves=nodes.astype(np.int32),
+        scores=beams.scores,
+        expected_value=value,
+        widths=np.array([*beams.widths, count], np.int32),
+    )
 
 
-def _to_score(
-    trie: PrefixTree, t: int, nodes: np.ndarray, *, live: list[bool], worth: int
-) -> np.ndarray | None:
-    """Beams [B, n'] that the tail of level t must see, where it need not see all; None for all.
-
-    Left out are beams whose remaining codes are forced. They lack keys and values of the level, which the
-    value level may want for up to `worth` of them later: fewer left out than that would not pay.
-    """
-    if not all(live[t:]):
-        return None
-    wanted = trie.leaf_counts(t - 1, nodes) > 1  # [B, n]
-    count = int(wanted.sum(axis=1).max())
-    if nodes.shape[1] - count <= worth:
-        return None
-    # Wanted beams first, in order; rows with fewer of them are filled up with others.
-    return np.argsort(~wanted, axis=1, kind="stable")[:, :count]
-
-
-def _catch_up(
-    executor: Executor, sids: np.ndarray, parents: list[np.ndarray], *, since: tuple[int, Carry]
-) -> tuple[Carry, list[np.ndarray]]:
-    """Keys and values of the levels that some of the beams int32 [B, n, T] skipped, for all of them."""
-    level, carry = since
-    same = np.broadcast_to(np.arange(sids.shape[1], dtype=np.int32), sids.shape[:2])
-    parents = parents[: level - 1]
-    for t in range(level, sids.shape[2]):
-        _, carry = executor.tail(
-            t + 1,
-            carry,
-            parents=parents,
-            token=np.ascontiguousarray(sids[:, :, t - 1]),
-            allowed=np.ascontiguousarray(sids[:, :, t : t + 1]),
+def _tail(
+    search: _Search, t: int, beams: _Frontier, *, allowed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, Carry]:
+    """Log-probabilities [B, n, C] of children, row [B, n] of the level's past_kv of each beam, the carry."""
+    token = search.trie.code(t - 1, beams.nodes)  # [B, n]
+    if search.forced is not None:
+        return search.forced.tail(
+            t, beams.carry, nodes=beams.nodes, parents=beams.parents, token=token, allowed=allowed
         )
-        parents = [*parents, np.ascontiguousarray(same)]
-    return carry, parents
+    logprob, carry = search.executor.tail(
+        t + 1, beams.carry, parents=beams.parents, token=token, allowed=allowed
+    )
+    return logprob, every_row(beams.nodes), carry
 
 
-def _keep(
-    scores: np.ndarray,
-    trie: PrefixTree,
-    level: int,
-    width: int,
-    needed: np.ndarray,
-    *,
-    ids: Callable[[np.ndarray], np.ndarray],
-) -> np.ndarray:
-    """Positions of the best `width` candidates of each row [B, m], more where they lead to too few leaves.
+def _survivors(
+    search: _Search, t: int, candidates: np.ndarray, *, nodes_at: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What level t keeps of candidates [B, m]: positions (0 in padding), nodes and scores, [B, n] each.
 
-    `ids` gives the nodes of positions.
+    `nodes_at` gives the nodes of positions [B, k].
     """
-    kept = top_k(scores, width)
-    if level < trie.levels - 1:
 
-        def leaves(positions: np.ndarray) -> np.ndarray:
-            return trie.leaf_counts(level, np.where(positions >= 0, ids(np.maximum(positions, 0)), -1))
+    def nodes_of(kept: np.ndarray) -> np.ndarray:
+        return np.where(kept >= 0, nodes_at(np.maximum(kept, 0)), -1)
 
-        if (leaves(kept).sum(axis=1) < needed).any():
-            # Every prefix leads to a live SID, so `needed` prefixes are always enough.
-            kept = top_k(scores, max(width, int(needed.max())))
-            count = leaves(kept)
-            before = np.cumsum(count, axis=1) - count
-            kept = np.where((np.arange(kept.shape[1]) < width) | (before < needed[:, None]), kept, -1)
-    return kept[:, : max(int((kept >= 0).sum(axis=1).max()), 1)]
+    leaves = None
+    if t < search.trie.levels - 1:
 
+        def leaves(kept: np.ndarray) -> np.ndarray:
+            return search.trie.leaf_counts(t, nodes_of(kept))
 
-def _scores_at(scores: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    values = np.take_along_axis(scores, np.maximum(kept, 0), 1)
-    return np.where(kept >= 0, values, -np.inf).astype(np.float32)
-
-
-def _log_sum_exp(x: np.ndarray) -> np.ndarray:
-    """Over the last axis, which stays; 0 where nothing is live."""
-    top = x.max(axis=-1, keepdims=True)
-    top = np.where(top > -np.inf, top, np.float32(0.0))
-    total = np.exp(x - top).sum(axis=-1, keepdims=True)
-    return top + np.log(np.where(total > 0, total, np.float32(1.0)))
-
-
-def _width(plan: WidthPlan, level: int, levels: int, num_results: np.ndarray) -> int:
-    width = plan.sid[level]
-    return max(width, int(num_results.max(initial=1))) if level == levels - 1 else width
+    elif search.banned is not None:
+        every = np.broadcast_to(np.arange(candidates.shape[1]), candidates.shape)
+        _ban(candidates, nodes_at(every), search.banned)
+    kept = keep(candidates, search.widths[t], needed=search.needed, leaves=leaves)
+    at = np.maximum(kept, 0)
+    scores = np.where(kept >= 0, np.take_along_axis(candidates, at, 1), -np.inf).astype(np.float32)
+    return at, nodes_of(kept), scores
 
 
 def _ban(scores: np.ndarray, leaves: np.ndarray, banned: list[np.ndarray]) -> None:
@@ -266,11 +265,11 @@ def _ban(scores: np.ndarray, leaves: np.ndarray, banned: list[np.ndarray]) -> No
             scores[row, np.isin(leaves[row], ban)] = -np.inf
 
 
-def _empty(batch: int, levels: int) -> Beams:
+def _no_beams(batch: int, *, levels: int) -> Beams:
     return Beams(
-        np.zeros((batch, 0, levels), np.int32),
-        np.zeros((batch, 0), np.int32),
-        np.zeros((batch, 0), np.float32),
-        np.zeros((batch, 0), np.float32),
-        np.zeros(levels + 1, np.int32),
+        sids=np.zeros((batch, 0, levels), np.int32),
+        leaves=np.zeros((batch, 0), np.int32),
+        scores=np.zeros((batch, 0), np.float32),
+        expected_value=np.zeros((batch, 0), np.float32),
+        widths=np.zeros(levels + 1, np.int32),
     )

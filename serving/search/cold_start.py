@@ -64,7 +64,7 @@ class ColdStart:
         scores: np.ndarray,
         prefixes: np.ndarray,
         codes: np.ndarray,
-        worth: int,
+        within: int,
     ) -> np.ndarray:
         """Scores float32 [B, n, C] with those of unseen SIDs lifted.
 
@@ -73,7 +73,8 @@ class ColdStart:
             scores: float32 [B, n], of the prefixes.
             prefixes: int32 [B, n, T - 1]; what is there for padded beams does not matter.
             codes: int32 [B, n, C], last codes; -1 is no candidate.
-            worth: what would not come among so many best ones is left as it is, which saves most of the time.
+            within: what would not come among so many best ones is left as it is, which saves most of the
+                time.
         """
         batch, beams, columns = candidates.shape
         live = codes >= 0
@@ -82,8 +83,8 @@ class ColdStart:
         lifted = np.where(count > 0, scores + np.log(part), _NO_BEAM)
         for row in range(batch):
             values = candidates[row][live[row]]  # few of many
-            if len(values) > worth:
-                lifted[row, lifted[row] <= np.partition(values, -worth)[-worth]] = _NO_BEAM
+            if len(values) > within:
+                lifted[row, lifted[row] <= np.partition(values, -within)[-within]] = _NO_BEAM
         owner = np.flatnonzero(lifted > _NO_BEAM)  # of B * n beams, those whose unseen SIDs would come in
         some, some_codes = candidates.reshape(-1, columns)[owner], codes.reshape(-1, columns)[owner]
         beam, column = np.nonzero((some < lifted.ravel()[owner][:, None]) & live.reshape(-1, columns)[owner])

@@ -18,7 +18,8 @@ from serving.index.reader import IndexReader
 from serving.index.snapshot import Snapshot
 from serving.model.bundle import current_version, read_manifest
 from serving.model.features import fill_slots
-from serving.search.beam_search import Normalise, beam_search
+from serving.search.beam_search import beam_search
+from serving.search.normalise import Normalise
 from serving.search.widths import WidthPlan
 from tests.pipeline import WIDTHS, Pipeline
 from tests.tiny import SPEC, tiny_catalogue

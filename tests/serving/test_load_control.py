@@ -56,7 +56,7 @@ def test_beams_grow_while_there_is_nothing_to_do(adaptive):
 
     wait_until(wider, timeout_s=30, what="wider beams")
     assert not seen[-1]["degraded"][0, 0]
-    assert metric(server, "gr4ad_load_level") > 0
+    assert metric(server, "gr4ad_rungs_above_base") > 0
     assert metric(server, "gr4ad_beam_rows{") > metric(server, "gr4ad_beam_rows_base")
     assert metric(server, "gr4ad_level_seconds_count") >= 4 * len(seen)
     assert metric(server, "gr4ad_searches_total{") >= len(seen)

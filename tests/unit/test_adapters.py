@@ -16,10 +16,12 @@ from serving.engines.bls import BlsExecutor, EngineError
 from serving.engines.ort import OrtExecutor
 from serving.index.layout import HEARTBEAT
 from serving.index.reader import IndexReader
+from serving.model.bundle import BundleError
 from serving.search.beam_search import beam_search
 from serving.search.widths import WidthPlan
 from tests.fake_triton import FakeTriton, Request, TritonError, load_model
 from tests.index_files import IndexFiles
+from tests.model_config import with_settings
 from tests.pipeline import WIDTHS
 from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE, random_requests, random_slot_ads
 
@@ -155,11 +157,28 @@ def test_models_behind_the_ensemble_check_num_ads_again(graphs, load):
     assert "num_ads: expected 1..40" in answers[0].error().message()
 
 
-def test_our_mistake_is_internal(load, monkeypatch):
+def test_our_mistake_is_internal(load, monkeypatch, caplog):
     model = load("request_features")
     monkeypatch.setattr(model, "spec", None)
     error = model.execute([Request(history([3]))])[0].error()
     assert error.code() == TritonError.INTERNAL
+    assert "AttributeError" in caplog.text
+
+
+def test_our_mistake_in_the_beam_scheduler_is_in_the_log(graphs, load, monkeypatch, caplog):
+    model = load("beam_scheduler")
+    monkeypatch.setattr(model, "limits", None)
+    answers = model.execute([Request(searchable(1)), Request(searchable(1))])
+    assert [a.error().code() for a in answers] == [TritonError.INTERNAL] * 2
+    assert caplog.text.count("AttributeError: 'NoneType'") == 2
+
+
+def test_a_batch_that_fails_as_a_whole_answers_every_request(graphs, load, monkeypatch, caplog):
+    model = load("beam_scheduler")
+    monkeypatch.setattr(model.scheduler._reader, "refresh", lambda: {}["gone"])
+    answers = model.execute([Request(searchable(2)), Request(searchable(1))])
+    assert [a.error().code() for a in answers] == [TritonError.INTERNAL] * 2
+    assert caplog.text.count("KeyError: 'gone'") == 1
 
 
 def test_ad_resolver(load):
@@ -199,11 +218,13 @@ def resolver_of_two(pipeline, load, tmp_path):
     for name in (pipeline.tokenizer_id, "new"):
         files.generation(name, LEVEL_SIZES)
     files.apply({pipeline.tokenizer_id: [(7, (0, 0, 0), True, True)], "new": [(9, (0, 0, 0), True, True)]})
-    text = (pipeline.repository / "ad_resolver" / "config.pbtxt").read_text()
-    for name in ("bundles", "index"):
-        text = text.replace(f'"{getattr(pipeline, name)}"', f'"{tmp_path / name}"')
-    (tmp_path / "config.pbtxt").write_text(text)
-    return load("ad_resolver", config=tmp_path / "config.pbtxt"), files
+    config = with_settings(
+        pipeline.repository / "ad_resolver" / "config.pbtxt",
+        tmp_path / "config.pbtxt",
+        bundles=str(bundles),
+        index=str(tmp_path / "index"),
+    )
+    return load("ad_resolver", config=config), files
 
 
 def beams(versions):
@@ -377,11 +398,11 @@ def test_bad_widths_fail_their_own_request_only(graphs, load, widths):
 def test_graphs_in_the_scheduler_give_the_same_answer(graphs, load, pipeline, triton, tmp_path):
     """No graph is called as a model, and a version whose graphs cannot be opened is refused."""
     expected = load("beam_scheduler").execute([Request(searchable(2))])[0].arrays()
-    text = (pipeline.repository / "beam_scheduler" / "config.pbtxt").read_text()
-    switched = 'key: "graph_calls" value { string_value: "in_process" }'
-    config = tmp_path / "config.pbtxt"
-    config.write_text(text.replace('key: "graph_calls" value { string_value: "bls" }', switched))
-    assert switched in config.read_text()
+    config = with_settings(
+        pipeline.repository / "beam_scheduler" / "config.pbtxt",
+        tmp_path / "config.pbtxt",
+        serving={"graph_calls": "in_process"},
+    )
     for model in list(load.opened):
         model.scheduler._reader.close() if hasattr(model, "scheduler") else None
         load.opened.remove(model)
@@ -392,18 +413,21 @@ def test_graphs_in_the_scheduler_give_the_same_answer(graphs, load, pipeline, tr
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
     manifest = model.scheduler._active.manifest
-    assert model.is_loaded(manifest)
-    broken = dataclasses.replace(manifest, version=99)
-    assert not model.is_loaded(broken)
+    model.engine.prepare(manifest)
+    with pytest.raises(BundleError, match="model version 99: its graphs cannot be opened"):
+        model.engine.prepare(dataclasses.replace(manifest, version=99))
 
 
-def test_a_failing_engine_is_internal_and_passes(graphs, load):
+def test_a_failing_engine_is_internal_and_passes(graphs, load, caplog):
     model = load("beam_scheduler")
     working = graphs.models["lazyar_tail_3"]
     graphs.models["lazyar_tail_3"] = lambda version, inputs: {}["gone"]
-    error = model.execute([Request(searchable(1))])[0].error()
-    assert error.code() == TritonError.INTERNAL
-    assert "lazyar_tail_3 version 1" in error.message()
+    caplog.clear()
+    answers = model.execute([Request(searchable(1)), Request(searchable(2))])
+    for error in (a.error() for a in answers):
+        assert error.code() == TritonError.INTERNAL
+        assert "lazyar_tail_3 version 1" in error.message()
+    assert len([r for r in caplog.records if r.name.startswith("serving.")]) == 1  # one failure, one line
     graphs.models["lazyar_tail_3"] = working
     assert not model.execute([Request(searchable(1))])[0].has_error()
 

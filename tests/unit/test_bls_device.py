@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from export.graph_config import buckets_of
+from serving.backend.engine import shape_buckets
 from serving.engines.bls import BlsExecutor, EngineError
 from serving.engines.ort import OrtExecutor
 from serving.engines.padding import PaddedExecutor
@@ -17,6 +17,7 @@ from serving.model.bundle import read_manifest
 from serving.search.beam_search import beam_search
 from serving.search.widths import WidthPlan
 from tests.fake_triton import FakeTriton, InferenceResponse, Request, Tensor, TritonError, load_model
+from tests.model_config import with_settings
 from tests.pipeline import WIDTHS, serving_config
 from tests.tiny import VALUE_TABLE, random_requests, random_slot_ads, tiny_snapshot
 from tests.unit.test_padding import check_shapes
@@ -210,13 +211,7 @@ def load_scheduler(pipeline, tmp_path):
 
     def load(triton, **changes):
         folder = pipeline.repository / "beam_scheduler"
-        text = (folder / "config.pbtxt").read_text()
-        for key, (before, after) in changes.items():
-            line = f'key: "{key}" value {{ string_value: "%s" }}'
-            assert text.count(line % before) == 1
-            text = text.replace(line % before, line % after)
-        config = tmp_path / "config.pbtxt"
-        config.write_text(text)
+        config = with_settings(folder / "config.pbtxt", tmp_path / "config.pbtxt", **changes)
         for model in opened:
             model.scheduler._reader.close()
         opened.clear()
@@ -257,12 +252,12 @@ def test_the_scheduler_pads(pipeline, load_scheduler, cupy):
     assert {t["token"]._array.shape[0] for t in plain.tensors[1:]} == {3}
     assert plain.memory == [CPU] * 4
     padded = serve(DeviceTriton(), pipeline)
-    model = load_scheduler(padded, pad_shapes=("false", "true"), graph_memory=("host", "device"))
+    model = load_scheduler(padded, pad_shapes=True, graph_memory="device")
     found = model.execute([request(2), request(1)])
     for a, b in zip(found, expected, strict=True):
         for name, array in b.arrays().items():
             np.testing.assert_allclose(a.arrays()[name], array, rtol=1e-5)
-    buckets = model.buckets(read_manifest(pipeline.bundles / "1"))
+    buckets = shape_buckets(read_manifest(pipeline.bundles / "1"), serving_config())
     assert buckets.batch == (1, 2, 4, 8)
     assert buckets.beams == ((4,), (8,), (6,))
     check_shapes(shapes_of(padded), buckets)
@@ -272,14 +267,13 @@ def test_the_scheduler_pads(pipeline, load_scheduler, cupy):
 
 def test_the_scheduler_pads_to_the_batches_and_widths_of_its_config(pipeline, load_scheduler, cupy):
     triton = serve(DeviceTriton(), pipeline)
-    text = (pipeline.repository / "beam_scheduler" / "config.pbtxt").read_text()
-    assert 'key: "max_widths" value { string_value: "4-8-16:6" }' in text
-    model = load_scheduler(triton, pad_shapes=("false", "true"), max_widths=("4-8-16:6", "5-9-16:7"))
+    model = load_scheduler(triton, pad_shapes=True, serving={"max_widths": "5-9-16:7"})
     manifest = read_manifest(pipeline.bundles / "1")
     assert isinstance(model.make_executor(manifest)._executor, PaddedExecutor)
-    assert model.buckets(manifest).beams == ((4, 5), (8, 9), (6, 7))
     config = serving_config().model_copy(update={"max_widths": "5-9-16:7"})
-    assert model.buckets(manifest) == buckets_of(manifest, config)  # what the CUDA graphs are made for
+    buckets = shape_buckets(manifest, config)  # what the CUDA graphs are made for
+    assert model.make_executor(manifest)._executor._buckets == buckets
+    assert buckets.beams == ((4, 5), (8, 9), (6, 7))
     small = dataclasses.replace(manifest, level_sizes=(6, 40, 9), value_table=VALUE_TABLE[:2])
-    assert model.buckets(small).children == ((8, 32, 40), (8, 9), (2,))
-    assert not isinstance(load_scheduler(triton).make_executor(manifest), PaddedExecutor)
+    assert shape_buckets(small, config).children == ((8, 32, 40), (8, 9), (2,))
+    assert isinstance(load_scheduler(triton).make_executor(manifest)._executor, BlsExecutor)

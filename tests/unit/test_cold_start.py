@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from export.bundle import write_bundle
+from serving.batch import SearchRequest
 from serving.cache import LocalCache
 from serving.index.keys import pack
 from serving.index.layout import change_dtype
@@ -18,7 +19,7 @@ from serving.index.reader import IndexReader
 from serving.index.snapshot import IndexSnapshot
 from serving.model.active_model import ActiveModel
 from serving.model.bundle import BundleError, read_manifest
-from serving.scheduler import Scheduler, SearchRequest
+from serving.scheduler import Scheduler
 from serving.search.beam_search import beam_search
 from serving.search.cold_start import SEEN_SIDS, ColdStart
 from serving.search.widths import WidthPlan
@@ -170,7 +171,7 @@ def test_unusable_file_is_named_and_the_search_goes_on(pipeline, tmp_path, caplo
             bundles, reader, make_cold_start=lambda m: ColdStart.load(bundles / "1", m, share=1.0)
         )
     assert SEEN_SIDS in caplog.text
-    assert len(scheduler.search([search_request()])[0].sids) >= 5
+    assert len(scheduler.search([search_request()]).answers[0].sids) >= 5
     reader.close()
 
 
@@ -186,7 +187,13 @@ def make_scheduler(bundles, reader, **options):
 
 def search_request():
     slot_ads, slots, profile, _ = random_slot_ads(1)
-    return SearchRequest(slot_ads[0], slots[0], profile[0], 5, np.zeros(0, np.int64))
+    return SearchRequest(
+        slot_ads=slot_ads[0],
+        slots=slots[0],
+        profile=profile[0],
+        num_ads=5,
+        exclude=np.zeros(0, np.int64),
+    )
 
 
 def test_schedulers_use_it_and_do_not_share_cached_beams_with_those_that_do_not(pipeline):
@@ -198,8 +205,9 @@ def test_schedulers_use_it_and_do_not_share_cached_beams_with_those_that_do_not(
         scheduler = make_scheduler(
             pipeline.bundles, reader, cache=cache, make_cold_start=lambda m, c=cold_start: c
         )
-        found.append(scheduler.search([search_request()])[0])
-        assert scheduler.report.hits == (len(found) == 3)
+        answers, report = scheduler.search([search_request()])
+        found += answers
+        assert report.hits == (len(found) == 3)
     assert found[1].scores.sum() > found[0].scores.sum() + 1.0
     np.testing.assert_array_equal(found[2].scores, found[0].scores)
     reader.close()
@@ -249,4 +257,4 @@ class Thorough(ColdStart):
     """Lifts all that is unseen."""
 
     def lift(self, candidates, **options):
-        return super().lift(candidates, **(options | {"worth": 10**9}))
+        return super().lift(candidates, **(options | {"within": 10**9}))

@@ -26,7 +26,8 @@ from indexer.guard import Guard
 from indexer.sources.base import Source
 from indexer.worker import Worker
 from launcher import HOME, triton_server
-from serving.backend import adapter
+from serving.backend import model_settings
+from serving.backend.settings import ServingConfig
 from tests.deployment import COMPOSE, DEPLOY, IMAGE, INDEXER_PORT, SECRETS, compose, dockerfile, run_compose
 from tests.redis_server import BINARY
 
@@ -36,8 +37,12 @@ SERVICES = compose()["services"]
 
 def _configured(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where an adapter in the container looks for a folder of the run, from what rendering writes."""
-    monkeypatch.setattr(adapter, "HOME", Path(IMAGE.home))
-    return str(adapter.resolve_path(render._portable(HOME / RUN / name)))
+    monkeypatch.setattr(model_settings, "HOME", Path(IMAGE.home))
+    paths = {name: render._portable(HOME / RUN / name) for name in ("bundles", "index")}
+    settings = model_settings.ModelSettings.of(
+        ServingConfig(), levels=3, graph_memory="host", pad_shapes=False, **paths
+    )
+    return str(getattr(settings, f"{name}_folder"))
 
 
 def test_service_images_are_pinned() -> None:

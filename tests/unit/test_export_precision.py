@@ -9,7 +9,8 @@ import torch
 
 import export.__main__ as module
 from export.gate_requests import held_out_requests
-from export.render import TARGETS, RenderError, render
+from export.pbtxt import RenderError
+from export.render import TARGETS, render
 from export.tensorrt import BuildError
 from serving.model.bundle import current_version
 from tests.pipeline import serving_config

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -12,12 +13,14 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 import export.graph_config as graph_config
-import export.render as module
 from export.engines import EngineError
-from export.graph_config import GraphConfigError, buckets_of, check_graph, graph_values, rungs
+from export.graph_config import GraphConfigError, check_graph, graph_values
 from export.half import convert_to_fp16
+from export.pbtxt import RenderError, check_config, fill
 from export.profiles import profiles
-from export.render import ENGINES, RenderError, check_config, check_precision, render
+from export.render import ENGINES, check_precision, render
+from serving.backend.engine import shape_buckets
+from serving.backend.plans import SearchPlans
 from serving.backend.settings import ServingConfig
 from serving.engines.ort import OrtExecutor
 from serving.engines.padding import PaddedExecutor
@@ -25,6 +28,7 @@ from serving.files import sha256
 from serving.index.snapshot import IndexSnapshot
 from serving.model.bundle import read_manifest
 from serving.search.beam_search import beam_search
+from tests.model_config import settings_of
 from tests.pipeline import serving_config
 from tests.recording import Recorder, ShapeExecutor
 from tests.tiny import VALUE_TABLE, random_requests, tiny_snapshot
@@ -62,8 +66,12 @@ def parse(folder, name):
 
 
 def config_of(stem, manifest, *, config=LADDER, target="tensorrt"):
-    text = module._fill("graph", graph_values(stem, manifest, config=config, target=target))
+    text = fill("graph", graph_values(stem, manifest, config=config, target=target))
     return check_config(f"lazyar_{stem}", text)
+
+
+def plans_of(config):
+    return SearchPlans.of(config, levels=3).prepared
 
 
 def type_name(number):
@@ -105,11 +113,10 @@ def test_every_deployment_fits_its_graphs(bundles, tmp_path, target, provider):
         assert parsed.HasField("dynamic_batching") == (target == "tensorrt")
         accelerators = parsed.optimization.execution_accelerators.gpu_execution_accelerator
         assert [a.name for a in accelerators] == (["tensorrt"] if provider == "tensorrt" else [])
-    scheduler = parse(tmp_path / "r", "beam_scheduler")
-    assert kind_name(scheduler)[0] == "KIND_CPU"
-    parameters = {k: v.string_value for k, v in scheduler.parameters.items()}
-    assert parameters["graph_memory"] == ("device" if gpu else "host")
-    assert parameters["pad_shapes"] == ("true" if target == "tensorrt" else "false")
+    assert kind_name(parse(tmp_path / "r", "beam_scheduler"))[0] == "KIND_CPU"
+    settings = settings_of(tmp_path / "r" / "beam_scheduler" / "config.pbtxt")
+    assert settings["graph_memory"] == ("device" if gpu else "host")
+    assert settings["pad_shapes"] == (target == "tensorrt")
 
 
 def test_ranges_of_the_onnxruntime_tensorrt_provider(manifest):
@@ -192,7 +199,7 @@ def test_rendering_refuses_it_and_writes_nothing(
         found = graph_values(stem, *arguments, **options)
         return found | {name: change(found[name]) for name, change in values.items()}
 
-    monkeypatch.setattr(module, "graph_values", wrong)
+    monkeypatch.setattr("export.render.graph_values", wrong)
     with pytest.raises(GraphConfigError, match=f"lazyar_{message}"):
         rendered(bundles, tmp_path / "r", target=target, config=config)
     assert not (tmp_path / "r").exists()
@@ -266,8 +273,8 @@ def test_rungs_that_share_widths_give_no_graph_twice(manifest):
     for stem, count in (("prefix", 4), ("tail_2", 4), ("tail_3", 4), ("tail_4", 8)):
         specs = specs_of(config_of(stem, manifest, config=config))
         assert len(specs) == len(set(specs)) == count
-    assert len(rungs(LADDER.model_copy(update={"max_widths": LADDER.widths}), levels=3)) == 1
-    assert len(rungs(LADDER.model_copy(update={"max_widths": None}), levels=3)) == 1
+    assert len(plans_of(LADDER.model_copy(update={"max_widths": LADDER.widths}))) == 1
+    assert len(plans_of(LADDER.model_copy(update={"max_widths": None}))) == 1
 
 
 def search(executor, snapshot, count, *, plan, num=1):
@@ -295,8 +302,8 @@ def check_produced(calls, manifest):
 def test_padded_searches_make_exactly_the_shapes_of_the_cuda_graphs(pipeline, manifest):
     """Real graphs: each rung, each number of requests."""
     recorder = Recorder(OrtExecutor(pipeline.bundles / "1", levels=3))
-    executor = PaddedExecutor(recorder, buckets_of(manifest, LADDER))
-    for plan in rungs(LADDER, levels=3):
+    executor = PaddedExecutor(recorder, shape_buckets(manifest, LADDER))
+    for plan in plans_of(LADDER):
         for count in range(1, 7):
             search(executor, tiny_snapshot(), count, plan=plan)
     used, prepared = check_produced(recorder.calls, manifest)
@@ -307,7 +314,7 @@ def test_padded_searches_use_every_bucket_of_children(manifest):
     """Catalogues whose fullest prefix has from one child to the whole codebook."""
     wide = large(manifest)
     recorder = Recorder(ShapeExecutor(wide, level_sizes=wide.level_sizes))
-    executor = PaddedExecutor(recorder, buckets_of(wide, LADDER))
+    executor = PaddedExecutor(recorder, shape_buckets(wide, LADDER))
     for second, third in ((2, 3), (8, 8), (9, 9), (32, 32), (33, 128), (40, 129), (40, 130)):
         sids = np.array(list(product(range(6), range(second), range(third))), np.int32)
         snapshot = IndexSnapshot.build(
@@ -316,7 +323,7 @@ def test_padded_searches_use_every_bucket_of_children(manifest):
             active=np.ones(len(sids), bool),
             level_sizes=wide.level_sizes,
         )
-        for plan in rungs(LADDER, levels=3):
+        for plan in plans_of(LADDER):
             for count in (1, 2, 3, 5):
                 search(executor, snapshot, count, plan=plan)
     used, prepared = check_produced(recorder.calls, wide)
@@ -350,7 +357,8 @@ def test_rendering_refuses_a_rung_wider_than_the_profile(bundles, tmp_path, monk
     config = LADDER.model_copy(update={"max_num_ads": 5, "max_exclude": 0})
     fill_plans(bundles, config=config)
     wide = config.model_copy(update={"max_widths": "6-10-21:12"})
-    monkeypatch.setattr(graph_config, "rungs", lambda config, *, levels: rungs(wide, levels=levels))
+    others = SimpleNamespace(of=lambda config, *, levels: SearchPlans.of(wide, levels=levels))
+    monkeypatch.setattr(graph_config, "SearchPlans", others)
     rendered(bundles, tmp_path / "r", target="tensorrt", config=config)  # no tail scores the last level's 21
     wide = config.model_copy(update={"max_widths": "6-13-20:12"})
     with pytest.raises(GraphConfigError, match=r"lazyar_tail_[34]: CUDA graph: input .*expected.*got .*13"):
@@ -383,8 +391,7 @@ def test_without_cuda_graphs_nothing_is_padded(bundles, tmp_path):
     assert not parsed.optimization.cuda.graphs
     assert not parsed.optimization.cuda.graph_spec
     assert parsed.model_warmup
-    scheduler = parse(tmp_path / "r", "beam_scheduler")
-    assert scheduler.parameters["pad_shapes"].string_value == "false"
+    assert settings_of(tmp_path / "r" / "beam_scheduler" / "config.pbtxt")["pad_shapes"] is False
 
 
 def test_half_precision_graphs(bundles, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from serving.index.trie import Trie
 from serving.search import beam_search as module
 from serving.search.beam_search import beam_search
+from serving.search.forced import ForcedMoves
 from serving.search.widths import WidthPlan
 from tests.path_executor import PathExecutor, plain_search
 
@@ -87,12 +88,21 @@ def test_skipping_changes_nothing(monkeypatch):
     trie, normalise = Trie.from_sorted(catalogue(sizes, 200)), ("codebook", "live", "live")
     skipping, plain = PathExecutor(sizes), PathExecutor(sizes)
     got = search(skipping, trie, plan, normalise)
-    monkeypatch.setattr(module, "_to_score", lambda *a, **k: None)
+    monkeypatch.setattr(ForcedMoves, "_undecided", lambda *a: None)
     expected = search(plain, trie, plan, normalise)
     assert sum(n for _, n in skipping.rows) < sum(n for _, n in plain.rows)
     np.testing.assert_array_equal(got.sids, expected.sids)
     np.testing.assert_array_equal(got.scores, expected.scores)
     np.testing.assert_array_equal(got.expected_value, expected.expected_value)
+
+
+@pytest.mark.parametrize("normalise", ["codebook codebook codebook", "live live codebook"])
+def test_nothing_is_forced_before_a_level_over_the_codebook(monkeypatch, normalise):
+    monkeypatch.delattr(module, "ForcedMoves")
+    sizes, normalise = (6, 7, 9), tuple(normalise.split())
+    sids, executor, plan = catalogue(sizes, 40), PathExecutor(sizes), WidthPlan((4, 9, 20), 6)
+    beams = search(executor, Trie.from_sorted(sids), plan, normalise)
+    assert_plain(beams, executor, sids, plan, normalise, REQUESTS)
 
 
 def test_rows_of_a_batch_do_not_influence_each_other():

@@ -10,27 +10,26 @@ import pytest
 from serving.backend import scheduler_load
 from serving.backend.metrics import RESOLVER, SCHEDULER, Metrics, names
 from serving.backend.scheduler_load import SchedulerLoad, make_cache
+from serving.backend.settings import ServingConfig
+from serving.batch import BatchReport
 from serving.cache import LocalCache, RedisCache
 from serving.engines.timed import TimedExecutor
 from serving.load.controller import LoadController
 from serving.load.ladder import Ladder
 from serving.load.policy import Decision, FixedPolicy, QueueLimit
-from serving.scheduler import BatchReport
 from serving.search.widths import WidthPlan
 from tests.fake_triton import FakeTriton
 
 PLAN = WidthPlan((4, 8, 16), 6)
-CONFIG = {
-    "load_control": "adaptive",
-    "slo_ms": "80",
-    "scheduler_instances": "2",
-    "max_batch_size": "8",
-    "max_queue": "50",
-    "cache": "local",
-    "cache_ttl_s": "5",
-    "cache_mb": "1",
-    "cache_url": "redis://127.0.0.1:1",
-}
+CONFIG = ServingConfig(
+    slo_ms=80,
+    scheduler_instances=2,
+    max_batch_size=8,
+    max_queue=50,
+    cache_ttl_s=5,
+    cache_mb=1,
+    cache_url="redis://127.0.0.1:1",
+)
 
 
 @pytest.fixture
@@ -92,11 +91,20 @@ def test_a_batch_is_shown_and_the_limit_published(triton, tmp_path, monkeypatch)
     assert (load.policy.settings.slo_s, load.policy.settings.instances) == (0.08, 2)
     assert (load.policy.settings.max_batch, load.policy.settings.max_queue) == (8, 50)
     rejected = ((0, "overloaded: late"), (1, "deadline leaves 1 ms"))
-    decision = Decision(ladder.plans[0], -4, 2, rejected, QueueLimit(9, 5.0), "load")
-    load.show(BatchReport(decision, queue_depth=12, hits=3, misses=4, searched=2, degraded=2, seconds=0.25))
-    load.show(BatchReport(decision, searched=1, seconds=0.5))
+    decision = Decision(
+        plan=ladder.plans[0],
+        above_base=-4,
+        admit=2,
+        rejected=rejected,
+        limit=QueueLimit(9, 5.0),
+        reason="load",
+    )
+    load.show(
+        BatchReport(decision=decision, queue_depth=12, hits=3, misses=4, searched=2, degraded=2, seconds=0.25)
+    )
+    load.show(BatchReport(decision=decision, searched=1, seconds=0.5))
     load.show(BatchReport(hits=1))
-    assert shown(triton, "gr4ad_load_level") == [-4.0, -4.0]
+    assert shown(triton, "gr4ad_rungs_above_base") == [-4.0, -4.0]
     assert shown(triton, "gr4ad_beam_rows")[-1] == ladder.rows[0]
     assert shown(triton, "gr4ad_beam_rows_base") == [4 + 8 + 6]
     assert shown(triton, "gr4ad_plan_changes_total") == [1.0]
@@ -112,7 +120,8 @@ def test_a_batch_is_shown_and_the_limit_published(triton, tmp_path, monkeypatch)
 
 
 def test_fixed_load_control_watches_nothing(triton):
-    load = SchedulerLoad(triton, CONFIG | {"load_control": "fixed"}, ladder=Ladder((PLAN,), 0), instance="p")
+    fixed = CONFIG.model_copy(update={"load_control": "fixed"})
+    load = SchedulerLoad(triton, fixed, ladder=Ladder((PLAN,), 0), instance="p")
     assert isinstance(load.policy, FixedPolicy)
     assert load.queue() is None
     load.close()
@@ -120,10 +129,10 @@ def test_fixed_load_control_watches_nothing(triton):
 
 def test_the_cache_is_the_configured_one(monkeypatch):
     assert isinstance(make_cache(CONFIG), LocalCache)
-    assert make_cache(CONFIG | {"cache": "off"}) is None
-    found = make_cache(CONFIG | {"cache": "redis"})
+    assert make_cache(CONFIG.model_copy(update={"cache": "off"})) is None
+    found = make_cache(CONFIG.model_copy(update={"cache": "redis"}))
     assert isinstance(found, RedisCache)
     assert found._client.connection_pool.connection_kwargs["port"] == 1
     monkeypatch.setenv("GR4AD_CACHE_URL", "redis://127.0.0.1:2/3")  # a password is kept out of the repository
-    found = make_cache(CONFIG | {"cache": "redis"})
+    found = make_cache(CONFIG.model_copy(update={"cache": "redis"}))
     assert found._client.connection_pool.connection_kwargs["port"] == 2

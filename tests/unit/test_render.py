@@ -7,15 +7,17 @@ import onnx
 import pytest
 from tritonclient.grpc import model_config_pb2
 
-import export.render as module
+from export import pbtxt
 from export.bundle import graph_shapes, point_current
 from export.engines import EngineError, EngineFolder, EngineSpec
 from export.half import convert_to_fp16
+from export.pbtxt import RenderError, check_config
 from export.profiles import profiles
-from export.render import ENGINES, SOURCE, TARGETS, RenderError, check_config, kept_bundles, render
+from export.render import ENGINES, SOURCE, TARGETS, kept_bundles, render
 from serving.backend.settings import ServingConfig
 from serving.files import sha256
 from serving.model.bundle import BundleError, read_manifest, versions
+from tests.model_config import settings_of
 from tests.pipeline import serving_config
 from tests.unit.test_bundle import edit
 from tests.unit.test_scheduler import add_version
@@ -126,7 +128,7 @@ def test_ensemble_wires_tensors_that_exist_and_have_one_type(pipeline):
     assert optional >= {"exclude_ad_ids", "timestamp"}
 
 
-def test_parameters_carry_the_settings(bundles, tmp_path):
+def test_one_parameter_carries_the_settings(bundles, tmp_path):
     config = ServingConfig(
         widths="3-5-7",
         max_widths="6-5-9:9",
@@ -141,33 +143,44 @@ def test_parameters_carry_the_settings(bundles, tmp_path):
         ladder="6-5-9:9, 3-5-7, 3-4-5",
     )
     rendered(bundles, tmp_path / "r", config=config)
-    found = {
-        k: v.string_value for name in MODELS for k, v in config_of(tmp_path / "r", name).parameters.items()
-    }
-    assert found == {
-        "bundles": str(bundles.resolve()),
-        "index": str((bundles.parent / "index").resolve()),
-        "graph_calls": "bls",
-        "widths": "3-5-7:7",
-        "max_widths": "6-5-9:9",
-        "normalise": "codebook-live-live",
-        "cold_start": "0.5",
-        "max_num_ads": "11",
-        "max_exclude": "0",
-        "threads": "3",
-        "graph_memory": "host",
-        "pad_shapes": "false",
-        "max_batch_size": "8",
-        "scheduler_instances": "2",
-        "load_control": "adaptive",
-        "ladder": "6-5-9:9,3-5-7:7,3-4-5:5",
-        "slo_ms": "250.0",
-        "max_queue": "1024",
-        "cache": "redis",
-        "cache_url": "redis://cache:6379/1",
-        "cache_ttl_s": "60.0",
-        "cache_mb": "64",
-    }
+    configs = {name: tmp_path / "r" / name / "config.pbtxt" for name in MODELS if name != "gr4ad"}
+    graphs = {name for name in configs if name.startswith("lazyar_")}
+    for name in graphs:
+        assert settings_of(configs[name]) == {"threads": 3}
+    for name in configs.keys() - graphs:
+        found = settings_of(configs[name])
+        assert found.pop("serving") == config.model_dump() | {
+            "widths": "3-5-7:7",
+            "max_widths": "6-5-9:9",
+            "ladder": "6-5-9:9,3-5-7:7,3-4-5:5",
+        }
+        assert found == {
+            "bundles": str(bundles.resolve()),
+            "index": str((bundles.parent / "index").resolve()),
+            "graph_memory": "host",
+            "pad_shapes": False,
+        }
+
+
+def test_what_the_section_leaves_open_is_resolved(bundles, tmp_path):
+    rendered(bundles, tmp_path / "r", config=ServingConfig(widths="4-8-16"))
+    found = settings_of(tmp_path / "r" / "beam_scheduler" / "config.pbtxt")["serving"]
+    assert found["widths"] == "4-8-16:16"
+    assert found["max_widths"] == "6-13-26:26"  # 1.6 times
+    assert found["ladder"].startswith("6-13-26:26,")
+    assert ",4-8-16:16," in found["ladder"]
+    assert found["normalise"] == "codebook-codebook-codebook"
+    assert None not in found.values()
+
+
+def test_names_with_any_characters_arrive(pipeline, tmp_path):
+    """Quotes, backslashes, placeholders, other alphabets in the folder of the bundles."""
+    folder = tmp_path / "a \"b\" \\c\n 'd' ${index} $x {e} ü€\t"
+    bundles = shutil.copytree(pipeline.bundles, folder / "bundles")
+    rendered(bundles, tmp_path / "r")
+    found = settings_of(tmp_path / "r" / "beam_scheduler" / "config.pbtxt")
+    assert found["bundles"] == str(bundles.resolve())
+    assert found["index"] == str(folder.resolve() / "index")
 
 
 @pytest.mark.parametrize(
@@ -187,11 +200,11 @@ def test_ladders_that_do_not_fit(bundles, tmp_path, settings, message):
 def test_the_ladder_keeps_to_the_policy(bundles, tmp_path):
     config = ServingConfig(widths="4-8-16:6", max_widths="5-8-16:6")
     rendered(bundles, tmp_path / "r", config=config)
-    found = config_of(tmp_path / "r", "beam_scheduler").parameters
-    assert found["ladder"].string_value.startswith("5-8-16:6,4-8-16:6,")
+    found = settings_of(tmp_path / "r" / "beam_scheduler" / "config.pbtxt")["serving"]
+    assert found["ladder"].startswith("5-8-16:6,4-8-16:6,")
     fixed = ServingConfig(widths="4-8-16:6", load_control="fixed")
     rendered(bundles, tmp_path / "f", config=fixed)
-    assert config_of(tmp_path / "f", "beam_scheduler").parameters["ladder"].string_value == "4-8-16:6"
+    assert settings_of(tmp_path / "f" / "beam_scheduler" / "config.pbtxt")["serving"]["ladder"] == "4-8-16:6"
 
 
 def test_adapters_are_the_sources(pipeline):
@@ -204,7 +217,7 @@ def test_adapters_are_the_sources(pipeline):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('name: "a" max_batch_size: ${size}', r"a: config.pbtxt has the unfilled placeholder \$\{size"),
+        ('name: "a" max_batch_size: ${size}', "a: config.pbtxt is not a Triton model config"),
         ('name: "b"', "a: expected a config of that name, got 'b'"),
         ('name: "a" maximum: 3', "a: config.pbtxt is not a Triton model config: .*maximum"),
         ('name: "a" input [', "a: config.pbtxt is not a Triton model config"),
@@ -227,10 +240,10 @@ def test_bad_configs(text, message):
     ],
 )
 def test_a_bad_template_writes_nothing(bundles, tmp_path, monkeypatch, change, message):
-    templates = shutil.copytree(module.TEMPLATES, tmp_path / "templates")
+    templates = shutil.copytree(pbtxt.TEMPLATES, tmp_path / "templates")
     path = templates / "ad_resolver.pbtxt"
     path.write_text(change(path.read_text()))
-    monkeypatch.setattr(module, "TEMPLATES", templates)
+    monkeypatch.setattr(pbtxt, "TEMPLATES", templates)
     with pytest.raises(RenderError, match=message):
         rendered(bundles, tmp_path / "r")
     assert not (tmp_path / "r").exists()
@@ -265,7 +278,7 @@ def test_policy_below_the_configured_widths(bundles, tmp_path):
     "normalise", ["live", "codebook-live", "codebook-live-alive", "", "live-live-live-live"]
 )
 def test_normalise_that_does_not_fit(bundles, tmp_path, normalise):
-    with pytest.raises(ValueError, match="normalise: expected 3 of .*got"):
+    with pytest.raises(RenderError, match="normalise: expected 3 of .*got"):
         rendered(bundles, tmp_path / "r", config=ServingConfig(normalise=normalise))
     assert not (tmp_path / "r").exists()
 
@@ -275,8 +288,8 @@ def test_graphs_in_the_scheduler_need_no_models_of_their_own(bundles, tmp_path):
     assert (tmp_path / "r" / "lazyar_prefix").is_dir()
     rendered(bundles, tmp_path / "r", config=ServingConfig(graph_calls="in_process", threads=2))
     assert not list((tmp_path / "r").glob("lazyar_*"))
-    found = config_of(tmp_path / "r", "beam_scheduler").parameters
-    assert (found["graph_calls"].string_value, found["threads"].string_value) == ("in_process", "2")
+    found = settings_of(tmp_path / "r" / "beam_scheduler" / "config.pbtxt")["serving"]
+    assert (found["graph_calls"], found["threads"]) == ("in_process", 2)
     with pytest.raises(RenderError, match="graph_calls: expected bls for target onnxruntime, got in_process"):
         rendered(
             bundles, tmp_path / "s", config=ServingConfig(graph_calls="in_process"), target="onnxruntime"

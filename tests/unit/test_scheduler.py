@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from export.bundle import point_current
+from serving.batch import SearchRequest
 from serving.index.layout import IndexStoreError
 from serving.index.reader import IndexReader
 from serving.model import active_model
 from serving.model.active_model import ActiveModel
 from serving.model.bundle import BundleError
-from serving.scheduler import Scheduler, SearchRequest
+from serving.scheduler import Scheduler
 from serving.search.beam_search import beam_search
 from serving.search.widths import WidthPlan
 from tests.index_files import IndexFiles
@@ -70,16 +71,31 @@ def make(deployment, *, searches=None, loaded=lambda manifest: True, fail_batch=
 def requests(count, *, num_ads=5, caps=None, exclude=NONE):
     ads, slots, profile, _ = random_slot_ads(count)
     return [
-        SearchRequest(ads[i], slots[i], profile[i], num_ads, exclude, width_cap=(caps or [None] * count)[i])
+        SearchRequest(
+            slot_ads=ads[i],
+            slots=slots[i],
+            profile=profile[i],
+            num_ads=num_ads,
+            exclude=exclude,
+            width_cap=(caps or [None] * count)[i],
+        )
         for i in range(count)
     ]
+
+
+def checked(scheduler, asked):
+    """Answers after the thread that looks at a new version is through with it."""
+    scheduler.search(asked)
+    if scheduler._active._check._thread is not None:
+        scheduler._active._check._thread.join()
+    return scheduler.search(asked).answers
 
 
 def test_groups_by_width_and_keeps_the_order(deployment):
     searches = []
     scheduler = make(deployment, searches=searches)
     caps = [None, 2, None, 100, 2]
-    answers = scheduler.search(requests(5, caps=caps))
+    answers = scheduler.search(requests(5, caps=caps)).answers
     # a cap above every width is the plan itself: three requests share its search
     assert sorted(searches) == [(1, 2), (1, 3)]
     assert [a.degraded for a in answers] == [False, True, False, False, True]
@@ -106,18 +122,18 @@ def test_groups_by_width_and_keeps_the_order(deployment):
 
 def test_one_failing_group_does_not_fail_the_others(deployment):
     scheduler = make(deployment, fail_batch=2)
-    answers = scheduler.search(requests(5, caps=[2, None, None, None, 2]))
+    answers = scheduler.search(requests(5, caps=[2, None, None, None, 2])).answers
     assert [isinstance(a, Exception) for a in answers] == [True, False, False, False, True]
     assert "engine is gone" in str(answers[0])
-    assert not isinstance(scheduler.search(requests(1))[0], Exception)  # and the next batch is fine
+    assert not isinstance(scheduler.search(requests(1)).answers[0], Exception)  # and the next batch is fine
 
 
 def test_excluded_ads_do_not_shorten_the_answer(deployment):
     scheduler = make(deployment)
     snapshot = scheduler._reader.snapshot
-    first = scheduler.search(requests(1, num_ads=8))[0]
+    first = scheduler.search(requests(1, num_ads=8)).answers[0]
     _, ads = snapshot.ads_of_leaves(snapshot.leaves_of(first.sids[:4]))
-    second = scheduler.search(requests(1, num_ads=8, exclude=ads))[0]
+    second = scheduler.search(requests(1, num_ads=8, exclude=ads)).answers[0]
     assert not {tuple(s) for s in first.sids[:4].tolist()} & {tuple(s) for s in second.sids.tolist()}
     assert (second.sids[:8] >= 0).all()
 
@@ -126,11 +142,11 @@ def test_version_follows_current_between_batches_and_back(deployment):
     bundles = deployment[0]
     scheduler = make(deployment)
     add_version(bundles, 2)
-    assert scheduler.search(requests(1))[0].model_version == 1  # there, but not pointed at
+    assert scheduler.search(requests(1)).answers[0].model_version == 1  # there, but not pointed at
     point_current(bundles, 2)
-    assert scheduler.search(requests(1))[0].model_version == 2
+    assert checked(scheduler, requests(1))[0].model_version == 2
     point_current(bundles, 1)
-    assert scheduler.search(requests(1))[0].model_version == 1
+    assert checked(scheduler, requests(1))[0].model_version == 1
 
 
 @pytest.mark.parametrize(
@@ -155,46 +171,19 @@ def test_unusable_version_is_refused_and_the_old_one_stays(deployment, caplog, c
     scheduler = make(deployment)
     add_version(bundles, 2, **changes)
     point_current(bundles, 2)
-    assert scheduler.search(requests(1))[0].model_version == 1
+    assert checked(scheduler, requests(1))[0].model_version == 1
     assert "model version 1 stays in use" in caplog.text
     add_version(bundles, 3)
     point_current(bundles, 3)
-    assert scheduler.search(requests(1))[0].model_version == 3
-
-
-def test_version_whose_graphs_still_load(deployment):
-    bundles, ready = deployment[0], set()
-    scheduler = make(deployment, loaded=lambda manifest: manifest.version in ready)
-    add_version(bundles, 2)
-    point_current(bundles, 2)
-    assert scheduler.search(requests(1))[0].model_version == 1
-    ready.add(2)
-    assert scheduler.search(requests(1))[0].model_version == 2
+    assert checked(scheduler, requests(1))[0].model_version == 3
 
 
 def test_current_that_disappears(deployment):
     scheduler = make(deployment)
     (deployment[0] / "CURRENT").unlink()
-    assert scheduler.search(requests(1))[0].model_version == 1
+    assert scheduler.search(requests(1)).answers[0].model_version == 1
     (deployment[0] / "CURRENT").write_bytes(b"\xff")
-    assert scheduler.search(requests(1))[0].model_version == 1
-
-
-def test_a_refused_version_is_not_hashed_again_for_every_batch(deployment, monkeypatch):
-    bundles = deployment[0]
-    monkeypatch.setattr(active_model, "RETRY_S", 1000.0)
-    scheduler = make(deployment)
-    add_version(bundles, 2, tokenizer_id="another")
-    point_current(bundles, 2)
-    read = []
-    monkeypatch.setattr(
-        active_model,
-        "read_current",
-        lambda *a, **k: read.append(a) or (_ for _ in ()).throw(BundleError("no")),
-    )
-    for _ in range(5):
-        assert scheduler.search(requests(1))[0].model_version == 1
-    assert len(read) == 1
+    assert scheduler.search(requests(1)).answers[0].model_version == 1
 
 
 def test_first_version_must_be_of_a_generation_of_the_index(deployment):
@@ -248,7 +237,7 @@ def test_version_waits_for_its_generation_and_then_all_is_of_one(two_generations
     point_current(bundles, 2)
     *_, slots = random_slot_ads(3)
     for version in (1, 2):
-        answers = scheduler.search(requests(3))
+        answers = checked(scheduler, requests(3))
         state = files.state["new" if version == 2 else tokenizer_id]
         live = {sid for sid, active in state.values() if active}
         for answer in answers:
@@ -271,10 +260,10 @@ def test_a_generation_that_is_gone_fails_requests_and_not_the_server(two_generat
     scheduler = make((bundles, index, tokenizer_id))
     files._set("new", dataclasses.replace(files.meta.generations["new"], ready=True))
     files.drop(tokenizer_id)
-    answers = scheduler.search(requests(2))
+    answers = scheduler.search(requests(2)).answers
     assert [type(a) for a in answers] == [IndexStoreError] * 2
     point_current(bundles, 2)
-    assert [a.model_version for a in scheduler.search(requests(2))] == [2, 2]
+    assert [a.model_version for a in checked(scheduler, requests(2))] == [2, 2]
 
 
 def test_an_unreadable_generation_is_no_reason_to_leave_the_old_one(two_generations, caplog):
@@ -283,7 +272,7 @@ def test_an_unreadable_generation_is_no_reason_to_leave_the_old_one(two_generati
     files._set("new", dataclasses.replace(files.meta.generations["new"], ready=True))
     shutil.rmtree(files.compact("new"))
     point_current(bundles, 2)
-    assert scheduler.search(requests(1))[0].model_version == 1
+    assert checked(scheduler, requests(1))[0].model_version == 1
     assert "expected a readable base of the index" in caplog.text
 
 
@@ -291,11 +280,11 @@ def test_changes_of_the_index_are_in_the_next_batch(two_generations):
     bundles, index, tokenizer_id, files = two_generations
     scheduler = make((bundles, index, tokenizer_id))
     files.compact(tokenizer_id)
-    first = scheduler.search(requests(1, num_ads=3))[0]
+    first = scheduler.search(requests(1, num_ads=3)).answers[0]
     best = tuple(first.sids[0].tolist())
     paused = [(a, s, False, True) for a, (s, on) in files.state[tokenizer_id].items() if on and s == best]
     version = files.apply({tokenizer_id: paused})
-    second = scheduler.search(requests(1, num_ads=3))[0]
+    second = scheduler.search(requests(1, num_ads=3)).answers[0]
     assert second.index_version == version
     assert best not in {tuple(s) for s in second.sids.tolist()}
     assert (second.sids[:3] >= 0).all()

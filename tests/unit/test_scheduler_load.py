@@ -9,12 +9,13 @@ import sys
 import numpy as np
 import pytest
 
+from serving.batch import SearchAnswer
 from serving.cache import LocalCache
 from serving.index.reader import IndexReader
 from serving.load.policy import Decision, OverloadError, QueueLimit
 from serving.load.queue_depth import QueueReading
 from serving.model.active_model import ActiveModel
-from serving.scheduler import Scheduler, SearchAnswer
+from serving.scheduler import Scheduler
 from serving.search.widths import WidthPlan
 from tests.unit.test_scheduler import PLAN, Recorder, deployment, requests
 
@@ -32,8 +33,14 @@ class Policy:
 
     def decide(self, now, load):
         self.views.append((now, load))
-        level = (self.plan != PLAN) * (1 if PLAN.narrower(self.plan) else -1)
-        return Decision(self.plan, level, 0, self.rejected, QueueLimit(9, 1.0), "load")
+        return Decision(
+            plan=self.plan,
+            above_base=(self.plan != PLAN) * (1 if PLAN.narrower(self.plan) else -1),
+            admit=0,
+            rejected=self.rejected,
+            limit=QueueLimit(9, 1.0),
+            reason="load",
+        )
 
     def observe(self, now, batch):
         self.costs.append(batch)
@@ -81,33 +88,36 @@ def test_the_policy_sees_the_queue_and_the_requests_and_learns_what_searches_cos
     assert [tuple(w) for w in view.requests] == [(90.0, 95.0), (91.0, 95.0), (92.0, 95.0)]
     assert (view.pending, view.total) == (7, 1000)
     assert policy.costs == []  # the first search of an executor is a cold one
-    answers = scheduler.search([*batch, changed(batch[0], width_cap=2)])
+    answers, report = scheduler.search([*batch, changed(batch[0], width_cap=2)])
     assert [c.requests for c in policy.costs] == [3, 1]
     first, second, _, values = answers[-1].beam_widths.tolist()  # more than the cap: five ads were asked for
     assert [c.rows for c in policy.costs] == [4 + 8 + 6, first + second + values]
     assert all(c.seconds == 0.5 for c in policy.costs)
-    assert scheduler.report.queue_depth == 7
-    assert (scheduler.report.searched, scheduler.report.degraded) == (4, 1)
+    assert report.queue_depth == 7
+    assert (report.searched, report.degraded) == (4, 1)
 
 
 def test_the_plan_of_the_policy_counts_and_says_when_it_is_less(deployment):
     scheduler, policy = make(deployment)
     policy.plan = NARROW
-    narrow = scheduler.search(requests(2))
+    narrow = scheduler.search(requests(2)).answers
     assert [a.beam_widths.tolist() for a in narrow] == [[2, 4, 8, 5]] * 2
     assert all(a.degraded for a in narrow)
-    wanted = scheduler.search([changed(requests(1)[0], plan=WIDE)])[0]
+    wanted = scheduler.search([changed(requests(1)[0], plan=WIDE)]).answers[0]
     assert wanted.beam_widths[:2].tolist() == [2, 4]  # nobody gets more than the rung now
     policy.plan = WIDE
-    assert not scheduler.search(requests(1))[0].degraded
-    assert scheduler.search([changed(requests(1)[0], plan=NARROW)])[0].beam_widths[:2].tolist() == [2, 4]
+    assert not scheduler.search(requests(1)).answers[0].degraded
+    assert scheduler.search([changed(requests(1)[0], plan=NARROW)]).answers[0].beam_widths[:2].tolist() == [
+        2,
+        4,
+    ]
 
 
 def test_rejected_requests_are_told_and_the_others_searched(deployment):
     searches = []
     scheduler, policy = make(deployment, searches=searches)
     policy.rejected = ((1, "overloaded: too late"),)
-    answers = scheduler.search(requests(3))
+    answers = scheduler.search(requests(3)).answers
     assert [isinstance(a, SearchAnswer) for a in answers] == [True, False, True]
     assert isinstance(answers[1], OverloadError)
     assert str(answers[1]) == "overloaded: too late"
@@ -118,13 +128,13 @@ def test_a_request_that_comes_again_is_not_searched(deployment):
     searches = []
     queue = QueueReading(0, 5, 1.0)
     scheduler, policy = make(deployment, cache=local(), searches=searches, queue=lambda: queue)
-    first = scheduler.search(requests(2))
-    again = scheduler.search([*requests(2), *requests(3)[2:]])
+    first, _ = scheduler.search(requests(2))
+    again, report = scheduler.search([*requests(2), *requests(3)[2:]])
     assert searches == [(1, 2), (1, 1)]
     for a, b in zip(first, again, strict=False):
         for field in dataclasses.fields(SearchAnswer):
             np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
-    assert (scheduler.report.hits, scheduler.report.misses, scheduler.report.searched) == (2, 1, 1)
+    assert (report.hits, report.misses, report.searched) == (2, 1, 1)
     assert len(policy.views[-1][1].requests) == 1
     assert policy.views[-1][1].total is None  # arrivals are no longer what must be searched
     scheduler.search(requests(2))
@@ -160,7 +170,7 @@ def test_entries_serve_while_they_are_as_wide_as_a_search_would_be(deployment):
     assert len(searches) == 1  # narrow is what a search would be
     policy.plan = PLAN
     scheduler.search(requests(2)[1:])  # the next decision
-    found = scheduler.search(requests(1))[0]
+    found = scheduler.search(requests(1)).answers[0]
     assert len(searches) == 3
     assert not found.degraded
     policy.plan = WIDE
@@ -169,14 +179,14 @@ def test_entries_serve_while_they_are_as_wide_as_a_search_would_be(deployment):
     assert len(searches) == 4  # the configured widths are good enough while there is room for more
     policy.plan = NARROW
     scheduler.search(requests(4)[3:])
-    assert not scheduler.search(requests(1))[0].degraded  # wider than a search would be now
+    assert not scheduler.search(requests(1)).answers[0].degraded  # wider than a search would be now
 
 
 def test_what_is_paused_leaves_cached_beams_and_too_few_are_searched_again(deployment):
     searches = []
     scheduler, _ = make(deployment, cache=local(), searches=searches)
     request = requests(1, num_ads=10)[0]
-    first = scheduler.search([request])[0]
+    first = scheduler.search([request]).answers[0]
     snapshot = scheduler._reader.snapshot
     _, ads = snapshot.ads_of_leaves(snapshot.leaves_of(first.sids))
     # LMDB opens a store once a process, and this one reads it.
@@ -191,14 +201,14 @@ def test_what_is_paused_leaves_cached_beams_and_too_few_are_searched_again(deplo
 
     pause(ads[0])
     assert len(ads) > 10
-    kept = scheduler.search([request])[0]
+    kept = scheduler.search([request]).answers[0]
     assert len(searches) == 1
     np.testing.assert_array_equal(kept.sids, first.sids)  # beams stay, whoever resolves them sees the pause
     left = scheduler._reader.snapshot
     assert ads[0] not in left.ads_of_leaves(left.leaves_of(kept.sids))[1]
     assert kept.index_version == first.index_version < left.version  # nothing newer is in them
     pause(*ads[1 : len(ads) - 9])
-    again = scheduler.search([request])[0]
+    again = scheduler.search([request]).answers[0]
     assert len(searches) == 2
     now = scheduler._reader.snapshot
     assert len(now.ads_of_leaves(now.leaves_of(again.sids))[1]) >= 10

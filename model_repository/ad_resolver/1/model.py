@@ -12,8 +12,10 @@ sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.backend.adapter import answer_each, array, pad_rows, parameters, resolve_path
-from serving.backend.request import RequestLimits, check_num_ads
+from serving.backend.adapter import array, pad_rows
+from serving.backend.answers import answer_each
+from serving.backend.model_settings import ModelSettings
+from serving.backend.request import check_num_ads
 from serving.backend.resolve import NO_AD, VersionSnapshots, resolve
 from serving.backend.resolver_metrics import ResolverMetrics
 from serving.index.reader import IndexReader
@@ -25,17 +27,17 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Open the index."""
-        config = parameters(args)
-        bundles = resolve_path(config["bundles"])
+        settings = ModelSettings.read(args)
+        bundles = settings.bundles_folder
         self.reader = IndexReader(
-            resolve_path(config["index"]),
+            settings.index_folder,
             tokenizer_id=read_current(bundles, verify=False).tokenizer_id,
             max_wait_s=0.0,  # an ad that was paused is in no answer from then on
             search=False,
         )
         self.snapshots = VersionSnapshots(self.reader, bundles)
         self.metrics = ResolverMetrics(pb_utils, self.reader)
-        self.limits = RequestLimits(max_num_ads=int(config["max_num_ads"]))
+        self.limits = settings.serving.limits
 
     def execute(self, requests):
         """Resolve request by request with the index as of now."""

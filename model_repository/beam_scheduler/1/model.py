@@ -12,32 +12,20 @@ sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.backend.adapter import (
-    answer,
-    array,
-    cache_parameter,
-    cancelled,
-    integer_parameter,
-    pad_rows,
-    parameters,
-    refuse,
-    resolve_path,
-    text_parameter,
-)
-from serving.backend.request import RequestLimits, check_exclude, check_num_ads, parse_widths
+from serving.backend.adapter import array, cache_parameter, integer_parameter, pad_rows, text_parameter
+from serving.backend.answers import answer_together
+from serving.backend.engine import make_engine
+from serving.backend.model_settings import ModelSettings
+from serving.backend.plans import SearchPlans
+from serving.backend.request import check_exclude, check_num_ads, parse_widths
 from serving.backend.scheduler_load import SchedulerLoad, make_cache
-from serving.engines.bls import BlsExecutor
-from serving.engines.ort import OrtGraphs
-from serving.engines.padding import PaddedExecutor, ShapeBuckets
+from serving.batch import SearchRequest
 from serving.engines.timed import TimedExecutor
 from serving.index.reader import IndexReader
-from serving.load.ladder import Ladder
 from serving.model.active_model import ActiveModel
 from serving.model.bundle import read_current
-from serving.scheduler import Scheduler, SearchRequest
-from serving.search.beam_search import parse_normalise
+from serving.scheduler import Scheduler
 from serving.search.cold_start import ColdStart
-from serving.search.widths import WidthPlan
 
 
 class TritonPythonModel:
@@ -45,39 +33,33 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Open index and manifest; the graphs are called first when a request comes."""
-        config = parameters(args)
-        self.graphs = None
-        if config["graph_calls"] == "in_process":
-            self.graphs = OrtGraphs(resolve_path(config["bundles"]), threads=int(config["threads"]))
-        bundles = resolve_path(config["bundles"])
+        settings = ModelSettings.read(args)
+        serving, bundles = settings.serving, settings.bundles_folder
         reader = IndexReader(
-            resolve_path(config["index"]), tokenizer_id=read_current(bundles, verify=False).tokenizer_id
+            settings.index_folder, tokenizer_id=read_current(bundles, verify=False).tokenizer_id
         )
-        active = ActiveModel(bundles, reader=reader, is_loaded=self.is_loaded)
+        self.engine = make_engine(pb_utils, settings)
+        active = ActiveModel(
+            bundles, reader=reader, is_loaded=self.engine.is_loaded, prepare=self.engine.prepare
+        )
         self.levels = active.manifest.levels
-        self.device_memory = config["graph_memory"] == "device"
-        plan, widest = (
-            WidthPlan.parse(config[name], levels=self.levels) for name in ("widths", "max_widths")
+        self.limits = serving.limits
+        plans = SearchPlans.of(serving, levels=self.levels)
+        self.load = SchedulerLoad(
+            pb_utils, serving, ladder=plans.ladder, instance=args["model_instance_name"]
         )
-        ladder = Ladder.parse(config["ladder"], base=plan)
-        self.plans = (plan, ladder.plans[0], widest)
-        self.pad_to = int(config["max_batch_size"]) if config["pad_shapes"] == "true" else None
-        self.limits = RequestLimits(
-            max_num_ads=int(config["max_num_ads"]), max_exclude=int(config["max_exclude"])
-        )
-        self.load = SchedulerLoad(pb_utils, config, ladder=ladder, instance=args["model_instance_name"])
         self.scheduler = Scheduler(
             reader,
             active,
-            plan=plan,
-            max_plan=widest,
-            normalise=parse_normalise(config["normalise"], levels=self.levels),
+            plan=plans.plan,
+            max_plan=plans.widest,
+            normalise=plans.normalise,
             make_executor=self.make_executor,
             make_cold_start=lambda manifest: ColdStart.load(
-                bundles / str(manifest.version), manifest, share=float(config["cold_start"])
+                bundles / str(manifest.version), manifest, share=serving.cold_start
             ),
             policy=self.load.policy,
-            cache=make_cache(config),
+            cache=make_cache(serving),
             queue=self.load.queue,
         )
 
@@ -85,58 +67,23 @@ class TritonPythonModel:
         """Stop watching the queue."""
         self.load.close()
 
-    def is_loaded(self, manifest):
-        """Whether Triton, or this process, has every graph of that version."""
-        if self.graphs:
-            return self.graphs.load(manifest)
-        names = ["lazyar_prefix", *(f"lazyar_tail_{t}" for t in range(2, manifest.levels + 2))]
-        return all(pb_utils.is_model_ready(model_name=n, model_version=str(manifest.version)) for n in names)
-
     def make_executor(self, manifest):
-        """Engine of one model version."""
-        if self.graphs:
-            executor = self.graphs.executor(manifest)
-        else:
-            executor = BlsExecutor(
-                pb_utils, levels=manifest.levels, version=manifest.version, device_memory=self.device_memory
-            )
-            executor = executor if self.pad_to is None else PaddedExecutor(executor, self.buckets(manifest))
-        return TimedExecutor(executor, last_level=manifest.levels + 1, report=self.load.level)
-
-    def buckets(self, manifest):
-        """Shapes that the engines have CUDA graphs for."""
-        return ShapeBuckets.of(
-            self.plans,
-            level_sizes=manifest.level_sizes,
-            value_buckets=len(manifest.value_table),
-            max_batch=self.pad_to,
+        """Engine of one model version, timed."""
+        return TimedExecutor(
+            self.engine.executor(manifest),
+            last_level=manifest.levels + 1,
+            report=self.load.observe_level,
         )
 
     def execute(self, requests):
         """Search for all rows of all requests at once."""
-        searches, owners, responses = [], [], [None] * len(requests)
-        for i, request in enumerate(requests):
-            if request.is_cancelled():  # whoever asked has gone
-                responses[i] = cancelled(pb_utils)
-                continue
-            try:
-                rows = self.rows(request)
-            except Exception as error:  # noqa: BLE001  (a raise here would fail every request of the batch)
-                responses[i] = refuse(pb_utils, error)
-                continue
-            searches += rows
-            owners += [i] * len(rows)
-        found = {}
-        results = self.scheduler.search(searches)
-        self.load.show(self.scheduler.report)
-        for owner, result in zip(owners, results, strict=True):
-            found.setdefault(owner, []).append(result)
-        for i, results in found.items():
-            failed = next((r for r in results if isinstance(r, Exception)), None)
-            responses[i] = (
-                answer(pb_utils, self.outputs(results)) if failed is None else refuse(pb_utils, failed)
-            )
-        return responses
+        return answer_together(pb_utils, requests, rows=self.rows, run=self.search, outputs=self.outputs)
+
+    def search(self, rows):
+        """Answers of all rows."""
+        answers, report = self.scheduler.search(rows)
+        self.load.show(report)
+        return answers
 
     def rows(self, request):
         """Searches of one request: slot_ads [b, S], slots [b, S, 3], profile [b, P], num_ads [b, 1] .."""
@@ -151,18 +98,18 @@ class TritonPythonModel:
         check_num_ads(num_ads, self.limits)
         return [
             SearchRequest(
-                a,
-                s,
-                p,
-                int(n[0]),
-                check_exclude(e, self.limits),
-                plan,
-                cap,
-                arrived=float(t[0]),
-                deadline=None if deadline is None else float(t[0]) + deadline / 1e3,
+                slot_ads=ads[i],
+                slots=slots[i],
+                profile=profile[i],
+                num_ads=int(num_ads[i, 0]),
+                exclude=check_exclude(exclude[i], self.limits),
+                plan=plan,
+                width_cap=cap,
+                arrived=float(arrived[i, 0]),
+                deadline=None if deadline is None else float(arrived[i, 0]) + deadline / 1e3,
                 use_cache=use_cache,
             )
-            for a, s, p, n, e, t in zip(ads, slots, profile, num_ads, exclude, arrived, strict=True)
+            for i in range(len(ads))
         ]
 
     @staticmethod

@@ -14,15 +14,11 @@ import time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.backend.adapter import answer_each, array, pad_rows, parameters, resolve_path
+from serving.backend.adapter import array, pad_rows
+from serving.backend.answers import answer_each
 from serving.backend.entry import Entry
-from serving.backend.request import (
-    RequestLimits,
-    check_exclude,
-    check_num_ads,
-    check_present,
-    request_features,
-)
+from serving.backend.model_settings import ModelSettings
+from serving.backend.request import check_exclude, check_num_ads, check_present, request_features
 from serving.index.reader import IndexReader
 from serving.model.bundle import read_current
 
@@ -32,11 +28,11 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Open index and manifest; a missing one fails the load with its reason."""
-        config = parameters(args)
-        self.spec = read_current(resolve_path(config["bundles"]), verify=False).features
-        self.reader = IndexReader(resolve_path(config["index"]), search=False, max_wait_s=0.0)
-        self.limits = RequestLimits(int(config["max_num_ads"]), int(config["max_exclude"]))
-        self.entry = Entry(pb_utils) if config["load_control"] == "adaptive" else None
+        settings = ModelSettings.read(args)
+        self.spec = read_current(settings.bundles_folder, verify=False).features
+        self.reader = IndexReader(settings.index_folder, search=False, max_wait_s=0.0)
+        self.limits = settings.serving.limits
+        self.entry = Entry(pb_utils) if settings.serving.load_control == "adaptive" else None
 
     def finalize(self):
         """Leave nothing behind."""

@@ -1,0 +1,80 @@
+"""Who runs the graphs of a model version: Triton models that the scheduler calls, or the scheduler itself."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from serving.backend.model_settings import ModelSettings
+from serving.backend.plans import SearchPlans
+from serving.backend.settings import ServingConfig
+from serving.engines.bls import BlsExecutor
+from serving.engines.ort import OrtGraphs
+from serving.engines.padding import PaddedExecutor, ShapeBuckets
+from serving.model.bundle import Manifest
+from serving.search.executor import Executor
+
+
+class Engine(Protocol):
+    """Graphs of every version that may answer."""
+
+    def is_loaded(self, manifest: Manifest) -> bool:
+        """Whether a version's graphs are there; asked between batches, so it must be quick."""
+        ...
+
+    def prepare(self, manifest: Manifest) -> None:
+        """Do what is slow before a version answers; called in a thread beside the batches.
+
+        Raises:
+            BundleError: its graphs are of no use.
+        """
+        ...
+
+    def executor(self, manifest: Manifest) -> Executor:
+        """Engine of one version."""
+        ...
+
+
+class GraphModels:
+    """Every graph is a Triton model, and Triton loads it."""
+
+    def __init__(self, triton: Any, settings: ModelSettings) -> None:
+        """Wire up; `triton` is the module `triton_python_backend_utils`."""
+        self._triton, self._settings = triton, settings
+
+    def is_loaded(self, manifest: Manifest) -> bool:
+        """Whether Triton has every graph of a version."""
+        names = ["lazyar_prefix", *(f"lazyar_tail_{t}" for t in range(2, manifest.levels + 2))]
+        version = str(manifest.version)
+        return all(self._triton.is_model_ready(model_name=n, model_version=version) for n in names)
+
+    def prepare(self, manifest: Manifest) -> None:
+        """See `Engine`; nothing is left to do."""
+
+    def executor(self, manifest: Manifest) -> Executor:
+        """See `Engine`."""
+        executor = BlsExecutor(
+            self._triton,
+            levels=manifest.levels,
+            version=manifest.version,
+            device_memory=self._settings.graph_memory == "device",
+        )
+        if not self._settings.pad_shapes:
+            return executor
+        return PaddedExecutor(executor, shape_buckets(manifest, self._settings.serving))
+
+
+def make_engine(triton: Any, settings: ModelSettings) -> Engine:
+    """The configured one; `triton` is the module `triton_python_backend_utils`."""
+    if settings.serving.graph_calls == "in_process":
+        return OrtGraphs(settings.bundles_folder, threads=settings.serving.threads)
+    return GraphModels(triton, settings)
+
+
+def shape_buckets(manifest: Manifest, config: ServingConfig) -> ShapeBuckets:
+    """What calls are padded to, and CUDA graphs are made for."""
+    return ShapeBuckets.of(
+        SearchPlans.of(config, levels=manifest.levels).prepared,
+        level_sizes=manifest.level_sizes,
+        value_buckets=len(manifest.value_table),
+        max_batch=config.max_batch_size,
+    )

@@ -1,0 +1,131 @@
+"""How settings reach a Triton model: one JSON text, the parameter `settings` of its config.pbtxt.
+
+Rendering resolves the preset's section and writes it, an adapter reads it once, in `initialize`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from serving.backend.plans import SearchPlans
+from serving.backend.settings import ServingConfig
+
+HOME = Path(os.environ.get("GR4AD_HOME", Path(__file__).resolve().parents[2]))
+PARAMETER = "settings"
+
+
+class SettingsError(ValueError):
+    """A model's config.pbtxt does not carry the settings that this release reads."""
+
+
+class _Settings(BaseModel):
+    """Settings of a Triton model. No key has a default: whoever renders writes them all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def read(cls, args: Mapping[str, str]) -> Self:
+        """From what Triton hands to `initialize`.
+
+        Raises:
+            SettingsError: there are none, or keys are missing, unknown or of another type.
+        """
+        config = json.loads(args["model_config"])
+        parameters = config.get("parameters", {})
+        where = f"config.pbtxt of {config['name']}, parameter {PARAMETER}"
+        if PARAMETER not in parameters:
+            found = ", ".join(sorted(parameters)) or "none"
+            raise SettingsError(f"{where}: expected it, got parameters {found}; render the repository again")
+        try:
+            return cls.model_validate_json(parameters[PARAMETER]["string_value"], strict=True)
+        except ValidationError as error:
+            problems = "; ".join(map(_problem, error.errors()))
+            raise SettingsError(f"{where}: {problems}; render the repository again") from error
+
+
+def _problem(error: Mapping[str, Any]) -> str:
+    place, value = ".".join(map(str, error["loc"])), error["input"]
+    came = f", got {value!r}" if isinstance(value, str | int | float) and place else ""
+    return f"{place}: {error['msg']}{came}" if place else error["msg"]
+
+
+class ModelSettings(_Settings):
+    """Settings of the Python models of the request path.
+
+    Attributes:
+        bundles: folder of bundles, relative to the checkout or absolute.
+        index: folder of the index, likewise.
+        graph_memory: where outputs of the graphs stay: "host", or "device", on the GPU that made them.
+        pad_shapes: whether calls of the graphs are padded to the shapes that have CUDA graphs.
+        serving: the preset's section, nothing of it left open.
+    """
+
+    bundles: str
+    index: str
+    graph_memory: Literal["host", "device"]
+    pad_shapes: bool
+    serving: ServingConfig
+
+    @classmethod
+    def of(
+        cls,
+        config: ServingConfig,
+        *,
+        levels: int,
+        bundles: str,
+        index: str,
+        graph_memory: Literal["host", "device"],
+        pad_shapes: bool,
+    ) -> ModelSettings:
+        """Resolve a section for a model of `levels` SID levels.
+
+        Raises:
+            ValueError: see `SearchPlans.of`.
+        """
+        plans = SearchPlans.of(config, levels=levels)
+        resolved = {
+            "widths": str(plans.plan),
+            "max_widths": str(plans.widest),
+            "ladder": str(plans.ladder),
+            "normalise": "-".join(plans.normalise),
+        }
+        return cls(
+            bundles=bundles,
+            index=index,
+            graph_memory=graph_memory,
+            pad_shapes=pad_shapes,
+            serving=ServingConfig(**config.model_dump() | resolved),
+        )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        missing = ServingConfig.model_fields.keys() - self.serving.model_fields_set
+        if missing:
+            raise ValueError(f"serving: expected every key, missing: {', '.join(sorted(missing))}")
+        return self
+
+    @property
+    def bundles_folder(self) -> Path:
+        """Folder of bundles, absolute."""
+        return HOME / self.bundles
+
+    @property
+    def index_folder(self) -> Path:
+        """Folder of the index, absolute."""
+        return HOME / self.index
+
+
+class GraphSettings(_Settings):
+    """Settings of a graph that the Python backend runs (cpu target).
+
+    Attributes:
+        threads: CPU threads.
+    """
+
+    threads: int = Field(ge=1)

@@ -1,0 +1,168 @@
+"""A new version is hashed once, beside the batches, when its graphs are there; a bad one is refused once."""
+
+import threading
+
+import pytest
+
+from export.bundle import point_current
+from serving.index.reader import IndexReader
+from serving.model import active_model, bundle
+from serving.model.active_model import ActiveModel
+from serving.model.bundle import BundleError, read_manifest
+from tests.unit.test_scheduler import add_version, deployment
+from tests.waiting import wait_until
+
+__all__ = ["deployment"]
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """(thread, file) of every file that is hashed; reading one waits for `hashed.go`."""
+
+    class Hashed(list):
+        go = threading.Event()
+
+    found, real = Hashed(), bundle.sha256
+    found.go.set()
+
+    def recorded(path):
+        found.append((threading.get_ident(), path.name))
+        assert found.go.wait(10)
+        return real(path)
+
+    monkeypatch.setattr(bundle, "sha256", recorded)
+    return found
+
+
+@pytest.fixture
+def follow(deployment, hashed):
+    """Makes an `ActiveModel` of version 1, with what was hashed for it forgotten."""
+    readers = []
+
+    def make(**options):
+        readers.append(IndexReader(deployment[1], tokenizer_id=deployment[2]))
+        active = ActiveModel(
+            deployment[0], reader=readers[-1], **{"is_loaded": lambda manifest: True} | options
+        )
+        hashed.clear()
+        return active
+
+    yield make
+    for reader in readers:
+        reader.close()
+
+
+def wait_for(active):
+    active._check._thread.join(10)
+    assert not active._check._thread.is_alive()
+
+
+def files_of(deployment, version):
+    names = read_manifest(deployment[0] / str(version), verify=False).content["sha256"]
+    return sorted(name.split("/")[-1] for name in names)
+
+
+def test_nothing_is_hashed_while_graphs_load_and_then_once_in_another_thread(deployment, hashed, follow):
+    ready = set()
+    active = follow(is_loaded=lambda manifest: manifest.version in ready)
+    add_version(deployment[0], 2)
+    point_current(deployment[0], 2)
+    for _ in range(5):
+        assert not active.refresh()
+    assert hashed == []
+    ready.add(2)
+    assert not active.refresh()
+    wait_for(active)
+    assert active.refresh()
+    assert active.manifest.version == 2
+    assert sorted(name for _, name in hashed) == files_of(deployment, 2)
+    assert threading.get_ident() not in {thread for thread, _ in hashed}
+
+
+def test_batches_go_on_while_files_are_hashed(deployment, hashed, follow):
+    active = follow()
+    add_version(deployment[0], 2)
+    point_current(deployment[0], 2)
+    hashed.go.clear()
+    assert not active.refresh()
+    wait_until(lambda: hashed, timeout_s=10, what="the first file")
+    for _ in range(5):
+        assert not active.refresh()
+    assert len(hashed) == 1  # where the thread stands
+    add_version(deployment[0], 3)
+    point_current(deployment[0], 3)  # and is overtaken
+    assert not active.refresh()
+    hashed.go.set()
+    wait_for(active)
+    assert not active.refresh()
+    wait_for(active)
+    assert active.refresh()
+    assert active.manifest.version == 3
+
+
+def test_a_corrupted_version_is_refused_once_until_its_files_change(deployment, hashed, follow, caplog):
+    active = follow()
+    add_version(deployment[0], 2)
+    graph = deployment[0] / "2" / "tail_2.onnx"
+    good = graph.read_bytes()
+    graph.write_bytes(good[:-1] + b"?")
+    point_current(deployment[0], 2)
+    assert not active.refresh()
+    wait_for(active)
+    count = len(hashed)
+    for _ in range(5):
+        assert not active.refresh()
+    assert len(hashed) == count
+    assert active.manifest.version == 1
+    refusals = [r.getMessage() for r in caplog.records if "stays in use" in r.message]
+    assert len(refusals) == 1
+    assert "tail_2.onnx: expected sha256" in refusals[0]
+    graph.write_bytes(good)
+    assert not active.refresh()
+    wait_for(active)
+    assert active.refresh()
+    assert active.manifest.version == 2
+
+
+def test_the_engine_is_prepared_after_the_hashes_in_their_thread(deployment, hashed, follow, caplog):
+    prepared = []
+
+    def prepare(manifest):
+        prepared.append((threading.get_ident(), manifest.version, len(hashed)))
+        if manifest.version == 2:
+            raise BundleError("model version 2: its graphs cannot be opened")
+        if manifest.version == 3:
+            raise ZeroDivisionError("a bug")
+
+    active = follow(prepare=prepare)
+    for version in (2, 3):
+        add_version(deployment[0], version)
+        point_current(deployment[0], version)
+        assert not active.refresh()
+        wait_for(active)
+        for _ in range(3):
+            assert not active.refresh()
+    assert "its graphs cannot be opened" in caplog.text
+    assert "model version 3: ZeroDivisionError: a bug" in caplog.text
+    assert [version for _, version, _ in prepared] == [2, 3]
+    files = len(files_of(deployment, 2))
+    assert [count for *_, count in prepared] == [files, 2 * files]
+    assert {thread for thread, *_ in prepared} == {thread for thread, _ in hashed}
+    assert threading.get_ident() not in {thread for thread, _ in hashed}
+
+
+def test_a_version_that_is_slow_to_load_is_asked_for_and_logged_once_a_second(
+    deployment, follow, monkeypatch, caplog
+):
+    asked, clock = [], [50.0]
+    monkeypatch.setattr(active_model, "RETRY_S", 1.0)
+    monkeypatch.setattr(active_model.time, "monotonic", lambda: clock[0])
+    active = follow(is_loaded=lambda manifest: asked.append(manifest.version))
+    add_version(deployment[0], 2)
+    point_current(deployment[0], 2)
+    for _ in range(5):
+        for _ in range(3):
+            assert not active.refresh()
+        clock[0] += 1.01
+    assert asked == [2] * 5
+    assert caplog.text.count("its graphs are not loaded") == 1
