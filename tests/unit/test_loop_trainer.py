@@ -263,8 +263,9 @@ def test_a_gpu_that_is_not_there(monkeypatch):
 def test_batches_go_to_the_device_whole():
     batch = toy_batch(0)
     put = Device().put(batch)
-    for name, array in vars(batch).items():
-        tensor = getattr(put, name)
+    assert put.lists is None
+    for name in ("slots", "profile", "tokens", "value", "weight"):
+        array, tensor = getattr(batch, name), getattr(put, name)
         assert tensor.device.type == "cpu"
         np.testing.assert_array_equal(tensor.numpy(), array)
         assert str(tensor.dtype).removeprefix("torch.") == str(array.dtype)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.dataset import Batch
+from training.data.batch import Batch
 from training.objectives.distill import Distill
 from training.objectives.mtp import mtp_loss
 from training.objectives.vsl import Vsl
