@@ -57,13 +57,8 @@ def toy_batch(seed: int) -> Batch:
         [(profile[:, :1] + t + random.integers(0, 2, (6, 2))) % v for t, v in enumerate(LEVEL_SIZES)], -1
     )
     value = random.integers(0, len(VALUE_TABLE), (6, 2))
-    return Batch(
-        slots=slots,
-        profile=profile,
-        tokens=tokens.astype(np.int64),
-        value=value,
-        weight=np.ones((6, 2), np.float32),
-    )
+    weight = np.ones((6, 2), np.float32)
+    return Batch(slots=slots, profile=profile, tokens=tokens.astype(np.int64), value=value, weight=weight)
 
 
 def start(**changes: Any) -> Checkpoint:

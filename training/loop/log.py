@@ -16,24 +16,24 @@ History = list[dict[str, float]]
 
 
 class RunLog:
-    """Shows the history of a run; what is looked at is read off the records' keys."""
+    """Shows the history of a run; what is shown is read off the keys of its records."""
 
     def __init__(self, folder: Path, *, step: int, records: int) -> None:
-        """Open TensorBoard event files where the package is installed.
+        """Nothing is written yet.
 
         Args:
             folder: of the model.
             step: the run goes on from here; what an earlier try logged beyond it is void.
             records: of the history that were shown before.
         """
-        self._folder, self._shown = folder, records
-        self._events = _event_writer(folder / EVENTS, step=step)
+        self._folder, self._step, self._shown = folder, step, records
+        self._events: Any = None
 
     def show(self, history: History) -> None:
-        """Write everything that is new."""
+        """Write everything that is new; event files where tensorboard is installed, else a table."""
         if not history:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._events = self._events or _event_writer(self._folder / EVENTS, step=self._step)
         if self._events is None:
             write_file(self._folder / TABLE, _table(history))
         else:
@@ -58,9 +58,10 @@ class RunLog:
 
 
 def _event_writer(folder: Path, *, step: int) -> Any:
+    """None where the package tensorboard, which is optional, is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # the package tensorboard is optional
+    except ImportError:
         return None
     return SummaryWriter(str(folder), purge_step=step + 1)
 

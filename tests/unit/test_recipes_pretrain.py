@@ -1,0 +1,297 @@
+"""Pre-training on a log: it learns, goes on where it was, on newer logs too, and in several processes."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from serving.index.keys import unpack
+from tests.tiny_log import open_run, write_run
+from training.data.prepare import prepare
+from training.loop.device import Device
+from training.loop.retention import find_checkpoint, open_checkpoint, save_checkpoint
+from training.preset import Preset
+from training.recipes import pretrain
+from training.recipes.pretrain import prepare_training
+from training.run import SpecError
+from training.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Preset and run folder of the tiny log; tests write their models elsewhere."""
+    torch.set_num_threads(1)
+    return write_run(tmp_path_factory.mktemp("log"))
+
+
+def trainer(run, folder, *overrides, device=None, fresh=False):
+    preset = Preset.load(run[0], overrides)
+    return prepare_training(preset, run[1], folder=folder, device=device or Device(), fresh=fresh)
+
+
+@pytest.fixture(scope="module")
+def trained(run, tmp_path_factory):
+    """A model after all its 40 steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    trainer(run, folder).run()
+    return folder
+
+
+def command(monkeypatch, run, folder, *words):
+    """The command line, in this process."""
+    arguments = ["--config", run[0], "--run", run[1], "--out", folder, *words]
+    monkeypatch.setattr(sys, "argv", ["pretrain", *map(str, arguments)])
+    pretrain.main()
+
+
+def weights(folder):
+    return open_checkpoint(folder).model.state_dict()
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_loss_falls(trained):
+    found = open_checkpoint(trained)
+    last = found.history[-1]
+    uniform = sum(math.log(v) for v in found.spec.level_sizes)
+    assert last["train_sid"] < uniform - 1
+    assert last["validation_sid"] < uniform - 0.8
+    assert last["train_sid"] < found.history[0]["train_sid"]
+    assert [r["step"] for r in found.history] == [20, 40]
+    assert last["validation_sid"] == pytest.approx(4.8274, abs=0.001)  # as it has always been
+
+
+def test_padding_does_not_reach_the_gradient(run, tmp_path):
+    """What stands in a target of weight 0 changes nothing."""
+    one = trainer(run, tmp_path)
+    batch = next(one.source.batches(0))
+    padded = np.flatnonzero(batch.weight[:, -1] == 0)
+    assert len(padded)  # otherwise this test says nothing
+    gradients = []
+    for code in (0, 3):
+        batch.tokens[padded, -1], batch.value[padded, -1] = code, code
+        one.model.zero_grad()
+        one.objective(one.model, Device().put(batch)).total.sum.backward()
+        gradients.append([p.grad.clone() for p in one.model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_seen_sids_are_those_of_the_training_weeks(run, trained):
+    _, spec, dataset = open_run(run)
+    np.testing.assert_array_equal(open_checkpoint(trained).seen_sids, dataset.seen_sids(spec.level_sizes))
+    early = int(np.quantile(dataset.log.timestamp, 0.02))  # the whole tiny catalogue is in the training weeks
+    dataset.split = dataset.split.model_copy(update={"train_end": early})
+    sids = dict(zip(dataset.ad_ids.tolist(), dataset.ad_sids.tolist(), strict=True))
+    log = dataset.log
+    events = list(zip(log.ad_ids.tolist(), log.timestamp.tolist(), strict=True))
+    seen = {tuple(sids[ad]) for ad, at in events if at < dataset.split.train_end}
+    found = dataset.seen_sids(spec.level_sizes)
+    assert {tuple(s) for s in unpack(found, spec.level_sizes).tolist()} == seen
+    assert (np.diff(found) > 0).all()
+    assert seen != {tuple(sids[ad]) for ad, _ in events}
+
+
+def test_no_request_is_an_error(run, tmp_path):
+    with pytest.raises(ValueError, match="expected at least one training request with 9999 earlier events"):
+        trainer(run, tmp_path, "training.min_history=9999")
+
+
+def test_fewer_requests_than_processes(run, tmp_path):
+    with pytest.raises(
+        ValueError, match="at least one request of a batch for each of 4 processes, got batches of 2"
+    ):
+        trainer(run, tmp_path, "training.batch_size=2", device=Device(world=4))
+
+
+# Going on
+
+
+def test_ctrl_c_and_going_on_is_one_run(run, trained, tmp_path, monkeypatch, capsys):
+    """Through the command line; the checkpoint is of the step where it stopped."""
+    steps = iter(range(100))
+
+    def stop_at_27(*arguments, describe, **options):
+        for batch in real(*arguments, describe=describe, **options):
+            if next(steps) == 26:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    real = pretrain.LoggedRequests.batches.__globals__["stream"]
+    with monkeypatch.context() as patched:
+        patched.setitem(pretrain.LoggedRequests.batches.__globals__, "stream", stop_at_27)
+        with pytest.raises(SystemExit) as caught:
+            command(patched, run, tmp_path)
+    stood = open_checkpoint(tmp_path)
+    assert str(caught.value.code).strip() == f"stopped at step {stood.step} of 40; run again to go on there"
+    assert stood.step in (27, 28)
+    torch.manual_seed(12345)  # nothing may come from the state of the process
+    command(monkeypatch, run, tmp_path)
+    assert f"resumed at step {stood.step} of 40\n" in capsys.readouterr().out
+    a, b = open_checkpoint(trained), open_checkpoint(tmp_path)
+    assert equal(a.model.state_dict(), b.model.state_dict())
+    strip = [[{k: v for k, v in r.items() if k != "seconds"} for r in c.history] for c in (a, b)]
+    assert strip[0] == strip[1]
+
+
+def test_a_finished_run_stays_as_it_is(run, trained, monkeypatch, capsys):
+    before = find_checkpoint(trained).stat().st_mtime_ns
+    command(monkeypatch, run, trained)
+    assert "resumed at step 40 of 40\n" in capsys.readouterr().out
+    assert find_checkpoint(trained).stat().st_mtime_ns == before
+
+
+def test_other_settings_are_told_and_taken(run, trained, tmp_path, monkeypatch, capsys):
+    words = [f"--set=training.{s}" for s in ("steps=44", "learning_rate=0.005", "batch_size=4")]
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-000040").symlink_to(find_checkpoint(trained))
+    command(monkeypatch, run, tmp_path, *words)
+    out = capsys.readouterr().out
+    assert "resumed at step 40 of 44\n" in out
+    assert "other settings than before: steps 40 -> 44, batch_size 8 -> 4, learning_rate 0.01 -> 0.005" in out
+    found = open_checkpoint(tmp_path)
+    assert (found.step, found.settings["batch_size"]) == (44, 4)
+    assert [r["step"] for r in found.history] == [20, 40, 44]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.width=32", r"the model was made with model.width = 16, the preset says 32; set it back, or"),
+        ("features.max_history=31", r"the model was made with features.max_history = 32, the preset says 31"),
+    ],
+)
+def test_another_model_is_refused(run, trained, override, message):
+    with pytest.raises(SpecError, match=message):
+        trainer(run, trained, override)
+
+
+def test_fresh_starts_over(run, trained, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-000040").symlink_to(find_checkpoint(trained))
+    again = trainer(run, tmp_path, "training.steps=2", fresh=True)
+    assert again.step == 0
+    again.run()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
+
+
+# Newer logs
+
+
+def append_week(preset, run):
+    """A week later: dearer purchases, a user of another profile, an ad that was not there; prepared again."""
+    config = Preset.load(preset).logs
+    source = Path(config.path)
+    users, ads, events = (pl.read_parquet(source / f"{n}.parquet") for n in ("users", "ads", "events"))
+    newcomer = users["user_id"].max() + 1
+    last = events["timestamp"].max()
+    ad = ads.tail(1).with_columns(pl.col("ad_id") + 1, item_id=pl.lit("new"), text=pl.lit("a new tea"))
+    day = 86_400
+    new = events.filter(pl.col("timestamp") > last - 7 * day).with_columns(
+        timestamp=pl.col("timestamp") + 7 * day, value=pl.col("value") * 10
+    )
+    more = events.filter(pl.col("user_id") == 0).unique(["timestamp", "behavior"])
+    more = more.with_columns(user_id=pl.lit(newcomer), ad_id=ad["ad_id"][0])
+    # In the middle of the alphabet, so that the codes of a vocabulary of this log alone would move.
+    user = pl.DataFrame({"user_id": [newcomer], "age": ["ripe"]})
+    tables = {"users": [users, user], "ads": [ads, ad], "events": [events, new, more.cast(events.schema)]}
+    for name, parts in tables.items():
+        pl.concat(parts).write_parquet(source / f"{name}.parquet")
+    ads = prepare(config, run / "data").ads
+    codes = Tokenizer.load(run / "tokenizer").encode(ads)
+    columns = {f"s{t + 1}": codes[:, t] for t in range(codes.shape[1])}
+    pl.DataFrame({"ad_id": ads["ad_id"], **columns}).write_parquet(run / "tokenizer" / "sids.parquet")
+    return newcomer
+
+
+def test_a_model_goes_on_with_a_week_more(tmp_path):
+    run = write_run(tmp_path)
+    first = trainer(run, tmp_path / "model", "training.steps=20")
+    first.run()
+    before = open_checkpoint(tmp_path / "model")
+    newcomer = append_week(*run)
+    _, alone, _ = open_run(run)
+    assert alone.value_buckets.edges.tolist() != before.spec.value_buckets.edges.tolist()
+    assert alone.profile_columns != before.spec.profile_columns
+    second = trainer(run, tmp_path / "model")
+    assert len(second.source.groups) > len(first.source.groups)
+    assert second.step == 20
+    second.run()
+    after = open_checkpoint(tmp_path / "model")
+    assert after.step == 40
+    assert after.spec.to_json() == before.spec.to_json()
+    assert not equal(after.model.state_dict(), before.model.state_dict())
+    # A code means the category that it meant before; a category that the model does not know is unknown.
+    dataset = second.source.dataset
+    codes = dict(zip(dataset.log.user_ids.tolist(), dataset.profile[:, 0].tolist(), strict=True))
+    assert before.spec.profile_columns == {"age": ("old", "young")}
+    assert codes == {**{u: 1 + u % 2 for u in range(12)}, newcomer: 0}
+    assert set(before.seen_sids) < set(after.seen_sids)
+
+
+def test_the_tokenizer_must_be_the_models(run, trained, tmp_path):
+    found = open_checkpoint(trained)
+    save_checkpoint(tmp_path, replace(found, spec=replace(found.spec, tokenizer_id="1234")), keep=1)
+    with pytest.raises(SpecError, match=r"tokenizer: expected tokenizer 1234 \(the model's\), got .*--fresh"):
+        trainer(run, tmp_path)
+
+
+# Numbers that are none
+
+
+def test_a_run_that_diverges_fails_and_leaves_the_good_checkpoint(run, trained, tmp_path, monkeypatch):
+    words = ["--set=training.learning_rate=1e20", "--set=training.warmup_steps=0"]
+    with pytest.raises(SystemExit) as caught:
+        command(monkeypatch, run, tmp_path / "new", *words)
+    said = str(caught.value.code)  # a text: status 1
+    assert said.startswith("error: step 1: expected a finite loss and gradient, got loss nan")
+    assert "the batch (epoch 0) holds the requests of users " in said
+    assert said.count(" at ") == 8
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-000040").symlink_to(find_checkpoint(trained))
+    with pytest.raises(SystemExit, match=r"error: step 4\d: expected"):
+        command(monkeypatch, run, tmp_path, *words, "--set=training.steps=80")
+    assert find_checkpoint(tmp_path).name == "step-000040"
+    assert all(w.isfinite().all() for w in weights(tmp_path).values())
+
+
+# Several processes
+
+
+def test_torchrun_equals_one_process(run, tmp_path):
+    """The run of the documentation, two processes that also build their batches in workers."""
+    overrides = ("training.steps=6", "training.validate_every=3")
+    words = ["-m", "--", "training.recipes.pretrain", "--config", run[0], "--run", run[1]]
+    words += ["--out", tmp_path / "two"]
+    words += [w for o in (*overrides, "training.workers=1") for w in ("--set", o)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    subprocess.run([*torchrun, *map(str, words)], cwd=ROOT, check=True, capture_output=True, timeout=120)
+    trainer(run, tmp_path / "one", *overrides).run()
+    one, two = (open_checkpoint(tmp_path / n) for n in ("one", "two"))
+    expected, got = one.model.state_dict(), two.model.state_dict()
+    width = one.model.config.width
+    for name in expected:
+        # A bias of keys moves all attention scores alike: its gradient is noise, which Adam makes large.
+        if name.endswith("qkv_self.bias"):
+            expected[name][width : 2 * width] = got[name][width : 2 * width] = 0
+        elif name.endswith("key.bias"):
+            continue
+        torch.testing.assert_close(
+            got[name], expected[name], atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    for a, b in zip(one.history, two.history, strict=True):
+        for key in a.keys() - {"seconds"}:
+            assert a[key] == pytest.approx(b[key], abs=1e-5)
