@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.precision_quality import quality, sensitivity
 from benchmarks.report import stamp
+from export.builder import Builder, BuildError
 from export.bundle import graph_shapes
 from export.calibrate import calibrate
 from export.fp8 import quantize_fp8
@@ -32,7 +33,6 @@ from export.parity import check_parity
 from export.products import fp8_share, product_bytes, weight_bytes
 from export.profiles import graph_profiles
 from export.seeded import seeded_checkpoint
-from export.tensorrt import Builder, BuildError
 from serving.backend.settings import ServingConfig
 from serving.search.widths import WidthPlan
 from training.checkpoint import Checkpoint, load_checkpoint

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from export.builder import Builder, BuildError
 from export.bundle import point_current, write_bundle
 from export.calibrate import CalibrationError
 from export.engines import EngineError, EngineFolder
@@ -21,7 +22,7 @@ from export.parity import ParityError
 from export.quantize import QuantizeError
 from export.render import ENGINES, SOURCE, TARGETS, RenderError, check_precision, kept_bundles, render
 from export.seeded import seeded_checkpoint
-from export.tensorrt import Builder, BuildError, build_bundles
+from export.tensorrt import build_bundles
 from serving.backend.settings import ServingConfig
 from serving.model.bundle import BundleError, read_manifest
 from serving.search.beam_search import parse_normalise
@@ -178,11 +179,11 @@ def _lowering(
 
     _say("random requests" if arguments.seeded_weights else "reading validation requests")
     gate = Gate(
-        draw("validation", config.gate_requests),
-        config,
-        WidthPlan.parse(serving.widths, levels=levels),
-        parse_normalise(serving.normalise, levels=levels) if serving.normalise else None,
-        serving.threads,
+        requests=draw("validation", config.gate_requests),
+        config=config,
+        plan=WidthPlan.parse(serving.widths, levels=levels),
+        normalise=parse_normalise(serving.normalise, levels=levels) if serving.normalise else None,
+        threads=serving.threads,
     )
     calibration = draw("train", config.calibration_requests) if precision == "fp8" else None
     fine_tuned = None

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import export.__main__ as module
+from export.builder import BuildError
 from export.gate_requests import held_out_requests
 from export.render import TARGETS, RenderError, render
-from export.tensorrt import BuildError
 from serving.model.bundle import current_version
 from serving.model.features import build_slots
 from tests.pipeline import serving_config
