@@ -84,6 +84,7 @@ def environment() -> dict[str, str]:
 def write(
     folder: Path,
     test: Test,
+    *,
     requests: pl.DataFrame,
     samples: list[dict[str, Any]],
     found: Summary,
@@ -124,7 +125,7 @@ def write(
     image_path = folder / "report.png"
     picture.draw(table, image_path, title=test.title, step_s=step, shape=test.shape, slo_ms=test.slo_ms)
     image = base64.b64encode(image_path.read_bytes()).decode()
-    (folder / "report.html").write_text(_page(test, found, verdicts, machine, image))
+    (folder / "report.html").write_text(_page(test, found, verdicts=verdicts, machine=machine, image=image))
 
 
 def lines(test: Test, found: Summary, verdicts: list[Verdict]) -> list[str]:
@@ -187,7 +188,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _page(test: Test, found: Summary, verdicts: list[Verdict], machine: dict[str, str], image: str) -> str:
+def _page(test: Test, found: Summary, *, verdicts: list[Verdict], machine: dict[str, str], image: str) -> str:
     figures = {name: f"{value:.4g}" for name, value in found.figures.items() if not math.isnan(value)}
     latency = {f"p{100 * share:g}": f"{value:.1f} ms" for share, value in found.latency_ms.items()}
     outcomes = {n: f"{c} ({100 * c / max(found.requests, 1):.2f} %)" for n, c in found.outcomes.items()}

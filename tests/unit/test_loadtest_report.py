@@ -177,7 +177,7 @@ def test_all_files_are_written(tmp_path):
     verdicts = judge(found.figures, {"max_p99_ms": 50.0, "min_qps": 1.0})
     settings = {"server": "here"}
     test = report.Test("a <b>", "title", "command --x '<'", "grpc", settings, shape, 100.0, ["careful"])
-    report.write(tmp_path, test, requests, samples, found, verdicts)
+    report.write(tmp_path, test, requests=requests, samples=samples, found=found, verdicts=verdicts)
     assert all((tmp_path / name).stat().st_size for name in report.FILES)
     back = pl.read_csv(tmp_path / "requests.csv")
     assert back.columns == list(COLUMNS)
