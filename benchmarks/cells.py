@@ -51,7 +51,7 @@ class Workload:
         slots, profile = example_request(
             checkpoint.model, batch=REQUESTS, generator=torch.Generator().manual_seed(7)
         )
-        return cls(checkpoint, plan, snapshots, slots.numpy(), profile.numpy())
+        return cls(checkpoint, plan, snapshots, slots=slots.numpy(), profile=profile.numpy())
 
     def search(
         self,
@@ -197,8 +197,12 @@ def comparator_cells(work: Workload, graphs: dict[str, Path], *, threads: int, q
             normalise=LIVE,
         ),
         work.cell("ours_128", f"gr4ad, {narrow}", ours["fp32"], batch=1, plan=narrow),
-        Cell("hf_512", "Hugging Face generate, trie, 512 beams", generate(hf, 512), live, 1, every),
-        Cell("hf_128", "Hugging Face generate, trie, 128 beams", generate(hf, 128), live, 1, every),
+        Cell(
+            "hf_512", "Hugging Face generate, trie, 512 beams", generate(hf, 512), live, batch=1, every=every
+        ),
+        Cell(
+            "hf_128", "Hugging Face generate, trie, 128 beams", generate(hf, 128), live, batch=1, every=every
+        ),
         Cell(
             "hf_512_free",
             "Hugging Face generate, unconstrained, 512 beams",

@@ -64,11 +64,11 @@ class PeakMemory:
             self.bytes = max(self.bytes, total)
 
 
-def step(title: str, *command: str) -> float:
-    """Run one step as its own process; returns seconds. A failed step ends the demo."""
+def step(title: str, module: str, *options: str | Path) -> float:
+    """Run a module as its own process; returns seconds. A failed step ends the demo."""
     print(f"\n== {title}", flush=True)
     began = time.monotonic()
-    code = subprocess.run([sys.executable, "-m", *command], check=False).returncode
+    code = subprocess.run([sys.executable, "-m", module, *options], check=False).returncode
     if code:
         raise SystemExit(f"demo: step '{title}' failed with status {code}")
     return time.monotonic() - began
@@ -132,12 +132,11 @@ def run_demo(config: str, run: Path, *, quick: bool, repository: Path) -> dict:
     for folder in ("model", "bundles", "index"):
         shutil.rmtree(run / folder, ignore_errors=True)  # the demo shows the whole way, not a resumed one
     with PeakMemory() as memory:
-        step("logs to tables", "training.data.prepare", "--config", config, "--out", str(run / "data"))
+        step("logs to tables", "training.data.prepare", *("--config", config), "--out", str(run / "data"))
         step(
             "semantic IDs",
             "training.tokenizer",
-            "--config",
-            config,
+            *("--config", config),
             "--data",
             str(run / "data"),
             "--out",
@@ -150,14 +149,10 @@ def run_demo(config: str, run: Path, *, quick: bool, repository: Path) -> dict:
             "semantic-ID index",
             "indexer",
             "build",
-            "--bundles",
-            str(run / "bundles"),
-            "--ads",
-            str(run / "data" / "ads.parquet"),
-            "--sids",
-            str(run / "tokenizer" / "sids.parquet"),
-            "--out",
-            str(run / "index"),
+            *("--bundles", run / "bundles"),
+            *("--ads", run / "data" / "ads.parquet"),
+            *("--sids", run / "tokenizer" / "sids.parquet"),
+            *("--out", run / "index"),
         )
         print("\n== Triton", flush=True)
         with TritonServer(repository, log_file=run / "server.log") as server:

@@ -28,12 +28,23 @@ def seeded_checkpoint(config: str | Path, *, seed: int = 0, overrides: tuple[str
     model_config = load_section(config, "model", ModelConfig, overrides=overrides)
     buckets = model_config.value_buckets
     spec = ModelSpec(
-        model_config,
-        FeatureSpec(levels=len(sizes), profile_sizes=PROFILE_SIZES, **features.model_dump()),
-        sizes,
-        ValueBuckets(np.arange(1, buckets, dtype=np.float32), np.arange(buckets, dtype=np.float32) + 0.5),
-        {f"profile_{i}": tuple(f"{i}-{j}" for j in range(1, s)) for i, s in enumerate(PROFILE_SIZES)},
-        f"seeded-{seed}",
+        model=model_config,
+        features=FeatureSpec(levels=len(sizes), profile_sizes=PROFILE_SIZES, **features.model_dump()),
+        level_sizes=sizes,
+        value_buckets=ValueBuckets(
+            np.arange(1, buckets, dtype=np.float32), np.arange(buckets, dtype=np.float32) + 0.5
+        ),
+        profile_columns={
+            f"profile_{i}": tuple(f"{i}-{j}" for j in range(1, s)) for i, s in enumerate(PROFILE_SIZES)
+        },
+        tokenizer_id=f"seeded-{seed}",
     )
     torch.manual_seed(seed)
-    return Checkpoint(spec.build().eval(), spec, {"threads": 2, "seed": seed}, 0, [], None)
+    return Checkpoint(
+        model=spec.build().eval(),
+        spec=spec,
+        training={"threads": 2, "seed": seed},
+        step=0,
+        history=[],
+        optimizer_state=None,
+    )

@@ -44,13 +44,13 @@ def main(argv: list[str] | None = None) -> int:
     ladder = Ladder.parse(args.ladder, base=base) if args.ladder else Ladder.around(base)
     rows = plan_rows(base)
     cluster = Cluster(
-        args.replicas,
-        args.instances,
-        args.max_batch,
-        args.max_queue,
-        args.balancer,
-        not args.no_metrics,
-        not args.no_stamps,
+        replicas=args.replicas,
+        instances=args.instances,
+        max_batch=args.max_batch,
+        max_queue=args.max_queue,
+        balancer=args.balancer,
+        metrics=not args.no_metrics,
+        stamps=not args.no_stamps,
     )
     service = Service.of(
         args.batch_ms / 1e3,

@@ -23,8 +23,14 @@ class ThresholdPolicy:
         batches = (len(load.requests) + waiting) / (self._max_batch * self._instances)
         busy_rung = max(self._ladder.base + 1 - int(batches + 0.5), 0)
         rung = len(self._ladder) - 1 if batches < 0.25 else busy_rung
-        level = rung - self._ladder.base
-        return Decision(self._ladder.plans[rung], level, len(load.requests), (), self._limit, "table")
+        return Decision(
+            plan=self._ladder.plans[rung],
+            level=rung - self._ladder.base,
+            admit=len(load.requests),
+            rejected=(),
+            limit=self._limit,
+            reason="table",
+        )
 
     def observe(self, now: float, batch: BatchCost) -> None:
         """See `Policy`; a table learns nothing."""

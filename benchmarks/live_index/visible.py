@@ -83,12 +83,12 @@ def measure(
                 _run(
                     server.grpc_url,
                     indexer.url,
-                    tensors,
-                    probe,
-                    max(capacity / 2 - 1 / PROBE_EVERY_S, 0.5),
-                    ads,
-                    windows,
-                    window_s,
+                    tensors=tensors,
+                    probe=probe,
+                    rate=max(capacity / 2 - 1 / PROBE_EVERY_S, 0.5),
+                    ads=ads,
+                    windows=windows,
+                    window_s=window_s,
                 )
             )
             metrics = sidecar_metrics(indexer)
@@ -108,6 +108,7 @@ def sidecar_metrics(indexer: IndexerProcess) -> dict[str, float]:
 async def _run(
     grpc_url: str,
     http_url: str,
+    *,
     tensors: list[Tensors],
     probe: Tensors,
     rate: float,
