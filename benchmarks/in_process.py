@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from benchmarks.burst import CHECKED, Tensors
 from serving.backend.request import request_features
@@ -79,15 +75,3 @@ class InProcess:
             )
             answers.append({name: getattr(ads, name)[None] for name in CHECKED})
         return answers
-
-
-@contextmanager
-def pinned(cores: Iterable[int]) -> Iterator[None]:
-    """This thread on these cores, and no helper threads of NumPy's matrix products."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        os.sched_setaffinity(0, before)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cores import pinned
 from benchmarks.report import stamp
 from benchmarks.slo_load import Bench
 from benchmarks.slo_scenarios import cache, capacity, idle, overload, step
@@ -43,9 +43,7 @@ def main() -> None:
     mix = build_mix(arguments.run, users=500, num_ads=10, repeats=0.0, window_s=60.0)
     bench = Bench(run=arguments.run, work=work, base=base, mix=mix, quick=arguments.quick)
     began = time.monotonic()
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {1})
-    try:
+    with pinned({1}):
         found: dict[str, Any] = {"capacity": capacity(bench)}
         qps, slo_s = found["capacity"]["qps"], SLO_OF_LONE * found["capacity"]["lone_ms"] / 1e3
         _say(f"{qps:.1f} requests/s at saturation, SLO {slo_s * 1e3:.0f} ms")
@@ -57,8 +55,6 @@ def main() -> None:
         _say(f"step: {json.dumps(found['step'])}")
         found["cache"] = cache(bench)
         _say(f"cache: {json.dumps(found['cache'])}")
-    finally:
-        os.sched_setaffinity(0, before)
     adaptive, strongest = found["overload"]["adaptive"], found["overload"]["fixed_admission"]
     figures = {
         "overload_qps_ratio": adaptive["inside_slo_qps"] / strongest["inside_slo_qps"],

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.pinned_server import Server
 from benchmarks.slo_load import Bench, inside, latencies, offer_for
@@ -20,6 +18,7 @@ from indexer.store import Incoming, IndexStore
 from loadtest import report, summary
 from loadtest.measure import Measured
 from loadtest.outcomes import OK, REJECTED
+from loadtest.sampler import read_metrics
 from loadtest.shapes import SPIKE, Shape
 from serving.index.reader import MAX_WAIT_S
 from serving.load.ladder import plan_rows
@@ -173,10 +172,8 @@ def _stale(bench: Bench, server: Server) -> tuple[int, int]:
     """Answers, from the cache, that held an ad after it was paused, and how many came from the cache."""
 
     def hits() -> float:
-        with urllib.request.urlopen(server.metrics_url, timeout=5) as page:
-            families = text_string_to_metric_families(page.read().decode())
-            samples = [s for f in families for s in f.samples if s.name == "gr4ad_cache_lookups_total"]
-        return sum(s.value for s in samples if s.labels["result"] == "hit")
+        lookups = [s for s in read_metrics(server.metrics_url) if s.name == "gr4ad_cache_lookups_total"]
+        return sum(s.value for s in lookups if s.labels["result"] == "hit")
 
     stale, before = 0, hits()
     with IndexStore(bench.work / "index") as store:

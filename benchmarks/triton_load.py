@@ -22,7 +22,8 @@ import numpy as np
 
 from benchmarks import catalogue
 from benchmarks.burst import Tensors, burst
-from benchmarks.in_process import InProcess, pinned
+from benchmarks.cores import pinned
+from benchmarks.in_process import InProcess
 from benchmarks.pinned_server import Server
 from benchmarks.seeded_run import prepare
 from export.render import render

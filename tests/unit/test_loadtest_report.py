@@ -13,7 +13,7 @@ from loadtest import report, summary
 from loadtest.outcomes import OUTCOMES, WAITED
 from loadtest.picture import step_for
 from loadtest.recorder import COLUMNS, Recorder
-from loadtest.sampler import parse_metrics, process_sample
+from loadtest.sampler import columns, parse_metrics, process_sample
 from loadtest.shapes import Shape
 from loadtest.thresholds import LIMITS, judge
 
@@ -145,7 +145,7 @@ gr4ad_rejected_total{reason="deadline"} 2
 gr4ad_wait_seconds_bucket{le="0.1"} 7
 gr4ad_wait_seconds_sum 0.5
 """
-    assert parse_metrics(page) == {
+    assert columns(parse_metrics(page)) == {
         "pending": 4,
         "success_total": 12,
         "failure_total": 5,
