@@ -46,7 +46,8 @@ def columns(metrics: list[Series]) -> Sample:
         if sample.name.startswith(_OWN) and not sample.name.endswith(("_bucket", "_created")):
             column = sample.name
         else:
-            wanted = sample.name, sample.labels.get("model")
+            # The parser gives counters the ending that Triton leaves out.
+            wanted = sample.name.removesuffix("_total"), sample.labels.get("model")
             column = next((c for c, *triton in _TRITON if tuple(triton) == wanted), "")
         if column:
             found[column] = found.get(column, 0.0) + float(sample.value)

@@ -135,7 +135,9 @@ def test_metrics_page():
 # TYPE nv_inference_pending_request_count gauge
 nv_inference_pending_request_count{model="gr4ad",version="1"} 99
 nv_inference_pending_request_count{model="beam_scheduler",version="1"} 4
+# TYPE nv_inference_request_success counter
 nv_inference_request_success{model="gr4ad",version="1"} 12
+# TYPE nv_inference_request_failure counter
 nv_inference_request_failure{model="gr4ad",reason="OTHER",version="1"} 2
 nv_inference_request_failure{model="gr4ad",reason="REJECTED",version="1"} 3
 nv_inference_request_failure{model="lazyar_prefix",reason="REJECTED",version="1"} 50
