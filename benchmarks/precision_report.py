@@ -26,9 +26,9 @@ from export.builder import Builder, BuildError
 from export.bundle import graph_shapes
 from export.calibrate import calibrate
 from export.fp8 import quantize_fp8
+from export.fp16 import convert_to_fp16
 from export.gate_requests import random_requests
 from export.graphs import export_graphs
-from export.half import convert_to_fp16
 from export.parity import check_parity
 from export.products import fp8_share, product_bytes, weight_bytes
 from export.profiles import graph_profiles

@@ -17,9 +17,9 @@ from export.engines import EngineError, EngineFolder
 from export.gate import Gate, GateError, summary
 from export.gate_requests import GateRequests, held_out_requests, random_requests
 from export.graph_config import GraphConfigError
+from export.int8 import QuantizeError
 from export.lower import Lowering
 from export.parity import ParityError
-from export.quantize import QuantizeError
 from export.render import ENGINES, SOURCE, TARGETS, RenderError, check_precision, kept_bundles, render
 from export.seeded import seeded_checkpoint
 from export.tensorrt import build_bundles

@@ -14,8 +14,8 @@ from tritonclient.grpc import model_config_pb2
 import export.graph_config as graph_config
 import export.render as module
 from export.engines import EngineError
+from export.fp16 import convert_to_fp16
 from export.graph_config import GraphConfigError, buckets_of, check_graph, graph_values, rungs
-from export.half import convert_to_fp16
 from export.profiles import profiles
 from export.render import ENGINES, RenderError, check_config, check_precision, render
 from serving.backend.settings import ServingConfig

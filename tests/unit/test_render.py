@@ -10,7 +10,7 @@ from tritonclient.grpc import model_config_pb2
 import export.render as module
 from export.bundle import graph_shapes, point_current
 from export.engines import EngineError, EngineFolder, EngineSpec
-from export.half import convert_to_fp16
+from export.fp16 import convert_to_fp16
 from export.profiles import profiles
 from export.render import ENGINES, SOURCE, TARGETS, RenderError, check_config, kept_bundles, render
 from serving.backend.settings import ServingConfig

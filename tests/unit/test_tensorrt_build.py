@@ -22,7 +22,7 @@ from export.builder import MODULES, Builder, BuildError, describe
 from export.calibrate import Ranges
 from export.engines import EngineFolder, EngineSpec
 from export.fp8 import quantize_graph
-from export.half import convert_to_fp16
+from export.fp16 import convert_to_fp16
 from export.products import constant_products, products
 from export.profiles import ShapeRange, profiles
 from export.tensorrt import build_bundles, build_engines
