@@ -129,9 +129,9 @@ class Run:
 
 
 class _Replica:
-    def __init__(self, policies: list[Policy], entry: EntryGate | None) -> None:
+    def __init__(self, policies: list[Policy], gate: EntryGate | None) -> None:
         self.waiting: deque[int] = deque()
-        self.policies, self.entry = policies, entry
+        self.policies, self.gate = policies, gate
         self.idle = list(range(len(policies) - 1, -1, -1))  # the first instance is taken first
         self.total = self.outstanding = 0
         self.reading: QueueReading | None = None
@@ -145,7 +145,7 @@ def simulate(
     cluster: Cluster,
     service: Service,
     make_policy: Callable[[], Policy],
-    admission: bool = True,
+    gated: bool = True,
     seed: int = 0,
 ) -> Run:
     """Run the arrivals through the cluster.
@@ -156,12 +156,12 @@ def simulate(
         cluster: servers.
         service: true costs; the policies do not see them.
         make_policy: one for every instance.
-        admission: whether the entry turns requests away on the policy's limit; the bounded queue always does.
+        gated: whether the entry turns requests away on the policy's limit; the bounded queue always does.
         seed: of the noise.
     """
     rng = np.random.default_rng(seed)
     replicas = [
-        _Replica([make_policy() for _ in range(cluster.instances)], EntryGate() if admission else None)
+        _Replica([make_policy() for _ in range(cluster.instances)], EntryGate() if gated else None)
         for _ in range(cluster.replicas)
     ]
     times = arrivals.tolist()
@@ -244,7 +244,7 @@ def simulate(
         else:
             turn = min(range(len(replicas)), key=lambda r: replicas[r].outstanding)
         replica = replicas[turn]
-        if (replica.entry and replica.entry.admit(now, reading=replica.reading, limit=replica.limit)) or (
+        if (replica.gate and replica.gate.admit(now, reading=replica.reading, limit=replica.limit)) or (
             len(replica.waiting) >= cluster.max_queue
         ):
             status[i], finished[i] = TURNED_AWAY, now

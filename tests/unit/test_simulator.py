@@ -166,7 +166,7 @@ def test_a_full_queue_turns_away():
         cluster=Cluster(replicas=1, instances=1, max_batch=1, max_queue=7),
         service=Service(1.0, 0.0, 0.0, noise=0.0),
         make_policy=lambda: FixedPolicy(BASE),
-        admission=False,
+        gated=False,
     )
     assert (run.status[:8] == DONE).all()
     assert (run.status[8:] == TURNED_AWAY).all()
