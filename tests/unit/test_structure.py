@@ -18,7 +18,7 @@ WITH_KEYWORDS = ("launcher", "export", "examples", "loadtest", "benchmarks")
 MEDIAN_LINES, MOST_LINES = 150, 350
 MOST_POSITIONAL = 4
 # Of other libraries, which take any number of values or give them no names.
-TAKES_MANY = {"select", "zeros", "make_graph", "product", "zip", "Greenlet"}
+TAKES_MANY = {"select", "zeros", "reshape", "make_graph", "product", "zip", "Greenlet", "warning"}
 
 
 def _files(rooms: tuple[str, ...]) -> list[Path]:
