@@ -7,7 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from docs.rooms import ADAPTERS, OPENED, PACKAGES, PAGE, ROOT, between, imports, page, picture, room, top
+from docs.rooms import (
+    ADAPTERS,
+    BEGIN,
+    END,
+    OPENED,
+    PACKAGES,
+    PAGE,
+    ROOT,
+    between,
+    imports,
+    page,
+    picture,
+    room,
+    top,
+)
 
 # Rooms that keep each rule. Product rooms are what runs in production or makes what runs there.
 WITHOUT_CIRCLES = ("serving", "launcher", "export", "examples", "loadtest", "benchmarks")
@@ -51,6 +65,29 @@ def test_the_picture_of_the_rooms_is_that_of_the_code() -> None:
     assert page(text, picture(imports())) == text, "docs/architecture.md shows other rooms: run `make rooms`"
 
 
+def test_a_picture_shows_each_arrow_once_and_sub_rooms_in_their_room() -> None:
+    arrows = {
+        "serving": set(),
+        "serving.load.a": {"serving.search.b", "serving.files"},
+        "serving.load.c": {"serving.search.b", "serving.load.a"},
+        "serving.search.b": set(),
+        "serving.files": set(),
+        "export.x": {"serving.search.b", "export.y"},
+        "export.y": {"serving.files"},
+    }
+    assert [line.strip() for line in picture(arrows).splitlines()] == [
+        *("```mermaid", "flowchart TB", "export", "export --> serving", "subgraph serving", "direction TB"),
+        *('serving.files["files"]', 'serving.load["load"]', 'serving.search["search"]'),
+        *("serving.load --> serving.files", "serving.load --> serving.search", "end", "```"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["no marker", BEGIN, f"{END} {BEGIN}", f"{BEGIN} {BEGIN} {END}"])
+def test_a_page_without_both_markers(text) -> None:
+    with pytest.raises(ValueError, match="expected one .*rooms: made by .* and, behind it, one .*rooms: end"):
+        page(text, "drawn")
+
+
 @pytest.mark.parametrize("group", [str, room, top], ids=["modules", "rooms", "packages"])
 def test_imports_make_no_circle(group) -> None:
     arrows = {name: others for name, others in imports().items() if top(name) in WITHOUT_CIRCLES}
@@ -68,13 +105,11 @@ def test_a_circle_is_found_and_named_in_the_order_of_its_imports() -> None:
 
 def test_no_module_of_the_product_is_long() -> None:
     lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in _files(PRODUCT)}
-    long = {
-        name: n for name, n in lengths.items() if n > MOST_LINES and name.split("/")[0] in OF_LIMITED_LENGTH
-    }
+    limited = {name: lines for name, lines in lengths.items() if name.split("/")[0] in OF_LIMITED_LENGTH}
+    long = {name: lines for name, lines in limited.items() if lines > MOST_LINES}
     assert not long, f"expected at most {MOST_LINES} lines, split what a second idea moved into: {long}"
-    median = statistics.median(
-        n for n in lengths.values() if n > 1
-    )  # one line: a room's name in its __init__
+    # One line is an __init__ that says what its room is.
+    median = statistics.median(lines for lines in lengths.values() if lines > 1)
     assert median <= MEDIAN_LINES, f"expected a median module of at most {MEDIAN_LINES} lines, got {median}"
 
 
