@@ -144,6 +144,10 @@ lint: setup ## ruff, mypy, import contracts
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 
+.PHONY: rooms
+rooms: setup ## draw the picture of the rooms in docs/architecture.md from the imports of the code
+	$(PY) -m docs.rooms
+
 .PHONY: lock
 lock: ## pin what requirements.in asks for, as installed now
 	(echo '# Made by `make lock` from requirements.in (Python 3.11, Linux x86-64). Installed with --no-deps: it is complete.'; $(PY) -m pip freeze | grep -v -i -E '^(torch|gr4ad)\b' | grep -v -i -x -F -f requirements-bench.txt -f requirements-precision.txt -f requirements-kafka.txt -f requirements-tensorboard.txt) > requirements.lock

@@ -1,8 +1,44 @@
-"""Table and plot of `make bench`."""
+"""Ratios, table and plot of `make bench`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+
+def ratios(rows: dict[str, dict]) -> dict[str, float | None]:
+    """The figures that the targets are about, from the rows; None where a cell is empty."""
+
+    def qps(name: str) -> float:
+        return rows[name]["qps"]["median"]
+
+    def latency(name: str) -> float:
+        return rows[name]["latency_ms"]["median"]
+
+    wanted = {
+        "lazyar_vs_k0": lambda: qps("default") / qps("k0"),
+        "dbw": lambda: qps("default") / qps("dbw_off"),
+        "value_top": lambda: qps("default") / qps("value_all"),
+        "shared_kv": lambda: qps("default") / qps("kv_per_beam"),
+        "children_only": lambda: qps("default") / qps("full_vocabulary"),
+        "live_levels": lambda: qps("live") / qps("default"),
+        "int8": lambda: qps("int8") / qps("default"),
+        "int8_live": lambda: qps("int8_live") / qps("default"),
+        "hf_512": lambda: latency("hf_512") / latency("ours"),
+        "hf_128": lambda: latency("hf_128") / latency("ours_128"),
+        "ct2_512": lambda: latency("ct2_512") / latency("ours"),
+        "ct2_512_int8": lambda: latency("ct2_512_int8") / latency("ours_int8"),
+        "ct2_512_live": lambda: latency("ct2_512") / latency("ours_live"),
+        "ct2_512_int8_live": lambda: latency("ct2_512_int8") / latency("ours_int8_live"),
+        "latency_10m_vs_10k": lambda: latency("ads_10 M") / latency("ads_10 k"),
+        "latency_10m_vs_10k_live": lambda: latency("live_10 M") / latency("live_10 k"),
+    }
+    found: dict[str, float | None] = {}
+    for name, ratio in wanted.items():
+        try:
+            found[name] = ratio()
+        except KeyError:  # an empty cell
+            found[name] = None
+    return found
 
 
 def met(value: float | None, target: str) -> str:

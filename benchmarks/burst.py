@@ -53,12 +53,22 @@ def burst(
     """Send `tensors` in turn, `concurrency` at a time, for some seconds or a number of requests."""
     if (seconds is None) == (requests is None):
         raise ValueError(f"expected either seconds or requests, got {seconds} and {requests}")
-    return asyncio.run(_burst(url, tensors, concurrency, seconds, requests, timeout_s))
+    return asyncio.run(
+        _burst(
+            url,
+            tensors,
+            concurrency=concurrency,
+            seconds=seconds,
+            requests=requests,
+            timeout_s=timeout_s,
+        )
+    )
 
 
 async def _burst(
     url: str,
     tensors: list[Tensors],
+    *,
     concurrency: int,
     seconds: float | None,
     requests: int | None,
@@ -94,4 +104,12 @@ async def _burst(
         share = (time.process_time() - cpu) / (now - start)
     completed = sum(1.0 if done <= end else (end - began) / (done - began) for began, done in spans)
     latencies = [done - began for began, done in spans if done <= end]
-    return Burst(completed, len(spans), min(end, now) - start, latencies, failures, answers, share)
+    return Burst(
+        completed=completed,
+        total=len(spans),
+        seconds=min(end, now) - start,
+        latencies=latencies,
+        failures=failures,
+        answers=answers,
+        client_share=share,
+    )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.comparators.ct2 import Ct2Generate
-from benchmarks.comparators.hf import HfGenerate, random_context
+from benchmarks.comparators.hf import HfGenerate, T5Shape, random_context
 from benchmarks.engines import FullVocabulary, KvPerBeam, Timed
 from benchmarks.measure import Cell
 from export.graphs import example_request
@@ -52,7 +52,7 @@ class Workload:
         slots, profile = example_request(
             checkpoint.model, batch=REQUESTS, generator=torch.Generator().manual_seed(7)
         )
-        return cls(checkpoint, plan, snapshots, slots.numpy(), profile.numpy())
+        return cls(checkpoint, plan, snapshots, slots=slots.numpy(), profile=profile.numpy())
 
     def search(
         self,
@@ -163,15 +163,11 @@ def comparator_cells(work: Workload, graphs: dict[str, Path], *, threads: int, q
     spec, model = work.checkpoint.spec, work.checkpoint.spec.model
     snapshot = work.snapshots["100 k"]
     sids = np.unique(snapshot.sids_of(snapshot.ad_ids)[0], axis=0)
-    shape: dict[str, Any] = {
-        "layers": model.layers,
-        "width": model.width,
-        "heads": model.heads,
-        "ffn": model.ffn_multiple * model.width,
-        "threads": threads,
-    }
+    shape = T5Shape(
+        layers=model.layers, width=model.width, heads=model.heads, ffn=model.ffn_multiple * model.width
+    )
     contexts = [random_context(spec.level_sizes, seed=s, length=64) for s in range(REQUESTS)]
-    hf = HfGenerate(spec.level_sizes, sids, **shape)
+    hf = HfGenerate(spec.level_sizes, sids, shape=shape, threads=threads)
     ours = {
         name: OrtExecutor(graphs[key], levels=spec.features.levels, threads=threads)
         for name, key in (("fp32", f"k{model.shared_layers}"), ("int8", "int8"))
@@ -198,8 +194,12 @@ def comparator_cells(work: Workload, graphs: dict[str, Path], *, threads: int, q
             normalise=LIVE,
         ),
         work.cell("ours_128", f"gr4ad, {narrow}", ours["fp32"], batch=1, plan=narrow),
-        Cell("hf_512", "Hugging Face generate, trie, 512 beams", generate(hf, 512), live, 1, every),
-        Cell("hf_128", "Hugging Face generate, trie, 128 beams", generate(hf, 128), live, 1, every),
+        Cell(
+            "hf_512", "Hugging Face generate, trie, 512 beams", generate(hf, 512), live, batch=1, every=every
+        ),
+        Cell(
+            "hf_128", "Hugging Face generate, trie, 128 beams", generate(hf, 128), live, batch=1, every=every
+        ),
         Cell(
             "hf_512_free",
             "Hugging Face generate, unconstrained, 512 beams",
@@ -209,7 +209,7 @@ def comparator_cells(work: Workload, graphs: dict[str, Path], *, threads: int, q
         ),
     ]
     for kind in ("float32", "int8"):
-        engine = Ct2Generate(spec.level_sizes, compute_type=kind, **shape)
+        engine = Ct2Generate(spec.level_sizes, compute_type=kind, shape=shape, threads=threads)
         name = "ct2_512" if kind == "float32" else "ct2_512_int8"
         label = f"CTranslate2 {kind}, unconstrained, 512 beams, no values"
         cells.append(Cell(name, label, generate(engine, 512), batch=1))

@@ -11,7 +11,7 @@ import torch
 from export.gate import Gate
 from export.gate_requests import held_out_requests
 from export.graphs import export_graphs
-from export.quantize import quantize_int8
+from export.int8 import quantize_int8
 from serving.search.widths import WidthPlan
 from training.loop.checkpoint import load_checkpoint, weights_sha256
 from training.loop.retention import find_checkpoint, has_checkpoint

@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks.seeded_run import source_digest, with_shared_layers
 from export.graphs import export_graphs
+from export.int8 import quantize_int8
 from export.parity import check_parity
-from export.quantize import quantize_int8
 from export.seeded import seeded_checkpoint
 from serving.search.executor import Carry, Executor
 from training.preset import Preset

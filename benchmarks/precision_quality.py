@@ -69,8 +69,8 @@ def quality(run: Path, out: Path, *, quick: bool) -> dict[str, Any]:
         folder.mkdir(exist_ok=True)
         lowering = Lowering(precision, gate, calibration if precision == "fp8" else None, model)
         lower(fp32, folder, lowering, model=checkpoint.model, value_table=table)
-        ungated = replace(gate, config=_no_thresholds(config))
-        found = ungated.run(fp32, folder, precision=precision, value_table=table)
+        open_gate = replace(gate, config=_no_thresholds(config))
+        found = open_gate.run(fp32, folder, precision=precision, value_table=table)
         recall = found["recall50"]
         row = {
             "overlap10": found["overlap"]["10"],

@@ -22,17 +22,17 @@ import torch
 
 from benchmarks.precision_quality import quality, sensitivity
 from benchmarks.report import stamp
+from export.builder import Builder, BuildError
 from export.bundle import graph_shapes
 from export.calibrate import calibrate
 from export.fp8 import quantize_fp8
+from export.fp16 import convert_to_fp16
 from export.gate_requests import random_requests
 from export.graphs import export_graphs
-from export.half import convert_to_fp16
 from export.parity import check_parity
 from export.products import fp8_share, product_bytes, weight_bytes
 from export.profiles import graph_profiles
 from export.seeded import seeded_checkpoint
-from export.tensorrt import Builder, BuildError
 from serving.backend.settings import ServingConfig
 from serving.search.widths import WidthPlan
 from training.loop.checkpoint import Checkpoint

@@ -32,7 +32,15 @@ L20 = {"fp16": 119.5e12, "fp8": 239e12, "memory": 864e9}
 
 @dataclass(frozen=True)
 class Case:
-    """What a request's cost depends on."""
+    """What a request's cost depends on.
+
+    Attributes:
+        model: sizes.
+        spec: context.
+        level_sizes: V_1 .. V_T.
+        value_buckets: V of the value level.
+        plan: widths; every level is taken to fill its width.
+    """
 
     model: ModelConfig
     spec: FeatureSpec
@@ -68,8 +76,7 @@ def request_flops(case: Case) -> dict[str, float]:
         "<graph>.<part>": graphs prefix, tail_2 .. tail_{T + 1}; parts linear (projections, feed-forward,
         Fuse), cross_attention, self_attention, head.
     """
-    model = case.model
-    d, levels = model.width, len(case.level_sizes) + 1
+    model, d, levels = case.model, case.model.width, len(case.level_sizes) + 1
     shared, tail = model.shared_layers, model.layers - model.shared_layers
     layer = 2 * _layer_weights(model)
     flops: dict[str, float] = {}
@@ -184,8 +191,9 @@ def main() -> None:
                 for fp8 in (False, True)
                 for batch in BATCHES
             ]
-            flops = request_flops(case)
-            cases.append({"shared_layers": shared, "widths": text, "flops": flops, "estimates": rows})
+            cases.append(
+                {"shared_layers": shared, "widths": text, "flops": request_flops(case), "estimates": rows}
+            )
             _show(cases[-1], limit_ms=arguments.limit_ms)
     if arguments.json:
         report = {"label": LABEL, "l20": L20, "config": arguments.config, "share": arguments.share}

@@ -19,99 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from benchmarks import catalogue
-from benchmarks.burst import CHECKED, Tensors, burst
+from benchmarks.burst import Tensors, burst
+from benchmarks.cores import pinned
+from benchmarks.in_process import InProcess
 from benchmarks.pinned_server import Server
 from benchmarks.seeded_run import prepare, with_shared_layers
 from export.render import render
-from serving.backend.request import request_features
-from serving.backend.resolve import resolve
 from serving.backend.settings import ServingConfig
-from serving.batch import SearchRequest
-from serving.engines.ort import OrtExecutor
-from serving.index.reader import IndexReader
 from serving.index.snapshot import IndexSnapshot
-from serving.model.active_model import ActiveModel
-from serving.scheduler import Scheduler
-from serving.search.widths import WidthPlan
 from training.preset import Preset
 
 LOADS = (1, 2, 4, 8)
 TOLERANCE = 1e-3  # of scores and values, between Triton and this process
-
-_NO_ADS = np.zeros(0, np.int64)
-
-
-class InProcess:
-    """The whole job without a server: features, search, ads, by the functions that the adapters call."""
-
-    def __init__(self, run: Path, serving: ServingConfig) -> None:
-        """Open bundle and index of a prepared run; LMDB allows that once a process."""
-        bundles = run / "bundles"
-        self.reader = IndexReader(run / "index")
-        active = ActiveModel(bundles, reader=self.reader, is_loaded=lambda manifest: True)
-        self.spec = active.manifest.features
-        self.scheduler = Scheduler(
-            self.reader,
-            active,
-            plan=WidthPlan.parse(serving.widths, levels=active.manifest.levels),
-            make_executor=lambda m: OrtExecutor(
-                bundles / str(m.version), levels=m.levels, threads=serving.threads
-            ),
-        )
-
-    def answer(self, batch: list[Tensors]) -> list[Tensors]:
-        """Answers of requests of one row each, searched together."""
-        snapshot = self.reader.snapshot
-        searches = []
-        for tensors in batch:
-            row = {name: values[0] for name, values in tensors.items()}
-            features = request_features(
-                self.spec,
-                snapshot,
-                ad_ids=row["history_ad_ids"],
-                behaviors=row["history_behaviors"],
-                timestamps=row["history_timestamps"],
-                profile=row["profile"],
-                now=int(row["timestamp"][0]),
-            )
-            searches.append(
-                SearchRequest(
-                    slot_ads=features.slot_ads,
-                    slots=features.slots,
-                    profile=features.profile,
-                    num_ads=int(row["num_ads"][0]),
-                    exclude=_NO_ADS,
-                )
-            )
-        answers = []
-        for search, found in zip(searches, self.scheduler.search(searches).answers, strict=True):
-            if isinstance(found, Exception):
-                raise found
-            ads = resolve(
-                snapshot,
-                found.sids,
-                scores=found.scores,
-                expected_value=found.expected_value,
-                num_ads=search.num_ads,
-                exclude=search.exclude,
-            )
-            answers.append({name: getattr(ads, name)[None] for name in CHECKED})
-        return answers
-
-
-@contextmanager
-def pinned(cores: Iterable[int]) -> Iterator[None]:
-    """This thread on these cores, and no helper threads of NumPy's matrix products."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def faults(answer: Tensors, expected: Tensors, *, snapshot: IndexSnapshot) -> Counter[str]:
@@ -164,7 +85,13 @@ class Deployment:
         cpu_ms = (self.server.cpu_seconds() - before).total() * 1e3 / max(seen.total, 1)
         failed = Counter(f"failed: {text}" for text in seen.failures)
         wrong = self._faults(seen.answers) + failed
-        return Sample(seen.completed / seen.seconds, seen.latencies, cpu_ms, wrong, seen.client_share)
+        return Sample(
+            qps=seen.completed / seen.seconds,
+            latencies=seen.latencies,
+            cpu_ms=cpu_ms,
+            faults=wrong,
+            client_share=seen.client_share,
+        )
 
     def in_process(self, batch: int, seconds: float) -> Sample:
         """Measure batches in this thread; the latency is the batch's."""
@@ -214,7 +141,14 @@ def deployed(
             with pinned(server_cores):
                 expected = [local.answer([t])[0] for t in tensors]
             server = stack.enter_context(Server(run / "repository", cores=server_cores))
-            found[name] = Deployment(server, client, local, tensors, expected, set(server_cores))
+            found[name] = Deployment(
+                server=server,
+                client=client,
+                local=local,
+                tensors=tensors,
+                expected=expected,
+                cores=set(server_cores),
+            )
         for name, (run_name, repository) in (more or {}).items():
             server = stack.enter_context(Server(repository, cores=server_cores))
             found[name] = replace(found[run_name], server=server)

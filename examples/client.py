@@ -99,7 +99,7 @@ class Catalogue:
         )
         sids = pl.read_parquet(run / "tokenizer" / "sids.parquet")
         end = int(events["timestamp"].to_numpy().max()) + 1
-        return cls(ads, users, events, sids, manifest.profile_columns, end)
+        return cls(ads, users, events, sids, profile_columns=manifest.profile_columns, end=end)
 
     def request(
         self, user_id: int, *, num_ads: int, exclude: list[int] | None = None, max_history: int = 1024

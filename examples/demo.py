@@ -66,11 +66,11 @@ class PeakMemory:
             self.bytes = max(self.bytes, total)
 
 
-def step(title: str, *command: str) -> float:
-    """Run one step as its own process; returns seconds. A failed step ends the demo."""
+def step(title: str, module: str, *options: str | Path) -> float:
+    """Run a module as its own process; returns seconds. A failed step ends the demo."""
     print(f"\n== {title}", flush=True)
     began = time.monotonic()
-    code = subprocess.run([sys.executable, "-m", *command], check=False).returncode
+    code = subprocess.run([sys.executable, "-m", module, *options], check=False).returncode
     if code:
         raise SystemExit(f"demo: step '{title}' failed with status {code}")
     return time.monotonic() - began
@@ -154,14 +154,10 @@ def run_demo(
             "semantic-ID index",
             "indexer",
             "build",
-            "--bundles",
-            str(run / "bundles"),
-            "--ads",
-            str(run / "data" / "ads.parquet"),
-            "--sids",
-            str(run / "tokenizer" / "sids.parquet"),
-            "--out",
-            str(run / "index"),
+            *("--bundles", run / "bundles"),
+            *("--ads", run / "data" / "ads.parquet"),
+            *("--sids", run / "tokenizer" / "sids.parquet"),
+            *("--out", run / "index"),
         )
         print("\n== Triton", flush=True)
         with TritonServer(repository, log_file=run / "server.log") as server:

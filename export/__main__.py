@@ -10,19 +10,20 @@ from typing import Literal
 
 import torch
 
+from export.builder import Builder, BuildError
 from export.bundle import point_current, write_bundle
 from export.calibrate import CalibrationError
 from export.engines import EngineError, EngineFolder
 from export.gate import Gate, GateError, summary
 from export.gate_requests import GateRequests, held_out_requests, random_requests
 from export.graph_config import GraphConfigError
+from export.int8 import QuantizeError
 from export.lower import Lowering
 from export.parity import ParityError
 from export.pbtxt import RenderError
-from export.quantize import QuantizeError
 from export.render import ENGINES, SOURCE, TARGETS, check_precision, kept_bundles, render
 from export.seeded import seeded_checkpoint
-from export.tensorrt import Builder, BuildError, build_bundles
+from export.tensorrt import build_bundles
 from serving.backend.settings import ServingConfig
 from serving.model.bundle import BundleError, read_manifest
 from serving.search.normalise import parse_normalise

@@ -15,8 +15,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.calibrate import E4M3_MAX, Ranges
+from export.int8 import QuantizeError
 from export.products import constant_products
-from export.quantize import QuantizeError
 
 OPSET = 21  # the first whose Q/DQ and Cast know FP8 in every place TensorRT reads them
 

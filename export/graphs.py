@@ -126,7 +126,15 @@ class _FirstOutput(torch.nn.Module):
         token: torch.Tensor,
         allowed: torch.Tensor,
     ) -> torch.Tensor:
-        return self.module(m, context_kv, context_bias, past_kv, parents, token, allowed)[0]
+        return self.module(
+            m=m,
+            context_kv=context_kv,
+            context_bias=context_bias,
+            past_kv=past_kv,
+            parents=parents,
+            token=token,
+            allowed=allowed,
+        )[0]
 
 
 def _export(

@@ -10,12 +10,12 @@ import numpy as np
 
 from export.calibrate import calibrate
 from export.fp8 import quantize_fp8
+from export.fp16 import convert_to_fp16
 from export.gate import Gate
 from export.gate_requests import GateRequests
 from export.graphs import export_graphs
-from export.half import convert_to_fp16
+from export.int8 import quantize_int8
 from export.parity import check_parity
-from export.quantize import quantize_int8
 from training.model.gr4ad import Generator
 from training.precision import Precision
 

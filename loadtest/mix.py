@@ -179,7 +179,7 @@ def build_mix(
         ids, live = _ads_of(run / "index", synthetic_ads)
         requests = synthetic(bundles / str(version), ids, users=users, num_ads=num_ads, seed=seed)
         source = f"{len(requests)} made-up users over {len(ids)} ads"
-    return Mix(requests, live, source, repeats, window_s)
+    return Mix(users=requests, live_ads=live, source=source, repeats=repeats, window_s=window_s)
 
 
 def _ads_of(index: Path, synthetic_ads: int | None) -> tuple[np.ndarray, int]:

@@ -1,4 +1,4 @@
-"""The worker processes of a test, and what `loadtest.run` says to them."""
+"""The worker processes of a test, and what is said to them."""
 
 from __future__ import annotations
 

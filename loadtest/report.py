@@ -5,19 +5,16 @@ from __future__ import annotations
 import base64
 import csv
 import html
-import json
 import math
 import os
-import platform
-import subprocess
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from loadtest import picture, summary
+from loadtest import machine, picture, summary
+from loadtest.json_file import write_json
 from loadtest.outcomes import OK
 from loadtest.shapes import Shape
 from loadtest.summary import QUANTILES, Summary
@@ -62,28 +59,20 @@ class Test:
 
 def environment() -> dict[str, str]:
     """Processor, cores, memory, versions and commit of the machine that made the load."""
-    try:
-        models = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
-    except OSError:
-        models = []
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
-        "processor": models[0].split(":")[1].strip() if models else platform.processor(),
+        "processor": machine.processor(),
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{memory:.0f} GiB",
-        "versions": ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES),
-        "commit": commit,
+        "versions": ", ".join(f"{name} {version}" for name, version in machine.versions(_PACKAGES).items()),
+        "commit": machine.commit(),
     }
 
 
 def write(
     folder: Path,
     test: Test,
+    *,
     requests: pl.DataFrame,
     samples: list[dict[str, Any]],
     found: Summary,
@@ -93,13 +82,13 @@ def write(
     requests.write_csv(folder / "requests.csv")
     summary.timeline(requests, samples, shape=test.shape).write_csv(folder / "timeline.csv")
     _write_stats(folder / "stats.csv", test, requests, found)
-    machine = environment()
+    made_on = environment()
     content = {
         "name": test.name,
         "command": test.command,
         "title": test.title,
         "settings": test.settings,
-        "environment": machine,
+        "environment": made_on,
         "seconds": found.seconds,
         "requests": found.requests,
         "outcomes": found.outcomes,
@@ -118,13 +107,13 @@ def write(
         ],
         "notes": test.notes,
     }
-    (folder / "summary.json").write_text(json.dumps(_finite(content), indent=1) + "\n")
+    write_json(folder / "summary.json", content)
     step = picture.step_for(found.requests, found.seconds)
     table = summary.timeline(requests, samples, shape=test.shape, step_s=step)
     image_path = folder / "report.png"
     picture.draw(table, image_path, title=test.title, step_s=step, shape=test.shape, slo_ms=test.slo_ms)
     image = base64.b64encode(image_path.read_bytes()).decode()
-    (folder / "report.html").write_text(_page(test, found, verdicts, machine, image))
+    (folder / "report.html").write_text(_page(test, found, verdicts=verdicts, made_on=made_on, image=image))
 
 
 def lines(test: Test, found: Summary, verdicts: list[Verdict]) -> list[str]:
@@ -178,16 +167,7 @@ def _write_stats(path: Path, test: Test, requests: pl.DataFrame, found: Summary)
         writer.writerow(row)
 
 
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _page(test: Test, found: Summary, verdicts: list[Verdict], machine: dict[str, str], image: str) -> str:
+def _page(test: Test, found: Summary, *, verdicts: list[Verdict], made_on: dict[str, str], image: str) -> str:
     figures = {name: f"{value:.4g}" for name, value in found.figures.items() if not math.isnan(value)}
     latency = {f"p{100 * share:g}": f"{value:.1f} ms" for share, value in found.latency_ms.items()}
     outcomes = {n: f"{c} ({100 * c / max(found.requests, 1):.2f} %)" for n, c in found.outcomes.items()}
@@ -214,7 +194,7 @@ def _page(test: Test, found: Summary, verdicts: list[Verdict], machine: dict[str
         blocks += [f"<tr><td>{o}<td>{n}<td>{html.escape(t or '')}" for o, t, n in found.errors]
         blocks.append("</table>")
     blocks.append(f"<h2>How</h2><p><code>{html.escape(test.command)}</code></p>")
-    blocks.append(f"<div class=side>{_table(test.settings)}{_table(machine)}</div>")
+    blocks.append(f"<div class=side>{_table(test.settings)}{_table(made_on)}</div>")
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(test.name)}</title>"
     return f"{head}\n<style>{_STYLE}</style>\n" + "\n".join(blocks) + "\n</html>\n"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample as Series
 
 _TRITON = (  # column, metric, model
     ("pending", "nv_inference_pending_request_count", "beam_scheduler"),
@@ -20,17 +21,33 @@ _OWN = "gr4ad_"
 Sample = dict[str, float]
 
 
-def parse_metrics(text: str) -> Sample:
-    """Columns of a metrics page: Triton's pending, success and failure counts, and the sums of all `gr4ad_*`.
+def read_metrics(url: str, *, timeout_s: float = 2.0) -> list[Series]:
+    """Every series of a metrics page.
+
+    Raises:
+        OSError, ValueError: no answer, or it is no metrics page.
+    """
+    with urllib.request.urlopen(url, timeout=timeout_s) as page:
+        return parse_metrics(page.read().decode())
+
+
+def parse_metrics(text: str) -> list[Series]:
+    """Every series of a metrics page's text."""
+    return [series for family in text_string_to_metric_families(text) for series in family.samples]
+
+
+def columns(metrics: list[Series]) -> Sample:
+    """Triton's pending, success and failure counts, and the sums of all `gr4ad_*`.
 
     Series of a metric are added up over their labels; buckets of histograms are left out.
     """
     found: Sample = {}
-    for sample in (s for family in text_string_to_metric_families(text) for s in family.samples):
+    for sample in metrics:
         if sample.name.startswith(_OWN) and not sample.name.endswith(("_bucket", "_created")):
             column = sample.name
         else:
-            wanted = sample.name, sample.labels.get("model")
+            # The parser gives counters the ending that Triton leaves out.
+            wanted = sample.name.removesuffix("_total"), sample.labels.get("model")
             column = next((c for c, *triton in _TRITON if tuple(triton) == wanted), "")
         if column:
             found[column] = found.get(column, 0.0) + float(sample.value)
@@ -92,8 +109,7 @@ class Sampler(threading.Thread):
         found: dict[str, Any] = {"second": time.monotonic() - self._begin}
         try:
             if self._url is not None:
-                with urllib.request.urlopen(self._url, timeout=2) as page:
-                    found |= parse_metrics(page.read().decode())
+                found |= columns(read_metrics(self._url))
         except (OSError, ValueError):
             self.failed += 1
         try:

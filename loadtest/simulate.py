@@ -6,7 +6,6 @@ python -m loadtest.simulate --shape step --low 0.2 --high 3 --out build/simulate
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.accounting import plan_changes, settle_time, summary, timeline
+from loadtest.json_file import write_json
 from loadtest.simulator import Cluster, Run, Service, simulate
 from loadtest.threshold_policy import ThresholdPolicy
 from loadtest.workload import SHAPES, poisson, shape
@@ -44,13 +44,13 @@ def main(argv: list[str] | None = None) -> int:
     ladder = Ladder.parse(args.ladder, base=base) if args.ladder else Ladder.around(base)
     rows = plan_rows(base)
     cluster = Cluster(
-        args.replicas,
-        args.instances,
-        args.max_batch,
-        args.max_queue,
-        args.balancer,
-        not args.no_metrics,
-        not args.no_stamps,
+        replicas=args.replicas,
+        instances=args.instances,
+        max_batch=args.max_batch,
+        max_queue=args.max_queue,
+        balancer=args.balancer,
+        metrics=not args.no_metrics,
+        stamps=not args.no_stamps,
     )
     service = Service.of(
         args.batch_ms / 1e3,
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         "results": results,
         "timeline": lines,
     }
-    (args.out / "simulation.json").write_text(json.dumps(_finite(content), indent=1) + "\n")
+    write_json(args.out / "simulation.json", content)
     draw(lines, args.out / "simulation.png", slo_ms=args.slo_ms)
     print(f"wrote {args.out / 'simulation.json'} and {args.out / 'simulation.png'}")
     return 0
@@ -219,15 +219,6 @@ def _number(value: float) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return "-" if math.isnan(value) else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for NaN, which JSON does not know."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

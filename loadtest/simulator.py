@@ -256,13 +256,13 @@ def simulate(
         if replica.idle:
             start(turn, now)
     return Run(
-        arrivals,
-        np.array(finished),
-        np.frombuffer(bytes(status), np.uint8).astype(np.int64),
-        np.array(rows_of),
-        np.array(searches, np.float64).reshape(-1, 5),
-        np.array(queue, np.float64).reshape(-1, 2),
-        duration_s,
+        arrived=arrivals,
+        finished=np.array(finished),
+        status=np.frombuffer(bytes(status), np.uint8).astype(np.int64),
+        rows=np.array(rows_of),
+        searches=np.array(searches, np.float64).reshape(-1, 5),
+        queue=np.array(queue, np.float64).reshape(-1, 2),
+        duration_s=duration_s,
     )
 
 

@@ -110,7 +110,14 @@ def summarise(
     }
     failed = requests.filter(pl.col("outcome") != OK)
     errors = failed.group_by("outcome", "error").len().sort("len", descending=True).head(20)
-    return Summary(seconds, total, outcomes, latency, figures, list(errors.iter_rows()))
+    return Summary(
+        seconds=seconds,
+        requests=total,
+        outcomes=outcomes,
+        latency_ms=latency,
+        figures=figures,
+        errors=list(errors.iter_rows()),
+    )
 
 
 def timeline(

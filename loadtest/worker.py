@@ -1,7 +1,7 @@
-"""One process of a load test: a locust environment and runner. `loadtest.run` starts it and talks to it.
+"""One process of a load test: a locust environment and runner, started and told by `loadtest.processes`.
 
 It says `ready` once its first request was answered. It reads `go <monotonic time>`, the start of the test for
-all workers, and `stop` (or the end of the file, when `loadtest.run` is gone): no more requests, a short wait
+all workers, and `stop` (or the end of the file, when that is gone): no more requests, a short wait
 for answers.
 """
 
@@ -81,7 +81,7 @@ def run_worker(load: Load, mix: Mix, worker: int, *, folder: Path) -> None:
 
 
 def _stop_when_told(plan: Plan, runner: Runner) -> None:
-    _line()  # "stop", or the end of file when `loadtest.run` is gone
+    _line()  # "stop", or the end of file when the command is gone
     plan.drain_s = min(plan.drain_s, _STOP_DRAIN_S)
     runner.stop()
 
@@ -96,11 +96,11 @@ def _line() -> str:
 
 
 def main() -> None:
-    """Command line of `loadtest.run`: FOLDER WORKER."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; `loadtest.run` says stop
+    """Command line of `loadtest.processes`: FOLDER WORKER."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the command says stop
     folder, worker = Path(sys.argv[1]), int(sys.argv[2])
     load = Load.from_json(json.loads((folder / "load.json").read_text()))
-    mix = Mix.load(folder / "mix.npz")  # written by loadtest.run
+    mix = Mix.load(folder / "mix.npz")  # written by loadtest.processes
     status = 0
     try:
         run_worker(load, mix, worker, folder=folder)

@@ -14,8 +14,8 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, model_validator
 
-from serving.backend.settings import ServingConfig, width_policy
-from serving.search.beam_search import parse_normalise
+from serving.backend.plans import SearchPlans
+from serving.backend.settings import ServingConfig
 from serving.search.widths import WidthPlan
 from training.data.config import DataConfig, FeatureConfig
 from training.evaluation.config import EvaluationConfig
@@ -110,10 +110,7 @@ class Preset(BaseModel):
                 faults.append(f"{section}: {error}")
 
         check("features", lambda: self.features.spec(levels=levels, profile_sizes=()))
-        check("serving", lambda: width_policy(self.serving, levels=levels))
-        if self.serving.normalise is not None:
-            normalise = self.serving.normalise
-            check("serving", lambda: parse_normalise(normalise, levels=levels))
+        check("serving", lambda: SearchPlans.of(self.serving, levels=levels))
         check("evaluation", lambda: _check_cutoffs(self.evaluation, levels=levels))
         weights, targets = self.training.behavior_weights, self.data.target_behaviors if self.data else ()
         if targets and not any(weight > 0 for behavior, weight in weights.items() if behavior in targets):

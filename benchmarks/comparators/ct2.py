@@ -13,41 +13,33 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.comparators import require
-from benchmarks.comparators.hf import BOS, EOS, PAD, build_t5, token_offsets
+from benchmarks.comparators.hf import BOS, EOS, PAD, T5Shape, build_t5, token_offsets
 
 
 class Ct2Generate:
-    """The same weights as `HfGenerate` with the same arguments."""
+    """The same weights as `HfGenerate` with the same shape."""
 
     def __init__(
         self,
         level_sizes: tuple[int, ...],
         *,
         compute_type: Literal["float32", "int8"] = "float32",
-        layers: int = 9,
-        width: int = 256,
-        heads: int = 8,
-        ffn: int = 1024,
+        shape: T5Shape,
         threads: int = 2,
-        seed: int = 0,
     ) -> None:
         """Build the T5 and convert it.
 
         Args:
             level_sizes: V_1 .. V_T.
             compute_type: of the matrix products; "int8" quantizes weights and activations.
-            layers: of the encoder, and of the decoder.
-            width: d.
-            heads: attention heads.
-            ffn: hidden width of the feed-forward part.
+            shape: of the T5.
             threads: of one request.
-            seed: of the weights.
 
         Raises:
             MissingComparatorError: ctranslate2 or transformers is not installed.
         """
         ctranslate2 = require("ctranslate2")
-        model = build_t5(level_sizes, layers=layers, width=width, heads=heads, ffn=ffn, seed=seed)
+        model = build_t5(level_sizes, shape)
         self._offsets = token_offsets(level_sizes)
         # CTranslate2 takes and returns tokens as strings.
         self._names = ["<pad>", "</s>", "<s>", *map(str, range(sum(level_sizes)))]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,25 +31,42 @@ def random_context(level_sizes: tuple[int, ...], *, seed: int, length: int = 64)
     return np.random.default_rng(seed).integers(SPECIAL, SPECIAL + sum(level_sizes), length)
 
 
-def build_t5(
-    level_sizes: tuple[int, ...], *, layers: int, width: int, heads: int, ffn: int, seed: int
-) -> Any:
-    """`T5ForConditionalGeneration` with seeded random weights, `layers` of encoder and of decoder each."""
+@dataclass(frozen=True)
+class T5Shape:
+    """Sizes of a T5, and the seed of its weights.
+
+    Attributes:
+        layers: of the encoder, and of the decoder.
+        width: d.
+        heads: attention heads.
+        ffn: hidden width of the feed-forward part.
+        seed: of the weights; the same shape gives the same ones.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    ffn: int
+    seed: int = 0
+
+
+def build_t5(level_sizes: tuple[int, ...], shape: T5Shape) -> Any:
+    """`T5ForConditionalGeneration` with seeded random weights."""
     transformers = require("transformers")
     config = transformers.T5Config(
         vocab_size=SPECIAL + sum(level_sizes),
-        d_model=width,
-        d_kv=width // heads,
-        d_ff=ffn,
-        num_layers=layers,
-        num_decoder_layers=layers,
-        num_heads=heads,
+        d_model=shape.width,
+        d_kv=shape.width // shape.heads,
+        d_ff=shape.ffn,
+        num_layers=shape.layers,
+        num_decoder_layers=shape.layers,
+        num_heads=shape.heads,
         pad_token_id=PAD,
         eos_token_id=EOS,
         decoder_start_token_id=BOS,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(shape.seed)
         return transformers.T5ForConditionalGeneration(config).eval()
 
 
@@ -73,36 +91,28 @@ def allowed_tokens(sids: np.ndarray, level_sizes: tuple[int, ...]) -> dict[tuple
 
 
 class HfGenerate:
-    """T5 with the shape of preset bench, by default; the same arguments give the same weights."""
+    """`generate` of a seeded T5."""
 
     def __init__(
         self,
         level_sizes: tuple[int, ...],
         sids: np.ndarray,
         *,
-        layers: int = 9,
-        width: int = 256,
-        heads: int = 8,
-        ffn: int = 1024,
+        shape: T5Shape,
         threads: int = 2,
-        seed: int = 0,
     ) -> None:
         """Build the model and the table of the callback.
 
         Args:
             level_sizes: V_1 .. V_T.
             sids: int32 [M, T] live SIDs, distinct and in lexicographic order.
-            layers: of the encoder, and of the decoder.
-            width: d.
-            heads: attention heads.
-            ffn: hidden width of the feed-forward part.
+            shape: of the T5.
             threads: of PyTorch, while `generate` runs.
-            seed: of the weights.
 
         Raises:
             MissingComparatorError: transformers is not installed.
         """
-        self.model = build_t5(level_sizes, layers=layers, width=width, heads=heads, ffn=ffn, seed=seed)
+        self.model = build_t5(level_sizes, shape)
         self._offsets = token_offsets(level_sizes)
         self._threads = threads
         self._allowed = allowed_tokens(sids, level_sizes)

@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +18,16 @@ from typing import Any
 import aiohttp
 import numpy as np
 import tritonclient.grpc.aio
-from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import catalogue
 from benchmarks.burst import Tensors, burst
+from benchmarks.cores import pinned
 from benchmarks.live_index.deployment import prepare, sidecar
 from benchmarks.live_index.events import ad_events
 from benchmarks.pinned_server import Server
 from examples.client import infer_inputs
 from indexer.launcher import IndexerProcess
+from loadtest.sampler import read_metrics
 from serving.index.reader import IndexReader
 from serving.model.bundle import read_manifest
 
@@ -68,46 +67,41 @@ def measure(
     tensors = catalogue.requests(64, spec, reader.snapshot)
     probe = catalogue.requests(1, spec, reader.snapshot, seed=1)[0]
     reader.close()
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {1})
-    try:
-        with (
-            Server(run / "repository", cores={0}) as server,
-            sidecar(run, cores={1}) as indexer,
-        ):
-            burst(server.grpc_url, tensors, concurrency=4, seconds=3.0)
-            full = burst(server.grpc_url, tensors, concurrency=4, seconds=8.0)
-            capacity = full.completed / full.seconds
-            say(f"visible: {capacity:.1f} QPS at saturation; {windows} windows of {window_s} s of each kind")
-            seen = asyncio.run(
-                _run(
-                    server.grpc_url,
-                    indexer.url,
-                    tensors,
-                    probe,
-                    max(capacity / 2 - 1 / PROBE_EVERY_S, 0.5),
-                    ads,
-                    windows,
-                    window_s,
-                )
+    with (
+        pinned({1}),
+        Server(run / "repository", cores={0}) as server,
+        sidecar(run, cores={1}) as indexer,
+    ):
+        burst(server.grpc_url, tensors, concurrency=4, seconds=3.0)
+        full = burst(server.grpc_url, tensors, concurrency=4, seconds=8.0)
+        capacity = full.completed / full.seconds
+        say(f"visible: {capacity:.1f} QPS at saturation; {windows} windows of {window_s} s of each kind")
+        seen = asyncio.run(
+            _run(
+                server.grpc_url,
+                indexer.url,
+                tensors=tensors,
+                probe=probe,
+                rate=max(capacity / 2 - 1 / PROBE_EVERY_S, 0.5),
+                ads=ads,
+                windows=windows,
+                window_s=window_s,
             )
-            metrics = sidecar_metrics(indexer)
-    finally:
-        os.sched_setaffinity(0, before)
+        )
+        metrics = sidecar_metrics(indexer)
     return _figures(seen, capacity=capacity, failed=len(full.failures)) | {"sidecar": metrics}
 
 
 def sidecar_metrics(indexer: IndexerProcess) -> dict[str, float]:
     """Values of the sidecar's own metrics that have no labels."""
-    with urllib.request.urlopen(f"{indexer.url}/metrics", timeout=30) as answer:
-        families = text_string_to_metric_families(answer.read().decode())
-        samples = [s for f in families for s in f.samples if s.name.startswith("gr4ad_") and not s.labels]
-    return {s.name: s.value for s in samples}
+    samples = read_metrics(f"{indexer.url}/metrics", timeout_s=30)
+    return {s.name: s.value for s in samples if s.name.startswith("gr4ad_") and not s.labels}
 
 
 async def _run(
     grpc_url: str,
     http_url: str,
+    *,
     tensors: list[Tensors],
     probe: Tensors,
     rate: float,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from export.builder import Builder
 from export.bundle import write_bundle
 from export.engines import EngineFolder, EngineSpec
 from export.gate import Gate
@@ -17,7 +18,7 @@ from export.gate_requests import GateRequests, random_requests
 from export.lower import Lowering
 from export.profiles import profiles
 from export.seeded import seeded_checkpoint
-from export.tensorrt import Builder, build_engines
+from export.tensorrt import build_engines
 from serving.model.bundle import Manifest, read_manifest
 from serving.search.widths import WidthPlan
 from training.precision import PrecisionConfig

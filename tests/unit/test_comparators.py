@@ -1,6 +1,7 @@
 """What the benchmark compares with does the work it is timed for: against brute force on tiny catalogues."""
 
 import sys
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -9,10 +10,10 @@ import torch
 
 from benchmarks.comparators import MissingComparatorError, require, static
 from benchmarks.comparators.ct2 import Ct2Generate
-from benchmarks.comparators.hf import BOS, EOS, HfGenerate, build_t5, random_context, token_offsets
+from benchmarks.comparators.hf import BOS, EOS, HfGenerate, T5Shape, build_t5, random_context, token_offsets
 from serving.index.trie import Trie
 
-SHAPE = {"layers": 2, "width": 16, "heads": 2, "ffn": 32}
+SHAPE = T5Shape(layers=2, width=16, heads=2, ffn=32)
 SIZES = (6, 2, 7)
 
 
@@ -34,7 +35,7 @@ def random_sids(count, sizes, *, seed=0):
 
 def teacher_forced(context, tokens, sizes, *, never=None):
     """log p of each token of sequences [N, T] given the ones before it, [N, T]; `never` has probability 0."""
-    model = build_t5(sizes, **SHAPE, seed=0)
+    model = build_t5(sizes, SHAPE)
     inputs = np.concatenate([np.full((len(tokens), 1), BOS), tokens[:, :-1]], axis=1)
     with torch.no_grad():
         logits = model(
@@ -60,7 +61,7 @@ def plain_search(sequences, logprob, widths):
 
 def test_hugging_face_finds_the_best_live_sids(transformers):
     sids, context = random_sids(60, SIZES), random_context(SIZES, seed=1, length=9)
-    hf = HfGenerate(SIZES, sids, **SHAPE, threads=1)
+    hf = HfGenerate(SIZES, sids, shape=SHAPE, threads=1)
     found, scores = hf.generate(context, 12)  # as many beams as prefixes of two codes: nothing is pruned
     expected = teacher_forced(context, sids + token_offsets(SIZES), SIZES).sum(1)
     order = np.argsort(-expected)[:12]
@@ -70,7 +71,7 @@ def test_hugging_face_finds_the_best_live_sids(transformers):
 
 def test_hugging_face_returns_every_live_sid_once_where_there_are_fewer_than_beams(transformers):
     sids = np.array([[0, 1, 2], [0, 1, 3], [4, 0, 0]], np.int32)
-    found, _ = HfGenerate(SIZES, sids, **SHAPE, threads=1).generate(random_context(SIZES, seed=0), 8)
+    found, _ = HfGenerate(SIZES, sids, shape=SHAPE, threads=1).generate(random_context(SIZES, seed=0), 8)
     assert sorted(found.tolist()) == sids.tolist()
 
 
@@ -79,11 +80,11 @@ def test_unconstrained_search_equals_a_plain_one_over_all_tokens(engine, ctransl
     sizes = (4, 3, 3)
     context = random_context(sizes, seed=5, length=9)  # the end token is likely as the first one here
     if engine == "hf":
-        sids, scores = HfGenerate(sizes, random_sids(5, sizes), **SHAPE, threads=1).generate(
+        sids, scores = HfGenerate(sizes, random_sids(5, sizes), shape=SHAPE, threads=1).generate(
             context, 6, constrained=False
         )
     else:
-        sids, scores = Ct2Generate(sizes, **SHAPE, threads=1).generate(context, 6)
+        sids, scores = Ct2Generate(sizes, shape=SHAPE, threads=1).generate(context, 6)
     tokens = np.array(list(product(range(sum(sizes) + 3), repeat=3)))
     # CTranslate2 knows that the end may not come yet, and normalises over the other tokens.
     logprob = teacher_forced(context, tokens, sizes, never=EOS if engine == "ct2" else None)
@@ -95,8 +96,8 @@ def test_unconstrained_search_equals_a_plain_one_over_all_tokens(engine, ctransl
 
 def test_ctranslate2_int8_decodes_all_levels(ctranslate2):
     context = random_context(SIZES, seed=0, length=9)
-    sids, scores = Ct2Generate(SIZES, **SHAPE, threads=1, compute_type="int8").generate(context, 7)
-    exact, exact_scores = Ct2Generate(SIZES, **SHAPE, threads=1).generate(context, 7)
+    sids, scores = Ct2Generate(SIZES, shape=SHAPE, threads=1, compute_type="int8").generate(context, 7)
+    exact, exact_scores = Ct2Generate(SIZES, shape=SHAPE, threads=1).generate(context, 7)
     assert sids.shape == (7, 3)
     assert np.allclose(scores, exact_scores, atol=0.2)
     assert not np.array_equal(scores, exact_scores)  # it really computes in another precision
@@ -105,7 +106,7 @@ def test_ctranslate2_int8_decodes_all_levels(ctranslate2):
 def test_weights_follow_the_seed_alone(transformers):
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    weights = [build_t5(SIZES, **SHAPE, seed=seed).shared.weight for seed in (0, 0, 1)]
+    weights = [build_t5(SIZES, replace(SHAPE, seed=seed)).shared.weight for seed in (0, 0, 1)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert torch.equal(torch.get_rng_state(), state)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import export.__main__ as module
+from export.builder import BuildError
 from export.gate_requests import held_out_requests
 from export.pbtxt import RenderError
 from export.render import TARGETS, render
-from export.tensorrt import BuildError
 from serving.model.bundle import current_version
 from tests.pipeline import serving_config
 from tests.slots import events_of, plain_slots

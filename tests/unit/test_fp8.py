@@ -15,12 +15,12 @@ from export.bundle import write_bundle
 from export.calibrate import Ranges, calibrate
 from export.compare import compare, search
 from export.fp8 import quantize_fp8, quantize_graph
+from export.fp16 import FP32_OPERATIONS, convert_to_fp16
 from export.gate import Gate
 from export.gate_requests import GateRequests
-from export.half import FP32_OPERATIONS, convert_to_fp16
+from export.int8 import QuantizeError
 from export.lower import Lowering, lower
 from export.products import fp8_share, products
-from export.quantize import QuantizeError
 from serving.engines.ort import OrtExecutor, open_session
 from serving.model.bundle import read_manifest, versions
 from serving.search.widths import WidthPlan

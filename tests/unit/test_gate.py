@@ -14,9 +14,9 @@ from export.bundle import write_bundle
 from export.compare import Found, compare, search
 from export.gate import Gate, GateError, check, summary
 from export.gate_requests import GateRequests, random_requests
+from export.int8 import quantize_int8
 from export.lower import Lowering
 from export.parity import ParityError
-from export.quantize import quantize_int8
 from serving.engines.ort import OrtExecutor
 from serving.files import sha256
 from serving.model.bundle import current_version, read_manifest, versions

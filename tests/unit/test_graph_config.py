@@ -14,8 +14,8 @@ from tritonclient.grpc import model_config_pb2
 
 import export.graph_config as graph_config
 from export.engines import EngineError
+from export.fp16 import convert_to_fp16
 from export.graph_config import GraphConfigError, check_graph, graph_values
-from export.half import convert_to_fp16
 from export.pbtxt import RenderError, check_config, fill
 from export.profiles import profiles
 from export.render import ENGINES, check_precision, render

@@ -13,7 +13,7 @@ from loadtest import report, summary
 from loadtest.outcomes import OUTCOMES, WAITED
 from loadtest.picture import step_for
 from loadtest.recorder import COLUMNS, Recorder
-from loadtest.sampler import parse_metrics, process_sample
+from loadtest.sampler import columns, parse_metrics, process_sample
 from loadtest.shapes import Shape
 from loadtest.thresholds import LIMITS, judge
 
@@ -135,7 +135,9 @@ def test_metrics_page():
 # TYPE nv_inference_pending_request_count gauge
 nv_inference_pending_request_count{model="gr4ad",version="1"} 99
 nv_inference_pending_request_count{model="beam_scheduler",version="1"} 4
+# TYPE nv_inference_request_success counter
 nv_inference_request_success{model="gr4ad",version="1"} 12
+# TYPE nv_inference_request_failure counter
 nv_inference_request_failure{model="gr4ad",reason="OTHER",version="1"} 2
 nv_inference_request_failure{model="gr4ad",reason="REJECTED",version="1"} 3
 nv_inference_request_failure{model="lazyar_prefix",reason="REJECTED",version="1"} 50
@@ -145,7 +147,7 @@ gr4ad_rejected_total{reason="deadline"} 2
 gr4ad_wait_seconds_bucket{le="0.1"} 7
 gr4ad_wait_seconds_sum 0.5
 """
-    assert parse_metrics(page) == {
+    assert columns(parse_metrics(page)) == {
         "pending": 4,
         "success_total": 12,
         "failure_total": 5,
@@ -177,7 +179,7 @@ def test_all_files_are_written(tmp_path):
     verdicts = judge(found.figures, {"max_p99_ms": 50.0, "min_qps": 1.0})
     settings = {"server": "here"}
     test = report.Test("a <b>", "title", "command --x '<'", "grpc", settings, shape, 100.0, ["careful"])
-    report.write(tmp_path, test, requests, samples, found, verdicts)
+    report.write(tmp_path, test, requests=requests, samples=samples, found=found, verdicts=verdicts)
     assert all((tmp_path / name).stat().st_size for name in report.FILES)
     back = pl.read_csv(tmp_path / "requests.csv")
     assert back.columns == list(COLUMNS)

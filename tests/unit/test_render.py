@@ -10,7 +10,7 @@ from tritonclient.grpc import model_config_pb2
 from export import pbtxt
 from export.bundle import graph_shapes, point_current
 from export.engines import EngineError, EngineFolder, EngineSpec
-from export.half import convert_to_fp16
+from export.fp16 import convert_to_fp16
 from export.pbtxt import RenderError, check_config
 from export.profiles import profiles
 from export.render import ENGINES, SOURCE, TARGETS, kept_bundles, render

@@ -86,7 +86,7 @@ def test_keys_and_values_by_hand():
 
 
 def case(model):
-    return Case(model.config, SPEC, LEVEL_SIZES, len(VALUE_TABLE), PLAN)
+    return Case(model.config, SPEC, LEVEL_SIZES, value_buckets=len(VALUE_TABLE), plan=PLAN)
 
 
 def test_estimate_follows_from_flops_bytes_and_share():

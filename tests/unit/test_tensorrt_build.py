@@ -18,13 +18,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import export.tensorrt as module
+from export.builder import MODULES, Builder, BuildError, describe
 from export.calibrate import Ranges
 from export.engines import EngineFolder, EngineSpec
 from export.fp8 import quantize_graph
-from export.half import convert_to_fp16
+from export.fp16 import convert_to_fp16
 from export.products import constant_products, products
 from export.profiles import ShapeRange, profiles
-from export.tensorrt import Builder, BuildError, build_bundles, build_engines, describe
+from export.tensorrt import build_bundles, build_engines
 from serving.files import sha256
 from serving.model.bundle import read_manifest
 from tests.pipeline import WIDTHS, serving_config
@@ -252,7 +253,7 @@ def test_capability_that_rtx_does_not_know(rtx):
     ("name", "hint"), [("tensorrt", r"deploy/tensorrt_setup.sh"), ("tensorrt-rtx", "make precision-setup")]
 )
 def test_without_the_library(monkeypatch, name, hint):
-    monkeypatch.setitem(sys.modules, module.MODULES[name], None)
+    monkeypatch.setitem(sys.modules, MODULES[name], None)
     with pytest.raises(BuildError, match=rf"builder {name} is not installed \(.*\): .*{hint}"):
         Builder(name)
 
@@ -463,7 +464,7 @@ def test_stopped_or_disk_full_while_writing(builder, tiny_run, monkeypatch, caps
     sync, done = os.fsync, []
 
     def fails_later(descriptor):
-        if len(done) == writes:
+        if len(done) == 2 * writes:  # a file's content is synced, and then its folder
             raise error
         done.append(descriptor)
         sync(descriptor)

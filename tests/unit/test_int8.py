@@ -5,8 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import export.quantize as module
-from export.quantize import FUSE, HEAD, QuantizeError, fp32_products, quantize_int8
+import export.int8 as module
+from export.int8 import FUSE, HEAD, QuantizeError, fp32_products, quantize_int8
 from serving.engines.ort import OrtExecutor, open_session
 from serving.model.bundle import read_manifest
 from serving.search.beam_search import beam_search

@@ -1,0 +1,77 @@
+"""The whole job of the server in this process: what Triton adds is measured against it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.burst import CHECKED, Tensors
+from serving.backend.request import request_features
+from serving.backend.resolve import resolve
+from serving.backend.settings import ServingConfig
+from serving.engines.ort import OrtExecutor
+from serving.index.reader import IndexReader
+from serving.model.active_model import ActiveModel
+from serving.scheduler import Scheduler, SearchRequest
+from serving.search.widths import WidthPlan
+
+_NO_ADS = np.zeros(0, np.int64)
+
+
+class InProcess:
+    """The whole job without a server: features, search, ads, by the functions that the adapters call."""
+
+    def __init__(self, run: Path, serving: ServingConfig) -> None:
+        """Open bundle and index of a prepared run; LMDB allows that once a process."""
+        bundles = run / "bundles"
+        self.reader = IndexReader(run / "index")
+        active = ActiveModel(bundles, reader=self.reader, is_loaded=lambda manifest: True)
+        self.spec = active.manifest.features
+        self.scheduler = Scheduler(
+            self.reader,
+            active,
+            plan=WidthPlan.parse(serving.widths, levels=active.manifest.levels),
+            make_executor=lambda m: OrtExecutor(
+                bundles / str(m.version), levels=m.levels, threads=serving.threads
+            ),
+        )
+
+    def answer(self, batch: list[Tensors]) -> list[Tensors]:
+        """Answers of requests of one row each, searched together."""
+        snapshot = self.reader.snapshot
+        searches = []
+        for tensors in batch:
+            row = {name: values[0] for name, values in tensors.items()}
+            features = request_features(
+                self.spec,
+                snapshot,
+                ad_ids=row["history_ad_ids"],
+                behaviors=row["history_behaviors"],
+                timestamps=row["history_timestamps"],
+                profile=row["profile"],
+                now=int(row["timestamp"][0]),
+            )
+            searches.append(
+                SearchRequest(
+                    slot_ads=features.slot_ads,
+                    slots=features.slots,
+                    profile=features.profile,
+                    num_ads=int(row["num_ads"][0]),
+                    exclude=_NO_ADS,
+                )
+            )
+        answers = []
+        for search, found in zip(searches, self.scheduler.search(searches).answers, strict=True):
+            if isinstance(found, Exception):
+                raise found
+            ads = resolve(
+                snapshot,
+                found.sids,
+                scores=found.scores,
+                expected_value=found.expected_value,
+                num_ads=search.num_ads,
+                exclude=search.exclude,
+            )
+            answers.append({name: getattr(ads, name)[None] for name in CHECKED})
+        return answers
