@@ -1,10 +1,11 @@
 """Requests to Triton over gRPC or HTTP that greenlets can wait for.
 
-With gRPC two traps. In a process that gevent patched, a plain gRPC call blocks the whole process until the
+With gRPC three traps. In a process that gevent patched, a plain gRPC call blocks the whole process until the
 answer is there, one request after the other; `init_gevent` makes the calls of greenlets wait side by side,
 and has to come after the patch and before anything of gRPC is made. Then every waiting call takes a thread of
 gevent's pool, which has ten: with more requests outstanding, an answer is seen when one of the ten before it
-is there. So calls here are asynchronous. `tests/unit/test_loadtest_open_loop.py` holds it to both.
+is there. So calls here are asynchronous. And a channel closed by a destructor can hold the process for ever
+at its end (`_GrpcClient`). `tests/unit/test_loadtest_open_loop.py` holds it to all three.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Client:
         self._deadline_s, self._grpc = deadline_s, protocol == "grpc"
         if self._grpc:
             _init_grpc()
-            self._client = tritonclient.grpc.InferenceServerClient(url)
+            self._client = _GrpcClient(url)
         else:
             self._client = tritonclient.http.InferenceServerClient(
                 url, concurrency=connections, connection_timeout=deadline_s, network_timeout=deadline_s
@@ -90,6 +91,18 @@ class Client:
     def close(self) -> None:
         """Give the connections back."""
         self._client.close()
+
+
+class _GrpcClient(tritonclient.grpc.InferenceServerClient):
+    """Is closed by who made it, and not (again) by a destructor.
+
+    Under gevent a close counts gRPC's open channels down, with the lock of the thread that waits for
+    callbacks. When the interpreter ends, that thread may end with the lock in its hand; a destructor that
+    comes after it waits for ever, whatever the signal.
+    """
+
+    def __del__(self) -> None:
+        pass
 
 
 def _init_grpc() -> None:

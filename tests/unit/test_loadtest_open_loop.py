@@ -278,6 +278,30 @@ def test_what_cannot_be_run_ends_with_2(run):
             assert f"error: could not run: {message}" in done.stderr
 
 
+def test_a_client_does_not_hold_the_process_whether_closed_or_not(run):
+    """A close in a destructor waited for ever at the end, at random where there had been one before."""
+    with serve_grpc(Behaviour()) as url:
+        command = [sys.executable, "-c", _CLIENTS, url, str(run)]
+        done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=15)
+    assert (done.stdout, done.returncode) == ("answered\n" * 2, 0), done.stderr
+
+
+_CLIENTS = """
+import locust  # patches the process
+import sys
+from pathlib import Path
+from loadtest.clients import Client
+from loadtest.mix import build_mix
+url, run = sys.argv[1:]
+mix = build_mix(Path(run), users=1, num_ads=5, repeats=0.0, window_s=1.0, synthetic_ads=100)
+closed, left = (Client(url, protocol="grpc", deadline_s=5, connections=1) for _ in range(2))
+for client in (closed, left):
+    client.infer(mix.users[0], None)
+    print("answered", flush=True)
+closed.close()
+"""
+
+
 @pytest.mark.parametrize("more", [(), ("--closed",)])
 def test_locust_itself_runs_the_locustfile(run, more):
     behaviour = Behaviour(seconds=0.02, fail=lambda number: REJECT if number % 10 == 9 else None)
