@@ -27,8 +27,8 @@ from benchmarks.pinned_server import Server
 from benchmarks.report import stamp
 from examples.client import send
 from export.render import render
-from indexer.events import AdEvent
-from indexer.store import Incoming, IndexStore
+from indexer.events.event import AdEvent
+from indexer.store.index_store import Incoming, IndexStore
 from loadtest import report, summary
 from loadtest.mix import Mix, build_mix
 from loadtest.options import Load

@@ -21,7 +21,7 @@ import polars as pl
 from onnx import TensorProto, helper, numpy_helper
 
 from export.parity import ParityError
-from indexer.encoder import ANALYSIS, FORMAT_VERSION, GRAPH, SETTINGS, AdEncoder, graph_metadata
+from indexer.encode.ad_encoder import ANALYSIS, FORMAT_VERSION, GRAPH, SETTINGS, AdEncoder, graph_metadata
 from training.tokenizer import Tokenizer
 from training.tokenizer.embedding import MIN_LENGTH, TOKEN_PATTERN, TfidfSvd
 from training.tokenizer.quantizer import GRID

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer import service
-from indexer.commands import dead_letters, maintenance, status
+from indexer.commands import dead_letters, maintenance, serve, status
 from indexer.commands.status import set_status
-from indexer.events import CONTENT_FIELDS
-from indexer.store import IndexStore
+from indexer.events.event import CONTENT_FIELDS
+from indexer.store.index_store import IndexStore
 from serving.index.layout import IndexStoreError
 from serving.model.bundle import BundleError, current_version, read_manifest
 
@@ -67,7 +66,7 @@ def main() -> None:
     """Command line."""
     given = sys.argv[1:]
     if not given or given[0] == "serve" or (given[0].startswith("-") and given[0] not in ("-h", "--help")):
-        raise SystemExit(service.main(given[1:] if given[:1] == ["serve"] else given))
+        raise SystemExit(serve.main(given[1:] if given[:1] == ["serve"] else given))
     parser = argparse.ArgumentParser(prog="python -m indexer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="take ad events; what no command means, too")  # handled above

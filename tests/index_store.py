@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer.events import AdEvent
-from indexer.store import Incoming, IndexStore, Outcome
+from indexer.events.event import AdEvent
+from indexer.store.index_store import Incoming, IndexStore, Outcome
 from serving.index.base import read_base
 from serving.index.layout import base_folder, change_dtype, generation_tables
 

@@ -106,8 +106,8 @@ def request_path() -> dict[str, set[str]]:
 
 def sidecar() -> dict[str, set[str]]:
     """Series of the sidecar: those of its registry, and those that it reads when it is asked."""
-    from indexer import metrics as indexer_metrics
-    from indexer import sidecar as indexer_sidecar
+    from indexer.sidecar import metrics as indexer_metrics
+    from indexer.sidecar import sidecar as indexer_sidecar
 
     found: dict[str, set[str]] = {}
     made = indexer_metrics.Metrics()

@@ -14,10 +14,10 @@ import numpy as np
 
 from benchmarks.live_index.build import private_bytes
 from benchmarks.live_index.deployment import build_index, text
-from indexer.compaction import Compactor
-from indexer.encoder import AdEncoder
-from indexer.events import AdEvent
-from indexer.store import Incoming, IndexStore
+from indexer.encode.ad_encoder import AdEncoder
+from indexer.events.event import AdEvent
+from indexer.store.compaction import Compactor
+from indexer.store.index_store import Incoming, IndexStore
 from serving.index.reader import IndexReader
 
 BATCH = 1_000

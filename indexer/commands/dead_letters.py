@@ -7,9 +7,9 @@ from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 
-from indexer.dead_letters import DeadLetter, list_dead_letters
-from indexer.store import IndexStore
-from indexer.tables import Tables
+from indexer.store.dead_letters import DeadLetter, list_dead_letters
+from indexer.store.index_store import IndexStore
+from indexer.store.tables import Tables
 from serving.index.layout import IndexStoreError, open_environment
 
 

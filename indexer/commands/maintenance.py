@@ -6,11 +6,11 @@ import argparse
 import time
 from pathlib import Path
 
-from indexer.compaction import compact
-from indexer.generations import drop_generation
-from indexer.snapshots import restore, snapshot
-from indexer.store import IndexStore
-from indexer.verify import verify
+from indexer.store.backups import restore, snapshot
+from indexer.store.compaction import compact
+from indexer.store.generations import drop_generation
+from indexer.store.index_store import IndexStore
+from indexer.store.verify import verify
 
 
 def compact_all(index: Path, tokenizer_ids: list[str]) -> dict[str, int]:

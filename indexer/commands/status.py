@@ -6,9 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from indexer.events import AdEvent
-from indexer.store import Incoming, IndexStore
-from indexer.tables import Tables, read_counters
+from indexer.events.event import AdEvent
+from indexer.store.index_store import Incoming, IndexStore
+from indexer.store.tables import Tables, read_counters
 from serving.index.layout import STATUSES, open_environment
 
 _KINDS = {"active": "resume", "paused": "pause", "deleted": "delete"}

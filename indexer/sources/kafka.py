@@ -12,9 +12,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from indexer.events import EventError
-from indexer.intake import Item
-from indexer.sources.base import Offsets, Source, Taker, log
+from indexer.events.event import EventError
+from indexer.sidecar.intake import Item
+from indexer.sources.source import Offsets, Source, Taker, log
 
 _POLL_S = 0.3
 _COUNT = 256

@@ -18,9 +18,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from indexer.events import EventError
-from indexer.intake import Item
-from indexer.sources.base import Offsets, Source, Taker, log
+from indexer.events.event import EventError
+from indexer.sidecar.intake import Item
+from indexer.sources.source import Offsets, Source, Taker, log
 
 _BLOCK_MS = 300
 _MEASURE_S = 2.0

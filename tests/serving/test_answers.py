@@ -16,9 +16,9 @@ from tritonclient.utils import InferenceServerException
 from examples.client import infer_inputs, send
 from export.bundle import point_current, write_bundle
 from export.render import render
-from indexer.encoder import AdEncoder
-from indexer.events import AdEvent
-from indexer.store import Incoming, IndexStore
+from indexer.encode.ad_encoder import AdEncoder
+from indexer.events.event import AdEvent
+from indexer.store.index_store import Incoming, IndexStore
 from launcher import TritonServer
 from serving.index.reader import MAX_WAIT_S
 from tests.pipeline import Pipeline, checkpoint, copy_of, serving_config

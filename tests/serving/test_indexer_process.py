@@ -12,8 +12,8 @@ import time
 import numpy as np
 import pytest
 
-from indexer.store import IndexStore
-from indexer.verify import verify
+from indexer.store.index_store import IndexStore
+from indexer.store.verify import verify
 from launcher import HOME
 from tests.indexer_process import IndexerProcess
 from tests.indexing import LEVEL_SIZES, write_manifest

@@ -14,8 +14,8 @@ from tritonclient.utils import InferenceServerException
 
 from examples.client import infer_inputs, send
 from export.render import render
-from indexer.events import AdEvent
-from indexer.store import Incoming, IndexStore
+from indexer.events.event import AdEvent
+from indexer.store.index_store import Incoming, IndexStore
 from launcher import TritonServer
 from serving.index.reader import MAX_WAIT_S
 from tests.pipeline import copy_of, serving_config

@@ -21,10 +21,10 @@ from redis.retry import Retry
 
 from export import render
 from indexer import __main__ as indexer
-from indexer import service as indexer_service
-from indexer.guard import Guard
-from indexer.sources.base import Source
-from indexer.worker import Worker
+from indexer.commands import serve
+from indexer.http.guard import Guard
+from indexer.sidecar.worker import Worker
+from indexer.sources.source import Source
 from launcher import HOME, triton_server
 from serving.backend import adapter
 from tests.deployment import COMPOSE, DEPLOY, IMAGE, INDEXER_PORT, SECRETS, compose, dockerfile, run_compose
@@ -136,7 +136,7 @@ def _options() -> argparse.Namespace:
     assert entrypoint == [f"{IMAGE.home}/.venv/bin/python", "-m", "indexer"]
     command, *words = SERVICES["indexer"]["command"]
     assert command == "serve"
-    return indexer_service.parser().parse_args(words)
+    return serve.parser().parse_args(words)
 
 
 def test_the_sidecar_writes_the_index_that_the_server_reads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_the_sidecar_writes_the_index_that_the_server_reads(monkeypatch: pytest.
 
 def test_the_sidecar_is_reached_from_this_host_only_and_with_the_token() -> None:
     options = _options()
-    token = SERVICES["indexer"]["environment"][indexer_service.TOKEN]
+    token = SERVICES["indexer"]["environment"][serve.TOKEN]
     assert Guard(options.host, token=token).token == SECRETS["GR4AD_INDEXER_TOKEN"]
     with pytest.raises(ValueError, match="expected a token"):
         Guard(options.host)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from indexer.events import AdEvent, EventError, EventLimits, parse_event
+from indexer.events.event import AdEvent, EventError, EventLimits, parse_event
 
 CREATE = {
     "kind": "create",

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from indexer.api import Api, ApiLimits, create_app
-from indexer.bundle_watch import BundleWatch
-from indexer.guard import Guard
-from indexer.sidecar import Sidecar, SidecarConfig
-from indexer.store import IndexStore
-from indexer.worker import WorkerConfig
+from indexer.http.api import Api, ApiLimits, create_app
+from indexer.http.guard import Guard
+from indexer.sidecar.bundle_watch import BundleWatch
+from indexer.sidecar.sidecar import Sidecar, SidecarConfig
+from indexer.sidecar.worker import WorkerConfig
+from indexer.store.index_store import IndexStore
 from serving.model.bundle import BundleError
 from tests.indexing import LEVEL_SIZES, HashEncoder, load_hash_encoder, write_manifest
 from tests.recording_store import event
@@ -291,7 +291,7 @@ def test_dead_letters_by_pages_replay_and_delete(client):
 
 
 def test_a_dead_letter_for_want_of_an_account_can_be_replayed(start, folder, monkeypatch):
-    monkeypatch.setattr("indexer.sidecar._ACCOUNTS_S", 0.0)
+    monkeypatch.setattr("indexer.sidecar.sidecar._ACCOUNTS_S", 0.0)
     accounts = folder / "accounts.txt"
     accounts.write_text("acme\n")
     client = start(accounts=accounts)
@@ -382,8 +382,8 @@ def test_not_ready_while_the_writer_hangs(start, monkeypatch):
 
 
 def test_a_new_tokenizer_gets_a_generation_that_is_filled_while_events_go_on(start, folder, monkeypatch):
-    monkeypatch.setattr("indexer.bundle_watch._LOOK_S", 0.05)
-    monkeypatch.setattr("indexer.bundle_watch._FILL_ADS", 10)
+    monkeypatch.setattr("indexer.sidecar.bundle_watch._LOOK_S", 0.05)
+    monkeypatch.setattr("indexer.sidecar.bundle_watch._FILL_ADS", 10)
     client = start()
     client.post("/events/bulk", json=[create(a) for a in range(200)])
     write_manifest(folder / "bundles", 2, "tok-b")

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from indexer.metrics import Metrics
+from indexer.sidecar.metrics import Metrics
+from indexer.sidecar.worker import Worker, WorkerConfig
 from indexer.sources.kafka import KafkaConfig, KafkaSource
-from indexer.worker import Worker, WorkerConfig
 from tests.recording_store import RecordingStore, event
 from tests.waiting import wait_until
 

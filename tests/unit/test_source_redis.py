@@ -7,9 +7,9 @@ import time
 import pytest
 import redis
 
-from indexer.metrics import Metrics
+from indexer.sidecar.metrics import Metrics
+from indexer.sidecar.worker import Worker, WorkerConfig
 from indexer.sources.redis_streams import RedisConfig, RedisSource
-from indexer.worker import Worker, WorkerConfig
 from tests.recording_store import RecordingStore, event
 from tests.redis_server import BINARY, RedisServer
 from tests.waiting import wait_until

@@ -19,13 +19,13 @@ import polars as pl
 import pytest
 
 import indexer.__main__ as command
-from indexer.compaction import Compactor, compact
-from indexer.dead_letters import MAX_WAITING, RAW_BYTES, Incoming
-from indexer.events import AdEvent, EventError
-from indexer.generations import add_generation, drop_generation, fill
-from indexer.snapshots import MANIFEST, restore, snapshot
-from indexer.store import IndexStore, IndexStoreError, Neighbour
-from indexer.verify import verify
+from indexer.events.event import AdEvent, EventError
+from indexer.store.backups import MANIFEST, restore, snapshot
+from indexer.store.compaction import Compactor, compact
+from indexer.store.dead_letters import MAX_WAITING, RAW_BYTES, Incoming
+from indexer.store.generations import add_generation, drop_generation, fill
+from indexer.store.index_store import IndexStore, IndexStoreError, Neighbour
+from indexer.store.verify import verify
 from serving.index.base import read_base
 from serving.index.layout import BASE, DEAD, INDEX_KEY, META, STORE, WAITING, base_folder, generation_tables
 from tests.index_store import (
@@ -684,7 +684,7 @@ def test_a_restore_that_dies_leaves_the_old_index(tmp_path, monkeypatch):
         expected = as_reader_sees(store)
 
     def die():
-        monkeypatch.setattr("indexer.snapshots.read_snapshot", lambda *_, **__: os._exit(9))
+        monkeypatch.setattr("indexer.store.backups.read_snapshot", lambda *_, **__: os._exit(9))
         restore(tmp_path / "copy", tmp_path / "index")
 
     process = FORK.Process(target=die)

@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from indexer.compaction import compact
-from indexer.events import AdEvent
-from indexer.generations import add_generation, drop_generation, fill
-from indexer.snapshots import restore, snapshot
-from indexer.store import IndexStore
-from indexer.verify import verify
+from indexer.events.event import AdEvent
+from indexer.store.backups import restore, snapshot
+from indexer.store.compaction import compact
+from indexer.store.generations import add_generation, drop_generation, fill
+from indexer.store.index_store import IndexStore
+from indexer.store.verify import verify
 from tests.index_store import FakeEncoder, apply, as_reader_sees, build, empty_store, reverse_table
 
 

@@ -7,9 +7,9 @@ import time
 import lmdb
 import pytest
 
-from indexer.intake import Item, UnavailableError
-from indexer.metrics import Metrics
-from indexer.worker import Worker, WorkerConfig
+from indexer.sidecar.intake import Item, UnavailableError
+from indexer.sidecar.metrics import Metrics
+from indexer.sidecar.worker import Worker, WorkerConfig
 from serving.index.layout import IndexStoreError
 from tests.recording_store import RecordingStore, event
 from tests.waiting import wait_until

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from indexer.registers import DELETED
+from indexer.store.registers import DELETED
 from serving.index.layout import AD, ad_key, change_dtype, number_key
 
 if TYPE_CHECKING:
-    from indexer.store import IndexStore
+    from indexer.store.index_store import IndexStore
 
 
 def forget_deleted(store: IndexStore, *, before: float, after: int, limit: int) -> int | None:

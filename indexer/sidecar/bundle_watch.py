@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from indexer.encoding import Encoder
-from indexer.generations import add_generation, fill
-from indexer.store import IndexStore
+from indexer.encode.encoder import Encoder
+from indexer.store.generations import add_generation, fill
+from indexer.store.index_store import IndexStore
 from serving.index.layout import IndexStoreError
 from serving.model.bundle import MANIFEST, BundleError, current_version, read_manifest, versions
 
@@ -26,7 +26,7 @@ def load_encoder(bundle: Path) -> Encoder:
     Raises:
         BundleError: the bundle has none, or a damaged one.
     """
-    from indexer.encoder import AdEncoder
+    from indexer.encode.ad_encoder import AdEncoder
 
     return AdEncoder.load(bundle)
 

@@ -14,11 +14,11 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from indexer.dead_letters import DeadLetter, DeadLetters, Incoming
-from indexer.encoding import Encoder, encode_contents
-from indexer.events import CONTENT_FIELDS, AdEvent, EventError
-from indexer.registers import PASSING_REASONS, WAITING_REASONS, AdState, Decision, Result, decide
-from indexer.tables import Tables
+from indexer.encode.encoder import Encoder, encode_contents
+from indexer.events.event import CONTENT_FIELDS, AdEvent, EventError
+from indexer.store.dead_letters import DeadLetter, DeadLetters, Incoming
+from indexer.store.registers import PASSING_REASONS, WAITING_REASONS, AdState, Decision, Result, decide
+from indexer.store.tables import Tables
 from serving.index.layout import ACTIVE, StoreMeta, ad_key, change_dtype, number_key, sid_key
 
 _AD = struct.Struct("<Bqqq")  # `layout.AD`

@@ -17,11 +17,11 @@ from typing import Any, Protocol
 
 import lmdb
 
-from indexer.batch import Outcome
-from indexer.dead_letters import Incoming
-from indexer.events import DEFAULT_LIMITS, AdEvent, EventError, EventLimits, parse_event
-from indexer.intake import Intake, Item, Slot, Submission, UnavailableError
-from indexer.metrics import Metrics
+from indexer.events.event import DEFAULT_LIMITS, AdEvent, EventError, EventLimits, parse_event
+from indexer.sidecar.intake import Intake, Item, Slot, Submission, UnavailableError
+from indexer.sidecar.metrics import Metrics
+from indexer.store.batch import Outcome
+from indexer.store.dead_letters import Incoming
 
 log = logging.getLogger("gr4ad.indexer")
 
@@ -30,7 +30,7 @@ _PROBE = "probe"  # its offset is written to see whether the store takes writes 
 
 
 class Store(Protocol):
-    """What the worker needs of `indexer.store.IndexStore`."""
+    """What the worker needs of `indexer.store.index_store.IndexStore`."""
 
     def apply(self, items: Sequence[Incoming], *, offsets: Mapping[str, bytes]) -> list[Outcome]:
         """Events and offsets in one durable transaction."""

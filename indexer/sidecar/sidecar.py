@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from indexer.bundle_watch import BundleWatch
-from indexer.compaction import Compactor
-from indexer.intake import UnavailableError
-from indexer.metrics import Metrics
-from indexer.sources.base import Source
-from indexer.store import IndexStore
-from indexer.worker import Worker, WorkerConfig
+from indexer.sidecar.bundle_watch import BundleWatch
+from indexer.sidecar.intake import UnavailableError
+from indexer.sidecar.metrics import Metrics
+from indexer.sidecar.worker import Worker, WorkerConfig
+from indexer.sources.source import Source
+from indexer.store.compaction import Compactor
+from indexer.store.index_store import IndexStore
 from serving.index.layout import BASE, HEARTBEAT, STORE
 
 if TYPE_CHECKING:

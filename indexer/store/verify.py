@@ -11,9 +11,9 @@ from pathlib import Path
 import lmdb
 import numpy as np
 
-from indexer.compaction import snapshot_of
-from indexer.dead_letters import DeadLetter, list_dead_letters
-from indexer.tables import Tables, read_ads, read_codes, read_counters, read_sids
+from indexer.store.compaction import snapshot_of
+from indexer.store.dead_letters import DeadLetter, list_dead_letters
+from indexer.store.tables import Tables, read_ads, read_codes, read_counters, read_sids
 from serving.index.base import read_base
 from serving.index.keys import pack
 from serving.index.layout import (

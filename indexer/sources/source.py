@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from indexer.intake import Item, Submission
+from indexer.sidecar.intake import Item, Submission
 
 log = logging.getLogger("gr4ad.indexer")
 
@@ -17,7 +17,7 @@ _MAX_PAUSE_S = 5.0
 
 
 class Taker(Protocol):
-    """What a source needs of `indexer.worker.Worker`."""
+    """What a source needs of `indexer.sidecar.worker.Worker`."""
 
     def submit(
         self, items: Iterable[Item], *, kept: bool = False, stop: threading.Event | None = None
@@ -26,7 +26,7 @@ class Taker(Protocol):
 
 
 class Offsets(Protocol):
-    """What a source needs of `indexer.store.IndexStore`."""
+    """What a source needs of `indexer.store.index_store.IndexStore`."""
 
     def offset(self, source: str) -> bytes | None:
         """Offset of the last event that took effect."""

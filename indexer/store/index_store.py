@@ -14,16 +14,16 @@ from types import TracebackType
 import lmdb
 import numpy as np
 
-from indexer.bases import remove_bases
-from indexer.batch import Batch, Outcome
-from indexer.bulk import Content, bulk_load
-from indexer.dead_letters import DeadLetter, DeadLetters, Incoming, list_dead_letters
-from indexer.encoding import Encoder
-from indexer.events import EventLimits
-from indexer.forgetting import forget_deleted
-from indexer.lock import WriterLock
-from indexer.tables import Tables, read_counters
-from indexer.views import AdView, Neighbour, find_neighbours, view_ad
+from indexer.encode.encoder import Encoder
+from indexer.events.event import EventLimits
+from indexer.store.bases import remove_bases
+from indexer.store.batch import Batch, Outcome
+from indexer.store.bulk_load import Content, bulk_load
+from indexer.store.dead_letters import DeadLetter, DeadLetters, Incoming, list_dead_letters
+from indexer.store.forgetting import forget_deleted
+from indexer.store.lock import WriterLock
+from indexer.store.tables import Tables, read_counters
+from indexer.store.views import AdView, Neighbour, find_neighbours, view_ad
 from serving.index.base import read_base
 from serving.index.layout import (
     COUNTERS_KEY,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import lmdb
 import numpy as np
 
-from indexer.tables import Tables, read_ads, read_codes
+from indexer.store.tables import Tables, read_ads, read_codes
 from serving.index.base import write_base
 from serving.index.layout import (
     ACTIVE,
@@ -32,7 +32,7 @@ from serving.index.layout import (
 from serving.index.snapshot import IndexSnapshot
 
 if TYPE_CHECKING:
-    from indexer.store import IndexStore
+    from indexer.store.index_store import IndexStore
 
 _LOG = logging.getLogger(__name__)
 _RETRY_S = 60.0

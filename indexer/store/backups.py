@@ -11,10 +11,10 @@ from typing import Any
 
 import lmdb
 
-from indexer.bases import place_base, remove_bases
-from indexer.compaction import read_snapshot
-from indexer.lock import WriterLock
-from indexer.tables import Tables
+from indexer.store.bases import place_base, remove_bases
+from indexer.store.compaction import read_snapshot
+from indexer.store.lock import WriterLock
+from indexer.store.tables import Tables
 from serving.files import new_folder, sha256
 from serving.index.layout import BASE, STORE, IndexStoreError, open_environment
 

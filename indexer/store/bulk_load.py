@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import lmdb
 import numpy as np
 
-from indexer.bases import place_base
-from indexer.batch import encode_content
-from indexer.events import CONTENT_FIELDS
-from indexer.tables import check_tokenizer_id, read_ads
+from indexer.events.event import CONTENT_FIELDS
+from indexer.store.bases import place_base
+from indexer.store.batch import encode_content
+from indexer.store.tables import check_tokenizer_id, read_ads
 from serving.index.layout import (
     ACTIVE,
     AD,
@@ -27,7 +27,7 @@ from serving.index.layout import (
 from serving.index.snapshot import IndexSnapshot
 
 if TYPE_CHECKING:
-    from indexer.store import IndexStore
+    from indexer.store.index_store import IndexStore
 
 Content = Mapping[str, Any]
 """Columns account_id, conversion_type, text: N strings each, as list, array or polars Series."""

@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
     began = time.monotonic()
-    from indexer.guard import Guard  # what follows takes a while to import; --help need not wait for it
+    from indexer.http.guard import Guard  # what follows takes a while to import; --help need not wait for it
 
     try:
         guard = Guard(options.host, token=_token(options.token_file))
@@ -135,8 +135,8 @@ def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
     with contextlib.closing(listener):
         import uvicorn
 
-        from indexer.api import Api, create_app
-        from indexer.sidecar import Sidecar
+        from indexer.http.api import Api, create_app
+        from indexer.sidecar.sidecar import Sidecar
 
         try:
             sidecar = Sidecar(config)
@@ -177,8 +177,8 @@ def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
 
 
 def _config(options: argparse.Namespace):  # noqa: ANN202
-    from indexer.sidecar import SidecarConfig
-    from indexer.worker import WorkerConfig
+    from indexer.sidecar.sidecar import SidecarConfig
+    from indexer.sidecar.worker import WorkerConfig
 
     redis = kafka = None
     if options.redis_url:

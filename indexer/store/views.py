@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import lmdb
 import numpy as np
 
-from indexer.batch import decode_content
-from indexer.tables import Tables
+from indexer.store.batch import decode_content
+from indexer.store.tables import Tables
 from serving.index.layout import AD, STATUSES, ad_key
 
 

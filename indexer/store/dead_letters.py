@@ -15,8 +15,8 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from indexer.events import AdEvent, EventError, EventLimits, parse_event
-from indexer.tables import Tables
+from indexer.events.event import AdEvent, EventError, EventLimits, parse_event
+from indexer.store.tables import Tables
 from serving.index.layout import ad_key, number_key
 
 RAW_BYTES = 64 << 10

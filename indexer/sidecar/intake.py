@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from indexer.batch import Outcome
-    from indexer.events import EventError
+    from indexer.events.event import EventError
+    from indexer.store.batch import Outcome
 
 
 class UnavailableError(RuntimeError):

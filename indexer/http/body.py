@@ -8,7 +8,7 @@ import re
 
 from starlette.requests import Request
 
-from indexer.guard import HttpError
+from indexer.http.guard import HttpError
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 

@@ -1,4 +1,4 @@
-"""What the index wants of an encoder; `indexer.encoder` has the one that runs a bundle's tokenizer."""
+"""What the index wants of an encoder; `ad_encoder` has the one that runs a bundle's tokenizer."""
 
 from __future__ import annotations
 

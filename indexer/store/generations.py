@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import lmdb
 
-from indexer.bases import place_base
-from indexer.batch import decode_content
-from indexer.compaction import read_snapshot
-from indexer.encoding import Encoder, encode_contents
-from indexer.tables import check_tokenizer_id
+from indexer.encode.encoder import Encoder, encode_contents
+from indexer.store.bases import place_base
+from indexer.store.batch import decode_content
+from indexer.store.compaction import read_snapshot
+from indexer.store.tables import check_tokenizer_id
 from serving.index.layout import (
     ACTIVE,
     MAX_GENERATIONS,
@@ -23,7 +23,7 @@ from serving.index.layout import (
 )
 
 if TYPE_CHECKING:
-    from indexer.store import IndexStore
+    from indexer.store.index_store import IndexStore
 
 
 def add_generation(store: IndexStore, encoder: Encoder) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from indexer.events import CONTENT_FIELDS, AdEvent
+from indexer.events.event import CONTENT_FIELDS, AdEvent
 from serving.index.layout import ACTIVE, STATUSES
 
 Result = Literal["applied", "stale", "rejected"]

@@ -19,7 +19,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from indexer.api_models import (
+from indexer.events.event import Reason
+from indexer.http.answers import (
     BULK_EXAMPLES,
     EXAMPLES,
     FAILURES,
@@ -29,13 +30,12 @@ from indexer.api_models import (
     Ready,
     request_body,
 )
-from indexer.body import read_body, split_lines, split_list
-from indexer.events import Reason
-from indexer.guard import JSON, NDJSON, Guard, HttpError
-from indexer.intake import Item, UnavailableError
-from indexer.metrics import Metrics
-from indexer.store import DeadLetter, IndexStore, Outcome
-from indexer.worker import Worker
+from indexer.http.body import read_body, split_lines, split_list
+from indexer.http.guard import JSON, NDJSON, Guard, HttpError
+from indexer.sidecar.intake import Item, UnavailableError
+from indexer.sidecar.metrics import Metrics
+from indexer.sidecar.worker import Worker
+from indexer.store.index_store import DeadLetter, IndexStore, Outcome
 from serving.index.layout import IndexStoreError
 
 log = logging.getLogger("gr4ad.indexer")
