@@ -249,5 +249,5 @@ def _compare(index: Path, events: list[Event]) -> tuple[int, int]:
                 (view.content_version, (view.content or {}).get("text")),
             )
             lost += found != (status.get(ad, found[0]), content.get(ad, found[1]))
-        applied = sum(count for name, count in store.counters().items() if name.startswith("applied."))
+        applied = sum(count for name, count in store.file.counters.items() if name.startswith("applied."))
     return lost, applied

@@ -7,13 +7,14 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from indexer.sidecar.config import SidecarConfig, WorkerConfig
+from indexer.sidecar.sidecar import Sidecar
+from indexer.sources.config import KafkaConfig, RedisConfig
 from serving.index.layout import IndexStoreError
 
 log = logging.getLogger("gr4ad.indexer")
@@ -124,49 +125,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
     began = time.monotonic()
-    from indexer.http.guard import Guard  # what follows takes a while to import; --help need not wait for it
+    from indexer.http.api import Api  # FastAPI takes a second to import; --help need not wait for it
+    from indexer.http.app import create_app
+    from indexer.http.guard import Guard
+    from indexer.http.server import bind, listen, serve
 
     try:
         guard = Guard(options.host, token=_token(options.token_file))
         config = _config(options)
     except ValueError as error:
         made.error(str(error))
-    listener = _listen(options.host, options.port)
-    with contextlib.closing(listener):
-        import uvicorn
-
-        from indexer.http.api import Api, create_app
-        from indexer.sidecar.sidecar import Sidecar
-
+    with contextlib.closing(bind(options.host, options.port)) as listener:
         try:
             sidecar = Sidecar(config)
         except ValueError as error:
             made.error(str(error))
-        api = Api(sidecar.store, sidecar.worker, sidecar.metrics, guard, sidecar.ready)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                create_app(api),
-                loop="asyncio",
-                http="h11",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                limit_concurrency=512,
-                timeout_graceful_shutdown=10,
+        app = create_app(
+            Api(
+                store=sidecar.store,
+                worker=sidecar.worker,
+                metrics=sidecar.metrics,
+                guard=guard,
+                ready=sidecar.ready,
             )
         )
         clean = False
         try:
             sidecar.start()
-            host, port = listener.getsockname()[:2]
-            listener.listen(128)  # whoever reads the line below may connect
-            print(f"indexer ready to take events on http://{_bracketed(host)}:{port} (pid {os.getpid()})")
+            url = listen(listener)  # whoever reads the line below may connect
+            print(f"indexer ready to take events on {url} (pid {os.getpid()})")
             print(f"  index {config.index}, version {sidecar.store.meta.sequence}", end=", ")
             print(f"up after {time.monotonic() - began:.1f} s", flush=True)
-            with _ended_with(sidecar.worker, server):
-                server.run(sockets=[listener])
+            serve(app, listener, worker=sidecar.worker)
         finally:
             with _no_interrupts():
                 clean = sidecar.stop()
@@ -176,29 +166,27 @@ def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
     return 0
 
 
-def _config(options: argparse.Namespace):  # noqa: ANN202
-    from indexer.sidecar.sidecar import SidecarConfig
-    from indexer.sidecar.worker import WorkerConfig
-
+def _config(options: argparse.Namespace) -> SidecarConfig:
     redis = kafka = None
     if options.redis_url:
-        from indexer.sources.redis_streams import RedisConfig
-
         redis = RedisConfig(
-            options.redis_url, options.redis_stream, options.redis_group, options.redis_consumer
+            options.redis_url,
+            stream=options.redis_stream,
+            group=options.redis_group,
+            consumer=options.redis_consumer,
         )
     if options.kafka_brokers:
-        from indexer.sources.kafka import KafkaConfig
-
         settings = dict(_pair(text) for text in options.kafka_option)
-        kafka = KafkaConfig(options.kafka_brokers, options.kafka_topic, options.kafka_group, settings)
+        kafka = KafkaConfig(
+            options.kafka_brokers, topic=options.kafka_topic, group=options.kafka_group, options=settings
+        )
     return SidecarConfig(
         options.index,
         options.bundles,
         accounts=options.accounts,
         redis=redis,
         kafka=kafka,
-        worker=WorkerConfig(options.batch_events, options.batch_ms, options.queue),
+        worker=WorkerConfig(options.batch_events, batch_ms=options.batch_ms, queue_events=options.queue),
         map_size=int(options.map_size_gib * (1 << 30)),
     )
 
@@ -215,40 +203,6 @@ def _token(path: Path | None) -> str | None:
     if token == "":
         raise ValueError(f"expected a token in {path or TOKEN}, got nothing")
     return token
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named, asyncio turns Nagle's algorithm off; without, every answer takes 40 ms more.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise OSError(f"cannot listen on {_bracketed(host)}:{port}: {error}") from error
-    return listener
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-@contextlib.contextmanager
-def _ended_with(worker, server) -> Iterator[None]:  # noqa: ANN001
-    """End the server when the writer has ended: whoever started this process can start it again."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.5):
-            if worker.crash is not None:
-                server.should_exit = True
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()
 
 
 @contextlib.contextmanager

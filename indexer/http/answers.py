@@ -1,4 +1,4 @@
-"""Shapes of the HTTP API as its OpenAPI page shows them."""
+"""What the endpoints answer, as the OpenAPI page shows it."""
 
 from __future__ import annotations
 
@@ -6,31 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-CREATE = {
-    "kind": "create",
-    "ad_id": 1017,
-    "version": 1,
-    "account_id": "acme",
-    "conversion_type": "purchase",
-    "text": "Trail running shoes, size 38 to 46, waterproof",
-}
-EXAMPLES = {
-    "create": {"summary": "a new ad", "value": CREATE},
-    "update": {
-        "summary": "new text of an ad; fields that are left out stay",
-        "value": {"kind": "update", "ad_id": 1017, "version": 2, "text": "Trail running shoes, sale"},
-    },
-    "pause": {
-        "summary": "take an ad out of the answers",
-        "value": {"kind": "pause", "ad_id": 1017, "version": 3},
-    },
-    "resume": {"summary": "bring it back", "value": {"kind": "resume", "ad_id": 1017, "version": 4}},
-    "delete": {
-        "summary": "take it out; it stays known as history",
-        "value": {"kind": "delete", "ad_id": 1017, "version": 5},
-    },
-}
-BULK_EXAMPLES = {"list": {"summary": "two events", "value": [CREATE, EXAMPLES["pause"]["value"]]}}
+from indexer.sources.source import SourceState
+from indexer.store.views import Neighbour
 
 
 class Failed(BaseModel):
@@ -40,8 +17,8 @@ class Failed(BaseModel):
     message: str = Field(description="what was expected and what came")
 
 
-class Applied(BaseModel):
-    """Outcome of one event."""
+class EventOutcome(BaseModel):
+    """What became of one event."""
 
     result: Literal["applied", "stale", "rejected"] = Field(
         description="applied: committed and on disk. stale: a later version of this ad is there already, "
@@ -50,24 +27,68 @@ class Applied(BaseModel):
     sequence: int | None = Field(
         description="index version that holds it; readers with this version or a later one show it"
     )
-    reason: str = Field("", description="why it is not applied")
-    message: str = ""
+    reason: str = Field(description="why it is not applied; empty where it is")
+    message: str = Field(description="what was expected and what came; empty where it is applied")
 
 
-class Row(Applied):
-    """Outcome of one row of a bulk."""
+class RowOutcome(EventOutcome):
+    """What became of one row of a bulk."""
 
     index: int = Field(description="position in the list, or number of the line, from 0")
 
 
-class BulkApplied(BaseModel):
-    """Outcomes of a bulk."""
+class BulkOutcome(BaseModel):
+    """What became of a bulk."""
 
     applied: int
     stale: int
     rejected: int
     sequence: int | None = Field(description="latest index version among the rows")
-    rows: list[Row] = Field(description="one an event, in order")
+    rows: list[RowOutcome] = Field(description="one an event, in order")
+
+
+class Letter(BaseModel):
+    """An event that could not be applied."""
+
+    number: int
+    source: str
+    reason: str = Field(description="why it could not be applied")
+    message: str = Field(description="what was expected and what came")
+    raw: str = Field(description="its first 64 KiB, bytes that are not UTF-8 as \\xff")
+    length: int = Field(description="bytes of the whole")
+    sha256: str = Field(description="of the whole")
+    time: int = Field(description="unix seconds")
+    event: dict[str, Any] | None = Field(description="its fields, where it could be read")
+    waiting: bool = Field(description="it is tried again by itself whenever its ad changes")
+
+
+class DeadLetterPage(BaseModel):
+    """Dead letters, oldest first."""
+
+    dead_letters: list[Letter]
+    next: int | None = Field(description="`after` of the next page; null at the end")
+
+
+class Ad(BaseModel):
+    """What the index has of one ad."""
+
+    ad_id: int
+    status: Literal["active", "paused", "deleted"]
+    status_version: int = Field(description="version of the event that set it")
+    content_version: int = Field(description="version of the event that set the content")
+    updated: int = Field(description="unix seconds of the last change")
+    content: dict[str, str] | None = Field(description="null for an ad that came with a given semantic ID")
+    sids: dict[str, tuple[int, ...]] = Field(description="semantic ID by tokenizer")
+    sequence: int = Field(description="index version")
+    neighbours: dict[str, list[Neighbour]] = Field(
+        description="by tokenizer: active ads with the same semantic ID, then with ever shorter prefixes"
+    )
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    status: Literal["alive"]
 
 
 class Ready(BaseModel):
@@ -75,24 +96,38 @@ class Ready(BaseModel):
 
     ready: bool
     problems: list[str] = Field(description="what keeps it from being ready")
-    sources: dict[str, Any]
+    sources: dict[str, SourceState] = Field(description="streams, by name")
 
 
-def request_body(examples: dict[str, Any], *, lines: bool = False) -> dict[str, Any]:
-    """OpenAPI of a body that the endpoint reads itself."""
-    content: dict[str, Any] = {"application/json": {"schema": {}, "examples": examples}}
-    if lines:
-        text = '{"kind": "pause", "ad_id": 1, "version": 7}\n{"kind": "delete", "ad_id": 2, "version": 3}\n'
-        content["application/x-ndjson"] = {"schema": {"type": "string"}, "example": text}
-    return {"requestBody": {"required": True, "content": content}}
+Answers = dict[int | str, dict[str, Any]]
+_WRONG_HOST = {"model": Failed, "description": "a name in Host that is not of this machine"}
+_INTERNAL = {"model": Failed, "description": "a fault of the service; its log says which"}
+_BUSY = {"model": Failed, "description": "not taken or not applied; send again after Retry-After seconds"}
 
-
-FAILURES: dict[int | str, dict[str, Any]] = {
+READ_FAILURES: Answers = {
+    421: _WRONG_HOST,
+    422: {"model": Failed, "description": "a parameter out of its range"},
+    500: _INTERNAL,
+    503: _BUSY,
+}
+WRITE_FAILURES: Answers = {
     401: {"model": Failed, "description": "no or a wrong token"},
-    413: {"model": Failed, "description": "body or number of rows above the limit"},
     415: {"model": Failed, "description": "content type or encoding that is not taken"},
+    421: _WRONG_HOST,
     422: {"model": Failed, "description": "malformed"},
-    429: {"model": Failed, "description": "too many bulks at once; send again after Retry-After seconds"},
-    503: {"model": Failed, "description": "not taken or not applied; send again after Retry-After seconds"},
+    500: _INTERNAL,
+    503: _BUSY,
     507: {"model": Failed, "description": "the disk is full; send again once there is space"},
+}
+BODY_FAILURES: Answers = {
+    408: {"model": Failed, "description": "the body took too long"},
+    413: {"model": Failed, "description": "body or number of rows above the limit"},
+}
+TOO_MANY: Answers = {
+    429: {"model": Failed, "description": "too many bulks at once; send again after Retry-After seconds"}
+}
+REJECTED: Answers = {
+    409: {"model": EventOutcome, "description": "does not fit the ad; kept as a dead letter"},
+    422: {"model": EventOutcome, "description": "malformed; kept as a dead letter"},
+    500: {"model": EventOutcome | Failed, "description": "a fault of the service; kept as a dead letter"},
 }

@@ -8,7 +8,7 @@ import re
 
 from starlette.requests import Request
 
-from indexer.http.guard import HttpError
+from indexer.http.errors import HttpError
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 

@@ -7,27 +7,12 @@ import ipaddress
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from indexer.http.errors import HttpError, error_answer
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
-
-
-class HttpError(Exception):
-    """An answer that is not 2xx.
-
-    Attributes:
-        status: HTTP status.
-        reason: a word for programs.
-        message: what was expected and what came.
-        headers: further headers of the answer.
-    """
-
-    def __init__(
-        self, status: int, reason: str, message: str, *, headers: dict[str, str] | None = None
-    ) -> None:
-        """Keep all."""
-        super().__init__(message)
-        self.status, self.reason, self.message, self.headers = status, reason, message, headers or {}
 
 
 def is_loopback(host: str) -> bool:
@@ -120,3 +105,21 @@ class Guard:
                 415, "wrong_encoding", f"expected no Content-Encoding, got {ascii(encoding[:100])}"
             )
         return kind
+
+
+class HostCheck:
+    """Middleware: refuses foreign names in Host on every path, before anything is read."""
+
+    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+        """Around an application."""
+        self._app, self._guard = app, guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass the request on."""
+        if scope["type"] == "http":
+            try:
+                self._guard.check_host(Headers(scope=scope))
+            except HttpError as error:
+                await error_answer(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from indexer.encode.encoder import Encoder
-from indexer.store.generations import add_generation, fill
+from indexer.store.generations import fill
 from indexer.store.index_store import IndexStore
 from serving.index.layout import IndexStoreError
 from serving.model.bundle import MANIFEST, BundleError, current_version, read_manifest, versions
@@ -36,7 +36,6 @@ class BundleWatch:
 
     Attributes:
         problems: tokenizer id or bundle -> why it cannot be used.
-        filling: tokenizer id -> ads left to encode.
     """
 
     def __init__(
@@ -48,7 +47,6 @@ class BundleWatch:
         self._look_at = 0.0
         self._again_at: dict[str, float] = {}
         self.problems: dict[str, str] = {}
-        self.filling: dict[str, int] = {}
 
     def __call__(self) -> bool:
         """Look for bundles from time to time and encode a few ads; True while there are more."""
@@ -84,13 +82,11 @@ class BundleWatch:
     def fill_step(self) -> bool:
         """Encode the next ads of a generation that is not ready; whether there are more."""
         for name, generation in self._store.meta.generations.items():
-            if generation.ready or name not in self._store.encoders:
+            encoder = self._store.encoders.get(name)
+            if generation.ready or encoder is None:
                 continue
-            left = fill(self._store, name, limit=_FILL_ADS)
-            if left:
-                self.filling[name] = left
+            if fill(self._store.file, encoder, limit=_FILL_ADS):
                 return True
-            self.filling.pop(name, None)
             log.warning("generation %s is ready", name)
         return False
 
@@ -107,8 +103,9 @@ class BundleWatch:
         try:
             began = time.monotonic()
             encoder = self._load(bundle)
-            self._store.check_encoder(name, encoder)
-            add_generation(self._store, encoder)
+            if encoder.tokenizer_id != name:
+                raise BundleError(f"{bundle}: expected an encoder of {name}, got {encoder.tokenizer_id}")
+            self._store.add_encoder(encoder)
         except (BundleError, IndexStoreError, ImportError) as error:
             self._again_at[name] = time.monotonic() + _AGAIN_S
             self._refuse(name, error)

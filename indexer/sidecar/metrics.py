@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 
 _PREFIX = "gr4ad_indexer_"
-Samples = Iterable[tuple[str, str, dict[str, str], float]]
+Sample = tuple[str, str, dict[str, str], float]
 """name, help, labels, value; a name that ends in `_total` is a counter, others are gauges."""
 
 
@@ -52,7 +52,7 @@ class Metrics:
             buckets=(0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600),
             registry=self.registry,
         )
-        self._read: Callable[[], Samples] = tuple
+        self._read: Callable[[], Iterable[Sample]] = tuple
         self._lock = threading.Lock()
         self.registry.register(self)
 
@@ -65,7 +65,7 @@ class Metrics:
         """One event."""
         self._events.labels(source, kind, result, reason or "").inc()
 
-    def read_from(self, read: Callable[[], Samples]) -> None:
+    def read_from(self, read: Callable[[], Iterable[Sample]]) -> None:
         """Where the values come from that are asked for."""
         self._read = read
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from indexer.sidecar.intake import Item, Submission
+from indexer.sources.submission import Item, Submission
 
 log = logging.getLogger("gr4ad.indexer")
 
@@ -25,11 +25,8 @@ class Taker(Protocol):
         """Hand events over."""
 
 
-class Offsets(Protocol):
-    """What a source needs of `indexer.store.index_store.IndexStore`."""
-
-    def offset(self, source: str) -> bytes | None:
-        """Offset of the last event that took effect."""
+OffsetOf = Callable[[str], bytes | None]
+"""Name of a source -> offset of its last event that took effect."""
 
 
 @dataclass
@@ -66,10 +63,10 @@ class Source(ABC):
     name: str
     failures: tuple[type[Exception], ...]
 
-    def __init__(self, worker: Taker, offsets: Offsets) -> None:
+    def __init__(self, worker: Taker, *, offset_of: OffsetOf) -> None:
         """Prepare; `start` begins."""
         self.state = SourceState()
-        self._worker, self._offsets = worker, offsets
+        self._worker, self._offset_of = worker, offset_of
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection
 from pathlib import Path
-from types import TracebackType
+from typing import Self
 
 from serving.index.base import write_base
 from serving.index.layout import BASE, IndexStoreError, base_folder
@@ -32,15 +32,13 @@ class place_base:  # noqa: N801, a context manager that reads like a function
             raise IndexStoreError(f"{self._folder}: cannot write the base: {error}") from error
         self._written = True
 
-    def __enter__(self) -> place_base:
+    def __enter__(self) -> Self:
         """Before the transaction."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """After it."""
-        if error is not None and self._written:
+        if kind is not None and self._written:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 

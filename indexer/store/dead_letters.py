@@ -1,22 +1,22 @@
 """Events that could not be applied: kept for people, and those that came too early tried again.
 
-A record is JSON: source, reason, message, raw (its first 64 KiB, bytes that are not UTF-8 as lone
-surrogates), length and sha256 of the whole, time, event (its fields, where it could be parsed), waiting (it
-is tried again).
+A record is JSON of the fields of `DeadLetter`; its number is the key.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import lmdb
 import numpy as np
 
-from indexer.events.event import AdEvent, EventError, EventLimits, parse_event
-from indexer.store.tables import Tables
+from indexer.events.error import EventError
+from indexer.events.event import AdEvent
+from indexer.events.parse import event_of, parse_event
+from indexer.store.incoming import Incoming
+from indexer.store.transaction import ReadTransaction, WriteTransaction
 from serving.index.layout import ad_key, number_key
 
 RAW_BYTES = 64 << 10
@@ -24,23 +24,21 @@ MAX_WAITING = 256  # events of one ad that are tried again at each of its change
 
 
 @dataclass(frozen=True)
-class Incoming:
-    """An event as a source delivers it.
+class DeadLetter:
+    """An event that could not be applied.
 
     Attributes:
-        event: parsed, or why it could not be.
-        raw: as it came, for the dead letters.
-        source: name of the source.
+        number: counts up from 0.
+        source: name of the source it came from.
+        reason: a word for programs.
+        message: what was expected and what came.
+        raw: its first 64 KiB, bytes that are not UTF-8 as lone surrogates.
+        length: bytes of the whole.
+        sha256: of the whole.
+        time: unix seconds at which it was refused.
+        event: its fields, where it could be parsed.
+        waiting: it is tried again whenever its ad changes.
     """
-
-    event: AdEvent | EventError
-    raw: bytes
-    source: str
-
-
-@dataclass(frozen=True)
-class DeadLetter:
-    """An event that could not be applied; see the module."""
 
     number: int
     source: str
@@ -76,26 +74,28 @@ class DeadLetter:
         """What came, cut at 64 KiB."""
         return self.raw.encode(errors="surrogateescape")
 
-    def parse(self, limits: EventLimits) -> AdEvent | EventError:
-        """The event once more, under the limits of today."""
-        if self.event is not None:
-            return AdEvent(**self.event)
-        if self.length > RAW_BYTES:
-            return EventError("too_long", f"only the first {RAW_BYTES} of {self.length} bytes were kept")
+    def parse(self) -> AdEvent | EventError:
+        """The event once more."""
         try:
-            return parse_event(self.raw_bytes, limits=limits)
+            if self.event is not None:
+                return event_of(self.event)
+            if self.length > RAW_BYTES:
+                raise EventError("too_long", f"only the first {RAW_BYTES} of {self.length} bytes were kept")
+            return parse_event(self.raw_bytes)
         except EventError as error:
             return error
+
+    def version(self) -> int:
+        """Version of the event; 0 where it could not be parsed."""
+        return self.event["version"] if self.event else 0
 
 
 class DeadLetters:
     """Dead letters and waiting events inside one write transaction."""
 
-    def __init__(
-        self, transaction: lmdb.Transaction, tables: Tables, *, counters: dict[str, int], most: int
-    ) -> None:
-        """`most` letters are kept, the oldest make room; `counters` are changed in place."""
-        self._transaction, self._tables, self._counters, self._most = transaction, tables, counters, most
+    def __init__(self, writing: WriteTransaction, *, most: int) -> None:
+        """`most` letters are kept, the oldest make room."""
+        self._writing, self._txn, self._tables, self._most = writing, writing.txn, writing.tables, most
 
     def add(self, item: Incoming, *, reason: str, message: str, time: int, waits: bool) -> int | None:
         """Keep an event; returns its number, None where the same one waits already."""
@@ -106,11 +106,20 @@ class DeadLetters:
         if any(letter.event == fields for letter in map(self.get, waiting)):
             return None
         waits = waits and len(waiting) < MAX_WAITING
-        number = self._counters.get("dead_letters", 0)
-        self._counters["dead_letters"] = number + 1
+        number = self._writing.counters.get("dead_letters", 0)
+        self._writing.count("dead_letters")
         raw = item.raw[:RAW_BYTES].decode(errors="surrogateescape")
         letter = DeadLetter(
-            number, item.source, reason, message, raw, len(item.raw), digest, time, fields, waits
+            number=number,
+            source=item.source,
+            reason=reason,
+            message=message,
+            raw=raw,
+            length=len(item.raw),
+            sha256=digest,
+            time=time,
+            event=fields,
+            waiting=waits,
         )
         self._put(letter)
         if waits and event:
@@ -124,28 +133,25 @@ class DeadLetters:
         Raises:
             ValueError: it does not, or is damaged.
         """
-        value = self._transaction.get(number_key(number), db=self._tables.dead)
-        if value is None:
-            raise ValueError(f"expected the number of a dead letter, got {number}")
-        return DeadLetter.decode(number, bytes(value))
+        return get_dead_letter(self._writing, number)
 
     def waiting(self, ad_id: int) -> list[int]:
         """Numbers of the events that wait for an ad."""
-        raw = self._transaction.get(ad_key(ad_id), db=self._tables.waiting)
+        raw = self._txn.get(ad_key(ad_id), db=self._tables.waiting)
         return np.frombuffer(raw or b"", ">u8").tolist()
 
     def remove(self, letter: DeadLetter) -> None:
         """It took effect, or nobody wants it any more."""
-        self._transaction.delete(number_key(letter.number), db=self._tables.dead)
+        self._txn.delete(number_key(letter.number), db=self._tables.dead)
         self._stop_waiting(letter)
 
     def refuse(self, letter: DeadLetter, *, reason: str, message: str) -> None:
         """It was tried again and is wrong for another reason, so it waits no longer."""
         self._stop_waiting(letter)
-        self._put(DeadLetter(**(vars(letter) | {"reason": reason, "message": message, "waiting": False})))
+        self._put(replace(letter, reason=reason, message=message, waiting=False))
 
     def _put(self, letter: DeadLetter) -> None:
-        self._transaction.put(number_key(letter.number), letter.encode(), db=self._tables.dead)
+        self._txn.put(number_key(letter.number), letter.encode(), db=self._tables.dead)
 
     def _stop_waiting(self, letter: DeadLetter) -> None:
         if letter.waiting and letter.event:
@@ -154,25 +160,41 @@ class DeadLetters:
 
     def _set_waiting(self, ad_id: int, numbers: list[int]) -> None:
         if numbers:
-            self._transaction.put(ad_key(ad_id), np.array(numbers, ">u8").tobytes(), db=self._tables.waiting)
+            self._txn.put(ad_key(ad_id), np.array(numbers, ">u8").tobytes(), db=self._tables.waiting)
         else:
-            self._transaction.delete(ad_key(ad_id), db=self._tables.waiting)
+            self._txn.delete(ad_key(ad_id), db=self._tables.waiting)
 
     def _make_room(self) -> None:
-        while self._transaction.stat(self._tables.dead)["entries"] > self._most:
-            with self._transaction.cursor(db=self._tables.dead) as cursor:
+        while self._txn.stat(self._tables.dead)["entries"] > self._most:
+            with self._txn.cursor(db=self._tables.dead) as cursor:
                 cursor.first()
                 number = int.from_bytes(cursor.key(), "big")
             self.remove(self.get(number))
-            self._counters["dead_letters_forgotten"] = self._counters.get("dead_letters_forgotten", 0) + 1
+            self._writing.count("dead_letters_forgotten")
+
+
+def get_dead_letter(reading: ReadTransaction, number: int) -> DeadLetter:
+    """A letter that exists.
+
+    Raises:
+        ValueError: it does not, or is damaged.
+    """
+    value = reading.txn.get(number_key(number), db=reading.tables.dead)
+    if value is None:
+        raise ValueError(f"expected the number of a dead letter, got {number}")
+    return DeadLetter.decode(number, bytes(value))
 
 
 def list_dead_letters(
-    transaction: lmdb.Transaction, tables: Tables, *, after: int = -1, limit: int | None = None
+    reading: ReadTransaction, *, after: int = -1, limit: int | None = None
 ) -> list[DeadLetter]:
-    """Dead letters in order of their numbers, at most `limit` of those above `after`."""
+    """Dead letters in order of their numbers, at most `limit` of those above `after`.
+
+    Raises:
+        ValueError: one is damaged.
+    """
     letters: list[DeadLetter] = []
-    with transaction.cursor(db=tables.dead) as cursor:
+    with reading.txn.cursor(db=reading.tables.dead) as cursor:
         if cursor.set_range(number_key(after + 1)):
             for key, value in cursor:
                 if limit is not None and len(letters) >= limit:

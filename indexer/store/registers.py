@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from indexer.events.event import CONTENT_FIELDS, AdEvent
+from indexer.store.incoming import Result
 from serving.index.layout import ACTIVE, STATUSES
 
-Result = Literal["applied", "stale", "rejected"]
 WAITING_REASONS = ("unknown_ad", "duplicate_create")
 PASSING_REASONS = (*WAITING_REASONS, "no_encoder")  # what waits goes on waiting
 DELETED = STATUSES.index("deleted")

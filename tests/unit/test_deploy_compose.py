@@ -20,8 +20,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from export import render
-from indexer import __main__ as indexer
-from indexer.commands import serve
+from indexer.__main__ import main
+from indexer.commands import build, serve
 from indexer.http.guard import Guard
 from indexer.sidecar.worker import Worker
 from indexer.sources.source import Source
@@ -115,11 +115,11 @@ def test_the_index_builder_gets_a_command_that_exists(monkeypatch: pytest.Monkey
     assert service["entrypoint"] == [f"{IMAGE.home}/.venv/bin/python", "-m", "indexer"]
     calls: list[dict[str, Path]] = []
     manifest = type("Manifest", (), {"level_sizes": (4,), "tokenizer_id": "t"})
-    monkeypatch.setattr(indexer, "read_manifest", lambda *_, **__: manifest)
-    monkeypatch.setattr(indexer, "current_version", lambda _: 1)
-    monkeypatch.setattr(indexer, "build", lambda **arguments: calls.append(arguments))
+    monkeypatch.setattr(build, "read_manifest", lambda *_, **__: manifest)
+    monkeypatch.setattr(build, "current_version", lambda _: 1)
+    monkeypatch.setattr(build, "build", lambda **arguments: calls.append(arguments))
     monkeypatch.setattr(sys, "argv", ["indexer", *service["command"]])
-    indexer.main()
+    main()
     home = Path(IMAGE.home)
     mounts = {Path(v["target"]): bool(v.get("read_only")) for v in service["volumes"]}
     assert mounts[home / calls[0]["ads"].parent] is True

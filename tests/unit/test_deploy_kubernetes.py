@@ -258,17 +258,17 @@ def test_redis_and_the_token_come_from_outside() -> None:
     assert "--redis-url" not in " ".join(INDEXER["args"])  # a password would show in the process list
 
 
-def test_the_index_begins_from_a_published_snapshot(tmp_path: Path) -> None:
+def test_the_index_begins_from_a_published_backup(tmp_path: Path) -> None:
     python, *words = [*RESTORE["command"], *RESTORE["args"]]
     assert python == f"{IMAGE.home}/.venv/bin/python"
     options = dict(word.removeprefix("--").split("=") for word in words if word.startswith("--"))
-    assert _mounts(RESTORE)[options["snapshot"]]["readOnly"] is True
+    assert _mounts(RESTORE)[options["backup"]]["readOnly"] is True
     assert options["index"] in _mounts(INDEXER)
-    at = [word.replace(options["snapshot"], f"{tmp_path}/none").replace(options["index"], f"{tmp_path}/index")
+    at = [word.replace(options["backup"], f"{tmp_path}/none").replace(options["index"], f"{tmp_path}/index")
           for word in words]  # fmt: skip
     result = subprocess.run([sys.executable, *at], cwd=HOME, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1, result.stderr  # 2 would be an option that does not exist
-    assert "expected a snapshot" in result.stderr
+    assert "expected a backup" in result.stderr
 
 
 def test_the_sidecar_ends_within_the_time_of_the_pod() -> None:

@@ -182,10 +182,11 @@ def test_what_is_paused_leaves_cached_beams_and_too_few_are_searched_again(deplo
     # LMDB opens a store once a process, and this one reads it.
     code = (
         "import sys\n"
-        "from indexer.events.event import AdEvent\n"
-        "from indexer.store.index_store import Incoming, IndexStore\n"
+        "from indexer.events.event import PauseEvent as Pause\n"
+        "from indexer.store.incoming import Incoming\n"
+        "from indexer.store.index_store import IndexStore\n"
         "with IndexStore(sys.argv[1]) as store:\n"
-        "    store.apply([Incoming(AdEvent('pause', int(a), 1), b'{}', 't') for a in sys.argv[2:]])"
+        "    store.apply([Incoming(Pause(ad_id=int(a), version=1), b'{}', 't') for a in sys.argv[2:]])"
     )
 
     def pause(*some) -> None:
