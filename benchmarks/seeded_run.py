@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks import catalogue
 from export.render import render
-from indexer.store import IndexStore
+from indexer.store.index_store import IndexStore
 from serving.backend.settings import ServingConfig
 from serving.model.bundle import read_manifest
 from training.preset import Preset

@@ -13,8 +13,9 @@ import polars as pl
 from benchmarks.pinned_server import Server
 from benchmarks.slo_load import Bench, inside, latencies, offer_for
 from examples.client import send
-from indexer.events import AdEvent
-from indexer.store import Incoming, IndexStore
+from indexer.events.event import PauseEvent, ResumeEvent
+from indexer.store.incoming import Incoming
+from indexer.store.index_store import IndexStore
 from loadtest import report, summary
 from loadtest.measure import Measured
 from loadtest.outcomes import OK, REJECTED
@@ -182,9 +183,11 @@ def _stale(bench: Bench, server: Server) -> tuple[int, int]:
             ads = send(server.grpc_url, tensors)["ad_ids"][0]  # from the cache
             view = store.ad(int(ads[0]))
             assert view is not None
-            store.apply([Incoming(AdEvent("pause", int(ads[0]), view.status_version + 1), b"{}", "slo")])
+            paused = PauseEvent(ad_id=view.ad_id, version=view.status_version + 1)
+            store.apply([Incoming(paused, b"{}", "slo")])
             time.sleep(MAX_WAIT_S + 0.02)  # readers follow within that
             again = send(server.grpc_url, tensors)["ad_ids"][0]
             stale += int(ads[0] in again)
-            store.apply([Incoming(AdEvent("resume", int(ads[0]), view.status_version + 2), b"{}", "slo")])
+            resumed = ResumeEvent(ad_id=view.ad_id, version=view.status_version + 2)
+            store.apply([Incoming(resumed, b"{}", "slo")])
     return stale, int(hits() - before)

@@ -16,7 +16,7 @@ from export.encoder import write_encoder
 from export.graphs import export_graphs
 from export.lower import Lowering, lower
 from export.parity import check_parity
-from indexer.encoder import FOLDER as ENCODER
+from indexer.encode.ad_encoder import FOLDER as ENCODER
 from serving.files import new_folder, sha256, write_file
 from serving.model.bundle import CURRENT, FORMAT_VERSION, MANIFEST, versions
 from serving.search.cold_start import SEEN_SIDS

@@ -21,7 +21,7 @@ import polars as pl
 from onnx import TensorProto, helper, numpy_helper
 
 from export.parity import ParityError
-from indexer.encoder import ANALYSIS, FORMAT_VERSION, GRAPH, SETTINGS, AdEncoder, graph_metadata
+from indexer.encode.ad_encoder import ANALYSIS, FORMAT_VERSION, GRAPH, SETTINGS, AdEncoder, graph_metadata
 from training.tokenizer.embedders.tfidf_svd import MIN_LENGTH, TOKEN_PATTERN, TfidfSvd
 from training.tokenizer.quantizers.residual_kmeans import GRID
 from training.tokenizer.tokenizer import Tokenizer

@@ -4,109 +4,27 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from pathlib import Path
 
-import numpy as np
-
-from indexer import service
-from indexer.commands import dead_letters, maintenance, status
-from indexer.commands.status import set_status
-from indexer.events import CONTENT_FIELDS
-from indexer.store import IndexStore
+from indexer.commands import build, dead_letters, maintenance, serve, status
 from serving.index.layout import IndexStoreError
-from serving.model.bundle import BundleError, current_version, read_manifest
-
-__all__ = ["build", "main", "set_status"]
-
-
-def build(
-    *,
-    ads: Path,
-    sids: Path,
-    out: Path,
-    level_sizes: tuple[int, ...],
-    tokenizer_id: str,
-    replace_all: bool = False,
-) -> int:
-    """Bulk load of ads (ad_id, status, content) and SIDs (ad_id, s1 .. s_T); returns the sequence number.
-
-    Without all of account_id, conversion_type and text, the ads cannot be encoded for another tokenizer.
-
-    Raises:
-        ValueError: an ad without a SID, or values that do not fit.
-        IndexStoreError: another writer is at work, or the disk is full.
-    """
-    import polars as pl  # a sidecar need not wait for it
-
-    columns = pl.read_parquet_schema(ads)
-    content = list(CONTENT_FIELDS) if columns.keys() >= set(CONTENT_FIELDS) else []
-    table = pl.read_parquet(ads, columns=["ad_id", "status", *content]).join(
-        pl.read_parquet(sids), on="ad_id", how="left", maintain_order="left"
-    )
-    codes = table.drop("ad_id", "status", *content)
-    missing = table.filter(pl.col(codes.columns[0]).is_null())
-    if missing.height:
-        raise ValueError(
-            f"{sids}: expected a SID for every ad of {ads}; {missing.height} have none, first ad_id "
-            f"{missing['ad_id'][0]}"
-        )
-    with IndexStore(out) as store:
-        return store.build(
-            tokenizer_id,
-            level_sizes,
-            ad_ids=table["ad_id"].to_numpy(),
-            sids=codes.to_numpy().astype(np.int32),
-            statuses=table["status"].to_numpy().astype(str),
-            content={name: table[name] for name in content} if content else None,
-            replace_all=replace_all,
-        )
+from serving.model.bundle import BundleError
 
 
 def main() -> None:
     """Command line."""
     given = sys.argv[1:]
     if not given or given[0] == "serve" or (given[0].startswith("-") and given[0] not in ("-h", "--help")):
-        raise SystemExit(service.main(given[1:] if given[:1] == ["serve"] else given))
+        raise SystemExit(serve.main(given[1:] if given[:1] == ["serve"] else given))
     parser = argparse.ArgumentParser(prog="python -m indexer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="take ad events; what no command means, too")  # handled above
-    _add_build(commands)
-    for group in (status, maintenance, dead_letters):
+    for group in (build, status, maintenance, dead_letters):
         group.add(commands)
     arguments = parser.parse_args()
     try:
         arguments.run(arguments)
     except (BundleError, IndexStoreError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-
-
-def _add_build(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("build", help="build the index of a bundle's tokenizer from tables")
-    command.add_argument(
-        "--bundles", type=Path, required=True, help="folder of bundles; CURRENT names the tokenizer"
-    )
-    command.add_argument("--ads", type=Path, required=True)
-    command.add_argument("--sids", type=Path, required=True)
-    command.add_argument("--out", type=Path, required=True)
-    command.add_argument(
-        "--replace", action="store_true", help="drop all ads and the generations of other tokenizers first"
-    )
-    command.set_defaults(run=_build)
-
-
-def _build(arguments: argparse.Namespace) -> None:
-    began = time.monotonic()
-    manifest = read_manifest(arguments.bundles / str(current_version(arguments.bundles)), verify=False)
-    version = build(
-        ads=arguments.ads,
-        sids=arguments.sids,
-        out=arguments.out,
-        level_sizes=manifest.level_sizes,
-        tokenizer_id=manifest.tokenizer_id,
-        replace_all=arguments.replace,
-    )
-    print(f"index {arguments.out} version {version}, built in {time.monotonic() - began:.1f} s")
 
 
 if __name__ == "__main__":

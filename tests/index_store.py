@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from indexer.events import AdEvent
-from indexer.store import Incoming, IndexStore, Outcome
+from indexer.events.event import AdEvent, CreateEvent, DeleteEvent, PauseEvent, ResumeEvent, UpdateEvent
+from indexer.store.incoming import Incoming, Outcome
+from indexer.store.index_store import IndexStore
+from indexer.store.verify import find_problems
 from serving.index.base import read_base
 from serving.index.layout import base_folder, change_dtype, generation_tables
 
@@ -50,7 +52,35 @@ def incoming(event: AdEvent, *, source: str = "test") -> Incoming:
 
 
 def create(ad_id: int, version: int, text: str = "text", account_id: str = "a") -> AdEvent:
-    return AdEvent("create", ad_id, version, account_id, "buy", text)
+    return CreateEvent(ad_id=ad_id, version=version, account_id=account_id, conversion_type="buy", text=text)
+
+
+def update(ad_id: int, version: int, **content: str) -> AdEvent:
+    return UpdateEvent(ad_id=ad_id, version=version, **content)
+
+
+def pause(ad_id: int, version: int) -> AdEvent:
+    return PauseEvent(ad_id=ad_id, version=version)
+
+
+def resume(ad_id: int, version: int) -> AdEvent:
+    return ResumeEvent(ad_id=ad_id, version=version)
+
+
+def delete(ad_id: int, version: int) -> AdEvent:
+    return DeleteEvent(ad_id=ad_id, version=version)
+
+
+def results(outcomes: Iterable[Outcome]) -> list[str]:
+    """Of each event: why it was rejected, else what became of it."""
+    return [outcome.reason or outcome.result for outcome in outcomes]
+
+
+def sound(store: IndexStore) -> bool:
+    """Every table of an open store agrees with every other."""
+    with store.file.read() as reading:
+        assert list(find_problems(reading)) == []
+    return True
 
 
 def apply(store: IndexStore, *events: AdEvent, offset: int | None = None) -> list[Outcome]:
@@ -61,7 +91,7 @@ def apply(store: IndexStore, *events: AdEvent, offset: int | None = None) -> lis
 def empty_store(path: Path, *encoders: FakeEncoder, **options: object) -> IndexStore:
     """Store with ready generations, no ads."""
     encoders = encoders or (FakeEncoder(),)
-    store = IndexStore(path, encoders={e.tokenizer_id: e for e in encoders}, **options)  # type: ignore[arg-type]
+    store = IndexStore(path, encoders=encoders, **options)  # type: ignore[arg-type]
     for e in encoders:
         if e.tokenizer_id not in store.meta.generations:
             build(store, {}, e)
@@ -80,11 +110,28 @@ def build(store: IndexStore, ads: dict[int, tuple[tuple[int, ...], str]], encode
     )
 
 
+def random_ads(count: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, SIDs and statuses of ads, in no order."""
+    generator = np.random.default_rng(seed)
+    ad_ids = generator.choice(max(1000, count), count, replace=False).astype(np.int64)
+    sids = np.stack([generator.integers(0, v, count) for v in SIZES], axis=1).astype(np.int32)
+    return ad_ids, sids, generator.choice(["active", "paused", "deleted"], count)
+
+
+def load(store: IndexStore, seed: int = 0, count: int = 40, **options: object) -> dict:
+    """Bulk load of `random_ads`; what readers should see then."""
+    ad_ids, sids, statuses = random_ads(count, seed)
+    store.build("tok", SIZES, ad_ids=ad_ids, sids=sids, statuses=statuses, **options)  # type: ignore[arg-type]
+    return {
+        a: (s == "active", tuple(c)) for a, c, s in zip(ad_ids.tolist(), sids.tolist(), statuses, strict=True)
+    }
+
+
 def as_reader_sees(store: IndexStore, tokenizer_id: str = "tok") -> dict[int, tuple[bool, tuple[int, ...]]]:
     """Ad -> whether it is active and its SID: the base, then the change log row by row."""
     generation = store.meta.generations[tokenizer_id]
     assert generation.base is not None
-    base = read_base(base_folder(store.path, tokenizer_id, sequence=generation.base))
+    base = read_base(base_folder(store.file.path, tokenizer_id, sequence=generation.base))
     sids, _ = base.sids_of(base.ad_ids)
     live = set(base.leaf_ads.tolist())
     ads = {
@@ -92,8 +139,8 @@ def as_reader_sees(store: IndexStore, tokenizer_id: str = "tok") -> dict[int, tu
         for i, (a, s) in enumerate(zip(base.ad_ids.tolist(), sids.tolist(), strict=True))
     }
     rows = change_dtype(len(generation.level_sizes))
-    table = store.environment.open_db(generation_tables(tokenizer_id).changes)
-    with store.environment.begin() as transaction:
+    table = store.file.environment.open_db(generation_tables(tokenizer_id).changes)
+    with store.file.environment.begin() as transaction:
         for key, value in transaction.cursor(db=table):
             assert generation.log_start < int.from_bytes(key, "big") <= store.meta.sequence
             for ad_id, active, known, codes in np.frombuffer(value, rows).tolist():
@@ -107,8 +154,8 @@ def as_reader_sees(store: IndexStore, tokenizer_id: str = "tok") -> dict[int, tu
 def reverse_table(store: IndexStore, tokenizer_id: str = "tok") -> set[tuple[tuple[int, ...], int]]:
     """SIDs and their active ads."""
     name = generation_tables(tokenizer_id).sids
-    table = store.environment.open_db(name, dupsort=True, dupfixed=True)
-    with store.environment.begin() as transaction:
+    table = store.file.environment.open_db(name, dupsort=True, dupfixed=True)
+    with store.file.environment.begin() as transaction:
         return {
             (tuple(np.frombuffer(key, ">u4").tolist()), int.from_bytes(value, "big"))
             for key, value in transaction.cursor(db=table)

@@ -9,10 +9,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from indexer import launcher
+from launcher import indexer_process
 
 
-class IndexerProcess(launcher.IndexerProcess):
+class IndexerProcess(indexer_process.IndexerProcess):
     """Started at once; has its say over HTTP."""
 
     def __init__(self, folder: Path, *options: str, environment: dict[str, str] | None = None) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from export.bundle import write_bundle
 from export.render import render
-from indexer.store import IndexStore
+from indexer.store.index_store import IndexStore
 from serving.backend.settings import ServingConfig
 from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE, tiny_catalogue, tiny_model
 from training.data.values import ValueBuckets

@@ -106,8 +106,8 @@ def request_path() -> dict[str, set[str]]:
 
 def sidecar() -> dict[str, set[str]]:
     """Series of the sidecar: those of its registry, and those that it reads when it is asked."""
-    from indexer import metrics as indexer_metrics
-    from indexer import sidecar as indexer_sidecar
+    from indexer.sidecar import metrics as indexer_metrics
+    from indexer.sidecar import samples
 
     found: dict[str, set[str]] = {}
     made = indexer_metrics.Metrics()
@@ -115,7 +115,7 @@ def sidecar() -> dict[str, set[str]]:
         kind = collector._type
         name = collector._name + ("_total" if kind == "counter" else "")
         found |= {p: {*collector._labelnames, "le"} for p in _parts(name, kind)}
-    tree = ast.parse(Path(indexer_sidecar.__file__).read_text())
+    tree = ast.parse(Path(samples.__file__).read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple):
             name = node.value.elts[0]

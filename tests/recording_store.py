@@ -7,9 +7,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from indexer.batch import Outcome
-from indexer.dead_letters import Incoming
-from indexer.events import EventError
+from indexer.events.error import EventError
+from indexer.store.incoming import Incoming, Outcome
 
 
 def event(ad_id: int, version: int = 1, kind: str = "pause", **content: str) -> bytes:

@@ -16,8 +16,8 @@ import numpy as np
 from benchmarks import catalogue
 from benchmarks.seeded_run import source_digest
 from export.render import render
-from indexer.launcher import IndexerProcess
-from indexer.store import IndexStore
+from indexer.store.index_store import IndexStore
+from launcher.indexer_process import IndexerProcess
 from serving.backend.settings import ServingConfig
 from serving.model.bundle import read_manifest
 from training.preset import Preset

@@ -14,10 +14,12 @@ import numpy as np
 
 from benchmarks.live_index.build import private_bytes
 from benchmarks.live_index.deployment import build_index, text
-from indexer.compaction import Compactor
-from indexer.encoder import AdEncoder
-from indexer.events import AdEvent
-from indexer.store import Incoming, IndexStore
+from indexer.encode.ad_encoder import AdEncoder
+from indexer.events.event import AdEvent
+from indexer.events.parse import event_of
+from indexer.sidecar.compactor import Compactor
+from indexer.store.incoming import Incoming
+from indexer.store.index_store import IndexStore
 from serving.index.reader import IndexReader
 
 BATCH = 1_000
@@ -45,8 +47,8 @@ def measure(
     series: list[dict[str, float]] = []
     began = time.monotonic()
     try:
-        with IndexStore(work / "index", encoders={encoder.tokenizer_id: encoder}, sync=False) as store:
-            compactor = Compactor(store)
+        with IndexStore(work / "index", encoders=[encoder], sync=False) as store:
+            compactor = Compactor(store.file)
             stream = _events(ads)
             for done in range(0, events, BATCH):
                 store.apply([Incoming(next(stream), b"{}", "bench") for _ in range(BATCH)])
@@ -101,7 +103,7 @@ def _events(ads: int) -> Iterator[AdEvent]:
             if kind in ("create", "update"):
                 words = texts[int(draw * 1e6) % _TEXTS]
                 fields = {"account_id": f"a{ad % 97}", "conversion_type": "plain", "text": words}
-            yield AdEvent(kind=kind, ad_id=ad, version=int(versions[ad]), **fields)  # type: ignore[arg-type]
+            yield event_of({"kind": kind, "ad_id": ad, "version": int(versions[ad]), **fields})
 
 
 def _follow(index: Path, over: Flag, served: Any) -> None:

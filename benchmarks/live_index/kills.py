@@ -23,9 +23,9 @@ import redis
 
 from benchmarks.live_index.deployment import build_index, free_port, sidecar
 from benchmarks.live_index.events import Event, ad_events
-from indexer.launcher import IndexerProcess
-from indexer.store import IndexStore
-from indexer.verify import verify
+from indexer.store.index_store import IndexStore
+from indexer.store.verify import verify
+from launcher.indexer_process import IndexerProcess
 from serving.model.bundle import read_manifest
 
 ADS = 20_000
@@ -249,5 +249,5 @@ def _compare(index: Path, events: list[Event]) -> tuple[int, int]:
                 (view.content_version, (view.content or {}).get("text")),
             )
             lost += found != (status.get(ad, found[0]), content.get(ad, found[1]))
-        applied = sum(count for name, count in store.counters().items() if name.startswith("applied."))
+        applied = sum(count for name, count in store.file.counters.items() if name.startswith("applied."))
     return lost, applied

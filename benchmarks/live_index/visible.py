@@ -26,7 +26,7 @@ from benchmarks.live_index.deployment import prepare, sidecar
 from benchmarks.live_index.events import ad_events
 from benchmarks.pinned_server import Server
 from examples.client import infer_inputs
-from indexer.launcher import IndexerProcess
+from launcher.indexer_process import IndexerProcess
 from loadtest.sampler import read_metrics
 from serving.index.reader import IndexReader
 from serving.model.bundle import read_manifest

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 
-from indexer.dead_letters import DeadLetter, list_dead_letters
-from indexer.store import IndexStore
-from indexer.tables import Tables
-from serving.index.layout import IndexStoreError, open_environment
+from indexer.store.dead_letters import DeadLetter, list_dead_letters
+from indexer.store.index_store import IndexStore
+from indexer.store.transaction import read_store
+from serving.index.layout import IndexStoreError
 
 
 def list_letters(index: Path, *, after: int, limit: int | None) -> list[DeadLetter]:
@@ -19,15 +19,11 @@ def list_letters(index: Path, *, after: int, limit: int | None) -> list[DeadLett
     Raises:
         IndexStoreError: the index is missing or damaged.
     """
-    environment = open_environment(index, readonly=True)
     try:
-        with environment.begin() as transaction:
-            tables = Tables.open(environment, transaction, create=False)
-            return list_dead_letters(transaction, tables, after=after, limit=limit)
+        with read_store(index) as reading:
+            return list_dead_letters(reading, after=after, limit=limit)
     except ValueError as error:
         raise IndexStoreError(f"index {index}: {error}") from error
-    finally:
-        environment.close()
 
 
 def add(commands: argparse._SubParsersAction) -> None:

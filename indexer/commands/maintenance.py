@@ -1,4 +1,4 @@
-"""`verify`, `snapshot`, `restore`, `compact` and `drop-generation`."""
+"""`verify`, `backup`, `restore`, `compact` and `drop-generation`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import argparse
 import time
 from pathlib import Path
 
-from indexer.compaction import compact
-from indexer.generations import drop_generation
-from indexer.snapshots import restore, snapshot
-from indexer.store import IndexStore
-from indexer.verify import verify
+from indexer.store.backups import back_up, restore
+from indexer.store.compaction import adopt_base, compact
+from indexer.store.file import StoreFile
+from indexer.store.generations import drop_generation
+from indexer.store.verify import verify
 
 
 def compact_all(index: Path, tokenizer_ids: list[str]) -> dict[str, int]:
@@ -19,12 +19,12 @@ def compact_all(index: Path, tokenizer_ids: list[str]) -> dict[str, int]:
     Raises:
         IndexStoreError: a writer (the sidecar, which compacts by itself) holds the index, or as `compact`.
     """
-    with IndexStore(index) as store:
-        ready = [name for name, generation in store.meta.generations.items() if generation.ready]
+    with StoreFile(index) as file:
+        ready = [name for name, generation in file.meta.generations.items() if generation.ready]
     sequences = {name: compact(index, name) for name in tokenizer_ids or ready}
-    with IndexStore(index) as store:
+    with StoreFile(index) as file:
         for name, sequence in sequences.items():
-            store.adopt_base(name, sequence)
+            adopt_base(file, name, sequence=sequence)
     return sequences
 
 
@@ -35,14 +35,14 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--index", type=Path, required=True)
     command.set_defaults(run=_verify)
-    command = commands.add_parser("snapshot", help="copy the store; works beside the sidecar")
+    command = commands.add_parser("backup", help="copy the store; works beside the sidecar")
     command.add_argument("--index", type=Path, required=True)
     command.add_argument("--out", type=Path, required=True, help="new folder")
-    command.set_defaults(run=_snapshot)
-    command = commands.add_parser("restore", help="put a snapshot in place of the index; servers follow")
-    command.add_argument("--snapshot", type=Path, required=True)
+    command.set_defaults(run=_back_up)
+    command = commands.add_parser("restore", help="put a backup in place of the index; servers follow")
+    command.add_argument("--backup", type=Path, required=True)
     command.add_argument("--index", type=Path, required=True)
-    command.set_defaults(run=lambda a: print(f"index version {restore(a.snapshot, a.index)}"))
+    command.set_defaults(run=lambda a: print(f"index version {restore(a.backup, a.index)}"))
     command = commands.add_parser(
         "compact", help="write new base arrays; a running sidecar does it by itself"
     )
@@ -65,18 +65,18 @@ def _verify(arguments: argparse.Namespace) -> None:
     print(f"index {arguments.index} is sound, checked in {time.monotonic() - began:.1f} s")
 
 
-def _snapshot(arguments: argparse.Namespace) -> None:
-    manifest = snapshot(arguments.index, arguments.out)
+def _back_up(arguments: argparse.Namespace) -> None:
+    manifest = back_up(arguments.index, arguments.out)
     print(
-        f"snapshot {arguments.out}: version {manifest['sequence']}, {manifest['ads']:,} ads, "
+        f"backup {arguments.out}: version {manifest['sequence']}, {manifest['ads']:,} ads, "
         f"{manifest['bytes']:,} bytes"
     )
 
 
 def _drop_generation(arguments: argparse.Namespace) -> None:
-    with IndexStore(arguments.index) as store:
-        drop_generation(store, arguments.tokenizer_id)
-        left = ", ".join(store.meta.generations)
+    with StoreFile(arguments.index) as file:
+        drop_generation(file, arguments.tokenizer_id)
+        left = ", ".join(file.meta.generations)
     print(f"tokenizer {arguments.tokenizer_id}: dropped, left: {left}")
 
 

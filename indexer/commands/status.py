@@ -6,15 +6,17 @@ import argparse
 import json
 from pathlib import Path
 
-from indexer.events import AdEvent
-from indexer.store import Incoming, IndexStore
-from indexer.tables import Tables, read_counters
-from serving.index.layout import STATUSES, open_environment
+from indexer.events.event import DeleteEvent, PauseEvent, ResumeEvent
+from indexer.store.incoming import Incoming
+from indexer.store.index_store import IndexStore
+from indexer.store.tables import read_counters
+from indexer.store.transaction import ReadTransaction, read_store
+from serving.index.layout import STATUSES
 
-_KINDS = {"active": "resume", "paused": "pause", "deleted": "delete"}
+_EVENTS = {"active": ResumeEvent, "paused": PauseEvent, "deleted": DeleteEvent}
 
 
-def set_status(index: Path, ad_ids: list[int], status: str) -> int:
+def set_status(index: Path, ad_ids: list[int], *, status: str) -> int:
     """Change the status of known ads in one transaction; returns the new sequence number.
 
     Raises:
@@ -27,7 +29,7 @@ def set_status(index: Path, ad_ids: list[int], status: str) -> int:
             ad = store.ad(ad_id) if 0 <= ad_id < 1 << 63 else None
             if ad is None:
                 raise ValueError(f"expected ads that are in the index, got unknown ad {ad_id}")
-            event = AdEvent(_KINDS[status], ad_id, ad.status_version + 1)  # type: ignore[arg-type]
+            event = _EVENTS[status](ad_id=ad_id, version=ad.status_version + 1)
             items.append(Incoming(event, json.dumps(event.fields()).encode(), "set-status"))
         return store.apply(items)[0].sequence
 
@@ -38,36 +40,27 @@ def stats(index: Path) -> str:
     Raises:
         IndexStoreError: missing or damaged.
     """
-    environment = open_environment(index, readonly=True)
-    try:
-        with environment.begin() as transaction:
-            tables = Tables.open(environment, transaction, create=False)
-            meta = tables.read_meta(environment, transaction)
-            counters = read_counters(tables, transaction, where=str(index))
+    with read_store(index) as reading:
+        tables = reading.tables
+        counters = read_counters(tables, reading.txn, where=reading.path)
+        lines = [
+            f"version {reading.meta.sequence}, {reading.entries(tables.ads):,} ads known, "
+            f"{reading.entries(tables.content):,} with content, {reading.entries(tables.dead):,} dead letters"
+        ]
+        lines += [_generation(reading, name) for name in reading.meta.generations]
+        return "\n".join([*lines, *(f"{name} {value:,}" for name, value in sorted(counters.items()))])
 
-            def count(table: object) -> int:
-                return transaction.stat(table)["entries"]  # type: ignore[arg-type]
 
-            lines = [
-                f"version {meta.sequence}, {count(tables.ads):,} ads known, {count(tables.content):,} with "
-                f"content, {count(tables.dead):,} dead letters"
-            ]
-            for name, generation in meta.generations.items():
-                handles = tables.generations[name]
-                with transaction.cursor(db=handles.sids) as cursor:
-                    sids = sum(1 for _ in cursor.iternext_nodup(keys=True, values=False))
-                lines.append(
-                    f"tokenizer {name}, levels {generation.level_sizes}, "
-                    f"{count(handles.codes):,} ads, {count(handles.sids):,} active on {sids:,} SIDs, "
-                    + (
-                        f"base {generation.base}, {count(handles.changes):,} transactions since"
-                        if generation.ready
-                        else "not ready"
-                    )
-                )
-            return "\n".join([*lines, *(f"{name} {value:,}" for name, value in sorted(counters.items()))])
-    finally:
-        environment.close()
+def _generation(reading: ReadTransaction, name: str) -> str:
+    generation, handles = reading.meta.generations[name], reading.tables.generations[name]
+    with reading.txn.cursor(db=handles.sids) as cursor:
+        sids = sum(1 for _ in cursor.iternext_nodup(keys=True, values=False))
+    since = f"base {generation.base}, {reading.entries(handles.changes):,} transactions since"
+    return (
+        f"tokenizer {name}, levels {generation.level_sizes}, {reading.entries(handles.codes):,} ads, "
+        f"{reading.entries(handles.sids):,} active on {sids:,} SIDs, "
+        f"{since if generation.ready else 'not ready'}"
+    )
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -76,7 +69,12 @@ def add(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--index", type=Path, required=True)
     command.add_argument("--status", choices=STATUSES, required=True)
     command.add_argument("ad_ids", type=int, nargs="+")
-    command.set_defaults(run=lambda a: print(f"index version {set_status(a.index, a.ad_ids, a.status)}"))
+    command.set_defaults(run=_set_status)
     command = commands.add_parser("stats", help="what an index holds")
     command.add_argument("--index", type=Path, required=True)
     command.set_defaults(run=lambda a: print(stats(a.index)))
+
+
+def _set_status(arguments: argparse.Namespace) -> None:
+    sequence = set_status(arguments.index, arguments.ad_ids, status=arguments.status)
+    print(f"index version {sequence}")

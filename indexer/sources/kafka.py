@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
-from indexer.events import EventError
-from indexer.intake import Item
-from indexer.sources.base import Offsets, Source, Taker, log
+from indexer.events.error import EventError
+from indexer.sources.config import KafkaConfig
+from indexer.sources.source import OffsetOf, Source, Taker, log
+from indexer.sources.submission import Item
 
 _POLL_S = 0.3
 _COUNT = 256
@@ -23,27 +23,10 @@ _PARTITIONS_S = 60.0
 _TIMEOUT_S = 10.0
 
 
-@dataclass(frozen=True)
-class KafkaConfig:
-    """Where the topic is.
-
-    Attributes:
-        brokers: host:port, comma separated.
-        topic: its name.
-        group: consumer group whose offsets tell other tools how far the index is.
-        options: further settings of librdkafka (security.protocol, sasl.*).
-    """
-
-    brokers: str
-    topic: str
-    group: str = "gr4ad-indexer"
-    options: dict[str, str] = field(default_factory=dict)
-
-
 class KafkaSource(Source):
     """Consumer of one topic; offsets are kept by partition as `kafka:<topic>:<partition>`."""
 
-    def __init__(self, config: KafkaConfig, worker: Taker, offsets: Offsets) -> None:
+    def __init__(self, config: KafkaConfig, worker: Taker, *, offset_of: OffsetOf) -> None:
         """Prepare.
 
         Raises:
@@ -67,7 +50,7 @@ class KafkaSource(Source):
         self._applied_ms: dict[int, int] = defaultdict(int)
         self._down = ""
         self._measured_at = self._partitions_at = 0.0
-        super().__init__(worker, offsets)
+        super().__init__(worker, offset_of=offset_of)
 
     def _open(self) -> None:
         self._close()
@@ -102,7 +85,7 @@ class KafkaSource(Source):
 
     def _start(self, partition: int) -> Any:
         if partition not in self._next:
-            offset = self._offsets.offset(self._key(partition))
+            offset = self._offset_of(self._key(partition))
             self._next[partition] = self._committed[partition] = int(offset) + 1 if offset else 0
         at = self._kafka.TopicPartition(self._config.topic, partition, self._next[partition])
         low, high = self._consumer.get_watermark_offsets(at, timeout=_TIMEOUT_S)

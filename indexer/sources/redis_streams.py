@@ -11,16 +11,16 @@ import json
 import time
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from indexer.events import EventError
-from indexer.intake import Item
-from indexer.sources.base import Offsets, Source, Taker, log
+from indexer.events.error import EventError
+from indexer.sources.config import RedisConfig
+from indexer.sources.source import OffsetOf, Source, Taker, log
+from indexer.sources.submission import Item
 
 _BLOCK_MS = 300
 _MEASURE_S = 2.0
@@ -29,33 +29,12 @@ _GONE = ("NOGROUP", "UNBLOCKED")  # the group or the stream was removed, also wh
 EntryId = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class RedisConfig:
-    """Where the stream is.
-
-    Attributes:
-        url: redis://, rediss:// or unix://, with password and database.
-        stream: key of the stream.
-        group: consumer group; an index has one of its own.
-        consumer: name in the group.
-        field: field of an entry that holds the event's JSON.
-        count: entries of one read.
-    """
-
-    url: str
-    stream: str = "gr4ad:ads"
-    group: str = "gr4ad-indexer"
-    consumer: str = "indexer"
-    field: str = "event"
-    count: int = 256
-
-
 class RedisSource(Source):
     """Consumer of one stream; its offsets are entry ids."""
 
     failures = (redis.RedisError, OSError)
 
-    def __init__(self, config: RedisConfig, worker: Taker, offsets: Offsets) -> None:
+    def __init__(self, config: RedisConfig, worker: Taker, *, offset_of: OffsetOf) -> None:
         """Prepare.
 
         Raises:
@@ -76,11 +55,11 @@ class RedisSource(Source):
         self._committed: EntryId = (0, 0)
         self._to_acknowledge: deque[bytes] = deque()
         self._measured_at = 0.0
-        super().__init__(worker, offsets)
+        super().__init__(worker, offset_of=offset_of)
 
     def _open(self) -> None:
         if self._handed is None:
-            offset = self._offsets.offset(self.name)
+            offset = self._offset_of(self.name)
             self._handed = self._committed = _entry_id(offset) if offset else (0, 0)
         self._make_group()
         self._claim()

@@ -16,11 +16,13 @@ from tritonclient.utils import InferenceServerException
 from examples.client import infer_inputs, send
 from export.bundle import point_current, write_bundle
 from export.render import render
-from indexer.encoder import AdEncoder
-from indexer.events import AdEvent
-from indexer.store import Incoming, IndexStore
+from indexer.encode.ad_encoder import AdEncoder
+from indexer.events.event import AdEvent
+from indexer.store.incoming import Incoming
+from indexer.store.index_store import IndexStore
 from launcher import TritonServer
 from serving.index.reader import MAX_WAIT_S
+from tests.index_store import create, delete, pause, resume
 from tests.pipeline import Pipeline, checkpoint, copy_of, serving_config
 from tests.serving.ask import AD_IDS, LIVE, SIDS, Reference, assert_same, infer, request
 
@@ -275,8 +277,7 @@ def own(pipeline, tmp_path_factory):
 
 def _change(deployment: Pipeline, *events: AdEvent) -> None:
     """Events of ads, applied as the sidecar applies them."""
-    encoders = {deployment.tokenizer_id: AdEncoder.load(deployment.bundles / "1")}
-    with IndexStore(deployment.index, encoders=encoders) as store:
+    with IndexStore(deployment.index, encoders=[AdEncoder.load(deployment.bundles / "1")]) as store:
         outcomes = store.apply([Incoming(event, b"{}", "test") for event in events])
     assert {o.result for o in outcomes} == {"applied"}
 
@@ -295,7 +296,7 @@ def test_paused_ads_vanish_at_once_while_histories_still_know_them(own):
     paused = before["ad_ids"][0, :5].tolist()
     tensors["history_ad_ids"][0, 1:6] = paused
     known = send(server.grpc_url, tensors)
-    _change(deployment, *(AdEvent("pause", ad, 1) for ad in paused))
+    _change(deployment, *(pause(ad, 1) for ad in paused))
     at_once = send(server.grpc_url, tensors)
     assert not set(at_once["ad_ids"][0].tolist()) & set(paused)
     time.sleep(MAX_WAIT_S)
@@ -310,31 +311,31 @@ def test_paused_ads_vanish_at_once_while_histories_still_know_them(own):
     np.testing.assert_allclose(
         after["scores"][0, : len(still_there)], known["scores"][0, still_there], atol=1e-5
     )
-    _change_and_wait(deployment, *(AdEvent("resume", ad, 2) for ad in paused))
+    _change_and_wait(deployment, *(resume(ad, 2) for ad in paused))
     assert_same(send(server.grpc_url, tensors), {name: values[0] for name, values in known.items()})
 
 
 def test_new_ads_are_found_and_known(own):
     deployment, server = own
     new = 10_001
-    _change_and_wait(deployment, AdEvent("create", new, 1, "a1", "plain", "apple cheese size 2"))
+    _change_and_wait(deployment, create(new, 1, "apple cheese size 2", "a1"))
     left_out = LIVE[: len(LIVE) - 39].tolist()
     tensors = request(num_ads=40, exclude=left_out)
     tensors["history_ad_ids"][0, 0] = new
     answer = send(server.grpc_url, tensors)
     assert new in answer["ad_ids"]
     assert answer["ignored_history"].tolist() == [[0]]
-    _change(deployment, AdEvent("delete", new, 2))
+    _change(deployment, delete(new, 2))
     assert new not in send(server.grpc_url, tensors)["ad_ids"]
 
 
 def test_an_index_without_live_ads_gives_an_empty_answer(own):
     deployment, server = own
-    _change_and_wait(deployment, *(AdEvent("pause", ad, 3) for ad in LIVE.tolist()))
+    _change_and_wait(deployment, *(pause(ad, 3) for ad in LIVE.tolist()))
     answer = send(server.grpc_url, request(num_ads=3))
     assert answer["ad_ids"].tolist() == [[-1, -1, -1]]
     assert answer["ignored_history"].tolist() == [[0]]
-    _change_and_wait(deployment, *(AdEvent("resume", ad, 4) for ad in LIVE.tolist()))
+    _change_and_wait(deployment, *(resume(ad, 4) for ad in LIVE.tolist()))
     assert (send(server.grpc_url, request(num_ads=3))["ad_ids"] >= 0).all()
 
 

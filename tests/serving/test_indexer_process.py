@@ -12,8 +12,8 @@ import time
 import numpy as np
 import pytest
 
-from indexer.store import IndexStore
-from indexer.verify import verify
+from indexer.store.index_store import IndexStore
+from indexer.store.verify import verify
 from launcher import HOME
 from tests.indexer_process import IndexerProcess
 from tests.indexing import LEVEL_SIZES, write_manifest
@@ -238,7 +238,7 @@ def test_a_stream_through_sigkill_of_process_and_redis(start, folder, tmp_path):
     finally:
         server.close()
     with IndexStore(folder / "index") as store:
-        counters = store.counters()
+        counters = store.file.counters
         # Versions rise, so one that was applied twice would be stale, one left out missing.
         assert (counters["applied.pause"], counters["applied.resume"]) == (20 * 59, 20 * 60)
         assert not any(name.startswith(("stale", "rejected")) for name in counters)

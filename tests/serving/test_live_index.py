@@ -12,10 +12,10 @@ import tritonclient.http
 from examples.client import send
 from export.bundle import point_current, write_bundle
 from export.render import render
-from indexer.encoder import AdEncoder
-from indexer.events import CONTENT_FIELDS
-from indexer.store import IndexStore
-from indexer.verify import verify
+from indexer.encode.ad_encoder import AdEncoder
+from indexer.events.event import CONTENT_FIELDS
+from indexer.store.index_store import IndexStore
+from indexer.store.verify import verify
 from launcher import TritonServer
 from tests.indexer_process import IndexerProcess
 from tests.pipeline import checkpoint, copy_of, serving_config, small_ads

@@ -14,8 +14,9 @@ from tritonclient.utils import InferenceServerException
 
 from examples.client import infer_inputs, send
 from export.render import render
-from indexer.events import AdEvent
-from indexer.store import Incoming, IndexStore
+from indexer.events.event import PauseEvent
+from indexer.store.incoming import Incoming
+from indexer.store.index_store import IndexStore
 from launcher import TritonServer
 from serving.index.reader import MAX_WAIT_S
 from tests.pipeline import copy_of, serving_config
@@ -87,7 +88,7 @@ def test_repeats_come_from_the_cache_and_a_paused_ad_never_does(adaptive):
     np.testing.assert_array_equal(first["scores"], again["scores"])
     best = int(first["ad_ids"][0, 0])
     with IndexStore(deployment.index) as store:
-        store.apply([Incoming(AdEvent("pause", best, 1), b"{}", "test")])
+        store.apply([Incoming(PauseEvent(ad_id=best, version=1), b"{}", "test")])
     time.sleep(MAX_WAIT_S)
     paused = send(server.grpc_url, tensors)
     assert best not in paused["ad_ids"]

@@ -20,11 +20,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from export import render
-from indexer import __main__ as indexer
-from indexer import service as indexer_service
-from indexer.guard import Guard
-from indexer.sources.base import Source
-from indexer.worker import Worker
+from indexer.__main__ import main
+from indexer.commands import build, serve
+from indexer.http.guard import Guard
+from indexer.sidecar.worker import Worker
+from indexer.sources.source import Source
 from launcher import HOME, triton_server
 from serving.backend import model_settings
 from serving.backend.settings import ServingConfig
@@ -120,11 +120,11 @@ def test_the_index_builder_gets_a_command_that_exists(monkeypatch: pytest.Monkey
     assert service["entrypoint"] == [f"{IMAGE.home}/.venv/bin/python", "-m", "indexer"]
     calls: list[dict[str, Path]] = []
     manifest = type("Manifest", (), {"level_sizes": (4,), "tokenizer_id": "t"})
-    monkeypatch.setattr(indexer, "read_manifest", lambda *_, **__: manifest)
-    monkeypatch.setattr(indexer, "current_version", lambda _: 1)
-    monkeypatch.setattr(indexer, "build", lambda **arguments: calls.append(arguments))
+    monkeypatch.setattr(build, "read_manifest", lambda *_, **__: manifest)
+    monkeypatch.setattr(build, "current_version", lambda _: 1)
+    monkeypatch.setattr(build, "build", lambda **arguments: calls.append(arguments))
     monkeypatch.setattr(sys, "argv", ["indexer", *service["command"]])
-    indexer.main()
+    main()
     home = Path(IMAGE.home)
     mounts = {Path(v["target"]): bool(v.get("read_only")) for v in service["volumes"]}
     assert mounts[home / calls[0]["ads"].parent] is True
@@ -141,7 +141,7 @@ def _options() -> argparse.Namespace:
     assert entrypoint == [f"{IMAGE.home}/.venv/bin/python", "-m", "indexer"]
     command, *words = SERVICES["indexer"]["command"]
     assert command == "serve"
-    return indexer_service.parser().parse_args(words)
+    return serve.parser().parse_args(words)
 
 
 def test_the_sidecar_writes_the_index_that_the_server_reads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def test_the_sidecar_writes_the_index_that_the_server_reads(monkeypatch: pytest.
 
 def test_the_sidecar_is_reached_from_this_host_only_and_with_the_token() -> None:
     options = _options()
-    token = SERVICES["indexer"]["environment"][indexer_service.TOKEN]
+    token = SERVICES["indexer"]["environment"][serve.TOKEN]
     assert Guard(options.host, token=token).token == SECRETS["GR4AD_INDEXER_TOKEN"]
     with pytest.raises(ValueError, match="expected a token"):
         Guard(options.host)

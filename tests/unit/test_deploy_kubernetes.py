@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from export import render
-from indexer import service
-from indexer.sources.base import Source
-from indexer.worker import Worker
+from indexer.commands import serve
+from indexer.sidecar.worker import Worker
+from indexer.sources.source import Source
 from launcher import HOME, triton_server
 from serving.backend import adapter
 from tests.deployment import (
@@ -214,7 +214,7 @@ def _options() -> Any:
     assert words[:3] == [python, "-m", "deploy.keep"]
     assert words[3:at] == [f"--url=http://127.0.0.1:{INDEXER_PORT}/healthz"]
     assert words[at + 1 : at + 5] == [python, "-m", "indexer", "serve"]
-    return service.parser().parse_args(words[at + 5 :])
+    return serve.parser().parse_args(words[at + 5 :])
 
 
 def test_all_who_open_the_index_share_a_pid_namespace() -> None:
@@ -248,27 +248,27 @@ def test_every_pod_has_a_consumer_group_of_its_own() -> None:
 def test_redis_and_the_token_come_from_outside() -> None:
     settings, secret = INDEXER["envFrom"]  # the later one wins
     data = MANIFESTS["ConfigMap", settings["configMapRef"]["name"]]["data"]
-    assert data.keys() == {service.REDIS_URL, "GR4AD_REDIS_STREAM"}
+    assert data.keys() == {serve.REDIS_URL, "GR4AD_REDIS_STREAM"}
     assert _options().redis_stream == "$(GR4AD_REDIS_STREAM)"
     assert "optional" not in secret["secretRef"]  # no token, no sidecar
     assert not [kind for kind, _ in MANIFESTS if kind == "Secret"]
     readme = (DEPLOY / "README.md").read_text()
     name = secret["secretRef"]["name"]
-    assert f"create secret generic {name} --from-literal={service.TOKEN}=" in readme
+    assert f"create secret generic {name} --from-literal={serve.TOKEN}=" in readme
     assert "--redis-url" not in " ".join(INDEXER["args"])  # a password would show in the process list
 
 
-def test_the_index_begins_from_a_published_snapshot(tmp_path: Path) -> None:
+def test_the_index_begins_from_a_published_backup(tmp_path: Path) -> None:
     python, *words = [*RESTORE["command"], *RESTORE["args"]]
     assert python == f"{IMAGE.home}/.venv/bin/python"
     options = dict(word.removeprefix("--").split("=") for word in words if word.startswith("--"))
-    assert _mounts(RESTORE)[options["snapshot"]]["readOnly"] is True
+    assert _mounts(RESTORE)[options["backup"]]["readOnly"] is True
     assert options["index"] in _mounts(INDEXER)
-    at = [word.replace(options["snapshot"], f"{tmp_path}/none").replace(options["index"], f"{tmp_path}/index")
+    at = [word.replace(options["backup"], f"{tmp_path}/none").replace(options["index"], f"{tmp_path}/index")
           for word in words]  # fmt: skip
     result = subprocess.run([sys.executable, *at], cwd=HOME, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1, result.stderr  # 2 would be an option that does not exist
-    assert "expected a snapshot" in result.stderr
+    assert "expected a backup" in result.stderr
 
 
 def test_the_sidecar_ends_within_the_time_of_the_pod() -> None:

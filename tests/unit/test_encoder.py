@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import export.encoder as exporter
-import indexer.encoder as module
+import indexer.encode.ad_encoder as module
 from export.bundle import write_bundle
 from export.encoder import write_encoder
 from export.parity import ParityError
-from indexer.encoder import AdEncoder
+from indexer.encode.ad_encoder import AdEncoder
 from serving.files import sha256
 from serving.model.bundle import BundleError, read_manifest
 from tests.pipeline import checkpoint, small_ads
@@ -183,7 +183,7 @@ def test_bundle_has_the_encoder_of_its_tokenizer_beside_the_graphs(pipeline):
 
 def test_encoder_needs_nothing_that_fits_a_tokenizer(pipeline):
     program = (
-        "import sys; from indexer.encoder import AdEncoder\n"
+        "import sys; from indexer.encode.ad_encoder import AdEncoder\n"
         f"encoder = AdEncoder.load({str(pipeline.bundles / '1')!r})\n"
         "encoder.encode([1], account_ids=['a'], conversion_types=['b'], texts=['apple pear'])\n"
         "print(sorted({name.split('.')[0] for name in sys.modules}))"

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from indexer.api import Api, ApiLimits, create_app
-from indexer.bundle_watch import BundleWatch
-from indexer.guard import Guard
-from indexer.sidecar import Sidecar, SidecarConfig
-from indexer.store import IndexStore
-from indexer.worker import WorkerConfig
+from indexer.http.api import Api, ApiLimits
+from indexer.http.app import create_app
+from indexer.http.guard import Guard
+from indexer.sidecar.bundle_watch import BundleWatch
+from indexer.sidecar.config import SidecarConfig, WorkerConfig
+from indexer.sidecar.sidecar import Sidecar
+from indexer.store.index_store import IndexStore
 from serving.model.bundle import BundleError
 from tests.indexing import LEVEL_SIZES, HashEncoder, load_hash_encoder, write_manifest
 from tests.recording_store import event
@@ -43,8 +44,14 @@ def start(folder):
 
     def start(*, host="127.0.0.1", token=None, limits=None, base_url=LOCAL, **settings) -> TestClient:
         sidecar = Sidecar(SidecarConfig(folder / "index", folder / "bundles", **settings), watch=WATCH)
-        guard = Guard(host, token=token)
-        api = Api(sidecar.store, sidecar.worker, sidecar.metrics, guard, sidecar.ready, limits or ApiLimits())
+        api = Api(
+            store=sidecar.store,
+            worker=sidecar.worker,
+            metrics=sidecar.metrics,
+            guard=Guard(host, token=token),
+            ready=sidecar.ready,
+            limits=limits or ApiLimits(),
+        )
         sidecar.start()
         running.append(sidecar)
         client = TestClient(create_app(api), base_url=base_url, raise_server_exceptions=False)
@@ -291,7 +298,7 @@ def test_dead_letters_by_pages_replay_and_delete(client):
 
 
 def test_a_dead_letter_for_want_of_an_account_can_be_replayed(start, folder, monkeypatch):
-    monkeypatch.setattr("indexer.sidecar._ACCOUNTS_S", 0.0)
+    monkeypatch.setattr("indexer.sidecar.accounts._LOOK_S", 0.0)
     accounts = folder / "accounts.txt"
     accounts.write_text("acme\n")
     client = start(accounts=accounts)
@@ -335,7 +342,7 @@ def test_a_full_store_is_507_unready_and_still_readable(start):
     assert int(full.headers["retry-after"]) >= 1
     applied = [a for a, code in enumerate(codes) if code == 200]
     assert all(client.get(f"/ads/{a}").status_code == 200 for a in applied)
-    client.sidecar.worker.call(lambda: client.sidecar.store.environment.set_mapsize(1 << 24)).result(5)
+    client.sidecar.worker.call(lambda: client.sidecar.store.file.environment.set_mapsize(1 << 24)).result(5)
     wait_until(lambda: client.get("/readyz").status_code == 200)
     assert client.post("/events", json=create(999)).status_code == 200
 
@@ -346,7 +353,7 @@ def test_ready_and_healthy(client):
 
 
 def test_without_an_encoder_it_is_not_ready_but_ads_can_be_paused(start, folder):
-    with IndexStore(folder / "index", encoders={"tok-a": HashEncoder("tok-a")}) as store:
+    with IndexStore(folder / "index", encoders=[HashEncoder("tok-a")]) as store:
         store.build(
             "tok-a",
             LEVEL_SIZES,
@@ -382,8 +389,8 @@ def test_not_ready_while_the_writer_hangs(start, monkeypatch):
 
 
 def test_a_new_tokenizer_gets_a_generation_that_is_filled_while_events_go_on(start, folder, monkeypatch):
-    monkeypatch.setattr("indexer.bundle_watch._LOOK_S", 0.05)
-    monkeypatch.setattr("indexer.bundle_watch._FILL_ADS", 10)
+    monkeypatch.setattr("indexer.sidecar.bundle_watch._LOOK_S", 0.05)
+    monkeypatch.setattr("indexer.sidecar.bundle_watch._FILL_ADS", 10)
     client = start()
     client.post("/events/bulk", json=[create(a) for a in range(200)])
     write_manifest(folder / "bundles", 2, "tok-b")

@@ -191,9 +191,12 @@ def test_what_is_paused_leaves_cached_beams_and_too_few_are_searched_again(deplo
     _, ads = snapshot.ads_of_leaves(snapshot.leaves_of(first.sids))
     # LMDB opens a store once a process, and this one reads it.
     code = (
-        "import sys; from indexer.store import IndexStore, Incoming; from indexer.events import AdEvent\n"
+        "import sys\n"
+        "from indexer.events.event import PauseEvent as Pause\n"
+        "from indexer.store.incoming import Incoming\n"
+        "from indexer.store.index_store import IndexStore\n"
         "with IndexStore(sys.argv[1]) as store:\n"
-        "    store.apply([Incoming(AdEvent('pause', int(a), 1), b'{}', 't') for a in sys.argv[2:]])"
+        "    store.apply([Incoming(Pause(ad_id=int(a), version=1), b'{}', 't') for a in sys.argv[2:]])"
     )
 
     def pause(*some) -> None:

@@ -5,9 +5,11 @@ import time
 
 import pytest
 
-from indexer.metrics import Metrics
-from indexer.sources.kafka import KafkaConfig, KafkaSource
-from indexer.worker import Worker, WorkerConfig
+from indexer.sidecar.config import WorkerConfig
+from indexer.sidecar.metrics import Metrics
+from indexer.sidecar.worker import Worker
+from indexer.sources.config import KafkaConfig
+from indexer.sources.kafka import KafkaSource
 from tests.recording_store import RecordingStore, event
 from tests.waiting import wait_until
 
@@ -46,7 +48,7 @@ class Sidecar:
         self.worker = Worker(
             store, heartbeat=folder / "beat", metrics=Metrics(), config=WorkerConfig(**settings)
         )
-        self.source = KafkaSource(KafkaConfig(cluster.brokers, TOPIC), self.worker, store)
+        self.source = KafkaSource(KafkaConfig(cluster.brokers, TOPIC), self.worker, offset_of=store.offset)
         self.worker.start()
         self.source.start()
 
@@ -204,7 +206,7 @@ def test_lag(cluster, store, start, monkeypatch):
 def test_brokers_that_are_not_there_are_a_problem_and_tried_again(tmp_path, store, caplog):
     worker = Worker(store, heartbeat=tmp_path / "beat", metrics=Metrics())
     config = KafkaConfig("127.0.0.1:1", TOPIC, options={"socket.connection.setup.timeout.ms": "1000"})
-    source = KafkaSource(config, worker, store)
+    source = KafkaSource(config, worker, offset_of=store.offset)
     source.start()
     try:
         wait_until(lambda: source.state.failures, timeout_s=20)
@@ -218,4 +220,4 @@ def test_brokers_that_are_not_there_are_a_problem_and_tried_again(tmp_path, stor
 def test_without_the_package_the_error_says_what_to_install(store, monkeypatch):
     monkeypatch.setitem(sys.modules, "confluent_kafka", None)
     with pytest.raises(ImportError, match="make kafka-setup"):
-        KafkaSource(KafkaConfig("127.0.0.1:1", TOPIC), None, store)
+        KafkaSource(KafkaConfig("127.0.0.1:1", TOPIC), None, offset_of=store.offset)

@@ -7,9 +7,11 @@ import time
 import pytest
 import redis
 
-from indexer.metrics import Metrics
-from indexer.sources.redis_streams import RedisConfig, RedisSource
-from indexer.worker import Worker, WorkerConfig
+from indexer.sidecar.config import WorkerConfig
+from indexer.sidecar.metrics import Metrics
+from indexer.sidecar.worker import Worker
+from indexer.sources.config import RedisConfig
+from indexer.sources.redis_streams import RedisSource
 from tests.recording_store import RecordingStore, event
 from tests.redis_server import BINARY, RedisServer
 from tests.waiting import wait_until
@@ -37,7 +39,7 @@ class Sidecar:
             store, heartbeat=folder / "beat", metrics=metrics, config=WorkerConfig(**settings)
         )
         config = RedisConfig(server.url, consumer=consumer, count=50)
-        self.source = RedisSource(config, self.worker, store)
+        self.source = RedisSource(config, self.worker, offset_of=store.offset)
         self.worker.start()
         self.source.start()
 
@@ -320,7 +322,8 @@ def test_lag_is_measured_also_after_a_crash(server, store, start, monkeypatch):
     first.crash()
     add(server, range(100, 140))
     behind = 140 - len(store.applied)
-    held = RedisSource(RedisConfig(server.url), None, store)  # connects and measures, hands nothing over
+    # Connects and measures, hands nothing over.
+    held = RedisSource(RedisConfig(server.url), None, offset_of=store.offset)
     held._open()
     held._measure()
     assert held.state.lag_events == pytest.approx(behind, abs=held._group()["pending"])
@@ -367,4 +370,4 @@ def test_stop_is_quick_and_acknowledges_what_was_committed(server, store, start)
 
 def test_a_url_of_something_else_is_refused(store):
     with pytest.raises(ValueError, match="scheme"):
-        RedisSource(RedisConfig("http://127.0.0.1"), None, store)
+        RedisSource(RedisConfig("http://127.0.0.1"), None, offset_of=store.offset)

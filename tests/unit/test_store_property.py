@@ -11,13 +11,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from indexer.compaction import compact
-from indexer.events import AdEvent
-from indexer.generations import add_generation, drop_generation, fill
-from indexer.snapshots import restore, snapshot
-from indexer.store import IndexStore
-from indexer.verify import verify
-from tests.index_store import FakeEncoder, apply, as_reader_sees, build, empty_store, reverse_table
+from indexer.events.event import AdEvent
+from indexer.events.parse import event_of
+from indexer.store.backups import back_up, restore
+from indexer.store.compaction import adopt_base, compact
+from indexer.store.generations import drop_generation, fill
+from indexer.store.index_store import IndexStore
+from tests.index_store import (
+    FakeEncoder,
+    apply,
+    as_reader_sees,
+    build,
+    create,
+    delete,
+    empty_store,
+    pause,
+    resume,
+    reverse_table,
+    sound,
+    update,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -102,15 +115,16 @@ def check(store: IndexStore, model: Model) -> None:
             assert reverse_table(store, name) == active
         else:
             assert reverse_table(store, name) <= active
-    assert verify(store.path, environment=store.environment) == []
+    assert sound(store)
 
 
 IDS, VERSIONS = st.integers(0, 5), st.integers(0, 12)
 TEXTS = st.sampled_from("abcdef")
 EVENTS = st.one_of(
-    st.builds(AdEvent, st.just("create"), IDS, VERSIONS, TEXTS, TEXTS, TEXTS),
-    st.builds(AdEvent, st.just("update"), IDS, VERSIONS, st.none() | TEXTS, st.none(), TEXTS),
-    st.builds(AdEvent, st.sampled_from(["pause", "resume", "delete"]), IDS, VERSIONS),
+    st.builds(create, IDS, VERSIONS, TEXTS, TEXTS),
+    st.builds(update, IDS, VERSIONS, text=TEXTS),
+    st.builds(update, IDS, VERSIONS, text=TEXTS, account_id=TEXTS),
+    *(st.builds(event, IDS, VERSIONS) for event in (pause, resume, delete)),
 )
 
 
@@ -118,7 +132,7 @@ class Steps(RuleBasedStateMachine):
     @initialize()
     def begin(self):
         self.folder = Path(tempfile.mkdtemp())
-        self.path, self.model, self.snapshots = self.folder / "index", Model(), 0
+        self.path, self.model, self.backups = self.folder / "index", Model(), 0
         self.store = empty_store(self.path, ENCODERS["tok"], sync=False)
         self.offset = 0
 
@@ -141,11 +155,11 @@ class Steps(RuleBasedStateMachine):
         assert self.store.offset("test") == str(self.offset).encode()
 
     def reopen(self):
-        encoders = {n: ENCODERS[n] for n in self.store.meta.generations}
-        counters, meta, rows = self.store.counters(), self.store.meta, self.store.log_rows
+        encoders = [ENCODERS[n] for n in self.store.meta.generations]
+        counters, meta, rows = self.store.file.counters, self.store.meta, self.store.file.log_rows
         self.store.close()
         self.store = IndexStore(self.path, encoders=encoders, sync=False)
-        assert (self.store.counters(), self.store.meta, self.store.log_rows) == (counters, meta, rows)
+        assert (self.store.file.counters, self.store.meta, self.store.file.log_rows) == (counters, meta, rows)
 
     @rule()
     def restart(self):
@@ -157,22 +171,22 @@ class Steps(RuleBasedStateMachine):
         self.store.close()
         sequences = {n: compact(self.path, n) for n in ready}
         self.store = IndexStore(
-            self.path, encoders={n: ENCODERS[n] for n in self.store.meta.generations}, sync=False
+            self.path, encoders=[ENCODERS[n] for n in self.store.meta.generations], sync=False
         )
         for name, sequence in sequences.items():
-            self.store.adopt_base(name, sequence)
-            assert self.store.log_rows[name] == 0
+            adopt_base(self.store.file, name, sequence=sequence)
+            assert self.store.file.log_rows[name] == 0
             assert self.store.meta.generations[name].base == self.store.meta.sequence
 
     @precondition(lambda self: "new" not in self.store.meta.generations)
     @rule()
     def another_generation(self):
-        add_generation(self.store, ENCODERS["new"])
+        self.store.add_encoder(ENCODERS["new"])
 
     @precondition(lambda self: "new" in self.store.meta.generations)
     @rule(limit=st.integers(1, 3))
     def fill_some(self, limit):
-        left = fill(self.store, "new", limit=limit)
+        left = fill(self.store.file, ENCODERS["new"], limit=limit)
         assert self.store.meta.generations["new"].ready == (left == 0)
 
     @precondition(lambda self: "new" in self.store.meta.generations)
@@ -186,24 +200,26 @@ class Steps(RuleBasedStateMachine):
     @precondition(lambda self: "new" in self.store.meta.generations)
     @rule()
     def drop(self):
-        drop_generation(self.store, "new")
+        drop_generation(self.store.file, "new")
 
     @rule(events=st.lists(EVENTS, max_size=4))
-    def snapshot_and_back(self, events):
-        """What comes after the snapshot is lost, and the sequence number goes on all the same."""
-        self.snapshots += 1
-        out = self.folder / f"snapshot-{self.snapshots}"
+    def back_up_and_restore(self, events):
+        """What comes after the backup is lost, and the sequence number goes on all the same."""
+        self.backups += 1
+        out = self.folder / f"backup-{self.backups}"
         generations = self.store.meta.generations
-        manifest = snapshot(self.path, out, environment=self.store.environment)
+        self.store.close()
+        manifest = back_up(self.path, out)
+        self.store = IndexStore(self.path, encoders=[ENCODERS[n] for n in generations], sync=False)
         assert manifest["sequence"] == self.store.meta.sequence
-        offset, counters = self.store.offset("test"), self.store.counters()
+        offset, counters = self.store.offset("test"), self.store.file.counters
         apply(self.store, *events, offset=999)
         seen = self.store.meta.sequence
         self.store.close()
         assert restore(out, self.path) == seen + 1
-        self.store = IndexStore(self.path, encoders={n: ENCODERS[n] for n in generations}, sync=False)
+        self.store = IndexStore(self.path, encoders=[ENCODERS[n] for n in generations], sync=False)
         assert self.store.meta.sequence == seen + 1
-        assert (self.store.offset("test"), self.store.counters()) == (offset, counters)
+        assert (self.store.offset("test"), self.store.file.counters) == (offset, counters)
 
     @invariant()
     def agrees(self):
@@ -229,11 +245,11 @@ def histories(draw) -> list[AdEvent]:
         for kind in draw(st.lists(st.sampled_from(["update", "pause", "resume", "delete"]), max_size=6)):
             if status == "deleted":
                 text = draw(TEXTS)
-                events.append(AdEvent("create", ad_id, version, text, text, text))
+                events.append(create(ad_id, version, text, text))
                 version, status = version + draw(st.integers(1, 3)), "active"
             text = draw(TEXTS)
-            content = (draw(TEXTS), "buy", text) if kind == "update" else ()
-            events.append(AdEvent(kind, ad_id, version, *content))
+            content = {"account_id": draw(TEXTS), "text": text} if kind == "update" else {}
+            events.append(event_of({"kind": kind, "ad_id": ad_id, "version": version, **content}))
             status = STATUS.get(kind, status)
             version += draw(st.integers(1, 3))
     return events
@@ -263,7 +279,7 @@ def test_any_order_and_repetition_ends_in_the_same_state(events, data):
                 shuffled = shuffled[size:]
             assert state(store) == expected
             assert store.dead_letters() == []
-            assert verify(store.path, environment=store.environment) == []
+            assert sound(store)
 
 
 @settings(max_examples=30, deadline=None)
@@ -281,10 +297,10 @@ def test_bulk_load_is_what_single_events_make(ads):
         IndexStore(Path(folder) / "bulk", sync=False) as other,
     ):
         for ad_id, status in ads:
-            apply(one, AdEvent("create", ad_id, 0, "a", "b", "c"))
+            apply(one, create(ad_id, 0, "c"))
             if status != "active":
-                apply(one, AdEvent({"paused": "pause", "deleted": "delete"}[status], ad_id, 1))
-        build(other, {a: (encoder.sid(a, "a", "b", "c"), s) for a, s in ads}, encoder)
+                apply(one, {"paused": pause, "deleted": delete}[status](ad_id, 1))
+        build(other, {a: (encoder.sid(a, "a", "buy", "c"), s) for a, s in ads}, encoder)
         assert as_reader_sees(other) == as_reader_sees(one)
         assert reverse_table(other) == reverse_table(one)
-        assert verify(other.path, environment=other.environment) == []
+        assert sound(other)

@@ -7,9 +7,10 @@ import time
 import lmdb
 import pytest
 
-from indexer.intake import Item, UnavailableError
-from indexer.metrics import Metrics
-from indexer.worker import Worker, WorkerConfig
+from indexer.sidecar.config import WorkerConfig
+from indexer.sidecar.metrics import Metrics
+from indexer.sidecar.worker import Worker
+from indexer.sources.submission import Item, UnavailableError
 from serving.index.layout import IndexStoreError
 from tests.recording_store import RecordingStore, event
 from tests.waiting import wait_until
@@ -163,7 +164,7 @@ def test_a_store_that_fails_answers_http_and_keeps_stream_events(make, store, er
     worker = make(max_retry_s=0.3)
     store.fail = error
     kept = worker.submit(stream(1, 2), kept=True)
-    wait_until(lambda: worker.failure)
+    wait_until(lambda: worker.outage.failure)
     assert any("not writable" in p for p in worker.problems())
     with pytest.raises(UnavailableError) as refused:
         worker.submit(http(9))
@@ -187,7 +188,7 @@ def test_an_event_of_http_that_met_a_failing_store_is_answered_at_once(make, sto
     bulk = worker.submit(http(1, 2, 3, 4, 5))
     wait_until(lambda: worker.depth == 3)
     waiting = worker.submit(http(6))
-    worker._tries = 6  # so that the next try is far away
+    worker.outage.tries = 6  # so that the next try is far away
     store.fail = OSError(errno.ENOSPC, "No space left on device")
     store.gate.set()
     for submission in (bulk, waiting):
@@ -266,7 +267,7 @@ def test_stop_leaves_the_events_of_a_store_that_fails(make, store):
     worker = make()
     store.fail = OSError(errno.ENOSPC, "No space left on device")
     kept = worker.submit(stream(1), kept=True)
-    wait_until(lambda: worker.failure)
+    wait_until(lambda: worker.outage.failure)
     assert worker.stop(timeout_s=5)
     assert isinstance(kept.future.exception(0), UnavailableError)
     assert store.offsets == {}

@@ -1,0 +1,1 @@
+"""Semantic IDs of ads, from their content."""

@@ -1,0 +1,68 @@
+"""What the index wants of an encoder; `ad_encoder` has the one that runs a bundle's tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from serving.index.layout import IndexStoreError
+
+
+class Encoder(Protocol):
+    """Content of ads -> semantic IDs, one tokenizer's. A pure function: the same ad gets the same SID."""
+
+    @property
+    def tokenizer_id(self) -> str:
+        """Tokenizer whose SIDs it gives."""
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """Codebook size of each of the T levels."""
+
+    def encode(
+        self,
+        ad_ids: np.ndarray,
+        *,
+        account_ids: Sequence[str],
+        conversion_types: Sequence[str],
+        texts: Sequence[str],
+    ) -> np.ndarray:
+        """SIDs int32 [N, T] of ads int64 [N] with their content."""
+
+
+def encode_contents(
+    encoder: Encoder, ad_ids: Sequence[int], contents: Sequence[dict[str, str]]
+) -> np.ndarray:
+    """SIDs int32 [N, T] of ads with content as the index stores it.
+
+    Raises:
+        IndexStoreError: the encoder failed, or gave what is not N SIDs of its levels.
+    """
+    sizes = tuple(encoder.level_sizes)
+    try:
+        sids = np.asarray(
+            encoder.encode(
+                np.asarray(ad_ids, np.int64),
+                account_ids=[c["account_id"] for c in contents],
+                conversion_types=[c["conversion_type"] for c in contents],
+                texts=[c["text"] for c in contents],
+            )
+        )
+    except Exception as error:
+        raise IndexStoreError(
+            f"encoder {encoder.tokenizer_id}: failed on {len(ad_ids)} ads, first ad {ad_ids[0]}: {error!r}"
+        ) from error
+    if sids.shape != (len(ad_ids), len(sizes)) or not np.issubdtype(sids.dtype, np.integer):
+        raise IndexStoreError(
+            f"encoder {encoder.tokenizer_id}: expected integers {(len(ad_ids), len(sizes))}, got "
+            f"{sids.dtype} {sids.shape}"
+        )
+    bad = np.flatnonzero(((sids < 0) | (sids >= np.array(sizes))).any(axis=1))
+    if len(bad):
+        raise IndexStoreError(
+            f"encoder {encoder.tokenizer_id}: expected codes below {sizes} for ad {ad_ids[bad[0]]}, got "
+            f"{sids[bad[0]].tolist()}"
+        )
+    return sids.astype(np.int32)

@@ -1,0 +1,123 @@
+"""Ad events: what changes the index while it serves. The models are the schema that the HTTP page shows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+Kind = Literal["create", "update", "pause", "resume", "delete"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+CONTENT_FIELDS = ("account_id", "conversion_type", "text")
+FIELDS = ("kind", "ad_id", "version", *CONTENT_FIELDS)
+MAX_NUMBER = (1 << 63) - 1
+
+_Number = Annotated[int, Field(ge=0, le=MAX_NUMBER)]
+_Account = Annotated[str, Field(max_length=256, description="advertiser the ad belongs to")]
+_Conversion = Annotated[str, Field(max_length=256, description="what the ad is paid for")]
+_Text = Annotated[str, Field(max_length=65_536, description="what the semantic ID is made from")]
+_LEFT_OUT: Any = None  # a null that was sent is no text, so it is refused
+
+
+def _as_sent(schema: dict[str, Any]) -> None:
+    """Defaults are for code: what is sent has to name its kind, and leaves out what it does not set."""
+    for values in schema["properties"].values():
+        values.pop("default", None)
+    schema["required"] = ["kind", *schema["required"]]
+
+
+def _sets_something(schema: dict[str, Any]) -> None:
+    _as_sent(schema)
+    schema["anyOf"] = [{"required": [name]} for name in CONTENT_FIELDS]
+
+
+class AdEvent(BaseModel):
+    """One change of one ad; each kind is a class of its own.
+
+    Attributes:
+        kind: what happened.
+        ad_id: 0 .. 2**63 - 1.
+        version: of the ad, 0 .. 2**63 - 1; a later one wins, in whatever order they arrive.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, json_schema_extra=_as_sent)
+
+    kind: Kind
+    ad_id: _Number
+    version: Annotated[_Number, Field(description="of the ad; a later one wins, in whatever order they come")]
+
+    @property
+    def content(self) -> dict[str, str]:
+        """Content fields that the event sets."""
+        return {}
+
+    def fields(self) -> dict[str, Any]:
+        """Fields that are set, as they are sent."""
+        return self.model_dump(exclude_none=True)
+
+
+class CreateEvent(AdEvent):
+    """A new ad, or one that was deleted, with all of its content; it is active."""
+
+    kind: Literal["create"] = "create"
+    account_id: _Account
+    conversion_type: _Conversion
+    text: _Text
+
+    @property
+    def content(self) -> dict[str, str]:
+        """All three content fields."""
+        return {
+            "account_id": self.account_id,
+            "conversion_type": self.conversion_type,
+            "text": self.text,
+        }
+
+
+class UpdateEvent(AdEvent):
+    """New content, at least one field of it, and with it a new semantic ID; what is left out stays."""
+
+    model_config = ConfigDict(json_schema_extra=_sets_something)
+
+    kind: Literal["update"] = "update"
+    account_id: _Account = _LEFT_OUT
+    conversion_type: _Conversion = _LEFT_OUT
+    text: _Text = _LEFT_OUT
+
+    @property
+    def content(self) -> dict[str, str]:
+        """Content fields that the event sets."""
+        return {n: value for n in CONTENT_FIELDS if (value := getattr(self, n)) is not None}
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if not self.content:
+            raise ValueError("expected at least one content field")
+        return self
+
+
+class PauseEvent(AdEvent):
+    """Takes an ad out of the answers."""
+
+    kind: Literal["pause"] = "pause"
+
+
+class ResumeEvent(AdEvent):
+    """Brings an ad back into the answers."""
+
+    kind: Literal["resume"] = "resume"
+
+
+class DeleteEvent(AdEvent):
+    """Takes an ad out of the answers; it stays known for a time, because histories hold it."""
+
+    kind: Literal["delete"] = "delete"
+
+
+EVENT: TypeAdapter[AdEvent] = TypeAdapter(
+    Annotated[
+        CreateEvent | UpdateEvent | PauseEvent | ResumeEvent | DeleteEvent,
+        Field(discriminator="kind"),
+    ]
+)
+"""Checks a mapping against the model of its kind."""

@@ -1,0 +1,70 @@
+"""Endpoints of the dead letters."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from fastapi import FastAPI, Path, Query, Request, Response
+
+from indexer.http.answers import (
+    READ_FAILURES,
+    REJECTED,
+    WRITE_FAILURES,
+    Answers,
+    DeadLetterPage,
+    EventOutcome,
+    Failed,
+    Letter,
+)
+from indexer.http.api import Api
+from indexer.http.events import outcome_answer
+from indexer.store.dead_letters import DeadLetter
+
+_Number = Path(ge=0, lt=1 << 63, description="number of a dead letter")
+_MALFORMED: Answers = {
+    422: {"model": EventOutcome | Failed, "description": "malformed still, or a number out of its range"}
+}
+_UNKNOWN: Answers = {404: {"model": Failed, "description": "no such dead letter"}}
+
+
+def add_dead_letters(app: FastAPI, api: Api) -> None:
+    """Add the list, replay and delete."""
+
+    @app.get(
+        "/dead-letters",
+        responses=READ_FAILURES,
+        summary="Events that could not be applied, oldest first",
+    )
+    async def list_dead_letters(
+        limit: int = Query(100, ge=1, le=1000),
+        after: int = Query(-1, ge=-1, lt=1 << 63, description="number of the last one of the page before"),
+    ) -> DeadLetterPage:
+        letters = await api.call(lambda: api.store.dead_letters(limit=limit, after=after))
+        following = letters[-1].number if len(letters) == limit else None
+        return DeadLetterPage(dead_letters=[_letter(x) for x in letters], next=following)
+
+    @app.post(
+        "/dead-letters/{number}/replay",
+        response_model=EventOutcome,
+        responses=WRITE_FAILURES | REJECTED | _UNKNOWN | _MALFORMED,
+        summary="Try one again, as if it came now",
+    )
+    async def replay(request: Request, number: int = _Number) -> Response:
+        api.guard.check_write(request.headers)
+        (outcome,) = await api.call(lambda: api.store.replay([number]))
+        return outcome_answer(outcome)
+
+    @app.delete(
+        "/dead-letters/{number}",
+        status_code=204,
+        responses=WRITE_FAILURES | _UNKNOWN,
+        summary="Forget one",
+    )
+    async def discard(request: Request, number: int = _Number) -> None:
+        api.guard.check_write(request.headers)
+        await api.call(lambda: api.store.drop_dead_letters([number]))
+
+
+def _letter(letter: DeadLetter) -> Letter:
+    # Bytes that are not UTF-8 as \\xff, since JSON has no other place for them.
+    return Letter(**asdict(letter) | {"raw": letter.raw_bytes.decode(errors="backslashreplace")})

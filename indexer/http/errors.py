@@ -1,0 +1,73 @@
+"""Answers that are not 2xx: a word for programs and a message for people, always in the same form."""
+
+from __future__ import annotations
+
+import math
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from indexer.events.error import shown
+from indexer.sources.submission import UnavailableError
+
+_BEFORE_THE_BODY = (401, 404, 405, 408, 413, 415, 421, 429)
+
+
+class HttpError(Exception):
+    """An answer that is not 2xx.
+
+    Attributes:
+        status: HTTP status.
+        reason: a word for programs.
+        message: what was expected and what came.
+        headers: further headers of the answer.
+    """
+
+    def __init__(
+        self, status: int, reason: str, message: str, *, headers: dict[str, str] | None = None
+    ) -> None:
+        """Keep all."""
+        super().__init__(message)
+        self.status, self.reason, self.message, self.headers = status, reason, message, headers or {}
+
+
+def error_answer(error: HttpError) -> JSONResponse:
+    """The answer that says it."""
+    content = {"reason": error.reason, "message": error.message}
+    # Of a body that nobody wants the rest need not be sent: without this the server would read all of it.
+    closing = {"Connection": "close"} if error.status in _BEFORE_THE_BODY else {}
+    return JSONResponse(content, status_code=error.status, headers=error.headers | closing)
+
+
+def add_error_answers(app: FastAPI) -> None:
+    """Answer every exception of the endpoints, and of the framework, in this form."""
+
+    @app.exception_handler(HttpError)
+    async def refused(_: Request, error: HttpError) -> Response:
+        return error_answer(error)
+
+    @app.exception_handler(UnavailableError)
+    async def unavailable(_: Request, error: UnavailableError) -> Response:
+        reason = "no_space" if error.status == 507 else "unavailable"
+        after = str(math.ceil(error.retry_after_s))
+        return error_answer(HttpError(error.status, reason, str(error), headers={"Retry-After": after}))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = " ".join(str(part) for part in first["loc"])
+        message = f"{where}: {first['msg']}, got {shown(first['input'])}"
+        return error_answer(HttpError(422, "invalid", message))
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> Response:
+        reason = {404: "not_found", 405: "wrong_method"}.get(error.status_code, "http")
+        headers = dict(error.headers or {})
+        return error_answer(HttpError(error.status_code, reason, str(error.detail), headers=headers))
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
+        # The server logs it with its traceback; the client needs neither.
+        return error_answer(HttpError(500, "internal", "the request failed; the log of the service says why"))

@@ -1,0 +1,95 @@
+"""Endpoints that take events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+
+from indexer.events.error import MALFORMED
+from indexer.http.answers import BODY_FAILURES, REJECTED, TOO_MANY, WRITE_FAILURES, BulkOutcome, EventOutcome
+from indexer.http.api import Api
+from indexer.http.body import read_body, split_lines, split_list
+from indexer.http.errors import HttpError
+from indexer.http.guard import JSON, NDJSON
+from indexer.http.schema import bulk_body, event_body
+from indexer.store.incoming import Outcome
+
+_BULKS = 4  # bodies of the largest size in memory at once
+
+
+def add_events(app: FastAPI, api: Api) -> None:
+    """Add `POST /events` and `POST /events/bulk`."""
+    bulks = asyncio.Semaphore(_BULKS)
+
+    @app.post(
+        "/events",
+        response_model=EventOutcome,
+        responses=WRITE_FAILURES | BODY_FAILURES | REJECTED,
+        openapi_extra=event_body(),
+        summary="Apply one event",
+    )
+    async def post_event(request: Request) -> Response:
+        api.guard.check_write(request.headers)
+        body = await read_body(request, limit=api.limits.event_bytes, timeout_s=api.limits.body_s)
+        (outcome,) = await api.submit([body])
+        return outcome_answer(outcome)
+
+    @app.post(
+        "/events/bulk",
+        response_model=BulkOutcome,
+        responses=WRITE_FAILURES | BODY_FAILURES | TOO_MANY,
+        openapi_extra=bulk_body(rows=api.limits.bulk_rows),
+        summary="Apply a JSON list, or lines of JSON, of events",
+        description="Rows apply in order and by themselves: a bad row is named in the answer and kept "
+        "as a dead letter, the others apply. After a 503 or 507 some rows may have been applied; sending "
+        "all of them again does no harm.",
+    )
+    async def post_bulk(request: Request) -> Response:
+        kind = api.guard.check_write(request.headers, types=(JSON, NDJSON))
+        if bulks.locked():
+            message = f"{_BULKS} bulks are being taken already"
+            raise HttpError(429, "busy", message, headers={"Retry-After": "1"})
+        async with bulks:
+            limits = api.limits
+            body = await read_body(request, limit=limits.bulk_bytes, timeout_s=limits.body_s)
+            split = split_list if kind == JSON else split_lines
+            rows = await asyncio.to_thread(split, body, limit=limits.bulk_rows)
+            del body
+            outcomes = await api.submit(raw for _, raw in rows)
+        # As dictionaries: models of ten thousand rows would be checked once more on their way out.
+        return JSONResponse(await asyncio.to_thread(_bulk, [i for i, _ in rows], outcomes))
+
+
+def outcome_answer(outcome: Outcome) -> JSONResponse:
+    """The answer to one event."""
+    status = 200
+    if outcome.result == "rejected":
+        status = 500 if outcome.reason == "internal" else 422 if outcome.reason in MALFORMED else 409
+    return JSONResponse(_fields(outcome), status_code=status)
+
+
+def _fields(outcome: Outcome) -> dict[str, Any]:
+    """Those of `EventOutcome`."""
+    return {
+        "result": outcome.result,
+        "sequence": outcome.sequence,
+        "reason": outcome.reason,
+        "message": outcome.message,
+    }
+
+
+def _bulk(indices: Sequence[int], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Those of `BulkOutcome`."""
+    count = Counter(outcome.result for outcome in outcomes)
+    return {
+        "applied": count["applied"],
+        "stale": count["stale"],
+        "rejected": count["rejected"],
+        "sequence": max((outcome.sequence for outcome in outcomes), default=None),
+        "rows": [{"index": i, **_fields(o)} for i, o in zip(indices, outcomes, strict=True)],
+    }

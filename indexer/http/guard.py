@@ -1,0 +1,125 @@
+"""Who may write, and what a request must look like."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from indexer.http.errors import HttpError, error_answer
+
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Checks of requests.
+
+    Attributes:
+        host: address the service listens on.
+        token: what writers have to know; None lets everybody write, which only a loopback address may.
+    """
+
+    host: str
+    token: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse to be open to a network.
+
+        Raises:
+            ValueError: no token on an address that others reach, or a token that cannot be one.
+        """
+        if self.token is None and not is_loopback(self.host):
+            raise ValueError(
+                f"--host {self.host} is open to other machines: expected a token for writers in --token-file "
+                "or GR4AD_INDEXER_TOKEN, got none (127.0.0.1 needs none)"
+            )
+        if self.token is not None and (
+            len(self.token) < 8 or not self.token.isascii() or not self.token.isprintable()
+        ):
+            raise ValueError(
+                f"expected a token of at least 8 ASCII characters, got {len(self.token)} characters"
+            )
+
+    def check_host(self, headers: Headers) -> None:
+        """On loopback without a token, only addresses and `localhost` as Host.
+
+        A page on the web can point its own name at 127.0.0.1, and the browser then lets it talk to us.
+
+        Raises:
+            HttpError: 421.
+        """
+        if self.token is not None:
+            return
+        host = headers.get("host", "")
+        name = host[1 : host.find("]")] if host.startswith("[") else host.rsplit(":", 1)[0]
+        if name.lower() != "localhost":
+            try:
+                ipaddress.ip_address(name)
+            except ValueError:
+                raise HttpError(
+                    421, "wrong_host", f"expected an address or localhost as Host, got {ascii(host[:100])}"
+                ) from None
+
+    def check_write(self, headers: Headers, *, types: tuple[str, ...] = (JSON,)) -> str:
+        """Token, content type and encoding of a write; returns the content type.
+
+        Raises:
+            HttpError: 401 or 415.
+        """
+        if self.token is not None:
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            known = hmac.compare_digest(given.strip().encode(), self.token.encode())
+            if scheme.lower() != "bearer" or not known:
+                raise HttpError(
+                    401,
+                    "unauthorized",
+                    "expected `Authorization: Bearer <token>` with the token of this service",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+        kind, _, parameters = headers.get("content-type", "").partition(";")
+        kind, parameters = kind.strip().lower(), parameters.strip().lower()
+        # A form of a foreign web page cannot have these types, so no browser sends one here unasked.
+        if kind not in types:
+            raise HttpError(
+                415, "wrong_type", f"expected Content-Type {' or '.join(types)}, got {ascii(kind[:100])}"
+            )
+        if parameters.replace('"', "") not in ("", "charset=utf-8", "charset=utf8"):
+            raise HttpError(415, "wrong_type", f"expected UTF-8, got {ascii(parameters[:100])}")
+        if (encoding := headers.get("content-encoding", "identity").lower()) != "identity":
+            raise HttpError(
+                415, "wrong_encoding", f"expected no Content-Encoding, got {ascii(encoding[:100])}"
+            )
+        return kind
+
+
+class HostCheck:
+    """Middleware: refuses foreign names in Host on every path, before anything is read."""
+
+    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+        """Around an application."""
+        self._app, self._guard = app, guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass the request on."""
+        if scope["type"] == "http":
+            try:
+                self._guard.check_host(Headers(scope=scope))
+            except HttpError as error:
+                await error_answer(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

@@ -1,0 +1,114 @@
+"""The parts of the sidecar put together, and what health and metrics say of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import TimeoutError as FutureTimeout
+
+from indexer.sidecar.accounts import AccountsFile
+from indexer.sidecar.bundle_watch import BundleWatch
+from indexer.sidecar.chores import Chore
+from indexer.sidecar.compactor import Compactor
+from indexer.sidecar.config import SidecarConfig
+from indexer.sidecar.metrics import Metrics, Sample
+from indexer.sidecar.samples import compactor_samples, source_samples, store_samples, writer_samples
+from indexer.sidecar.worker import Worker
+from indexer.sources.source import Source, SourceState
+from indexer.sources.submission import UnavailableError
+from indexer.store.index_store import IndexStore
+from serving.index.layout import HEARTBEAT
+
+log = logging.getLogger("gr4ad.indexer")
+
+_SCRAPE_S = 2.0  # a scrape waits this long for the writer and then shows the values of before
+_OFFSET_S = 60.0
+
+
+class Sidecar:
+    """One index and all that changes it. Everything but `ready` and `samples` is for the main thread."""
+
+    def __init__(self, config: SidecarConfig, *, watch: Callable[..., BundleWatch] = BundleWatch) -> None:
+        """Open the index and load encoders; no event is taken yet.
+
+        Raises:
+            IndexStoreError: another writer holds the index, or it is damaged.
+            OSError: the file of accounts is not readable.
+            ImportError: the package of a source is not installed.
+            ValueError: a URL is none of Redis.
+        """
+        self.config, self.metrics, self.sources = config, Metrics(), list[Source]()
+        self._last: list[Sample] = []
+        self.store = IndexStore(config.index, map_size=config.map_size)
+        try:
+            self.watch = watch(self.store, config.bundles)
+            self.compactor = Compactor(self.store.file, observe=self.metrics.compaction_seconds.observe)
+            chores: dict[str, Chore] = {"compaction": self.compactor.poll, "bundles": self.watch}
+            if config.accounts is not None:
+                chores["accounts"] = AccountsFile(config.accounts, self.store)
+                chores["accounts"]()
+            self.worker = Worker(
+                self.store,
+                heartbeat=config.index / HEARTBEAT,
+                metrics=self.metrics,
+                config=config.worker,
+                chores=chores,
+            )
+            self._add_sources()
+            self.watch()  # before the first event: without an encoder a new ad is a dead letter
+        except BaseException:
+            self.store.close()
+            raise
+        self.metrics.read_from(self.samples)
+
+    def start(self) -> None:
+        """Take events."""
+        self.worker.start()
+        for source in self.sources:
+            source.start()
+
+    def stop(self) -> bool:
+        """Take no more, apply and acknowledge what is in hand, close; False when the writer hangs."""
+        for source in self.sources:
+            source.stop()
+        if not self.worker.stop():
+            log.error("the writer is still busy; events that were not answered are not applied")
+            return False
+        for source in self.sources:
+            source.close()
+        self.compactor.close()
+        self.store.close()
+        return True
+
+    def ready(self) -> tuple[list[str], dict[str, SourceState]]:
+        """What keeps events from being applied, and the state of each source."""
+        problems = self.worker.problems() + self.watch.missing()
+        problems += [f"{s.name}: {s.state.error}" for s in self.sources if not s.state.connected]
+        return problems, {s.name: s.state for s in self.sources}
+
+    def samples(self) -> list[Sample]:
+        """Values of all gauges."""
+        try:
+            self._last = self.worker.call(self._written).result(_SCRAPE_S)
+        except (FutureTimeout, UnavailableError, RuntimeError, OSError) as error:
+            log.debug("metrics of the store are those of before: %r", error)
+        ready = not self.ready()[0]
+        writer = writer_samples(self.config.index, depth=self.worker.depth, ready=ready)
+        return [*self._last, *writer, *source_samples(self.sources)]
+
+    def _written(self) -> list[Sample]:
+        return [*store_samples(self.store.file), *compactor_samples(self.compactor)]
+
+    def _add_sources(self) -> None:
+        if self.config.redis is not None:
+            from indexer.sources.redis_streams import RedisSource  # not before somebody wants it
+
+            self.sources.append(RedisSource(self.config.redis, self.worker, offset_of=self._offset_of))
+        if self.config.kafka is not None:
+            from indexer.sources.kafka import KafkaSource
+
+            self.sources.append(KafkaSource(self.config.kafka, self.worker, offset_of=self._offset_of))
+
+    def _offset_of(self, source: str) -> bytes | None:
+        """As `IndexStore.offset`, asked in the writer's thread."""
+        return self.worker.call(lambda: self.store.offset(source)).result(_OFFSET_S)

@@ -1,0 +1,1 @@
+"""The store of the index: one LMDB file, and all that is written to it."""

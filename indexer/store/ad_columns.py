@@ -1,0 +1,114 @@
+"""What a bulk load is given: columns of ads, checked and in key order.
+
+Letters: N ads, T levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from indexer.events.event import CONTENT_FIELDS
+from indexer.store.records import encode_content
+from serving.index.layout import STATUSES
+
+Content = Mapping[str, Any]
+"""Columns account_id, conversion_type, text: N strings each, as list, array or polars Series."""
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class AdColumns:
+    """Ads in ascending order of their ids.
+
+    Attributes:
+        ad_ids: int64 [N], distinct.
+        sids: int32 [N, T].
+        statuses: uint8 [N], codes of `STATUSES`.
+        versions: int64 [N], of both registers.
+        content: columns in the order they came in; None where SIDs are all that is known.
+        order: int64 [N], position of each ad in those columns; None where they came sorted.
+    """
+
+    ad_ids: np.ndarray
+    sids: np.ndarray
+    statuses: np.ndarray
+    versions: np.ndarray
+    content: Content | None
+    order: np.ndarray | None
+
+    @classmethod
+    def checked(
+        cls,
+        level_sizes: tuple[int, ...],
+        *,
+        ad_ids: np.ndarray,
+        sids: np.ndarray,
+        statuses: np.ndarray,
+        versions: np.ndarray | int,
+        content: Content | None,
+    ) -> AdColumns:
+        """Columns as `IndexStore.build` takes them; whether contents are strings is seen when they are read.
+
+        Raises:
+            ValueError: lengths, ids, statuses, codes or versions that cannot be.
+        """
+        versions = np.broadcast_to(np.asarray(versions, np.int64), (len(ad_ids),))
+        if sids.shape != (len(ad_ids), len(level_sizes)) or len(statuses) != len(ad_ids):
+            raise ValueError(
+                f"expected SIDs {(len(ad_ids), len(level_sizes))} and as many statuses, got {sids.shape} and "
+                f"{len(statuses)}"
+            )
+        codes = np.full(len(ad_ids), len(STATUSES), np.uint8)
+        for code, status in enumerate(STATUSES):
+            codes[statuses == status] = code
+        levels = ((sids < 0) | (sids >= np.array(level_sizes))).any(axis=1)
+        for bad, expected, values in (
+            (ad_ids < 0, "an id in 0 .. 2**63 - 1", ad_ids),
+            (codes == len(STATUSES), f"status {' | '.join(STATUSES)}", statuses),
+            (levels, f"one code a level below {level_sizes}", sids),
+            (versions < 0, "a version of 0 or more", versions),
+        ):
+            if bad.any():
+                row = int(np.argmax(bad))
+                raise ValueError(f"ad {ad_ids[row]}: expected {expected}, got {values[row].tolist()!r}")
+        for name in CONTENT_FIELDS if content is not None else ():
+            if name not in content or len(content[name]) != len(ad_ids):  # type: ignore[operator, index]
+                raise ValueError(f"expected the content column {name} of {len(ad_ids)} ads")
+        ad_ids, order = np.asarray(ad_ids, np.int64), None
+        if (ad_ids[1:] < ad_ids[:-1]).any():
+            order = np.argsort(ad_ids)
+            ad_ids, sids, codes, versions = ad_ids[order], sids[order], codes[order], versions[order]
+        twice = np.flatnonzero(ad_ids[1:] == ad_ids[:-1])
+        if len(twice):
+            raise ValueError(f"expected distinct ads, ad {ad_ids[twice[0]]} occurs more than once")
+        return cls(ad_ids, sids, statuses=codes, versions=versions, content=content, order=order)
+
+    def encoded_content(self) -> Iterator[bytes]:
+        """Values of the table `content`, by ad; none without content.
+
+        Raises:
+            ValueError: a value that is no string.
+        """
+        for start in range(0, len(self.ad_ids), _CHUNK) if self.content is not None else ():
+            at = np.arange(start, min(start + _CHUNK, len(self.ad_ids)))
+            positions = at if self.order is None else self.order[at]
+            columns = [_take(self.content[name], positions) for name in CONTENT_FIELDS]  # type: ignore[index]
+            for name, column in zip(CONTENT_FIELDS, columns, strict=True):
+                wrong = next((i for i, value in enumerate(column) if type(value) is not str), None)
+                if wrong is not None:
+                    ad_id, got = self.ad_ids[at[wrong]], column[wrong]
+                    raise ValueError(f"content of ad {ad_id}: expected {name} as text, got {got!r}")
+            for values in zip(*columns, strict=True):
+                yield encode_content(dict(zip(CONTENT_FIELDS, values, strict=True)))
+
+
+def _take(column: Any, positions: np.ndarray) -> list[Any]:
+    if hasattr(column, "gather"):  # polars
+        return column.gather(positions).to_list()
+    if isinstance(column, np.ndarray):
+        return column[positions].tolist()
+    return [column[i] for i in positions.tolist()]

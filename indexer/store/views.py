@@ -1,0 +1,84 @@
+"""Single ads of the index, for people and for tests of what events did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from indexer.store.records import decode_ad, decode_content
+from indexer.store.transaction import ReadTransaction
+from serving.index.layout import STATUSES, ad_key
+
+
+@dataclass(frozen=True)
+class AdView:
+    """One ad as the index has it.
+
+    Attributes:
+        ad_id: the ad.
+        status: active, paused or deleted.
+        status_version: version of the event that set it.
+        content_version: version of the event that set the content.
+        updated: unix seconds of the last change.
+        content: account_id, conversion_type and text; None for an ad that came with a given SID.
+        sids: semantic ID by tokenizer id, without generations that do not have the ad.
+    """
+
+    ad_id: int
+    status: str
+    status_version: int
+    content_version: int
+    updated: int
+    content: dict[str, str] | None
+    sids: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """An active ad whose SID begins with the same `shared` codes."""
+
+    ad_id: int
+    shared: int
+
+
+def view_ad(reading: ReadTransaction, ad_id: int) -> AdView | None:
+    """What the index has of an ad; None where it has nothing."""
+    key = ad_key(ad_id)
+    raw = reading.txn.get(key, db=reading.tables.ads)
+    if raw is None:
+        return None
+    status, status_version, content_version, updated = decode_ad(raw)
+    sids = {
+        name: tuple(np.frombuffer(codes, "<i4").tolist())
+        for name, handles in reading.tables.generations.items()
+        if (codes := reading.txn.get(key, db=handles.codes)) is not None
+    }
+    return AdView(
+        ad_id=ad_id,
+        status=STATUSES[status],
+        status_version=status_version,
+        content_version=content_version,
+        updated=updated,
+        content=decode_content(reading.txn.get(key, db=reading.tables.content)),
+        sids=sids,
+    )
+
+
+def find_neighbours(
+    reading: ReadTransaction, ad_id: int, *, tokenizer_id: str, limit: int
+) -> list[Neighbour]:
+    """Active ads with the same SID, then those that share ever shorter prefixes with it, at most `limit`."""
+    handles, found = reading.tables.generations.get(tokenizer_id), {ad_id: 0}
+    raw = reading.txn.get(ad_key(ad_id), db=handles.codes) if handles else None
+    if raw is None or handles is None:
+        return []
+    key = np.frombuffer(raw, "<i4").astype(">u4").tobytes()
+    with reading.txn.cursor(db=handles.sids) as cursor:
+        for shared in range(len(key) // 4, 0, -1):
+            prefix = key[: 4 * shared]
+            for sid, ad in cursor if cursor.set_range(prefix) else ():
+                if not bytes(sid).startswith(prefix) or len(found) > limit:
+                    break
+                found.setdefault(int.from_bytes(ad, "big"), shared)
+    return [Neighbour(ad, shared) for ad, shared in found.items() if ad != ad_id]
