@@ -5,33 +5,22 @@ import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import NoneType
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
-from training.config import EvaluationConfig, FeatureConfig, QuantizeAwareConfig, TrainingConfig
 
 from docs.rooms import ADAPTERS, PACKAGES, ROOT
-from serving.backend.settings import ServingConfig
-from training.data.config import DataConfig
-from training.model.config import ModelConfig
-from training.precision import PrecisionConfig
-from training.tokenizer.config import TokenizerConfig
+from training.preset import Preset
 
 SECTIONS: dict[str, type[BaseModel]] = {
-    "data": DataConfig,
-    "tokenizer": TokenizerConfig,
-    "features": FeatureConfig,
-    "model": ModelConfig,
-    "training": TrainingConfig,
-    "quantize_aware": QuantizeAwareConfig,
-    "evaluation": EvaluationConfig,
-    "precision": PrecisionConfig,
-    "serving": ServingConfig,
+    name: next(kind for kind in (*get_args(field.annotation), field.annotation) if kind is not NoneType)
+    for name, field in Preset.model_fields.items()
 }
 MODULES = (*PACKAGES, "deploy", "docs", "tests")
 FOLDERS = (*MODULES, ADAPTERS, "configs", ".ci")
 SOURCES = ("py", "sh", "in", "toml", "yaml", "yml")
-NOT_YET = ROOT / "docs" / "where.md"  # speaks of the rooms that indexer/ and training/ are about to have
 
 # How a line points at something, and what it points at.
 POINTERS = {
@@ -160,7 +149,7 @@ def test_what_is_pointed_at_is_there(kind):
     found = [
         fault
         for file in files()
-        if file not in (mine, NOT_YET) and (kind != "link" or file.suffix == ".md")
+        if file != mine and (kind != "link" or file.suffix == ".md")
         for fault in dangling(kind, file.read_text(), file)
     ]
     assert not found, "expected what is named to be there: " + "; ".join(found)
