@@ -26,7 +26,7 @@ from serving.search.beam_search import beam_search
 from serving.search.widths import WidthPlan
 from training.evaluation.requests import draw_requests
 from training.loop.retention import open_checkpoint
-from training.preset import Preset, add_preset_arguments
+from training.preset.preset import Preset, add_preset_arguments
 from training.run import RunData
 
 WIDTHS = "64-128-256:64"

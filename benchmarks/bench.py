@@ -32,7 +32,7 @@ from benchmarks.seeded_run import prepare_seeded
 from export.seeded import seeded_checkpoint
 from serving.engines.ort import OrtExecutor
 from serving.search.widths import WidthPlan
-from training.preset import ConfigError, Preset, add_preset_arguments
+from training.preset.preset import ConfigError, Preset, add_preset_arguments
 from training.rollout.executor import TorchExecutor
 
 TARGETS = {

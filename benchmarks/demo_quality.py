@@ -15,7 +15,7 @@ from export.int8 import quantize_int8
 from serving.search.widths import WidthPlan
 from training.loop.checkpoint import load_checkpoint, weights_sha256
 from training.loop.retention import find_checkpoint, has_checkpoint
-from training.preset import Preset
+from training.preset.preset import Preset
 
 
 def int8_quality(run: Path, cache: Path, *, config: str) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from export.int8 import quantize_int8
 from export.parity import check_parity
 from export.seeded import seeded_checkpoint
 from serving.search.executor import Carry, Executor
-from training.preset import Preset
+from training.preset.preset import Preset
 
 
 def seeded_graphs(preset: Preset, run: Path, *, shared_layers: int) -> Path:

@@ -25,8 +25,8 @@ from serving.search.widths import WidthPlan
 from training.loop.checkpoint import Checkpoint, load_checkpoint
 from training.loop.retention import find_checkpoint, has_checkpoint, open_checkpoint
 from training.model.fp8 import modelopt_quantization
-from training.precision import Precision, PrecisionConfig
-from training.preset import Preset
+from training.preset.precision import Precision, PrecisionConfig
+from training.preset.preset import Preset
 from training.recipes.fine_tune_fp8 import FOLDER, load_fine_tuned
 from training.rollout.executor import TorchExecutor
 

@@ -37,7 +37,7 @@ from serving.backend.settings import ServingConfig
 from serving.search.widths import WidthPlan
 from training.loop.checkpoint import Checkpoint
 from training.loop.retention import has_checkpoint, open_checkpoint
-from training.preset import Preset
+from training.preset.preset import Preset
 
 PRESETS = ("demo", "bench", "gr4ad-160m")
 PRECISIONS = ("fp32", "fp16", "fp8")

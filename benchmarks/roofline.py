@@ -18,8 +18,8 @@ from pathlib import Path
 from export.seeded import PROFILE_SIZES
 from serving.model.features import FeatureSpec
 from serving.search.widths import WidthPlan
-from training.model.config import ModelConfig
-from training.preset import Preset, add_preset_arguments
+from training.preset.model import ModelConfig
+from training.preset.preset import Preset, add_preset_arguments
 
 LABEL = "paper, not measurement"
 WIDTHS = ("128-256-512:64", "512-512-512:64")

@@ -14,7 +14,7 @@ from export.render import render
 from indexer.store.index_store import IndexStore
 from serving.backend.settings import ServingConfig
 from serving.model.bundle import read_manifest
-from training.preset import Preset
+from training.preset.preset import Preset
 
 ROOT = Path(__file__).parents[1]
 _MODEL_SOURCES = ("training/model/*.py", "export/graphs.py", "export/bundle.py", "export/seeded.py")

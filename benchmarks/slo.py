@@ -19,7 +19,7 @@ from benchmarks.report import stamp
 from benchmarks.slo_load import Bench
 from benchmarks.slo_scenarios import cache, capacity, idle, overload, step
 from loadtest.mix import build_mix
-from training.preset import Preset, add_preset_arguments
+from training.preset.preset import Preset, add_preset_arguments
 
 SLO_OF_LONE = 6.0  # SLO over the median of a lone request
 

@@ -23,7 +23,7 @@ from benchmarks.seeded_run import prepare_seeded
 from export.seeded import seeded_checkpoint
 from serving.search.executor import Carry, prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
 from serving.search.widths import WidthPlan
-from training.preset import Preset, add_preset_arguments
+from training.preset.preset import Preset, add_preset_arguments
 
 SPIN = "session.intra_op.allow_spinning"
 SETTINGS: dict[str, dict] = {

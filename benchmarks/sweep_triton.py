@@ -28,7 +28,7 @@ from benchmarks.triton_load import Deployment, deployed, summary
 from export.render import render
 from launcher import ServerError
 from serving.backend.settings import ServingConfig
-from training.preset import Preset, add_preset_arguments
+from training.preset.preset import Preset, add_preset_arguments
 
 SATURATED = 8
 KEYS = ("graph_calls", "scheduler_instances", "queue_delay_us", "max_batch_size", "threads")

@@ -30,7 +30,7 @@ from training.data.log import TargetGroups
 from training.data.samples import RequestDataset
 from training.evaluation.requests import draw_requests
 from training.loop.retention import open_checkpoint
-from training.preset import Preset, add_preset_arguments
+from training.preset.preset import Preset, add_preset_arguments
 from training.run import RunData
 from training.spec import ModelSpec
 

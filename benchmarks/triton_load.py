@@ -29,7 +29,7 @@ from benchmarks.seeded_run import prepare, with_shared_layers
 from export.render import render
 from serving.backend.settings import ServingConfig
 from serving.index.snapshot import IndexSnapshot
-from training.preset import Preset
+from training.preset.preset import Preset
 
 LOADS = (1, 2, 4, 8)
 TOLERANCE = 1e-3  # of scores and values, between Triton and this process

@@ -28,7 +28,7 @@ from launcher.indexer_process import IndexerError, IndexerProcess
 from serving.index.reader import IndexReader
 from serving.model.bundle import current_version, read_manifest
 from training.loop.retention import open_checkpoint
-from training.preset import add_preset_arguments
+from training.preset.preset import add_preset_arguments
 
 QUICK = (
     "training.steps=60",

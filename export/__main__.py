@@ -32,8 +32,8 @@ from training.loop.checkpoint import Checkpoint, CheckpointError, load_checkpoin
 from training.loop.retention import find_checkpoint
 from training.model.fp8 import MissingPackageError
 from training.model.gr4ad import Generator
-from training.precision import PRECISIONS, Precision
-from training.preset import ConfigError, Preset, add_preset_arguments
+from training.preset.precision import PRECISIONS, Precision
+from training.preset.preset import ConfigError, Preset, add_preset_arguments
 from training.recipes.fine_tune_fp8 import load_fine_tuned
 
 

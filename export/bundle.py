@@ -21,7 +21,7 @@ from serving.files import new_folder, sha256, write_file
 from serving.model.bundle import CURRENT, FORMAT_VERSION, MANIFEST, versions
 from serving.search.cold_start import SEEN_SIDS
 from training.loop.checkpoint import Checkpoint
-from training.precision import Precision
+from training.preset.precision import Precision
 from training.tokenizer.tokenizer import Tokenizer
 
 

@@ -15,7 +15,7 @@ from serving.engines.ort import OrtExecutor
 from serving.search.normalise import Normalise
 from serving.search.widths import WidthPlan
 from training.evaluation.metrics import ranking_metrics
-from training.precision import Precision, PrecisionConfig
+from training.preset.precision import Precision, PrecisionConfig
 
 
 class GateError(RuntimeError):

@@ -15,7 +15,7 @@ import torch
 from export.graphs import example_request
 from serving.index.snapshot import IndexSnapshot
 from training.loop.checkpoint import Checkpoint
-from training.preset import Preset
+from training.preset.preset import Preset
 from training.run import RunData
 from training.spec import ModelSpec
 

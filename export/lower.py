@@ -17,7 +17,7 @@ from export.graphs import export_graphs
 from export.int8 import quantize_int8
 from export.parity import check_parity
 from training.model.gr4ad import Generator
-from training.precision import Precision
+from training.preset.precision import Precision
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 
 from training.data.values import ValueBuckets
 from training.loop.checkpoint import Checkpoint
-from training.preset import Preset
+from training.preset.preset import Preset
 from training.spec import ModelSpec
 
 PROFILE_SIZES = (8,) * 7  # as many columns as the demo's users have

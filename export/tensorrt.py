@@ -28,7 +28,7 @@ from export.render import ENGINES, kept_bundles
 from serving.backend.settings import ServingConfig
 from serving.files import sha256
 from serving.model.bundle import BundleError, Manifest, read_manifest
-from training.preset import ConfigError, Preset, add_preset_arguments
+from training.preset.preset import ConfigError, Preset, add_preset_arguments
 
 
 def build_engines(

@@ -17,8 +17,8 @@ from serving.backend.settings import ServingConfig
 from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE, tiny_catalogue, tiny_model
 from training.data.values import ValueBuckets
 from training.loop.checkpoint import Checkpoint
+from training.preset.tokenizer import TokenizerConfig
 from training.spec import ModelSpec
-from training.tokenizer.config import TokenizerConfig
 from training.tokenizer.tokenizer import Tokenizer
 
 WIDTHS = "4-8-16:6"

@@ -7,8 +7,9 @@ import torch
 
 from serving.index.snapshot import IndexSnapshot
 from serving.model.features import FeatureSpec
-from training.model.config import ModelConfig
 from training.model.gr4ad import Generator
+from training.model.initialise import initialise
+from training.preset.model import ModelConfig
 
 LEVEL_SIZES = (6, 5, 7)
 SPEC = FeatureSpec(levels=3, short_slots=4, long_slots=4, max_history=16, profile_sizes=(3, 4))
@@ -27,7 +28,8 @@ def tiny_model(*, shared_layers: int = 2, layers: int = 3, seed: int = 0, **opti
         value_buckets=4,
         **options,
     )
-    return Generator(config, SPEC, level_sizes=LEVEL_SIZES, value_buckets=len(VALUE_TABLE)).eval()
+    model = Generator(config, SPEC, level_sizes=LEVEL_SIZES, value_buckets=len(VALUE_TABLE))
+    return initialise(model).eval()
 
 
 def tiny_catalogue(

@@ -9,13 +9,13 @@ import numpy as np
 import polars as pl
 
 from tests.pipeline import small_ads
-from training.data.config import DataConfig
 from training.data.prepare import prepare
 from training.data.samples import RequestDataset
-from training.preset import Preset
+from training.preset.data import DataConfig
+from training.preset.preset import Preset
+from training.preset.tokenizer import TokenizerConfig
 from training.run import RunData
 from training.spec import ModelSpec
-from training.tokenizer.config import TokenizerConfig
 from training.tokenizer.tokenizer import Tokenizer
 
 DAY = 86_400

@@ -14,11 +14,11 @@ from tests.pipeline import checkpoint
 from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_requests
 from training.data.batch import Batch
 from training.loop.checkpoint import Checkpoint
-from training.loop.config import LoopConfig
 from training.loop.device import Device
 from training.loop.trainer import Trainer
 from training.objectives.base import Objective
 from training.objectives.vsl import Vsl
+from training.preset.loop import LoopConfig
 from training.spec import ModelSpec
 
 VSL = Vsl(lambda_value=0.2, lambda_mtp=0.3)

@@ -13,7 +13,7 @@ from training.data.prepared import Prepared, load_prepared
 from training.data.profile import ProfileVocabulary
 from training.data.samples import RequestDataset, load_sids
 from training.data.values import ValueBuckets
-from training.preset import Preset
+from training.preset.preset import Preset
 from training.spec import ModelSpec
 from training.tokenizer.tokenizer import Tokenizer
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from serving.model.features import FeatureSpec
 from training.data.values import ValueBuckets
-from training.model.config import ModelConfig
 from training.model.gr4ad import Generator
+from training.model.initialise import initialise
+from training.preset.model import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,13 @@ class ModelSpec:
 
     def build(self) -> Generator:
         """Generator with fresh weights (seed torch before)."""
-        return Generator(
+        model = Generator(
             self.model,
             self.features,
             level_sizes=self.level_sizes,
             value_buckets=len(self.value_buckets.means),
         )
+        return initialise(model)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -20,8 +20,8 @@ from indexer.store.index_store import IndexStore
 from launcher.indexer_process import IndexerProcess
 from serving.backend.settings import ServingConfig
 from serving.model.bundle import read_manifest
-from training.preset import Preset
-from training.tokenizer.config import TokenizerConfig
+from training.preset.preset import Preset
+from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer.embedders.tfidf_svd import TfidfSvd
 from training.tokenizer.quantizers.residual_kmeans import ResidualKMeans
 from training.tokenizer.tokenizer import Tokenizer

@@ -21,8 +21,8 @@ from export.seeded import seeded_checkpoint
 from export.tensorrt import build_engines
 from serving.model.bundle import Manifest, read_manifest
 from serving.search.widths import WidthPlan
-from training.precision import PrecisionConfig
-from training.preset import Preset
+from training.preset.precision import PrecisionConfig
+from training.preset.preset import Preset
 
 CONFIG = "configs/bench.yaml"
 

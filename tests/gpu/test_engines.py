@@ -16,7 +16,7 @@ from serving.engines.padding import PaddedExecutor
 from serving.search.beam_search import beam_search
 from tests.gpu.conftest import CONFIG
 from tests.gpu.trt_executor import TrtExecutor
-from training.preset import Preset
+from training.preset.preset import Preset
 
 # Largest difference of a log-probability between TensorRT and ONNX Runtime running the same file.
 TOLERANCE = {"fp32": 1e-2, "fp16": 5e-2, "fp8": 2e-1}

@@ -22,7 +22,7 @@ from tests.pipeline import checkpoint, copy_of, serving_config, small_ads
 from tests.serving.ask import LIVE, request
 from tests.tiny import LEVEL_SIZES
 from tests.waiting import wait_until
-from training.tokenizer.config import TokenizerConfig
+from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer.tokenizer import Tokenizer
 
 NEW = 50_000

@@ -17,7 +17,7 @@ from tests.tiny import VALUE_TABLE, random_requests, tiny_model, tiny_snapshot
 from tests.tiny_log import write_run
 from training.model.fp8 import MissingPackageError
 from training.model.split import split
-from training.preset import Preset
+from training.preset.preset import Preset
 from training.rollout.executor import TorchExecutor
 from training.run import RunData
 

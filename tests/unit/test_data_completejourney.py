@@ -9,7 +9,7 @@ import pytest
 
 from training.data.checks import TableError
 from training.data.completejourney import PROVENANCE, find_package_data, load_completejourney
-from training.data.config import DataConfig
+from training.preset.data import DataConfig
 
 CONFIG = DataConfig(source="completejourney")
 

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from training.data.config import DataConfig
+from training.preset.data import DataConfig
 
 
 def test_defaults() -> None:

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from docs.rooms import ADAPTERS, PACKAGES, ROOT
-from training.preset import Preset
+from training.preset.preset import Preset
 
 SECTIONS: dict[str, type[BaseModel]] = {
     name: next(kind for kind in (*get_args(field.annotation), field.annotation) if kind is not NoneType)

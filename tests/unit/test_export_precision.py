@@ -21,8 +21,8 @@ from tests.unit.test_scheduler import add_version
 from training.evaluation.requests import draw_requests
 from training.loop.checkpoint import Checkpoint
 from training.loop.retention import save_checkpoint
-from training.precision import PrecisionConfig
-from training.preset import Preset
+from training.preset.precision import PrecisionConfig
+from training.preset.preset import Preset
 
 
 @pytest.fixture(scope="module")

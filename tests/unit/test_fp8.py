@@ -27,7 +27,7 @@ from serving.search.widths import WidthPlan
 from tests import tiny
 from tests.pipeline import checkpoint
 from tests.tiny import VALUE_TABLE, tiny_model, tiny_snapshot
-from training.precision import PrecisionConfig
+from training.preset.precision import PrecisionConfig
 
 NAMES = ("prefix", "tail_2", "tail_3", "tail_4")
 PLAN = WidthPlan((4, 16, 64), 8)

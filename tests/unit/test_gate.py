@@ -24,7 +24,7 @@ from serving.search.widths import WidthPlan
 from tests import tiny
 from tests.pipeline import checkpoint
 from tests.tiny import VALUE_TABLE, tiny_snapshot
-from training.precision import PrecisionConfig
+from training.preset.precision import PrecisionConfig
 
 PLAN = WidthPlan((4, 16, 64), 8)
 CONFIG = PrecisionConfig(gate_requests=24, gate_batch_size=7)

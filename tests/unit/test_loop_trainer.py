@@ -12,7 +12,6 @@ import torch
 
 from tests.toy_training import VSL, ToySource, start, toy_batch, toy_trainer
 from training.loop.checkpoint import CheckpointError, NonFiniteError
-from training.loop.config import LoopConfig
 from training.loop.device import Device, DeviceError
 from training.loop.log import EVENTS, PLOT, TABLE
 from training.loop.meter import Meter
@@ -20,6 +19,7 @@ from training.loop.optimizer import learning_rate, make_optimizer
 from training.loop.retention import open_checkpoint
 from training.loop.trainer import _seed
 from training.objectives.base import Loss, Part
+from training.preset.loop import LoopConfig
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import torch
 
 from serving.model.features import FeatureSpec
 from tests.tiny import LEVEL_SIZES, SPEC, random_requests, tiny_model
-from training.model.config import ModelConfig
+from training.preset.model import ModelConfig
 from training.rollout.executor import TorchExecutor
 
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from training.preset import SECTIONS, ConfigError, Preset, add_preset_arguments
-from training.recipes.config import TrainingConfig
+from training.preset.preset import SECTIONS, ConfigError, Preset, add_preset_arguments
+from training.preset.recipes import TrainingConfig
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -15,8 +15,8 @@ import export.__main__ as export_module
 from tests.tiny_log import write_run
 from training.model.fp8 import FP8, expose_tied_heads, modelopt_quantization
 from training.model.gr4ad import Generator
-from training.preset import Preset
-from training.recipes.config import FineTuneConfig
+from training.preset.preset import Preset
+from training.preset.recipes import FineTuneConfig
 from training.run import open_run
 
 STEP = 7

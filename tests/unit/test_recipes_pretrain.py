@@ -18,7 +18,7 @@ from tests.tiny_log import open_run, write_run
 from training.data.prepare import prepare
 from training.loop.device import Device
 from training.loop.retention import find_checkpoint, open_checkpoint, save_checkpoint
-from training.preset import Preset
+from training.preset.preset import Preset
 from training.recipes import pretrain
 from training.recipes.pretrain import prepare_training
 from training.run import SpecError

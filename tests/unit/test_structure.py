@@ -24,10 +24,10 @@ from docs.rooms import (
 )
 
 # Rooms that keep each rule. Product rooms are what runs in production or makes what runs there.
-WITHOUT_CIRCLES = ("serving", "launcher", "export", "examples", "loadtest", "benchmarks")
+WITHOUT_CIRCLES = (*PACKAGES,)
 PRODUCT = ("serving", "launcher", "indexer", "training", "export", "loadtest", ADAPTERS)
-OF_LIMITED_LENGTH = ("serving", "launcher", "export", "loadtest", ADAPTERS)
-WITH_KEYWORDS = ("launcher", "export", "examples", "loadtest", "benchmarks")
+OF_LIMITED_LENGTH = PRODUCT
+WITH_KEYWORDS = (*PACKAGES, ADAPTERS)
 
 MEDIAN_LINES, MOST_LINES = 150, 350
 MOST_POSITIONAL = 4

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from training.tokenizer.config import TokenizerConfig
+from training.preset.tokenizer import TokenizerConfig
 
 
 def test_level_sizes_are_codebooks_then_hash():

@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer.__main__ import run
-from training.tokenizer.config import TokenizerConfig
 from training.tokenizer.storage import TokenizerError
 from training.tokenizer.tokenizer import Tokenizer
 

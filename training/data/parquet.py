@@ -5,8 +5,8 @@ from pathlib import Path
 import polars as pl
 
 from training.data.checks import TableError
-from training.data.config import DataConfig
 from training.data.schema import LoadStats, Tables, make_tables
+from training.preset.data import DataConfig
 
 NAMES = ("ads", "users", "events")
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from serving.files import new_folder
 from training.data.completejourney import load_completejourney
-from training.data.config import DataConfig
 from training.data.parquet import NAMES, load_parquet
 from training.data.prepared import FILES
 from training.data.profile import ProfileVocabulary
 from training.data.schema import Tables
 from training.data.split import TimeSplit
-from training.preset import Preset, add_preset_arguments
+from training.preset.data import DataConfig
+from training.preset.preset import Preset, add_preset_arguments
 
 _LOADERS = {"completejourney": load_completejourney, "parquet": load_parquet}
 

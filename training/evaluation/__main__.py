@@ -18,7 +18,7 @@ from training.evaluation.ranking import evaluate
 from training.loop.checkpoint import CheckpointError
 from training.loop.retention import open_checkpoint
 from training.plots import plot_ranking
-from training.preset import Preset, add_preset_arguments
+from training.preset.preset import Preset, add_preset_arguments
 from training.rollout.executor import TorchExecutor
 from training.run import RunData
 

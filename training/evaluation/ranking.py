@@ -13,9 +13,9 @@ from serving.search.beam_search import beam_search
 from serving.search.executor import Executor
 from serving.search.widths import WidthPlan
 from training.data.samples import RequestDataset
-from training.evaluation.config import EvaluationConfig
 from training.evaluation.metrics import personal_frequency, rank_by_count, ranking_metrics
 from training.evaluation.requests import Requests, draw_requests
+from training.preset.evaluation import EvaluationConfig
 
 
 def rank_by_model(

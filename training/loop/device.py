@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from training.data.batch import Batch
-from training.loop.config import DeviceName, TrainingPrecision
+from training.preset.loop import DeviceName, TrainingPrecision
 
 
 class DeviceError(RuntimeError):

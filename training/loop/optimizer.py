@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from training.loop.config import LoopConfig
+from training.preset.loop import LoopConfig
 
 
 def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:

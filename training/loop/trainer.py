@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from training.data.batch import Batch
 from training.loop.checkpoint import Checkpoint, CheckpointError, NonFiniteError
-from training.loop.config import LoopConfig
 from training.loop.device import Device
 from training.loop.log import RunLog
 from training.loop.meter import Meter
@@ -26,6 +25,7 @@ from training.loop.optimizer import learning_rate, make_optimizer
 from training.loop.retention import save_checkpoint
 from training.loop.signals import StopSignals
 from training.objectives.base import Loss, Objective
+from training.preset.loop import LoopConfig
 
 
 class Source(Protocol):

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from serving.model.features import FeatureSpec
-from training.model.config import ModelConfig
 from training.model.context import CodeEmbeddings, ContextProcessor
-from training.model.initialise import initialise
 from training.model.layers import ContextKeysValues, ContextKv, DecoderLayer
+from training.preset.model import ModelConfig
 
 
 class Fuse(nn.Module):
@@ -42,7 +41,7 @@ class Generator(nn.Module):
     def __init__(
         self, config: ModelConfig, spec: FeatureSpec, *, level_sizes: tuple[int, ...], value_buckets: int
     ) -> None:
-        """Build with seeded default initialisation.
+        """Build; `initialise` sets the weights that training starts with.
 
         Args:
             config: sizes.
@@ -71,7 +70,6 @@ class Generator(nn.Module):
         self.norm = nn.LayerNorm(width)
         sizes = (value_buckets,) if config.tie_embeddings else (*level_sizes, value_buckets)
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
-        initialise(self)
 
     @property
     def levels(self) -> int:

@@ -8,19 +8,18 @@ that carry it), output and value projections start as each other's inverse, and 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from training.model.gr4ad import Generator
-    from training.model.layers import ContextKeysValues, DecoderLayer
+from training.model.gr4ad import Generator
+from training.model.layers import ContextKeysValues, DecoderLayer
 
 
 @torch.no_grad()
-def initialise(model: Generator) -> None:
-    """Set all weights from torch's global generator."""
+def initialise(model: Generator) -> Generator:
+    """Set all weights of a model from torch's global generator; returns the model."""
     width = model.config.width
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -44,3 +43,4 @@ def initialise(model: Generator) -> None:
         layer.out_context.weight.copy_(kv.value.weight.T / model.config.layers**0.5)
         for linear in (layer.out_self, cast(nn.Linear, layer.ffn[2])):
             linear.weight.mul_((2 * model.config.layers) ** -0.5)
+    return model

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from training.loop.checkpoint import Checkpoint, CheckpointError, NonFiniteError
-from training.loop.config import LoopConfig
 from training.loop.device import Device, DeviceError
 from training.model.fp8 import MissingPackageError
-from training.preset import add_preset_arguments
+from training.preset.loop import LoopConfig
+from training.preset.preset import add_preset_arguments
 
 _FAULTS = (CheckpointError, DeviceError, MissingPackageError, NonFiniteError, ValueError, OSError)
 

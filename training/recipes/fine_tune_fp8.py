@@ -23,7 +23,7 @@ from training.loop.trainer import Trainer
 from training.model.fp8 import quantized_copy, share_weights
 from training.model.gr4ad import Generator
 from training.objectives.distill import Distill
-from training.preset import Preset
+from training.preset.preset import Preset
 from training.recipes import pretrain
 from training.recipes.command import errors_end_the_command, parse_arguments, tell, use_device
 from training.recipes.requests import CatalogueRequests

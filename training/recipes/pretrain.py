@@ -21,7 +21,7 @@ from training.loop.device import Device
 from training.loop.retention import has_checkpoint, open_checkpoint
 from training.loop.trainer import Trainer
 from training.objectives.vsl import Vsl
-from training.preset import Preset
+from training.preset.preset import Preset
 from training.recipes.command import errors_end_the_command, parse_arguments, tell, use_device
 from training.recipes.requests import LoggedRequests
 from training.run import RunData

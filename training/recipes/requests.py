@@ -16,10 +16,10 @@ from training.data.log import TargetGroups
 from training.data.order import BatchOrder
 from training.data.samples import RequestDataset
 from training.data.stream import stream
-from training.loop.config import LoopConfig
 from training.loop.device import Device
-from training.preset import Preset
-from training.recipes.config import FineTuneConfig
+from training.preset.loop import LoopConfig
+from training.preset.preset import Preset
+from training.preset.recipes import FineTuneConfig
 from training.spec import ModelSpec
 
 _NAMED = 8  # requests that an error names

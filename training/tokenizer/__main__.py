@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 
 from serving.files import new_file, write_file
-from training.preset import Preset, add_preset_arguments
-from training.tokenizer.config import TokenizerConfig
+from training.preset.preset import Preset, add_preset_arguments
+from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer.quality import DEFINITIONS, SidQuality, sid_quality
 from training.tokenizer.tokenizer import Tokenizer
 

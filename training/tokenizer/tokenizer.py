@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from threadpoolctl import threadpool_limits
 
 from serving.index.hashing import hash_level
-from training.tokenizer.config import TokenizerConfig
+from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer.embedders import EMBEDDERS
 from training.tokenizer.embedders.base import TextEmbedder
 from training.tokenizer.quantizers.residual_kmeans import ResidualKMeans

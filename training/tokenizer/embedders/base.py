@@ -5,7 +5,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from training.tokenizer.config import TokenizerConfig
+from training.preset.tokenizer import TokenizerConfig
 
 Arrays = dict[str, np.ndarray]
 

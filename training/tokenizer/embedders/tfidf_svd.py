@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from training.tokenizer.config import TokenizerConfig
+from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer.embedders.base import Arrays
 
 logger = logging.getLogger(__name__)

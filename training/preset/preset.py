@@ -17,12 +17,12 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, model_
 from serving.backend.plans import SearchPlans
 from serving.backend.settings import ServingConfig
 from serving.search.widths import WidthPlan
-from training.data.config import DataConfig, FeatureConfig
-from training.evaluation.config import EvaluationConfig
-from training.model.config import ModelConfig
-from training.precision import PrecisionConfig
-from training.recipes.config import FineTuneConfig, TrainingConfig
-from training.tokenizer.config import TokenizerConfig
+from training.preset.data import DataConfig, FeatureConfig
+from training.preset.evaluation import EvaluationConfig
+from training.preset.model import ModelConfig
+from training.preset.precision import PrecisionConfig
+from training.preset.recipes import FineTuneConfig, TrainingConfig
+from training.preset.tokenizer import TokenizerConfig
 
 
 class ConfigError(ValueError):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat
 
-from training.loop.config import LoopConfig
+from training.preset.loop import LoopConfig
 
 
 class TrainingConfig(LoopConfig):

@@ -1,0 +1,1 @@
+"""Presets: a section a concern, and all of them checked together."""
