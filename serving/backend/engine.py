@@ -11,6 +11,7 @@ from serving.engines.bls import BlsExecutor
 from serving.engines.ort import OrtGraphs
 from serving.engines.padding import PaddedExecutor, ShapeBuckets
 from serving.model.bundle import Manifest
+from serving.model.version_watch import Prepare
 from serving.search.executor import Executor
 
 
@@ -21,12 +22,9 @@ class Engine(Protocol):
         """Whether a version's graphs are there; asked between batches, so it must be quick."""
         ...
 
-    def prepare(self, manifest: Manifest) -> None:
-        """Do what is slow before a version answers; called in a thread beside the batches.
-
-        Raises:
-            BundleError: its graphs are of no use.
-        """
+    @property
+    def prepare(self) -> Prepare | None:
+        """What is slow before a version answers; called in a thread beside the batches. None for nothing."""
         ...
 
     def executor(self, manifest: Manifest) -> Executor:
@@ -37,6 +35,8 @@ class Engine(Protocol):
 class GraphModels:
     """Every graph is a Triton model, and Triton loads it."""
 
+    prepare: Prepare | None = None
+
     def __init__(self, triton: Any, settings: ModelSettings) -> None:
         """Wire up; `triton` is the module `triton_python_backend_utils`."""
         self._triton, self._settings = triton, settings
@@ -46,9 +46,6 @@ class GraphModels:
         names = ["lazyar_prefix", *(f"lazyar_tail_{t}" for t in range(2, manifest.levels + 2))]
         version = str(manifest.version)
         return all(self._triton.is_model_ready(model_name=n, model_version=version) for n in names)
-
-    def prepare(self, manifest: Manifest) -> None:
-        """See `Engine`; nothing is left to do."""
 
     def executor(self, manifest: Manifest) -> Executor:
         """See `Engine`."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from serving.index.layout import IndexStoreError
 from serving.index.reader import IndexReader
 from serving.model.bundle import CURRENT, BundleError, Manifest, read_current
-from serving.model.version_check import VersionCheck
+from serving.model.version_watch import Prepare, VersionWatch, file_stamp
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class ActiveModel:
     """The version that CURRENT names, if it is complete, loaded, and its tokenizer's generation is ready.
 
     A version that is not usable is refused with a log line, and the one in use stays. What is slow is done in
-    a thread, so batches go on with the version in use meanwhile.
+    a thread: batches go on with the version in use meanwhile.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class ActiveModel:
         *,
         reader: IndexReader,
         is_loaded: Callable[[Manifest], bool],
-        prepare: Callable[[Manifest], None] = lambda manifest: None,
+        prepare: Prepare | None = None,
     ) -> None:
         """Find the first usable version.
 
@@ -38,23 +38,23 @@ class ActiveModel:
             bundles: folder of bundles.
             reader: index.
             is_loaded: whether the engine has every graph of a version; asked first, so it must be quick.
-            prepare: what else the engine does before a version answers, in the thread.
+            prepare: what else the engine does before a version answers, see `VersionWatch`.
 
         Raises:
             BundleError: CURRENT names no complete version.
             IndexStoreError: its tokenizer's generation is not ready.
         """
         self._bundles, self._reader, self._is_loaded = Path(bundles), reader, is_loaded
-        self._check = VersionCheck(bundles, prepare=prepare)
-        self._stamp, self._retry_at = self._read_stamp(), 0.0
+        self._stamp, self._retry_at = file_stamp(self._bundles / CURRENT), 0.0
         self._refused: str | None = None  # why, as the log has it
         # Its graphs may still be loading: the first search finds out.
         self.manifest = read_current(self._bundles)
         self._require_generation(self.manifest)
+        self._watch = VersionWatch(bundles, self.manifest, prepare=prepare)
 
     def refresh(self) -> bool:
         """Follow CURRENT; True when another version is in use now. Call between batches."""
-        stamp = self._read_stamp()
+        stamp = file_stamp(self._bundles / CURRENT)
         if stamp == self._stamp or time.monotonic() < self._retry_at:
             return False
         try:
@@ -70,7 +70,7 @@ class ActiveModel:
                 )
             if not self._is_loaded(manifest):
                 raise BundleError(f"model version {manifest.version}: its graphs are not loaded")
-            if not self._check.passed(manifest):
+            if not self._watch.passed(manifest):
                 return False
             self._require_generation(manifest)
         except (BundleError, IndexStoreError) as error:
@@ -82,16 +82,10 @@ class ActiveModel:
             return False
         self._stamp, self._refused = stamp, None
         old, self.manifest = self.manifest, manifest
+        self._watch.use(manifest)
         if old.tokenizer_id != manifest.tokenizer_id:
             self._reader.forget(old.tokenizer_id)
         return True
-
-    def _read_stamp(self) -> tuple[int, int]:
-        try:
-            found = (self._bundles / CURRENT).stat()
-        except OSError:
-            return (0, 0)
-        return found.st_mtime_ns, found.st_ino
 
     def _require_generation(self, manifest: Manifest) -> None:
         try:

@@ -1,5 +1,7 @@
 """A real server with settings other than the default ones."""
 
+import shutil
+
 import numpy as np
 import pytest
 import tritonclient.grpc
@@ -16,7 +18,7 @@ LIVE = ("codebook", "live", "live")
 
 @pytest.fixture(scope="module", params=["bls", "in_process"])
 def other(request, pipeline, tmp_path_factory):
-    """Graphs as models or inside the scheduler; live levels, and room for wider plans."""
+    """Graphs as models or inside the scheduler; live levels, room for wider plans, an odd name in a path."""
     config = ServingConfig(
         widths=WIDTHS,
         max_widths="6-20-40:20",
@@ -25,8 +27,10 @@ def other(request, pipeline, tmp_path_factory):
         load_control="fixed",
         cache="off",
     )
-    repository = tmp_path_factory.mktemp("settings") / request.param
-    render(pipeline.bundles, repository, index=pipeline.index, config=config)
+    folder = tmp_path_factory.mktemp("settings")
+    repository, bundles = folder / request.param, folder / 'of "others" \\n \'$x\' {}'
+    shutil.copytree(pipeline.bundles, bundles)
+    render(bundles, repository, index=pipeline.index, config=config)
     with TritonServer(repository) as running:
         yield running
         assert running.poll() is None, f"the server died: {running.log_tail(30)}"

@@ -84,10 +84,8 @@ def requests(count, *, num_ads=5, caps=None, exclude=NONE):
 
 
 def checked(scheduler, asked):
-    """Answers after the thread that looks at a new version is through with it."""
-    scheduler.search(asked)
-    if scheduler._active._check._thread is not None:
-        scheduler._active._check._thread.join()
+    """Answers after the watch has looked at the version that CURRENT names."""
+    scheduler._active._watch.look()
     return scheduler.search(asked).answers
 
 

@@ -1,5 +1,6 @@
 """A new version is hashed once, beside the batches, when its graphs are there; a bad one is refused once."""
 
+import gc
 import threading
 
 import pytest
@@ -52,52 +53,70 @@ def follow(deployment, hashed):
         reader.close()
 
 
-def wait_for(active):
-    active._check._thread.join(10)
-    assert not active._check._thread.is_alive()
-
-
-def files_of(deployment, version):
+def names_of(deployment, version):
     names = read_manifest(deployment[0] / str(version), verify=False).content["sha256"]
     return sorted(name.split("/")[-1] for name in names)
 
 
-def test_nothing_is_hashed_while_graphs_load_and_then_once_in_another_thread(deployment, hashed, follow):
+def publish(deployment, version):
+    add_version(deployment[0], version)
+    point_current(deployment[0], version)
+
+
+def known(active, version):
+    wait_until(lambda: version in active._watch._known, what=f"the watch has seen version {version}")
+
+
+def test_files_are_hashed_once_in_another_thread_while_graphs_load(deployment, hashed, follow):
     ready = set()
     active = follow(is_loaded=lambda manifest: manifest.version in ready)
-    add_version(deployment[0], 2)
-    point_current(deployment[0], 2)
+    publish(deployment, 2)
+    known(active, 2)
     for _ in range(5):
         assert not active.refresh()
-    assert hashed == []
     ready.add(2)
-    assert not active.refresh()
-    wait_for(active)
     assert active.refresh()
     assert active.manifest.version == 2
-    assert sorted(name for _, name in hashed) == files_of(deployment, 2)
+    assert sorted(name for _, name in hashed) == names_of(deployment, 2)
     assert threading.get_ident() not in {thread for thread, _ in hashed}
+
+
+def test_a_server_that_nobody_asks_is_ready_for_a_new_version(deployment, hashed, follow):
+    active = follow()
+    for version in (2, 3):
+        publish(deployment, version)
+        known(active, version)
+    assert active.refresh()
+    assert active.manifest.version == 3
 
 
 def test_batches_go_on_while_files_are_hashed(deployment, hashed, follow):
     active = follow()
-    add_version(deployment[0], 2)
-    point_current(deployment[0], 2)
     hashed.go.clear()
+    publish(deployment, 2)
     assert not active.refresh()
-    wait_until(lambda: hashed, timeout_s=10, what="the first file")
+    wait_until(lambda: hashed, what="the first file")
     for _ in range(5):
         assert not active.refresh()
     assert len(hashed) == 1  # where the thread stands
-    add_version(deployment[0], 3)
-    point_current(deployment[0], 3)  # and is overtaken
+    publish(deployment, 3)  # it is overtaken
     assert not active.refresh()
     hashed.go.set()
-    wait_for(active)
-    assert not active.refresh()
-    wait_for(active)
-    assert active.refresh()
+    wait_until(active.refresh, what="version 3")
     assert active.manifest.version == 3
+
+
+def test_going_back_needs_no_hash(deployment, hashed, follow):
+    active = follow()
+    publish(deployment, 2)
+    known(active, 2)
+    assert active.refresh()
+    hashed.clear()
+    for version in (1, 2, 1):
+        point_current(deployment[0], version)
+        assert active.refresh()
+        assert active.manifest.version == version
+    assert hashed == []
 
 
 def test_a_corrupted_version_is_refused_once_until_its_files_change(deployment, hashed, follow, caplog):
@@ -107,20 +126,18 @@ def test_a_corrupted_version_is_refused_once_until_its_files_change(deployment, 
     good = graph.read_bytes()
     graph.write_bytes(good[:-1] + b"?")
     point_current(deployment[0], 2)
-    assert not active.refresh()
-    wait_for(active)
+    known(active, 2)
     count = len(hashed)
     for _ in range(5):
         assert not active.refresh()
+        active._watch.look()
     assert len(hashed) == count
     assert active.manifest.version == 1
     refusals = [r.getMessage() for r in caplog.records if "stays in use" in r.message]
     assert len(refusals) == 1
     assert "tail_2.onnx: expected sha256" in refusals[0]
     graph.write_bytes(good)
-    assert not active.refresh()
-    wait_for(active)
-    assert active.refresh()
+    wait_until(active.refresh, what="version 2")
     assert active.manifest.version == 2
 
 
@@ -136,19 +153,22 @@ def test_the_engine_is_prepared_after_the_hashes_in_their_thread(deployment, has
 
     active = follow(prepare=prepare)
     for version in (2, 3):
-        add_version(deployment[0], version)
-        point_current(deployment[0], version)
-        assert not active.refresh()
-        wait_for(active)
+        publish(deployment, version)
+        known(active, version)
         for _ in range(3):
             assert not active.refresh()
+            active._watch.look()
     assert "its graphs cannot be opened" in caplog.text
     assert "model version 3: ZeroDivisionError: a bug" in caplog.text
-    assert [version for _, version, _ in prepared] == [2, 3]
-    files = len(files_of(deployment, 2))
-    assert [count for *_, count in prepared] == [files, 2 * files]
+    files = len(names_of(deployment, 2))
+    assert [(version, count) for _, version, count in prepared] == [(2, files), (3, 2 * files)]
     assert {thread for thread, *_ in prepared} == {thread for thread, _ in hashed}
     assert threading.get_ident() not in {thread for thread, _ in hashed}
+    for version, count in ((4, 3), (1, 4), (4, 5)):  # an engine is prepared again for a version to go back to
+        publish(deployment, 4) if count == 3 else point_current(deployment[0], version)
+        wait_until(active.refresh, what=f"version {version}")
+        assert active.manifest.version == version
+        assert [v for _, v, _ in prepared][2:] == [4, 1, 4][: count - 2]
 
 
 def test_a_version_that_is_slow_to_load_is_asked_for_and_logged_once_a_second(
@@ -156,13 +176,24 @@ def test_a_version_that_is_slow_to_load_is_asked_for_and_logged_once_a_second(
 ):
     asked, clock = [], [50.0]
     monkeypatch.setattr(active_model, "RETRY_S", 1.0)
-    monkeypatch.setattr(active_model.time, "monotonic", lambda: clock[0])
     active = follow(is_loaded=lambda manifest: asked.append(manifest.version))
-    add_version(deployment[0], 2)
-    point_current(deployment[0], 2)
+    publish(deployment, 2)
+    known(active, 2)
+    monkeypatch.setattr(active_model.time, "monotonic", lambda: clock[0])
     for _ in range(5):
         for _ in range(3):
             assert not active.refresh()
         clock[0] += 1.01
     assert asked == [2] * 5
     assert caplog.text.count("its graphs are not loaded") == 1
+
+
+def test_the_thread_ends_with_its_object(deployment, follow):
+    before = set(threading.enumerate())
+    active = follow()
+    (thread,) = set(threading.enumerate()) - before
+    assert thread.name == "version-watch"
+    del active
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()

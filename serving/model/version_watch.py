@@ -1,0 +1,127 @@
+"""Whether a version may answer: its files hashed and its engine prepared, in a thread beside the batches."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from serving.model.bundle import MANIFEST, BundleError, Manifest, read_current, read_manifest
+
+POLL_S = 0.25  # between two looks at CURRENT
+_REMEMBERED = 4  # versions; to go back to one of them needs no hash
+
+Stamp = tuple[int, int, int]
+Prepare = Callable[[Manifest], None]
+
+
+class _Known(NamedTuple):
+    """What is known of a version while its files have these stamps; `refusal` says what is wrong with it."""
+
+    stamps: tuple[Stamp, ...]
+    refusal: str | None
+
+
+class VersionWatch:
+    """Looks at the version that CURRENT names, once as long as its files are the same ones.
+
+    It does not wait for a batch: a server that nobody asks is ready for the version that came meanwhile. The
+    thread ends with the object.
+    """
+
+    def __init__(self, bundles: str | Path, in_use: Manifest, *, prepare: Prepare | None) -> None:
+        """Begin.
+
+        Args:
+            bundles: folder of bundles.
+            in_use: version that answers, whose files have been hashed.
+            prepare: what is slow and comes after the hashes, each time before another version takes over;
+                BundleError where it is of no use. None for nothing.
+        """
+        self._bundles, self._prepare = Path(bundles), prepare
+        self._in_use = self._prepared = in_use.version
+        self._known = {in_use.version: _Known(self._stamps(in_use), None)}
+        self._hurry = threading.Event()
+        threading.Thread(
+            target=_watch, args=(weakref.ref(self), self._hurry), name="version-watch", daemon=True
+        ).start()
+
+    def passed(self, manifest: Manifest) -> bool:
+        """Whether a version is found good; False while the thread is not through with it. Never waits.
+
+        Raises:
+            BundleError: it is not, which holds until its files change.
+        """
+        known = self._known.get(manifest.version)
+        if known is not None and known.stamps == self._stamps(manifest):
+            if known.refusal is not None:
+                raise BundleError(known.refusal)
+            if self._is_prepared(manifest):
+                return True
+        self._hurry.set()
+        return False
+
+    def use(self, manifest: Manifest) -> None:
+        """A version answers from now on."""
+        self._in_use = manifest.version
+
+    def look(self) -> None:
+        """Look at the version that CURRENT names; the thread's work."""
+        try:
+            manifest = read_current(self._bundles, verify=False)
+        except BundleError:
+            return  # whoever wants a version finds out
+        if manifest.version == self._in_use:
+            return
+        stamps = self._stamps(manifest)  # of before: files that change meanwhile are looked at again
+        known = self._known.get(manifest.version)
+        if known is None or known.stamps != stamps:
+            refusal = self._refusal(lambda m: read_manifest(self._bundles / str(m.version)), manifest)
+        elif known.refusal is not None or self._is_prepared(manifest):
+            return
+        else:
+            refusal = None
+        if refusal is None and self._prepare is not None:
+            refusal = self._refusal(self._prepare, manifest)
+            self._prepared = manifest.version
+        self._known[manifest.version] = _Known(stamps, refusal)
+        while len(self._known) > _REMEMBERED:
+            del self._known[next(iter(self._known))]
+
+    def _is_prepared(self, manifest: Manifest) -> bool:
+        return self._prepare is None or self._prepared == manifest.version
+
+    def _refusal(self, step: Callable[[Manifest], object], manifest: Manifest) -> str | None:
+        try:
+            step(manifest)
+        except BundleError as error:
+            return str(error)
+        except Exception as error:  # noqa: BLE001  (nobody sees what a thread raises)
+            return f"model version {manifest.version}: {type(error).__name__}: {error}"
+        return None
+
+    def _stamps(self, manifest: Manifest) -> tuple[Stamp, ...]:
+        folder = self._bundles / str(manifest.version)
+        return tuple(file_stamp(folder / name) for name in (MANIFEST, *manifest.content["sha256"]))
+
+
+def file_stamp(path: Path) -> Stamp:
+    """Changes with the file; zeros where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _watch(reference: weakref.ref[VersionWatch], hurry: threading.Event) -> None:
+    while True:
+        hurry.wait(POLL_S)
+        hurry.clear()
+        watch = reference()
+        if watch is None:
+            return
+        watch.look()
+        del watch  # or it would live as long as the thread
