@@ -50,11 +50,11 @@ class RunData:
         """
         tokenizer = Tokenizer.load(folder / "tokenizer")
         return cls(
-            folder,
-            load_prepared(folder / "data"),
-            load_sids(folder / "tokenizer"),
-            tokenizer.level_sizes,
-            tokenizer.tokenizer_id,
+            folder=folder,
+            prepared=load_prepared(folder / "data"),
+            sids=load_sids(folder / "tokenizer"),
+            level_sizes=tokenizer.level_sizes,
+            tokenizer_id=tokenizer.tokenizer_id,
         )
 
     def fit_spec(self, preset: Preset) -> ModelSpec:
@@ -65,12 +65,14 @@ class RunData:
         """
         profile = self.prepared.profile
         return ModelSpec(
-            preset.model,
-            preset.features.spec(levels=len(self.level_sizes), profile_sizes=profile.cardinalities),
-            self.level_sizes,
-            ValueBuckets.fit(self._target_values(preset), buckets=preset.model.value_buckets),
-            dict(profile.categories),
-            self.tokenizer_id,
+            model=preset.model,
+            features=preset.features.spec(
+                levels=len(self.level_sizes), profile_sizes=profile.cardinalities
+            ),
+            level_sizes=self.level_sizes,
+            value_buckets=ValueBuckets.fit(self._target_values(preset), buckets=preset.model.value_buckets),
+            profile_columns=dict(profile.categories),
+            tokenizer_id=self.tokenizer_id,
         )
 
     def check_spec(self, spec: ModelSpec, preset: Preset) -> None:

@@ -68,10 +68,10 @@ class ModelSpec:
             np.asarray(values["value_edges"], np.float32), np.asarray(values["value_means"], np.float32)
         )
         return cls(
-            ModelConfig(**values["model"]),
-            FeatureSpec.from_json(values["features"]),
-            tuple(values["level_sizes"]),
-            buckets,
-            {k: tuple(v) for k, v in values["profile_columns"].items()},
-            values["tokenizer_id"],
+            model=ModelConfig(**values["model"]),
+            features=FeatureSpec.from_json(values["features"]),
+            level_sizes=tuple(values["level_sizes"]),
+            value_buckets=buckets,
+            profile_columns={k: tuple(v) for k, v in values["profile_columns"].items()},
+            tokenizer_id=values["tokenizer_id"],
         )

@@ -91,7 +91,7 @@ def gives(node: ast.AST, parts: list[str]) -> bool:
     if not parts:
         return True
     part = members(node).get(parts[0]) if isinstance(node, ast.Module | ast.ClassDef) else None
-    if isinstance(part, ast.ImportFrom):  # of a package: training.tokenizer.Tokenizer.encode
+    if isinstance(part, ast.ImportFrom):  # of a package: training.tokenizer.tokenizer.Tokenizer.encode
         return is_name(".".join((str(part.module), *parts)))
     return part is not None and gives(part, parts[1:])
 
@@ -174,7 +174,7 @@ def test_what_is_pointed_at_is_there(kind):
         ("name", "`serving.load.policy`, `serving.load.policy.Decision.degraded`, `serving.load`", 0),
         (
             "name",
-            "`export.builder.Builder.device`, `training.tokenizer.Tokenizer.encode`, `serving.widths`",
+            "`export.builder.Builder.device`, `training.tokenizer.tokenizer.Tokenizer.encode`, `serving.widths`",
             0,
         ),
         ("name", "`serving.load.police`, `serving.load.policy.Decision.no`, `training.no`, `serving.no`", 4),

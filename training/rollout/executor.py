@@ -31,13 +31,13 @@ class TorchExecutor:
     ) -> tuple[np.ndarray, Carry]:
         """See `Executor.tail`."""
         logprob, new_kv = self._graphs[f"tail_{level}"](
-            carry["m"],
-            carry["context_kv"],
-            carry["context_bias"],
-            [carry[f"past_kv_{j}"] for j in range(1, level)],
-            [_tensor(p) for p in parents],
-            _tensor(token),
-            _tensor(allowed),
+            m=carry["m"],
+            context_kv=carry["context_kv"],
+            context_bias=carry["context_bias"],
+            past_kv=[carry[f"past_kv_{j}"] for j in range(1, level)],
+            parents=[_tensor(p) for p in parents],
+            token=_tensor(token),
+            allowed=_tensor(allowed),
         )
         return logprob.numpy(), {**carry, f"past_kv_{level}": new_kv}
 
