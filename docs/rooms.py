@@ -2,6 +2,7 @@
 
 A room is a top-level package; a sub-room is what lies directly in one of the packages of `OPENED`. An arrow
 says that a module of one imports a module of the other; imports inside functions and for type checkers count.
+Who imports a room over others too gets no arrow to it: a -> c is not drawn beside a -> b -> c.
 """
 
 import ast
@@ -52,6 +53,15 @@ def between(arrows: Arrows, group: Callable[[str], str]) -> Arrows:
     return grouped
 
 
+def steps(arrows: Arrows) -> Arrows:
+    """The arrows that no path of others replaces (transitive reduction), of a graph without circles."""
+
+    def below(name: str) -> set[str]:
+        return arrows.get(name, set()).union(*map(below, arrows.get(name, set())))
+
+    return {name: others - set().union(*map(below, others)) for name, others in arrows.items()}
+
+
 def picture(arrows: Arrows) -> str:
     """A Mermaid flowchart: an opened room shows its sub-rooms and their arrows, two rooms share one arrow.
 
@@ -60,14 +70,13 @@ def picture(arrows: Arrows) -> str:
     """
     rooms = between(arrows, room)
     lines = ["flowchart TB"]
-    for name, others in sorted(between(arrows, top).items()):
+    for name, others in sorted(steps(between(arrows, top)).items()):
         if name in OPENED:
-            inside = [sub for sub in sorted(rooms) if sub.startswith(f"{name}.")]
+            inside = {sub for sub in rooms if sub.startswith(f"{name}.")}
+            drawn = steps({sub: rooms[sub] & inside for sub in sorted(inside)})
             lines += [f"  subgraph {name}", "    direction TB"]
-            lines += [f'    {sub}["{sub.removeprefix(name)[1:]}"]' for sub in inside]
-            lines += [
-                f"    {sub} --> {other}" for sub in inside for other in sorted(rooms[sub]) if other in inside
-            ]
+            lines += [f'    {sub}["{sub.removeprefix(name)[1:]}"]' for sub in drawn]
+            lines += [f"    {sub} --> {other}" for sub, below in drawn.items() for other in sorted(below)]
             lines.append("  end")
         else:
             lines.append(f"  {name}")

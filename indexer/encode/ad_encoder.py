@@ -1,7 +1,7 @@
 """SIDs of new ads: text -> columns of known n-grams here, codes in ONNX Runtime, the hash level last.
 
-Gives what `training.tokenizer.tokenizer.Tokenizer.encode` gives, without the packages that fit a tokenizer. The text is
-analysed as scikit-learn does: lower case, words by a pattern, word n-grams joined by one space.
+Gives what `training.tokenizer.tokenizer.Tokenizer.encode` gives, without the packages that fit a tokenizer.
+The text is analysed as scikit-learn does: lower case, words by a pattern, word n-grams joined by one space.
 
 Letters: N ads, L features of the longest text of a block, T levels = codebooks + the hash level.
 """

@@ -174,7 +174,7 @@ def test_what_is_pointed_at_is_there(kind):
         ("name", "`serving.load.policy`, `serving.load.policy.Decision.degraded`, `serving.load`", 0),
         (
             "name",
-            "`export.builder.Builder.device`, `training.tokenizer.tokenizer.Tokenizer.encode`, `serving.widths`",
+            "`export.builder.Builder.device`, `training.model.gr4ad.Generator.encode`, `serving.widths`",
             0,
         ),
         ("name", "`serving.load.police`, `serving.load.policy.Decision.no`, `training.no`, `serving.no`", 4),
