@@ -27,7 +27,7 @@ from benchmarks.demo_quality import int8_quality
 from benchmarks.engines import FullVocabulary, KvPerBeam, quantized, seeded_graphs
 from benchmarks.measure import best_gemm, interleave
 from benchmarks.report import stamp
-from benchmarks.roofline import request_flops
+from benchmarks.roofline import Case, request_flops
 from benchmarks.seeded_run import prepare_seeded
 from export.seeded import seeded_checkpoint
 from serving.engines.ort import OrtExecutor
@@ -232,7 +232,13 @@ def main() -> None:
         seed=0,
     )
     flops = request_flops(
-        checkpoint.spec.model, checkpoint.spec.features, sizes, len(checkpoint.spec.value_buckets.means), plan
+        Case(
+            model=checkpoint.spec.model,
+            spec=checkpoint.spec.features,
+            level_sizes=sizes,
+            value_buckets=len(checkpoint.spec.value_buckets.means),
+            plan=plan,
+        )
     )
     achieved = sum(flops.values()) * rows["default"]["qps"]["median"] / 1e9
     best = max(float(np.median(x)) for x in gemm.gflops.values())

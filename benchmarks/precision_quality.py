@@ -6,6 +6,7 @@ Letters: B requests, n targets, T SID levels, V codes of a level.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,8 @@ def quality(run: Path, out: Path, *, quick: bool) -> dict[str, Any]:
     config, serving = preset.precision, preset.serving
     requests = _requests(run, checkpoint, "validation", 100 if quick else config.gate_requests)
     calibration = _requests(run, checkpoint, "train", 64 if quick else config.calibration_requests)
-    gate = Gate(
-        requests, config, WidthPlan.parse(PLAN, levels=checkpoint.model.levels), None, serving.threads
-    )
+    plan = WidthPlan.parse(PLAN, levels=checkpoint.model.levels)
+    gate = Gate(requests, config, plan, threads=serving.threads)
     fp32 = out / "demo_quality" / "fp32"
     fp32.mkdir(parents=True, exist_ok=True)
     export_graphs(checkpoint.model, fp32)
@@ -69,7 +69,7 @@ def quality(run: Path, out: Path, *, quick: bool) -> dict[str, Any]:
         folder.mkdir(exist_ok=True)
         lowering = Lowering(precision, gate, calibration if precision == "fp8" else None, model)
         lower(fp32, folder, lowering, model=checkpoint.model, value_table=table)
-        ungated = Gate(gate.requests, _no_thresholds(config), gate.plan, None, gate.threads)
+        ungated = replace(gate, config=_no_thresholds(config))
         found = ungated.run(fp32, folder, precision=precision, value_table=table)
         recall = found["recall50"]
         row = {

@@ -162,8 +162,7 @@ def table(found: list[dict[str, Any]]) -> str:
     """Summary as Markdown."""
     lines = [
         "| preset | precision | compute capability | compiled | seconds | plans, MB | FP8 share of product "
-        "weights | "
-        "product weights : FP32 | all weights : FP32 | plans : FP32 |",
+        "weights | product weights : FP32 | all weights : FP32 | plans : FP32 |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in found:

@@ -59,33 +59,22 @@ class Case:
         return {name: (n, size) for name, n, size in zip(names, rows, sizes, strict=True)}
 
 
-def request_flops(
-    config_model: ModelConfig,
-    spec: FeatureSpec,
-    level_sizes: tuple[int, ...],
-    value_buckets: int,
-    plan: WidthPlan,
-) -> dict[str, float]:
+def request_flops(case: Case) -> dict[str, float]:
     """FLOP of one request (a multiply and an add are two), by part; the parts add up to the request.
 
-    Args:
-        config_model: sizes.
-        spec: context.
-        level_sizes: V_1 .. V_T.
-        value_buckets: V of the value level.
-        plan: widths; every level is taken to fill its width.
+    Every level is taken to fill its width.
 
     Returns:
         "<graph>.<part>": graphs prefix, tail_2 .. tail_{T + 1}; parts linear (projections, feed-forward,
         Fuse), cross_attention, self_attention, head.
     """
-    case = Case(config_model, spec, tuple(level_sizes), value_buckets, plan)
-    d, levels = config_model.width, len(level_sizes) + 1
-    shared, tail = config_model.shared_layers, config_model.layers - config_model.shared_layers
-    layer = 2 * _layer_weights(config_model)
+    model = case.model
+    d, levels = model.width, len(case.level_sizes) + 1
+    shared, tail = model.shared_layers, model.layers - model.shared_layers
+    layer = 2 * _layer_weights(model)
     flops: dict[str, float] = {}
     for position, (name, (n, size)) in enumerate(case.graphs.items()):
-        flops[f"{name}.linear"] = n * (2 * _fuse_weights(config_model, name) + tail * layer)
+        flops[f"{name}.linear"] = n * (2 * _fuse_weights(model, name) + tail * layer)
         flops[f"{name}.cross_attention"] = n * tail * 4 * case.slots * d
         flops[f"{name}.self_attention"] = n * tail * 4 * (position + 1) * d
         flops[f"{name}.head"] = n * 2 * d * size
@@ -130,7 +119,7 @@ def estimate(case: Case, *, batch: int, fp8: bool, share: float, limit_s: float)
     have FP8 operands; attention stays FP16. QPS is that of batches back to back; a request waits for at most
     one batch before its own, so two batches must fit the limit; None where they do not.
     """
-    flops = _flops(case)
+    flops = request_flops(case)
     moved = batch_bytes(case, batch=batch, weight_bytes=1 if fp8 else 2)
     compute, memory = dict.fromkeys(case.graphs, 0.0), dict.fromkeys(case.graphs, 0.0)
     for part, count in flops.items():
@@ -148,10 +137,6 @@ def estimate(case: Case, *, batch: int, fp8: bool, share: float, limit_s: float)
         "batch_ms": reached * 1e3,
         "qps": batch / reached if 2 * reached < limit_s else None,
     }
-
-
-def _flops(case: Case) -> dict[str, float]:
-    return request_flops(case.model, case.spec, case.level_sizes, case.value_buckets, case.plan)
 
 
 def _layer_weights(model: ModelConfig) -> int:
@@ -186,14 +171,21 @@ def main() -> None:
         for text in arguments.widths:
             variant = model.model_copy(update={"shared_layers": shared})
             plan = WidthPlan.parse(text, levels=len(sizes))
-            case = Case(variant, spec, sizes, model.value_buckets, plan)
+            case = Case(
+                model=variant,
+                spec=spec,
+                level_sizes=sizes,
+                value_buckets=model.value_buckets,
+                plan=plan,
+            )
             options = {"share": arguments.share, "limit_s": arguments.limit_ms / 1e3}
             rows = [
                 {"fp8": fp8, "batch": batch, **estimate(case, batch=batch, fp8=fp8, **options)}
                 for fp8 in (False, True)
                 for batch in BATCHES
             ]
-            cases.append({"shared_layers": shared, "widths": text, "flops": _flops(case), "estimates": rows})
+            flops = request_flops(case)
+            cases.append({"shared_layers": shared, "widths": text, "flops": flops, "estimates": rows})
             _show(cases[-1], limit_ms=arguments.limit_ms)
     if arguments.json:
         report = {"label": LABEL, "l20": L20, "config": arguments.config, "share": arguments.share}

@@ -87,16 +87,16 @@ class TrainedDemo:
         log = dataset.log
         warm = np.unique(log.ad_ids[log.timestamp < dataset.split.train_end])
         return cls(
-            spec,
-            WidthPlan.parse(widths, levels=spec.features.levels),
-            OrtExecutor(folder, levels=spec.features.levels, threads=arguments.threads),
-            dataset,
-            drawn.groups,
-            drawn.rows,
-            drawn.targets,
-            [t[~np.isin(t, warm)] for t in drawn.targets],
-            index_of(dataset.ad_ids, dataset.ad_sids, spec),
-            dataset.seen_sids(spec.level_sizes),
+            spec=spec,
+            plan=WidthPlan.parse(widths, levels=spec.features.levels),
+            executor=OrtExecutor(folder, levels=spec.features.levels, threads=arguments.threads),
+            dataset=dataset,
+            groups=drawn.groups,
+            rows=drawn.rows,
+            targets=drawn.targets,
+            cold_targets=[t[~np.isin(t, warm)] for t in drawn.targets],
+            snapshot=index_of(dataset.ad_ids, dataset.ad_sids, spec),
+            seen=dataset.seen_sids(spec.level_sizes),
         )
 
     def ads(

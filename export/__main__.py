@@ -198,9 +198,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=TARGETS,
         default="cpu",
         help="cpu: Python backend with ONNX Runtime, for the server of the wheel; "
-        "onnxruntime, tensorrt: Triton's own backends; for tensorrt engines are built that are not there "
-        "yet, on "
-        "the GPU host, inside its Triton container (an exported bundle: --render-only)",
+        "onnxruntime, tensorrt: Triton's own backends; for tensorrt, engines that are not there yet are "
+        "built, on the GPU host, inside its Triton container (an exported bundle: --render-only)",
     )
     parser.add_argument(
         "--engines",
@@ -212,10 +211,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=PRECISIONS,
         help="of the graphs (default: precision.precision of the preset, fp32 unless it says otherwise). "
         "int8: for CPUs; fp16, fp8: for GPUs. All below fp32 are compared with FP32 on validation requests "
-        "of "
-        "RUN/data, and published only if they pass the thresholds of the preset's section `precision` "
-        "(seeded "
-        "weights: compared only)",
+        "of RUN/data, and published only if they pass the thresholds of the preset's section `precision` "
+        "(seeded weights: compared only)",
     )
     parser.add_argument(
         "--fine-tuned",

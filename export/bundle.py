@@ -22,7 +22,7 @@ from serving.model.bundle import CURRENT, FORMAT_VERSION, MANIFEST, versions
 from serving.search.cold_start import SEEN_SIDS
 from training.loop.checkpoint import Checkpoint
 from training.precision import Precision
-from training.tokenizer import Tokenizer
+from training.tokenizer.tokenizer import Tokenizer
 
 
 def write_bundle(

@@ -1,9 +1,9 @@
 """A tokenizer's text encoder as an ONNX graph: new ads get the SIDs that the tokenizer would give them.
 
-The graph follows training/tokenizer/embedding.py and quantizer.py in float64 up to the grid, where arithmetic
-becomes exact. Before the grid only operations with one possible order of addition are used (CumSum, Scan), so
-a row is the same in any batch and with any padding. One sum, the squared length of the projection, NumPy adds
-in another order: it may differ in its last bit of 53, which the cast to float32 and the grid drop.
+The graph follows `TfidfSvd` and `ResidualKMeans` in float64 up to the grid, where arithmetic becomes exact.
+Before the grid only operations with one possible order of addition are used (CumSum, Scan), so a row is the
+same in any batch and with any padding. One sum, the squared length of the projection, NumPy adds in another
+order: it may differ in its last bit of 53, which the cast to float32 and the grid drop.
 
 Letters: N texts, L n-grams of the longest text, F n-grams of the vocabulary, D dimensions, K codes of a
 level, T levels of a SID.
@@ -22,9 +22,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.parity import ParityError
 from indexer.encoder import ANALYSIS, FORMAT_VERSION, GRAPH, SETTINGS, AdEncoder, graph_metadata
-from training.tokenizer import Tokenizer
-from training.tokenizer.embedding import MIN_LENGTH, TOKEN_PATTERN, TfidfSvd
-from training.tokenizer.quantizer import GRID
+from training.tokenizer.embedders.tfidf_svd import MIN_LENGTH, TOKEN_PATTERN, TfidfSvd
+from training.tokenizer.quantizers.residual_kmeans import GRID
+from training.tokenizer.tokenizer import Tokenizer
 
 OPSET, IR_VERSION = 17, 8
 
@@ -158,7 +158,7 @@ def encoder_graph(
     # A text without a known word is 0 / 0 by now, and NaN is not greater either: the zero vector.
     known = g.add("Greater", length, g.constant(MIN_LENGTH, np.float64))
     unit = g.add("Where", known, g.add("Div", projected, length), g.constant(0, np.float64))
-    # float32, as `TextEmbedder.embed` returns it, then the grid of quantizer.py.
+    # float32, as `TextEmbedder.embed` returns it, then the grid of `ResidualKMeans`.
     unit = g.add("Cast", g.add("Cast", unit, to=TensorProto.FLOAT, name="unit"), to=TensorProto.DOUBLE)
     grid = g.constant(GRID, np.float64)
     residual = g.add("Div", g.add("Round", g.add("Mul", unit, grid)), grid)

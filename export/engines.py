@@ -89,8 +89,7 @@ class EngineFolder:
         if not path.is_file() or sha256(path) != content["plan_sha256"]:
             raise EngineError(
                 f"{path}: expected the engine that was built (sha256 {content['plan_sha256'][:12]}..), got "
-                f"another "
-                "or none; delete both files and build again"
+                "another or none; delete both files and build again"
             )
         return content
 
@@ -134,8 +133,7 @@ class EngineFolder:
             raise EngineError(
                 f"{self.folder}: expected engines of builder {builder} of one version for one device, found "
                 f"{listed}; build them with `python -m export.tensorrt --builder {builder}` on the GPU host, "
-                f"inside "
-                "the Triton container that will run them"
+                "inside the Triton container that will run them"
             )
         return kinds.pop()
 

@@ -103,8 +103,7 @@ def check_graph(
             if a != b:
                 raise GraphConfigError(
                     f"{parsed.name}: {side} {name}: expected {a or 'none'} ({graph.name}), got {b or 'none'} "
-                    f"in "
-                    "config.pbtxt"
+                    "in config.pbtxt"
                 )
     for spec in parsed.optimization.cuda.graph_spec:
         for name, shape in spec.input.items():

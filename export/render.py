@@ -242,7 +242,7 @@ def check_precision(precision: str, target: Target, *, where: str = "") -> None:
         raise RenderError(
             f"{where}expected a precision that target {target} runs ({', '.join(_PRECISIONS[target])}), got "
             f"{precision} (targets: {', '.join(targets)}); use such a target, or export with another "
-            f"--precision"
+            "--precision"
         )
 
 

@@ -74,8 +74,7 @@ class Builder:
             if capability not in (None, found):
                 raise BuildError(
                     f"builder tensorrt builds for the GPU of this machine, {model}, compute capability "
-                    f"{found}; "
-                    f"expected {capability}: run it on such a GPU"
+                    f"{found}; expected {capability}: run it on such a GPU"
                 )
             self.device = Device(self.version, found, model)
         else:

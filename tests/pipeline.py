@@ -18,7 +18,8 @@ from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE, tiny_catalogue, tiny_mode
 from training.data.values import ValueBuckets
 from training.loop.checkpoint import Checkpoint
 from training.spec import ModelSpec
-from training.tokenizer import Tokenizer, TokenizerConfig
+from training.tokenizer.config import TokenizerConfig
+from training.tokenizer.tokenizer import Tokenizer
 
 WIDTHS = "4-8-16:6"
 

@@ -15,7 +15,8 @@ from training.data.samples import RequestDataset
 from training.preset import Preset
 from training.run import RunData
 from training.spec import ModelSpec
-from training.tokenizer import Tokenizer, TokenizerConfig
+from training.tokenizer.config import TokenizerConfig
+from training.tokenizer.tokenizer import Tokenizer
 
 DAY = 86_400
 CONFIG = {

@@ -57,8 +57,13 @@ def toy_batch(seed: int) -> Batch:
         [(profile[:, :1] + t + random.integers(0, 2, (6, 2))) % v for t, v in enumerate(LEVEL_SIZES)], -1
     )
     value = random.integers(0, len(VALUE_TABLE), (6, 2))
-    weight = np.ones((6, 2), np.float32)
-    return Batch(slots=slots, profile=profile, tokens=tokens.astype(np.int64), value=value, weight=weight)
+    return Batch(
+        slots=slots,
+        profile=profile,
+        tokens=tokens.astype(np.int64),
+        value=value,
+        weight=np.ones((6, 2), np.float32),
+    )
 
 
 def start(**changes: Any) -> Checkpoint:

@@ -21,9 +21,10 @@ from indexer.store import IndexStore
 from serving.backend.settings import ServingConfig
 from serving.model.bundle import read_manifest
 from training.preset import Preset
-from training.tokenizer import Tokenizer, TokenizerConfig
-from training.tokenizer.embedding import TfidfSvd
-from training.tokenizer.quantizer import ResidualKMeans
+from training.tokenizer.config import TokenizerConfig
+from training.tokenizer.embedders.tfidf_svd import TfidfSvd
+from training.tokenizer.quantizers.residual_kmeans import ResidualKMeans
+from training.tokenizer.tokenizer import Tokenizer
 
 CONFIG = "configs/bench.yaml"
 WORDS, DIM = 4_000, 64

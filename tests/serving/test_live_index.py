@@ -22,7 +22,8 @@ from tests.pipeline import checkpoint, copy_of, serving_config, small_ads
 from tests.serving.ask import LIVE, request
 from tests.tiny import LEVEL_SIZES
 from tests.waiting import wait_until
-from training.tokenizer import Tokenizer, TokenizerConfig
+from training.tokenizer.config import TokenizerConfig
+from training.tokenizer.tokenizer import Tokenizer
 
 NEW = 50_000
 VISIBLE_S = 5.0  # a busy test machine; `make bench-index` measures it

@@ -232,8 +232,8 @@ def test_another_tokenizer_is_refused(tmp_path):
     assert not {s.tobytes() for s in train.slots} & {s.tobytes() for s in validation.slots}
     with pytest.raises(
         ValueError,
-        match=rf"run/tokenizer: expected tokenizer 1234 \(the model's\), got {spec.tokenizer_id}: .*train "
-        rf"a new model",
+        match=rf"run/tokenizer: expected tokenizer 1234 \(the model's\), got {spec.tokenizer_id}: "
+        ".*train a new model",
     ):
         held_out_requests(
             run, replace(spec, tokenizer_id="1234"), preset=Preset.load(preset), count=8, seed=0, part="train"

@@ -7,9 +7,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from training.data.checks import TableError
 from training.data.completejourney import PROVENANCE, find_package_data, load_completejourney
 from training.data.config import DataConfig
-from training.data.schema import TableError
 
 CONFIG = DataConfig(source="completejourney")
 

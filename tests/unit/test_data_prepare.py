@@ -8,11 +8,11 @@ import polars as pl
 import pytest
 
 from training.data import prepare as module
+from training.data.checks import TableError
 from training.data.config import DataConfig
 from training.data.parquet import load_parquet
 from training.data.prepare import main, prepare
 from training.data.prepared import load_prepared
-from training.data.schema import TableError
 
 DAY = 86_400
 

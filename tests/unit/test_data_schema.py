@@ -3,9 +3,9 @@
 import polars as pl
 import pytest
 
+from training.data.checks import TableError
 from training.data.schema import (
     LoadStats,
-    TableError,
     make_tables,
     validate_ads,
     validate_events,

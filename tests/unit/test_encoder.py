@@ -24,7 +24,8 @@ from serving.files import sha256
 from serving.model.bundle import BundleError, read_manifest
 from tests.pipeline import checkpoint, small_ads
 from tests.unit.test_bundle import edit, fake_graphs
-from training.tokenizer import Tokenizer, TokenizerConfig
+from training.tokenizer.config import TokenizerConfig
+from training.tokenizer.tokenizer import Tokenizer
 
 WORDS = [
     "milk",

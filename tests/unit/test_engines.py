@@ -164,8 +164,7 @@ def test_require_says_what_is_there_instead(folder, field, message):
     text = str(caught.value)
     assert text.startswith(
         f"{folder.folder}: expected an engine of tail_2 by tensorrt 10.9.0 for compute capability 8.9, "
-        f"found: "
-        f"tail_2-{there.key}.json "
+        f"found: tail_2-{there.key}.json "
     )
     assert re.search(message, text)
     assert text.endswith("; build it with `python -m export.tensorrt`")

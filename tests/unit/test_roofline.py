@@ -46,7 +46,7 @@ def counted(model):
 def test_flops_equal_those_that_torch_counts(share, shared_layers):
     model = tiny_model(shared_layers=shared_layers, layers=4, share_context_kv=share)
     config, levels = model.config, len(LEVEL_SIZES) + 1
-    flops = request_flops(config, SPEC, LEVEL_SIZES, len(VALUE_TABLE), PLAN)
+    flops = request_flops(case(model))
     for name, expected in counted(model).items():
         parts = {part.split(".")[1]: count for part, count in flops.items() if part.startswith(f"{name}.")}
         attention = parts.pop("self_attention")
@@ -102,7 +102,7 @@ def test_estimate_follows_from_flops_bytes_and_share():
     fp8 = estimate(tiny, fp8=True, share=0.5, **options)
     saved = sum(v for k, v in batch_bytes(tiny, batch=4, weight_bytes=1).items() if k.endswith("weights"))
     assert half["gbytes"] - fp8["gbytes"] == pytest.approx(saved / 1e9)
-    flops = request_flops(tiny.model, SPEC, LEVEL_SIZES, len(VALUE_TABLE), PLAN)
+    flops = request_flops(tiny)
     attention = sum(count for part, count in flops.items() if part.endswith("attention"))
     expected = 4 * (attention / 119.5e12 + (sum(flops.values()) - attention) / 239e12)
     assert fp8["compute_ms"] == pytest.approx(expected * 1e3)

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from training.tokenizer import TokenizerConfig
+from training.tokenizer.config import TokenizerConfig
 
 
 def test_level_sizes_are_codebooks_then_hash():

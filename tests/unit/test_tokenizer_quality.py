@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from training.tokenizer import sid_quality
-from training.tokenizer.quality import DEFINITIONS
+from training.tokenizer.quality import DEFINITIONS, sid_quality
 
 # Six ads, four SIDs: (0,0,0) three times, the others once.
 SIDS = np.array([[0, 0, 0], [1, 0, 2], [0, 0, 0], [1, 1, 2], [0, 0, 0], [3, 1, 1]], np.int32)

@@ -7,8 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from training.tokenizer import Tokenizer, TokenizerConfig, TokenizerError
 from training.tokenizer.__main__ import run
+from training.tokenizer.config import TokenizerConfig
+from training.tokenizer.storage import TokenizerError
+from training.tokenizer.tokenizer import Tokenizer
 
 CONFIG = TokenizerConfig(codebook_sizes=(8, 4), hash_size=64, embedding_dim=12, kmeans_iterations=5, seed=1)
 WORDS = ["milk", "bread", "soap", "tea", "salt", "rice", "pasta", "fish", "beans", "corn", "apple", "pear"]

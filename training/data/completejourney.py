@@ -21,9 +21,10 @@ from pathlib import Path
 
 import polars as pl
 
+from training.data.checks import TableError
 from training.data.config import DataConfig
 from training.data.parquet import read_table
-from training.data.schema import UNKNOWN, LoadStats, TableError, Tables, make_tables
+from training.data.schema import UNKNOWN, LoadStats, Tables, make_tables
 
 PROVENANCE = (
     "Data: completejourney. Two statements about its origin conflict: the R package (CC0) describes it as "

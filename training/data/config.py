@@ -4,8 +4,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from serving.model.features import FeatureSpec
-from training.data.schema import BEHAVIORS
+from serving.model.features import BEHAVIORS, FeatureSpec
 
 
 class DataConfig(BaseModel):

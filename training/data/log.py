@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from training.data.schema import BEHAVIORS, Tables
+from serving.model.features import BEHAVIORS
+from training.data.schema import Tables
 
 Int64 = npt.NDArray[np.int64]
 
@@ -124,4 +125,6 @@ def target_groups(
         & (seen[end] > seen[begin])
         & (begin - log.user_ptr[user_row] >= min_history)
     )
-    return TargetGroups(user_row[keep], begin[keep], end[keep], now[keep], codes)
+    return TargetGroups(
+        user_row=user_row[keep], begin=begin[keep], end=end[keep], now=now[keep], target_codes=codes
+    )

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import polars as pl
 
+from training.data.checks import TableError
 from training.data.config import DataConfig
-from training.data.schema import LoadStats, TableError, Tables, make_tables
+from training.data.schema import LoadStats, Tables, make_tables
 
 NAMES = ("ads", "users", "events")
 

@@ -16,23 +16,6 @@ from training.data.checks import (
     one_of,
 )
 
-__all__ = [
-    "ADS_COLUMNS",
-    "BEHAVIORS",
-    "EVENTS_COLUMNS",
-    "EVENT_KEY",
-    "STATUSES",
-    "UNKNOWN",
-    "LoadStats",
-    "TableError",
-    "Tables",
-    "make_tables",
-    "validate_ads",
-    "validate_events",
-    "validate_tables",
-    "validate_users",
-]
-
 STATUSES = ("active", "paused", "deleted")
 UNKNOWN = "unknown"
 

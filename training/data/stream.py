@@ -104,18 +104,15 @@ def _by_processes(batches: _Guarded, steps: Iterable[int], workers: int) -> Gene
         multiprocessing_context="fork",
         generator=torch.Generator(),  # PyTorch would draw from the one that seeds the model
     )
-    iterator = iter(loader)
-    try:
-        while True:
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            except RuntimeError as error:  # PyTorch's, of a worker that was killed
-                item = _Fault(str(error), traceback.format_exc())
-            yield item
-    finally:
-        del iterator  # ends the workers
+    iterator = iter(loader)  # its workers end when it goes
+    while True:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:  # PyTorch's, of a worker that was killed
+            item = _Fault(str(error), traceback.format_exc())
+        yield item
 
 
 def _start_worker(number: int) -> None:

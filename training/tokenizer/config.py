@@ -27,7 +27,7 @@ class TokenizerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # At most four levels: keeps the fixed-point arithmetic of quantizer.py far from 2^53 (see there).
+    # At most four levels: keeps the fixed-point arithmetic of residual k-means far from 2^53.
     codebook_sizes: Annotated[tuple[Size, ...], Field(min_length=1, max_length=4)] = (512, 256)
     hash_size: Size = 1024
     embedding: Literal["tfidf_svd"] = "tfidf_svd"

@@ -11,8 +11,9 @@ from threadpoolctl import threadpool_limits
 
 from serving.index.hashing import hash_level
 from training.tokenizer.config import TokenizerConfig
-from training.tokenizer.embedding import EMBEDDERS, TextEmbedder
-from training.tokenizer.quantizer import ResidualKMeans
+from training.tokenizer.embedders import EMBEDDERS
+from training.tokenizer.embedders.base import TextEmbedder
+from training.tokenizer.quantizers.residual_kmeans import ResidualKMeans
 from training.tokenizer.storage import TokenizerError, content_id, read_folder, write_folder
 
 logger = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from collections import Counter
 
 import numpy as np
 
-from training.tokenizer import TokenizerConfig
-from training.tokenizer.embedding import TfidfSvd
+from training.tokenizer.config import TokenizerConfig
+from training.tokenizer.embedders.tfidf_svd import TfidfSvd
 
 TEXTS = ["milk milk bread", "milk tea", "bread tea salt", "salt milk 2", "tea tea tea", "bread 2 milk"]
 

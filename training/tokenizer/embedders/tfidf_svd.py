@@ -1,51 +1,24 @@
-"""Text of an ad -> unit vector.
+"""TF-IDF and a truncated SVD: the light embedder that needs no GPU and no download.
 
-The paper embeds ads with an instruction-tuned multimodal LLM and co-occurrence learning (GR4AD, arXiv
-2602.22732, section on UA-SID). `TfidfSvd` is the light stand-in that needs no GPU and no download; another
-embedder joins by implementing `TextEmbedder` and taking a name in `EMBEDDERS`.
+Letters: N texts, F features, D dimensions.
 """
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from training.tokenizer.config import TokenizerConfig
+from training.tokenizer.embedders.base import Arrays
 
 logger = logging.getLogger(__name__)
 
-Arrays = dict[str, np.ndarray]
 # Label paths hold one-letter and one-digit words ("2 LB") that scikit-learn's own pattern drops.
 TOKEN_PATTERN = r"(?u)\b\w+\b"
 MIN_LENGTH = 1e-9  # a shorter projection is noise: no direction
-
-
-class TextEmbedder(Protocol):
-    """What the tokenizer asks of a text embedder. N texts, D dimensions."""
-
-    @classmethod
-    def fit(cls, texts: Sequence[str], config: TokenizerConfig) -> Self:
-        """Learn from N texts."""
-        ...
-
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Return float32 [N, D], each row of length 1, or all zero for a text with no known feature.
-
-        A row must depend on its own text only, never on the other texts of the call.
-        """
-        ...
-
-    def state(self) -> tuple[Arrays, dict[str, Any]]:
-        """Return the learnt arrays and JSON-able metadata, enough for `from_state`."""
-        ...
-
-    @classmethod
-    def from_state(cls, arrays: Arrays, metadata: dict[str, Any]) -> Self:
-        """Rebuild an embedder that embeds bit for bit as the one that gave the state."""
-        ...
 
 
 class TfidfSvd:
@@ -130,9 +103,6 @@ class TfidfSvd:
         return cls(
             metadata["vocabulary"], metadata["ngram_max"], idf=arrays["idf"], components=arrays["components"]
         )
-
-
-EMBEDDERS: dict[str, type[TextEmbedder]] = {"tfidf_svd": TfidfSvd}
 
 
 def _vectorizer(ngram_max: int, **settings: Any) -> TfidfVectorizer:

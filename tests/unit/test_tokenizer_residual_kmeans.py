@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.tokenizer.quantizer import ResidualKMeans
+from training.tokenizer.quantizers.residual_kmeans import ResidualKMeans
 
 
 def unit_points(count, dim=8, seed=0):

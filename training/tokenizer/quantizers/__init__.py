@@ -1,0 +1,1 @@
+"""Vector -> codes, coarse to fine."""
