@@ -1,6 +1,6 @@
 """The HTTP API on the real store: outcomes, bulks, limits, who may write, dead letters, health, metrics."""
 
-import functools
+import contextlib
 import json
 import shutil
 import subprocess
@@ -9,22 +9,16 @@ import time
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 
-from indexer.http.api import Api, ApiLimits
-from indexer.http.app import create_app
+from indexer.http.api import ApiLimits
 from indexer.http.guard import Guard
 from indexer.sidecar.bundle_watch import BundleWatch
-from indexer.sidecar.config import SidecarConfig, WorkerConfig
-from indexer.sidecar.sidecar import Sidecar
+from indexer.sidecar.config import WorkerConfig
 from indexer.store.index_store import IndexStore
 from serving.model.bundle import BundleError
-from tests.indexing import LEVEL_SIZES, HashEncoder, load_hash_encoder, write_manifest
+from tests.indexing import LEVEL_SIZES, HashEncoder, load_hash_encoder, sidecar_client, write_manifest
 from tests.recording_store import event
 from tests.waiting import wait_until
-
-WATCH = functools.partial(BundleWatch, load=load_hash_encoder)
-LOCAL = "http://127.0.0.1:8010"
 
 
 def create(ad_id: int, version: int = 1, **content: str) -> dict:
@@ -40,27 +34,8 @@ def folder(tmp_path):
 
 @pytest.fixture
 def start(folder):
-    running = []
-
-    def start(*, host="127.0.0.1", token=None, limits=None, base_url=LOCAL, **settings) -> TestClient:
-        sidecar = Sidecar(SidecarConfig(folder / "index", folder / "bundles", **settings), watch=WATCH)
-        api = Api(
-            store=sidecar.store,
-            worker=sidecar.worker,
-            metrics=sidecar.metrics,
-            guard=Guard(host, token=token),
-            ready=sidecar.ready,
-            limits=limits or ApiLimits(),
-        )
-        sidecar.start()
-        running.append(sidecar)
-        client = TestClient(create_app(api), base_url=base_url, raise_server_exceptions=False)
-        client.sidecar = sidecar
-        return client
-
-    yield start
-    for sidecar in running:
-        assert sidecar.stop()
+    with contextlib.ExitStack() as running:
+        yield lambda **settings: running.enter_context(sidecar_client(folder, **settings))
 
 
 @pytest.fixture
@@ -448,13 +423,3 @@ def test_promtool_accepts_the_metrics(client):
     text = client.get("/metrics").text
     checked = subprocess.run(["promtool", "check", "metrics"], input=text, text=True, capture_output=True)
     assert checked.returncode == 0, checked.stderr + checked.stdout
-
-
-def test_the_openapi_page_has_examples(client):
-    paths = client.get("/openapi.json").json()["paths"]
-    examples = paths["/events"]["post"]["requestBody"]["content"]["application/json"]["examples"]
-    client.post("/events", json=examples["create"]["value"])
-    for kind in ("update", "pause", "resume", "delete"):
-        assert client.post("/events", json=examples[kind]["value"]).json()["result"] == "applied"
-    for path in paths.values():
-        assert all(operation.get("summary") for operation in path.values())
