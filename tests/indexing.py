@@ -1,14 +1,23 @@
-"""What tests of the sidecar need: a bundle that is only a manifest, and an encoder that is only a hash."""
+"""What tests of the sidecar need: a bundle that is a manifest only, an encoder that is a hash, a client."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from fastapi.testclient import TestClient
 
+from indexer.http.api import Api, ApiLimits
+from indexer.http.app import create_app
+from indexer.http.guard import Guard
+from indexer.sidecar.bundle_watch import BundleWatch
+from indexer.sidecar.config import SidecarConfig
+from indexer.sidecar.sidecar import Sidecar
 from serving.model.bundle import CURRENT, FORMAT_VERSION, MANIFEST
 from serving.model.features import FeatureSpec
 
@@ -62,3 +71,34 @@ def write_manifest(bundles: Path, version: int, tokenizer_id: str, *, current: b
 def load_hash_encoder(bundle: Path) -> HashEncoder:
     """In place of `AdEncoder.load`."""
     return HashEncoder(json.loads((bundle / MANIFEST).read_text())["tokenizer_id"])
+
+
+@contextmanager
+def sidecar_client(
+    folder: Path,
+    *,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    limits: ApiLimits | None = None,
+    base_url: str = "http://127.0.0.1:8010",
+    **settings: object,
+) -> Iterator[TestClient]:
+    """Client of a running sidecar on FOLDER/index and FOLDER/bundles; `client.sidecar` is the sidecar."""
+    watch = functools.partial(BundleWatch, load=load_hash_encoder)
+    config = SidecarConfig(folder / "index", folder / "bundles", **settings)  # type: ignore[arg-type]
+    sidecar = Sidecar(config, watch=watch)
+    api = Api(
+        store=sidecar.store,
+        worker=sidecar.worker,
+        metrics=sidecar.metrics,
+        guard=Guard(host, token=token),
+        ready=sidecar.ready,
+        limits=limits or ApiLimits(),
+    )
+    sidecar.start()
+    try:
+        client = TestClient(create_app(api), base_url=base_url, raise_server_exceptions=False)
+        client.sidecar = sidecar  # type: ignore[attr-defined]
+        yield client
+    finally:
+        assert sidecar.stop()

@@ -33,7 +33,7 @@ class Encoder(Protocol):
 
 
 def encode_contents(
-    encoder: Encoder, ad_ids: Sequence[int], contents: Sequence[dict[str, str]]
+    encoder: Encoder, ad_ids: Sequence[int], *, contents: Sequence[dict[str, str]]
 ) -> np.ndarray:
     """SIDs int32 [N, T] of ads with content as the index stores it.
 

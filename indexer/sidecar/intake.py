@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from indexer.sources.submission import Submission, UnavailableError
 
-Slot = tuple[Submission, int]
+Queued = tuple[Submission, int]
 """One item of a submission."""
 
 
@@ -22,7 +22,7 @@ class Intake:
 
     def __init__(self, *, max_events: int, max_bytes: int) -> None:
         """Start empty."""
-        self._slots: deque[Slot] = deque()
+        self._queue: deque[Queued] = deque()
         self._changed = threading.Condition()
         self._max_events, self._max_bytes = max_events, max_bytes
         self._bytes = 0
@@ -30,7 +30,7 @@ class Intake:
 
     def __len__(self) -> int:
         """Items waiting."""
-        return len(self._slots)
+        return len(self._queue)
 
     def put(self, submission: Submission, *, stop: threading.Event | None = None) -> bool:
         """Append all items.
@@ -48,45 +48,45 @@ class Intake:
         with self._changed:
             while not self._has_room(submission) and not self._closed:
                 if stop is None:
-                    raise UnavailableError(f"{len(self._slots)} events are waiting already; try again later")
+                    raise UnavailableError(f"{len(self._queue)} events are waiting already; try again later")
                 self._changed.wait(0.1)
                 if stop.is_set():
                     return False
             if self._closed:
                 raise UnavailableError("the indexer is stopping")
-            self._slots.extend((submission, i) for i in range(len(submission.items)))
+            self._queue.extend((submission, i) for i in range(len(submission.items)))
             self._bytes += sum(len(i.raw) for i in submission.items)
             self._changed.notify_all()
         return True
 
-    def take(self, count: int, *, first_s: float, more_s: float) -> list[Slot]:
+    def take(self, count: int, *, first_s: float, more_s: float) -> list[Queued]:
         """Up to `count` items: waits `first_s` for the first and from then on `more_s` for the others."""
         with self._changed:
-            if not self._slots and not self._closed:
+            if not self._queue and not self._closed:
                 self._changed.wait(first_s)
             deadline = time.monotonic() + more_s
-            while 0 < len(self._slots) < count and not self._closed:
+            while 0 < len(self._queue) < count and not self._closed:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     break
                 self._changed.wait(left)
-            slots = [self._slots.popleft() for _ in range(min(count, len(self._slots)))]
-            self._bytes -= sum(len(s.items[i].raw) for s, i in slots)
+            queued = [self._queue.popleft() for _ in range(min(count, len(self._queue)))]
+            self._bytes -= sum(len(s.items[i].raw) for s, i in queued)
             self._changed.notify_all()
-        return [(s, i) for s, i in slots if not s.future.done()]
+        return [(s, i) for s, i in queued if not s.future.done()]
 
-    def put_back(self, slots: list[Slot]) -> None:
+    def put_back(self, queued: list[Queued]) -> None:
         """Return what was taken last to the front."""
         with self._changed:
-            self._slots.extendleft(reversed(slots))
-            self._bytes += sum(len(s.items[i].raw) for s, i in slots)
+            self._queue.extendleft(reversed(queued))
+            self._bytes += sum(len(s.items[i].raw) for s, i in queued)
 
     def drop(self, wanted: Callable[[Submission], bool], error: Exception) -> None:
         """Fail the waiting submissions that are wanted."""
         with self._changed:
-            dropped = {id(s): s for s, _ in self._slots if wanted(s)}
-            self._slots = deque(slot for slot in self._slots if id(slot[0]) not in dropped)
-            self._bytes = sum(len(s.items[i].raw) for s, i in self._slots)
+            dropped = {id(s): s for s, _ in self._queue if wanted(s)}
+            self._queue = deque(one for one in self._queue if id(one[0]) not in dropped)
+            self._bytes = sum(len(s.items[i].raw) for s, i in self._queue)
             self._changed.notify_all()
         for submission in dropped.values():
             submission.fail(error)
@@ -104,4 +104,4 @@ class Intake:
 
     def _has_room(self, submission: Submission) -> bool:
         share = 2 if submission.kept else 1
-        return len(self._slots) * share < self._max_events and self._bytes * share < self._max_bytes
+        return len(self._queue) * share < self._max_events and self._bytes * share < self._max_bytes

@@ -18,7 +18,7 @@ from indexer.events.event import AdEvent
 from indexer.events.parse import parse_event
 from indexer.sidecar.chores import Chore, Chores
 from indexer.sidecar.config import WorkerConfig
-from indexer.sidecar.intake import Intake, Slot
+from indexer.sidecar.intake import Intake, Queued
 from indexer.sidecar.metrics import Metrics
 from indexer.sidecar.outage import Outage, needs_reopening, of_the_machine
 from indexer.sources.submission import Item, Submission, UnavailableError
@@ -172,9 +172,9 @@ class Worker:
                     except Exception as error:
                         future.set_exception(error)
 
-    def _commit(self, slots: list[Slot]) -> bool:
-        """Apply and settle; False when the store failed and the slots were given back."""
-        items = [submission.items[i] for submission, i in slots]
+    def _commit(self, queued: list[Queued]) -> bool:
+        """Apply and settle; False when the store failed and they were given back."""
+        items = [submission.items[i] for submission, i in queued]
         incoming = [Incoming(self._parsed(i), i.raw, i.source) for i in items]
         offsets = {i.source: i.offset for i in items if i.offset is not None}
         began = time.monotonic()
@@ -184,13 +184,13 @@ class Worker:
             if needs_reopening(error):
                 raise  # end, and be started again
             if of_the_machine(error):
-                self._fail(slots, error)
+                self._fail(queued, error)
                 return False
-            log.exception("a batch of %d events failed", len(slots))
-            return self._isolate(slots, error)  # a fault that one event brings out must not stop the others
+            log.exception("a batch of %d events failed", len(queued))
+            return self._isolate(queued, error)  # a fault that one event brings out must not stop the others
         self._metrics.batch(len(items), seconds=time.monotonic() - began)
         self.outage.over()
-        for (submission, i), one, outcome in zip(slots, incoming, outcomes, strict=True):
+        for (submission, i), one, outcome in zip(queued, incoming, outcomes, strict=True):
             kind = one.event.kind if isinstance(one.event, AdEvent) else "unreadable"
             self._metrics.outcome(one.source, kind=kind, result=outcome.result, reason=outcome.reason)
             submission.settle(i, outcome)
@@ -204,29 +204,29 @@ class Worker:
         except EventError as error:
             return error
 
-    def _isolate(self, slots: list[Slot], error: Exception) -> bool:
+    def _isolate(self, queued: list[Queued], error: Exception) -> bool:
         """Apply one by one; the event that fails alone, too, goes to the dead letters."""
-        if len(slots) > 1:
-            for i, slot in enumerate(slots):
-                if not self._commit([slot]):
-                    self._intake.put_back([s for s in slots[i + 1 :] if not s[0].future.done()])
+        if len(queued) > 1:
+            for i, one in enumerate(queued):
+                if not self._commit([one]):
+                    self._intake.put_back([s for s in queued[i + 1 :] if not s[0].future.done()])
                     return False
             return True
-        submission, i = slots[0]
+        submission, i = queued[0]
         if submission.items[i].error is not None:  # not even its dead letter can be written
-            self._fail(slots, error)
+            self._fail(queued, error)
             return False
         reason = EventError("internal", f"{type(error).__name__}: {error}")
         submission.items[i] = replace(submission.items[i], error=reason)
-        return self._commit(slots)
+        return self._commit(queued)
 
-    def _fail(self, slots: list[Slot], error: Exception) -> None:
+    def _fail(self, queued: list[Queued], error: Exception) -> None:
         self._metrics.store_failures.inc()
         refused = self.outage.failed(error)
-        for submission, _ in slots:
+        for submission, _ in queued:
             if not submission.kept:
                 submission.fail(refused)
-        self._intake.put_back([slot for slot in slots if slot[0].kept])
+        self._intake.put_back([one for one in queued if one[0].kept])
         self._intake.drop(lambda submission: not submission.kept, refused)
 
     def _probe(self) -> None:

@@ -93,10 +93,8 @@ class KafkaSource(Source):
             # Deleted by retention, or the topic was made anew: all that is there counts as new; what had been
             # applied is stale by its version.
             if at.offset:
-                log.warning(
-                    "%s: partition %d holds %d .. %d, not %d: read from its start",
-                    self.name, partition, low, high, at.offset,
-                )  # fmt: skip
+                holds = f"partition {partition} holds {low} .. {high}, not {at.offset}"
+                log.warning("%s: %s: read from its start", self.name, holds)
             at.offset = self._next[partition] = self._committed[partition] = low
         return at
 

@@ -62,21 +62,21 @@ def write_changes(
     for ad_id, content in contents.items():
         writing.txn.put(ad_key(ad_id), encode_content(content), db=writing.tables.content)
     for name in writing.meta.generations:
-        _write_generation(writing, name, changes, contents=contents, encoder=encoders.get(name))
+        _write_generation(writing, name, changes=changes, contents=contents, encoder=encoders.get(name))
 
 
 def _write_generation(
     writing: WriteTransaction,
     name: str,
-    changes: Mapping[int, AdChange],
     *,
+    changes: Mapping[int, AdChange],
     contents: dict[int, dict[str, str]],
     encoder: Encoder | None,
 ) -> None:
     generation = writing.meta.generations[name]
     new: dict[int, np.ndarray] = {}
     if encoder is not None and contents:
-        sids = encode_contents(encoder, list(contents), list(contents.values()))
+        sids = encode_contents(encoder, list(contents), contents=list(contents.values()))
         new = dict(zip(contents, sids, strict=True))
     elif contents and generation.ready:
         writing.count(f"unencoded.{name}", len(contents))
@@ -84,7 +84,7 @@ def _write_generation(
     forget = not generation.ready and encoder is None
     rows = []
     for ad_id, change in changes.items():
-        row = _write_sid(writing, name, ad_id, change=change, new=new.get(ad_id), forget=forget)
+        row = _write_sid(writing, name, ad_id=ad_id, change=change, new=new.get(ad_id), forget=forget)
         if row is not None:
             rows.append(row)
     if rows and generation.ready:
@@ -97,8 +97,8 @@ def _write_generation(
 def _write_sid(
     writing: WriteTransaction,
     name: str,
-    ad_id: int,
     *,
+    ad_id: int,
     change: AdChange,
     new: np.ndarray | None,
     forget: bool,

@@ -13,6 +13,7 @@ import lmdb
 
 from indexer.store.arrays import read_snapshot
 from indexer.store.bases import place_base, remove_bases
+from indexer.store.file import fill_up
 from indexer.store.lock import WriterLock
 from indexer.store.tables import Tables, write_meta
 from indexer.store.transaction import ReadTransaction, read_environment, read_store
@@ -98,13 +99,15 @@ def _replace(
             bases.enter_context(base)
         with target.begin(write=True) as txn:
             for table in {*names, *_names(txn)}:
-                _copy_table(table, source, target, reading=reading.txn if table in names else None, txn=txn)
+                known = table in names and not table.startswith(b"changes/")  # they are in the new bases
+                _copy_table(
+                    table, source=source, target=target, reading=reading.txn if known else None, txn=txn
+                )
             tables = Tables.open(target, txn, create=True)
-            for handles in tables.generations.values():
-                txn.drop(handles.changes, delete=False)
-            write_meta(tables, txn, reading.meta)
+            write_meta(tables, txn, meta=reading.meta)
             for name, base in placed.items():
                 base.write(read_snapshot(reading, name))
+        fill_up(target)
     folder = path / BASE
     for old in folder.iterdir() if folder.is_dir() else ():
         if not old.name.startswith("."):
@@ -123,13 +126,13 @@ def _moved_on(meta: StoreMeta, sequence: int) -> StoreMeta:
 
 def _copy_table(
     name: bytes,
+    *,
     source: lmdb.Environment,
     target: lmdb.Environment,
-    *,
     reading: lmdb.Transaction | None,
     txn: lmdb.Transaction,
 ) -> None:
-    """One table of the target as in the source; `reading` None: the source does not have it."""
+    """One table of the target as in the source; `reading` None: empty."""
     flags = {"dupsort": True, "dupfixed": True} if name.startswith(b"sids/") else {}
     into = target.open_db(name, txn=txn, **flags)
     txn.drop(into, delete=False)

@@ -25,8 +25,8 @@ _CHUNK = 1 << 16
 def bulk_load(
     file: StoreFile,
     tokenizer_id: str,
-    level_sizes: tuple[int, ...],
     *,
+    level_sizes: tuple[int, ...],
     ads: AdColumns,
     replace_all: bool = False,
 ) -> int:
@@ -88,9 +88,9 @@ def _replace_ads(writing: WriteTransaction, ads: AdColumns, *, now: int) -> None
     records["status"], records["updated"] = ads.statuses, now
     records["status_version"] = records["content_version"] = ads.versions
     keys = _ad_keys(ads.ad_ids)
-    _append(writing, tables.ads, _pairs(keys, _parts(records.view(f"V{AD.itemsize}"))))
+    _append(writing, tables.ads, pairs=_pairs(keys, _parts(records.view(f"V{AD.itemsize}"))))
     if ads.content is not None:
-        _append(writing, tables.content, _pairs(keys, ads.encoded_content()))
+        _append(writing, tables.content, pairs=_pairs(keys, ads.encoded_content()))
 
 
 def _fill_generation(writing: WriteTransaction, snapshot: IndexSnapshot, *, sids: np.ndarray) -> None:
@@ -99,9 +99,11 @@ def _fill_generation(writing: WriteTransaction, snapshot: IndexSnapshot, *, sids
     for table in vars(handles).values():
         writing.txn.drop(table, delete=False)
     keys = _ad_keys(snapshot.ad_ids)
-    _append(writing, handles.codes, _pairs(keys, _parts(_rows(sids, "<i4"))))
+    _append(writing, handles.codes, pairs=_pairs(keys, _parts(_rows(sids, "<i4"))))
     live = snapshot.leaf_ads  # in the order of the SIDs, then of the ads
-    _append(writing, handles.sids, _pairs(_rows(sids[live], ">u4"), _parts(keys[live])), duplicates=True)
+    _append(
+        writing, handles.sids, pairs=_pairs(_rows(sids[live], ">u4"), _parts(keys[live])), duplicates=True
+    )
 
 
 def _statuses_of_same(writing: WriteTransaction, ads: AdColumns) -> np.ndarray:
@@ -121,8 +123,8 @@ def _statuses_of_same(writing: WriteTransaction, ads: AdColumns) -> np.ndarray:
 def _append(
     writing: WriteTransaction,
     table: Any,
-    pairs: Iterable[tuple[bytes, bytes]],
     *,
+    pairs: Iterable[tuple[bytes, bytes]],
     duplicates: bool = False,
 ) -> None:
     with writing.txn.cursor(db=table) as cursor:

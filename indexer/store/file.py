@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from indexer.store.lock import WriterLock
 from indexer.store.tables import Tables, read_counters, read_meta, write_counters, write_meta
 from indexer.store.transaction import ReadTransaction, WriteTransaction
 from serving.index.layout import MAX_GENERATIONS, STORE, IndexStoreError, change_dtype, open_environment
+
+log = logging.getLogger("gr4ad.indexer")
 
 
 class StoreFile:
@@ -69,7 +72,7 @@ class StoreFile:
                 self.meta = read_meta(self.tables, txn, where=self.path)
                 self.counters = read_counters(self.tables, txn, where=self.path)
                 self.log_rows = {name: self._count_log(txn, name) for name in self.meta.generations}
-            self._fill_up()
+            fill_up(self.environment)
         except BaseException:
             self.close()
             raise
@@ -103,13 +106,12 @@ class StoreFile:
             )
             yield transaction
             if transaction.meta != self.meta:
-                write_meta(self.tables, txn, transaction.meta)
+                write_meta(self.tables, txn, meta=transaction.meta)
             if transaction.counters != self.counters:
-                write_counters(self.tables, txn, transaction.counters)
-        # Before anything else can fail: what is committed must be known.
+                write_counters(self.tables, txn, counters=transaction.counters)
         self.meta, self.counters = transaction.meta, transaction.counters
         self.log_rows = {name: transaction.log_rows.get(name, 0) for name in self.meta.generations}
-        self._fill_up()
+        fill_up(self.environment)
 
     def check_room(self) -> None:
         """Another generation fits in.
@@ -126,8 +128,8 @@ class StoreFile:
     def add_tables(self, tokenizer_id: str) -> None:
         """Make empty tables of a generation to come: handles of a transaction that fails are of no use."""
         with self._begin(write=True) as txn:
-            self.tables.add(self.environment, txn, tokenizer_id, create=True)
-        self._fill_up()
+            self.tables.add(self.environment, txn, tokenizer_id=tokenizer_id, create=True)
+        fill_up(self.environment)
 
     def remove_tables(self, tokenizer_id: str) -> None:
         """Remove the tables of a generation that `meta` names no more."""
@@ -135,7 +137,7 @@ class StoreFile:
         with self._begin(write=True) as txn:
             for table in vars(handles).values():
                 txn.drop(table)
-        self._fill_up()
+        fill_up(self.environment)
 
     def close(self) -> None:
         """Release the file and the writer's lock."""
@@ -163,14 +165,6 @@ class StoreFile:
         with txn.cursor(db=self.tables.generations[name].changes) as cursor:
             return sum(len(value) for _, value in cursor) // size
 
-    def _fill_up(self) -> None:
-        # LMDB does not write a page at the end that it took and gave back in one transaction; to readers, the
-        # file would look truncated.
-        expected = (self.environment.info()["last_pgno"] + 1) * self.environment.stat()["psize"]
-        file = self.path / STORE / "data.mdb"
-        if file.stat().st_size < expected:
-            os.truncate(file, expected)
-
     def _error(self, error: lmdb.Error) -> IndexStoreError:
         advice = "free disk space or check the disk, then open the index again"
         if isinstance(error, lmdb.MapFullError):
@@ -178,3 +172,18 @@ class StoreFile:
         elif isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError):
             advice = "it is damaged; restore a backup or build it anew"
         return IndexStoreError(f"index {self.path}: {error}; nothing of the transaction was kept; {advice}")
+
+
+def fill_up(environment: lmdb.Environment) -> None:
+    """Make the file as long as LMDB says it is; after every commit.
+
+    LMDB does not write a page at the end that a transaction took and gave back. To whoever opens the store,
+    the file would look truncated.
+    """
+    file = Path(environment.path()) / "data.mdb"
+    expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    try:
+        if file.stat().st_size < expected:
+            os.truncate(file, expected)
+    except OSError as error:  # what was committed is: nobody must be told that it was not
+        log.error("%s: who opens it finds it truncated, till the next commit: %s", file, error)

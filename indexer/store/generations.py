@@ -51,7 +51,7 @@ def add_generation(file: StoreFile, encoder: Encoder) -> None:
     _check_contents(file, name)
     file.add_tables(name)
     with file.write() as writing:
-        _set_generation(writing, name, Generation(tuple(encoder.level_sizes)))
+        _set_generation(writing, name, generation=Generation(tuple(encoder.level_sizes)))
 
 
 def fill(file: StoreFile, encoder: Encoder, *, limit: int = 1024) -> int:
@@ -74,11 +74,11 @@ def fill(file: StoreFile, encoder: Encoder, *, limit: int = 1024) -> int:
     with file.write() as writing:
         missing = _missing(writing, name, limit=limit)
         if missing:
-            _encode_missing(writing, encoder, missing)
+            _encode_missing(writing, encoder, missing=missing)
         left = writing.entries(writing.tables.ads) - writing.entries(handles.codes)
     if left or missing:
         return max(left, 1)
-    _finish(file, name, generation)
+    _finish(file, name, generation=generation)
     return 0
 
 
@@ -103,11 +103,11 @@ def drop_generation(file: StoreFile, tokenizer_id: str) -> None:
     remove_bases(file.path, tokenizer_id, keep=())
 
 
-def _encode_missing(writing: WriteTransaction, encoder: Encoder, missing: list[tuple[int, int]]) -> None:
+def _encode_missing(writing: WriteTransaction, encoder: Encoder, *, missing: list[tuple[int, int]]) -> None:
     handles = writing.tables.generations[encoder.tokenizer_id]
     ad_ids = [ad_id for ad_id, _ in missing]
     contents = [_content(writing, ad_id) for ad_id in ad_ids]
-    sids = encode_contents(encoder, ad_ids, contents)
+    sids = encode_contents(encoder, ad_ids, contents=contents)
     for (ad_id, status), codes in zip(missing, sids, strict=True):
         writing.txn.put(ad_key(ad_id), codes.astype("<i4").tobytes(), db=handles.codes)
         if status == ACTIVE:
@@ -123,17 +123,17 @@ def _content(writing: WriteTransaction, ad_id: int) -> dict[str, str]:
     return content
 
 
-def _finish(file: StoreFile, tokenizer_id: str, generation: Generation) -> None:
+def _finish(file: StoreFile, tokenizer_id: str, *, generation: Generation) -> None:
     sequence = file.meta.sequence + 1  # a new one, so that readers look
     with place_base(file.path, tokenizer_id, sequence=sequence) as base, file.write() as writing:
         writing.meta = replace(writing.meta, sequence=sequence)
         ready = replace(generation, ready=True, base=sequence, log_start=sequence)
-        _set_generation(writing, tokenizer_id, ready)
+        _set_generation(writing, tokenizer_id, generation=ready)
         writing.txn.delete(_progress_key(tokenizer_id), db=writing.tables.meta)
         base.write(read_snapshot(writing, tokenizer_id))
 
 
-def _set_generation(writing: WriteTransaction, tokenizer_id: str, generation: Generation) -> None:
+def _set_generation(writing: WriteTransaction, tokenizer_id: str, *, generation: Generation) -> None:
     writing.meta = replace(writing.meta, generations=writing.meta.generations | {tokenizer_id: generation})
 
 

@@ -182,7 +182,7 @@ class IndexStore:
         ads = AdColumns.checked(
             sizes, ad_ids=ad_ids, sids=sids, statuses=statuses, versions=versions, content=content
         )
-        sequence = bulk_load(self.file, tokenizer_id, sizes, ads=ads, replace_all=replace_all)
+        sequence = bulk_load(self.file, tokenizer_id, level_sizes=sizes, ads=ads, replace_all=replace_all)
         waiting = [letter.number for letter in self.dead_letters() if letter.waiting]
         if waiting:
             self.replay(waiting)

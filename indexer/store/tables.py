@@ -64,13 +64,13 @@ class Tables:
             }
             tables = cls(**named, generations={})
             for tokenizer_id in read_meta(tables, txn, where=where).generations:
-                tables.add(environment, txn, tokenizer_id, create=create)
+                tables.add(environment, txn, tokenizer_id=tokenizer_id, create=create)
         except lmdb.Error as error:
             raise IndexStoreError(f"index {where}: a table is missing or damaged: {error}") from error
         return tables
 
     def add(
-        self, environment: lmdb.Environment, txn: lmdb.Transaction, tokenizer_id: str, *, create: bool
+        self, environment: lmdb.Environment, txn: lmdb.Transaction, *, tokenizer_id: str, create: bool
     ) -> None:
         """Open those of one generation."""
         names = generation_tables(tokenizer_id)
@@ -93,7 +93,7 @@ def read_meta(tables: Tables, txn: lmdb.Transaction, *, where: Path) -> StoreMet
     return StoreMeta.decode(bytes(raw or b"null"), where=where)
 
 
-def write_meta(tables: Tables, txn: lmdb.Transaction, meta: StoreMeta) -> None:
+def write_meta(tables: Tables, txn: lmdb.Transaction, *, meta: StoreMeta) -> None:
     """Replace the record."""
     txn.put(INDEX_KEY, meta.encode(), db=tables.meta)
 
@@ -111,7 +111,7 @@ def read_counters(tables: Tables, txn: lmdb.Transaction, *, where: Path) -> dict
         raise IndexStoreError(f"index {where}: unreadable counters: {error!r}") from error
 
 
-def write_counters(tables: Tables, txn: lmdb.Transaction, counters: dict[str, int]) -> None:
+def write_counters(tables: Tables, txn: lmdb.Transaction, *, counters: dict[str, int]) -> None:
     """Replace the record."""
     txn.put(COUNTERS_KEY, json.dumps(counters).encode(), db=tables.meta)
 

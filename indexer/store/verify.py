@@ -73,12 +73,12 @@ def _generation(reading: ReadTransaction, name: str, *, ads: np.ndarray, whole: 
     if unknown or bad.any():
         return
     expected = snapshot_of(reading, name, codes=codes, ads=ads)
-    yield from _reverse_table(reading, name, expected)
+    yield from _reverse_table(reading, name, expected=expected)
     if generation.ready:
-        yield from _base(reading, name, expected)
+        yield from _base(reading, name, expected=expected)
 
 
-def _reverse_table(reading: ReadTransaction, name: str, expected: IndexSnapshot) -> Iterator[str]:
+def _reverse_table(reading: ReadTransaction, name: str, *, expected: IndexSnapshot) -> Iterator[str]:
     rows = read_sids(reading, name)
     keys = pack(rows["codes"].astype(np.int64), expected.level_sizes)
     live = expected.leaf_ads
@@ -91,7 +91,7 @@ def _reverse_table(reading: ReadTransaction, name: str, expected: IndexSnapshot)
         yield f"{name}, sids: {int(wrong.sum())} rows differ from codes, first ad {row['ad_id']}"
 
 
-def _base(reading: ReadTransaction, name: str, expected: IndexSnapshot) -> Iterator[str]:
+def _base(reading: ReadTransaction, name: str, *, expected: IndexSnapshot) -> Iterator[str]:
     """The base with the change log on top, as readers put it together."""
     generation, sequence = reading.meta.generations[name], reading.meta.sequence
     if generation.base is None or not generation.log_start <= generation.base <= sequence:
@@ -108,7 +108,7 @@ def _base(reading: ReadTransaction, name: str, expected: IndexSnapshot) -> Itera
             if not generation.log_start < int.from_bytes(key, "big") <= sequence:
                 yield f"{name}, changes: row set {int.from_bytes(key, 'big')} is outside of the log"
             values.append(np.frombuffer(value, row))
-    for got, wanted, what in _as_readers_see(base, np.concatenate(values), expected):
+    for got, wanted, what in _as_readers_see(base, np.concatenate(values), expected=expected):
         if not np.array_equal(got, wanted):
             yield f"{name}: {what} of base {generation.base} and change log are not those of the store"
             return
@@ -118,7 +118,7 @@ def _base(reading: ReadTransaction, name: str, expected: IndexSnapshot) -> Itera
 
 
 def _as_readers_see(
-    base: IndexSnapshot, log: np.ndarray, expected: IndexSnapshot
+    base: IndexSnapshot, log: np.ndarray, *, expected: IndexSnapshot
 ) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
     """Columns of the base with the change log on top, each with what it should be and its name."""
     last = np.unique(log["ad_id"][::-1], return_index=True)[1]

@@ -9,6 +9,7 @@ import pytest
 
 from indexer.sidecar.config import WorkerConfig
 from indexer.sidecar.metrics import Metrics
+from indexer.sidecar.outage import Outage
 from indexer.sidecar.worker import Worker
 from indexer.sources.submission import Item, UnavailableError
 from serving.index.layout import IndexStoreError
@@ -150,25 +151,37 @@ def test_a_blocked_stream_gives_up_when_it_stops(make, store):
     assert worker.submit(stream(2), kept=True, stop=stop) is None
 
 
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [
+def test_what_clients_are_told_of_a_store_that_fails():
+    for error, status in (
         (OSError(errno.ENOSPC, "No space left on device"), 507),
         (lmdb.MapFullError("full"), 507),
         (lmdb.DiskError("mdb_txn_commit: No space left on device"), 507),
         (lmdb.Error("mdb_txn_commit: Input/output error"), 503),
         (PermissionError(13, "denied"), 503),
-    ],
-)
-def test_a_store_that_fails_answers_http_and_keeps_stream_events(make, store, error, status):
+    ):
+        outage = Outage(max_retry_s=30)
+        outage.check()
+        assert outage.failed(error).status == status
+        first = outage.pause_s
+        outage.failed(error)
+        assert 0 < first < outage.pause_s < 30
+        with pytest.raises(UnavailableError, match="the store is not writable") as refused:
+            outage.check()
+        assert refused.value.status == status
+        outage.over()
+        outage.check()
+        assert outage.pause_s == 0
+
+
+def test_a_store_that_fails_answers_http_and_keeps_stream_events(make, store):
     worker = make(max_retry_s=0.3)
-    store.fail = error
+    store.fail = lmdb.MapFullError("full")
     kept = worker.submit(stream(1, 2), kept=True)
     wait_until(lambda: worker.outage.failure)
     assert any("not writable" in p for p in worker.problems())
     with pytest.raises(UnavailableError) as refused:
         worker.submit(http(9))
-    assert refused.value.status == status
+    assert refused.value.status == 507
     more = worker.submit(stream(3), kept=True)
     time.sleep(0.5)
     assert not kept.future.done()
