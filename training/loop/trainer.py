@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from training.data.batch import Batch
@@ -45,15 +45,15 @@ class Source(Protocol):
 
 
 class Outcome(NamedTuple):
-    """What a step gave, still on the device.
+    """What a step gave, possibly still on its way from the device.
 
     Attributes:
         step: that was made, counted from 0.
-        numbers: [3], mean loss, norm of the gradient, number of processes that were asked to stop.
+        numbers: mean loss, norm of the gradient, number of processes that were asked to stop.
     """
 
     step: int
-    numbers: Tensor
+    numbers: Callable[[], list[float]]
 
 
 class Trainer:
@@ -114,7 +114,7 @@ class Trainer:
         ):
             while self.step < config.steps and not stopped:
                 outcome = self._train_step(parallel, next(batches), stop=signals.received)
-                # Read one step late, so that the device is not idle while the host looks.
+                # Looked at one step late, so that the device always has a step to work on.
                 stopped = earlier is not None and self._asked_to_stop(earlier)
                 due = self.step % config.validate_every == 0 or self.step == config.steps
                 if due or stopped:
@@ -187,7 +187,7 @@ class Trainer:
         self.optimizer.step()
         self._running.add(loss)
         self.step += 1
-        return Outcome(self.step - 1, torch.stack([mean.detach(), norm, asked]))
+        return Outcome(self.step - 1, self.device.fetch(torch.stack([mean.detach(), norm, asked])))
 
     def _loss(self, model: nn.Module, batch: Batch[np.ndarray]) -> Loss:
         with self.device.autocast():
@@ -199,7 +199,7 @@ class Trainer:
         Raises:
             NonFiniteError: loss or gradient of that step are not finite.
         """
-        loss, norm, asked = outcome.numbers.tolist()
+        loss, norm, asked = outcome.numbers()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NonFiniteError(
                 f"step {outcome.step}: expected a finite loss and gradient, got loss {loss:g} and gradient "
