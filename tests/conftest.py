@@ -1,11 +1,39 @@
-"""Fixtures of all tests."""
+"""Fixtures of all tests. What they need is imported when a test asks for them: torch alone takes seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.pipeline import Pipeline, build
+from tests.once import made_once
+
+if TYPE_CHECKING:
+    from tests.pipeline import Pipeline
 
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory) -> Pipeline:
     """A tiny deployment that no test may change."""
-    return build(tmp_path_factory.mktemp("tiny"))
+    from tests.pipeline import Pipeline, build
+
+    return Pipeline.at(made_once(tmp_path_factory, "tiny", build))
+
+
+@pytest.fixture(scope="session")
+def other_graphs(tmp_path_factory) -> Path:
+    """Graphs of `tiny_model(seed=5)`, to publish a version that answers otherwise."""
+    from export.graphs import export_graphs
+    from tests.tiny import tiny_model
+
+    return made_once(tmp_path_factory, "other", lambda folder: export_graphs(tiny_model(seed=5), folder))
+
+
+@pytest.fixture(scope="session")
+def plain_graphs(tmp_path_factory) -> Path:
+    """Graphs of `plain_model()`."""
+    from export.graphs import export_graphs
+    from tests.tiny import plain_model
+
+    return made_once(tmp_path_factory, "plain", lambda folder: export_graphs(plain_model(), folder))

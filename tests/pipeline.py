@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import polars as pl
@@ -26,13 +29,31 @@ WIDTHS = "4-8-16:6"
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Folders of one tiny deployment."""
+    """One tiny deployment."""
 
-    bundles: Path
-    index: Path
-    repository: Path
-    tokenizer: Path
+    folder: Path
     tokenizer_id: str
+
+    @property
+    def bundles(self) -> Path:
+        return self.folder / "bundles"
+
+    @property
+    def index(self) -> Path:
+        return self.folder / "index"
+
+    @property
+    def repository(self) -> Path:
+        return self.folder / "model_repository"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / "tokenizer"
+
+    @classmethod
+    def at(cls, folder: Path) -> Pipeline:
+        """The deployment that `build` made in a folder."""
+        return cls(folder, Tokenizer.load(folder / "tokenizer").tokenizer_id)
 
 
 def small_ads(count: int = 60) -> pl.DataFrame:
@@ -66,25 +87,17 @@ def checkpoint(*, seed: int = 0, tokenizer_id: str) -> Checkpoint:
     return Checkpoint(model=model, spec=spec, settings={"threads": 1})
 
 
-def build(folder: Path, *, seed: int = 0) -> Pipeline:
+def build(folder: Path) -> None:
     """Bundle version 1, index version 1, rendered cpu repository."""
     torch.set_num_threads(1)
     tokenizer = Tokenizer.fit(
         small_ads(),
         TokenizerConfig(codebook_sizes=LEVEL_SIZES[:-1], hash_size=LEVEL_SIZES[-1], embedding_dim=8),
     )
-    pipeline = Pipeline(
-        folder / "bundles",
-        folder / "index",
-        folder / "model_repository",
-        folder / "tokenizer",
-        tokenizer.tokenizer_id,
-    )
+    pipeline = Pipeline(folder, tokenizer.tokenizer_id)
     tokenizer.save(pipeline.tokenizer)
     write_bundle(
-        checkpoint(seed=seed, tokenizer_id=tokenizer.tokenizer_id),
-        pipeline.bundles,
-        tokenizer=pipeline.tokenizer,
+        checkpoint(tokenizer_id=tokenizer.tokenizer_id), pipeline.bundles, tokenizer=pipeline.tokenizer
     )
     ad_ids, sids, active = tiny_catalogue()
     with IndexStore(pipeline.index) as store:
@@ -96,22 +109,30 @@ def build(folder: Path, *, seed: int = 0) -> Pipeline:
             statuses=np.where(active, "active", "paused"),
         )
     render(pipeline.bundles, pipeline.repository, index=pipeline.index, config=serving_config())
-    return pipeline
 
 
 def copy_of(pipeline: Pipeline, folder: Path) -> Pipeline:
     """The same deployment in a folder of its own, to be changed."""
+    copied = Pipeline(folder, pipeline.tokenizer_id)
     for name in ("bundles", "index", "tokenizer"):
-        shutil.copytree(getattr(pipeline, name), folder / name)
-    copied = Pipeline(
-        folder / "bundles",
-        folder / "index",
-        folder / "model_repository",
-        folder / "tokenizer",
-        pipeline.tokenizer_id,
-    )
+        shutil.copytree(getattr(pipeline, name), getattr(copied, name))
     render(copied.bundles, copied.repository, index=copied.index, config=serving_config())
     return copied
+
+
+@contextmanager
+def exported(graphs: Path) -> Iterator[None]:
+    """In the block a bundle gets copies of these graphs: exporting them anew takes ten seconds.
+
+    `write_bundle` still holds them against the model that it is given.
+    """
+
+    def copy(model: torch.nn.Module, folder: Path) -> None:
+        for file in graphs.glob("*.onnx"):
+            shutil.copy(file, folder)
+
+    with mock.patch("export.bundle.export_graphs", copy), mock.patch("export.lower.export_graphs", copy):
+        yield
 
 
 def serving_config() -> ServingConfig:

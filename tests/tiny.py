@@ -32,6 +32,11 @@ def tiny_model(*, shared_layers: int = 2, layers: int = 3, seed: int = 0, **opti
     return initialise(model).eval()
 
 
+def plain_model() -> Generator:
+    """K = 0, keys and values of the context a layer each, untied heads: the other branch of every option."""
+    return tiny_model(shared_layers=0, layers=2, share_context_kv=False, tie_embeddings=False)
+
+
 def tiny_catalogue(
     *, ads: int = 60, seed: int = 0, paused: int = 5
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from tests.tiny import VALUE_TABLE, random_requests, tiny_model, tiny_snapshot
 from tests.tiny_log import write_run
 from training.loop.device import Device
 from training.loop.retention import open_checkpoint
-from training.preset import Preset
+from training.preset.preset import Preset
 from training.recipes.pretrain import prepare_training
 from training.rollout.executor import TorchExecutor
 

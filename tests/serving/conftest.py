@@ -5,7 +5,7 @@ import pytest
 from launcher import TritonServer
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(pipeline):
     """Server of the tiny deployment; it must still be alive when the tests are over."""
     with TritonServer(pipeline.repository) as running:

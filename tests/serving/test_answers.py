@@ -23,7 +23,7 @@ from indexer.store.index_store import IndexStore
 from launcher import TritonServer
 from serving.index.reader import MAX_WAIT_S
 from tests.index_store import create, delete, pause, resume
-from tests.pipeline import Pipeline, checkpoint, copy_of, serving_config
+from tests.pipeline import Pipeline, checkpoint, copy_of, exported, serving_config
 from tests.serving.ask import AD_IDS, LIVE, SIDS, Reference, assert_same, infer, request
 
 GRAPHS = ("lazyar_prefix", "lazyar_tail_2", "lazyar_tail_3", "lazyar_tail_4")
@@ -348,16 +348,13 @@ def _answer_of_version(server, tensors, version: int) -> dict[str, np.ndarray]:
     return answer
 
 
-def test_publish_and_roll_back_without_a_restart(own):
+def test_publish_and_roll_back_without_a_restart(own, other_graphs):
     deployment, server = own
     tensors = request(num_ads=8)
     first = Reference.of(deployment).answer(tensors)
-    write_bundle(
-        checkpoint(seed=5, tokenizer_id=deployment.tokenizer_id),
-        deployment.bundles,
-        tokenizer=deployment.tokenizer,
-        activate=False,
-    )
+    made = checkpoint(seed=5, tokenizer_id=deployment.tokenizer_id)
+    with exported(other_graphs):
+        write_bundle(made, deployment.bundles, tokenizer=deployment.tokenizer, activate=False)
 
     point_current(deployment.bundles, 2)  # too early: its graphs are not loaded yet
     assert_same(send(server.grpc_url, tensors), first)

@@ -18,7 +18,7 @@ from indexer.store.index_store import IndexStore
 from indexer.store.verify import verify
 from launcher import TritonServer
 from tests.indexer_process import IndexerProcess
-from tests.pipeline import checkpoint, copy_of, serving_config, small_ads
+from tests.pipeline import checkpoint, copy_of, exported, serving_config, small_ads
 from tests.serving.ask import LIVE, request
 from tests.tiny import LEVEL_SIZES
 from tests.waiting import wait_until
@@ -116,7 +116,7 @@ def test_readers_go_on_without_the_sidecar_and_show_for_how_long(live):
     assert live.gauge("gr4ad_index_version") == version
 
 
-def test_a_model_of_another_tokenizer_takes_over_and_no_answer_mixes(pipeline, tmp_path):
+def test_a_model_of_another_tokenizer_takes_over_and_no_answer_mixes(pipeline, other_graphs, tmp_path):
     """The sidecar builds the new generation beside the old; the server follows CURRENT once all is there."""
     deployment = copy_of(pipeline, tmp_path)
     table = small_ads()
@@ -157,8 +157,9 @@ def test_a_model_of_another_tokenizer_takes_over_and_no_answer_mixes(pipeline, t
 
     with Live(deployment, tmp_path) as live:
         assert answer(live) == 1
-        made = checkpoint(seed=1, tokenizer_id=tokenizer.tokenizer_id)
-        write_bundle(made, deployment.bundles, tokenizer=tmp_path / "other", activate=False)
+        made = checkpoint(seed=5, tokenizer_id=tokenizer.tokenizer_id)
+        with exported(other_graphs):
+            write_bundle(made, deployment.bundles, tokenizer=tmp_path / "other", activate=False)
         encoders[2] = AdEncoder.load(deployment.bundles / "2")
         assert (sids(1) != sids(2)).any()
         render(deployment.bundles, deployment.repository, index=deployment.index, config=serving_config())

@@ -23,7 +23,7 @@ from serving.scheduler import Scheduler
 from serving.search.beam_search import beam_search
 from serving.search.cold_start import SEEN_SIDS, ColdStart
 from serving.search.widths import WidthPlan
-from tests.pipeline import checkpoint
+from tests.pipeline import checkpoint, exported
 from tests.tiny import (
     LEVEL_SIZES,
     VALUE_TABLE,
@@ -129,7 +129,8 @@ def test_bundle_carries_what_the_checkpoint_saw(pipeline, tmp_path):
     write_checkpoint(tmp_path / "c", replace(made, seen_sids=seen))
     again = load_checkpoint(tmp_path / "c")
     np.testing.assert_array_equal(again.seen_sids, seen)
-    bundle = write_bundle(again, tmp_path / "bundles", tokenizer=pipeline.tokenizer)
+    with exported(pipeline.bundles / "1"):
+        bundle = write_bundle(again, tmp_path / "bundles", tokenizer=pipeline.tokenizer)
     manifest = read_manifest(bundle)
     assert SEEN_SIDS in manifest.content["sha256"]
     loaded = ColdStart.load(bundle, manifest, share=2.0)

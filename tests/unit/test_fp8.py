@@ -8,8 +8,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import export.bundle as bundle_module
-import export.graphs as graphs_module
 import export.lower as lower_module
 from export.bundle import write_bundle
 from export.calibrate import Ranges, calibrate
@@ -25,8 +23,8 @@ from serving.engines.ort import OrtExecutor, open_session
 from serving.model.bundle import read_manifest, versions
 from serving.search.widths import WidthPlan
 from tests import tiny
-from tests.pipeline import checkpoint
-from tests.tiny import VALUE_TABLE, tiny_model, tiny_snapshot
+from tests.pipeline import checkpoint, exported
+from tests.tiny import VALUE_TABLE, plain_model, tiny_model, tiny_snapshot
 from training.preset.precision import PrecisionConfig
 
 NAMES = ("prefix", "tail_2", "tail_3", "tail_4")
@@ -316,9 +314,9 @@ def test_beams_are_nearly_those_of_fp32(pipeline, folders, requests, name, least
     assert figures["expected_value"]["error"] < 0.1
 
 
-def check_half(folder, names=NAMES):
+def check_half(folder):
     """What an FP16 graph must be: FP16 but for `logprob`, norms and softmax; every name made once."""
-    for name in names:
+    for name in NAMES:
         model = onnx.load(str(folder / f"{name}.onnx"))
         outputs = [o for n in model.graph.node for o in n.output]
         assert len(outputs) == len(set(outputs)), (
@@ -356,28 +354,22 @@ def test_fp16_in_place(folders, tmp_path):
         assert (folder / f"{name}.onnx").read_bytes() == (folders["fp8_fp16"] / f"{name}.onnx").read_bytes()
 
 
-def test_models_of_other_shapes(tmp_path, requests):
+def test_models_of_other_shapes(plain_graphs, tmp_path, requests):
     """K = 0, context keys and values a layer, heads of their own: FP8 and FP16 still compute the same."""
     pytest.importorskip("modelopt", reason="calibration needs nvidia-modelopt (make precision-setup)")
-    model = tiny_model(shared_layers=0, layers=2, share_context_kv=False, tie_embeddings=False)
-    source = tmp_path / "fp32"
-    source.mkdir()
-    graphs_module._export_prefix(model, source / "prefix.onnx")  # all four take long
-    graphs_module._export_tail(model, 3, source / "tail_3.onnx")
-    ranges = calibrate(model, requests, plan=PLAN, value_table=VALUE_TABLE, batch_size=8)
-    names = ("prefix", "tail_3")
+    ranges = calibrate(plain_model(), requests, plan=PLAN, value_table=VALUE_TABLE, batch_size=8)
     for name in ("fp8", "fp16", "fp8_fp16"):
         (tmp_path / name).mkdir()
-    quantize_fp8(source, tmp_path / "fp8", ranges)
-    convert_to_fp16(source, tmp_path / "fp16")
+    quantize_fp8(plain_graphs, tmp_path / "fp8", ranges)
+    convert_to_fp16(plain_graphs, tmp_path / "fp16")
     convert_to_fp16(tmp_path / "fp8", tmp_path / "fp8_fp16")
     feeds = {"slots": requests.slots, "profile": requests.profile}
-    [wanted] = open_session(source / "prefix.onnx").run(["logprob"], feeds)
+    [wanted] = open_session(plain_graphs / "prefix.onnx").run(["logprob"], feeds)
     for name in ("fp8", "fp16", "fp8_fp16"):
         if name != "fp16":
-            assert all(fp8_share(onnx.load(str(tmp_path / name / f"{n}.onnx")).graph) == 1 for n in names)
+            assert all(fp8_share(onnx.load(str(tmp_path / name / f"{n}.onnx")).graph) == 1 for n in NAMES)
         if name != "fp8":
-            check_half(tmp_path / name, names)
+            check_half(tmp_path / name)
         [got] = open_session(tmp_path / name / "prefix.onnx", fuse=False).run(["logprob"], feeds)
         error = np.abs(got - wanted).max()
         assert 1e-5 < error < (0.02 if name == "fp16" else 0.5)
@@ -387,16 +379,10 @@ def test_models_of_other_shapes(tmp_path, requests):
 
 
 @pytest.fixture
-def bundles(pipeline, tmp_path, monkeypatch):
-    """Bundles to publish into. Graphs come from the tiny deployment: exporting them again takes long."""
-
-    def copy(model, folder):
-        for file in (pipeline.bundles / "1").glob("*.onnx"):
-            shutil.copy(file, folder)
-
-    monkeypatch.setattr(bundle_module, "export_graphs", copy)
-    monkeypatch.setattr(lower_module, "export_graphs", copy)
-    return shutil.copytree(pipeline.bundles, tmp_path / "bundles")
+def bundles(pipeline, tmp_path):
+    """Bundles to publish into, with the graphs of the tiny deployment."""
+    with exported(pipeline.bundles / "1"):
+        yield shutil.copytree(pipeline.bundles, tmp_path / "bundles")
 
 
 def lowering(requests, *, fine_tuned=None, **config):

@@ -22,7 +22,7 @@ from serving.files import sha256
 from serving.model.bundle import current_version, read_manifest, versions
 from serving.search.widths import WidthPlan
 from tests import tiny
-from tests.pipeline import checkpoint
+from tests.pipeline import checkpoint, exported
 from tests.tiny import VALUE_TABLE, tiny_snapshot
 from training.preset.precision import PrecisionConfig
 
@@ -53,15 +53,10 @@ def requests(pipeline):
 
 
 @pytest.fixture
-def bundles(pipeline, tmp_path, monkeypatch):
-    """Bundles to publish into. Graphs come from the tiny deployment: exporting them again takes long."""
-
-    def copy(model, folder):
-        for file in (pipeline.bundles / "1").glob("*.onnx"):
-            shutil.copy(file, folder)
-
-    monkeypatch.setattr(bundle_module, "export_graphs", copy)
-    return shutil.copytree(pipeline.bundles, tmp_path / "bundles")
+def bundles(pipeline, tmp_path):
+    """Bundles to publish into, with the graphs of the tiny deployment."""
+    with exported(pipeline.bundles / "1"):
+        yield shutil.copytree(pipeline.bundles, tmp_path / "bundles")
 
 
 def publish(pipeline, bundles, requests, *, config=CONFIG, tokenizer=True):
