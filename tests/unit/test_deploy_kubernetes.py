@@ -19,7 +19,6 @@ from indexer.commands import serve
 from indexer.sidecar.worker import Worker
 from indexer.sources.source import Source
 from launcher import HOME, triton_server
-from serving.backend import adapter
 from tests.deployment import (
     DEPLOY,
     IMAGE,
@@ -145,11 +144,9 @@ def test_images_are_the_release() -> None:
     assert f"-t gr4ad-server:{version} " in (DEPLOY / "Dockerfile").read_text()
 
 
-def test_the_server_mounts_what_the_rendered_configs_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "HOME", Path(IMAGE.home))
+def test_the_server_mounts_what_the_rendered_configs_name() -> None:
     bundles, index = (
-        str(adapter.resolve_path(render._portable(HOME / "build" / "demo" / name)))
-        for name in ("bundles", "index")
+        f"{IMAGE.home}/{render._portable(HOME / 'build' / 'demo' / name)}" for name in ("bundles", "index")
     )
     mounts = _mounts(SERVER)
     repository = f"{IMAGE.home}/model_repository"
