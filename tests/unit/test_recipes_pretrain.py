@@ -22,7 +22,7 @@ from training.preset import Preset
 from training.recipes import pretrain
 from training.recipes.pretrain import prepare_training
 from training.run import SpecError
-from training.tokenizer import Tokenizer
+from training.tokenizer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 
