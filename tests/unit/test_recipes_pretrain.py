@@ -22,6 +22,7 @@ from training.preset.preset import Preset
 from training.recipes import pretrain
 from training.recipes.pretrain import prepare_training
 from training.run import SpecError
+from training.tokenizer.__main__ import run as tokenize
 from training.tokenizer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -209,10 +210,9 @@ def append_week(preset, run):
     tables = {"users": [users, user], "ads": [ads, ad], "events": [events, new, more.cast(events.schema)]}
     for name, parts in tables.items():
         pl.concat(parts).write_parquet(source / f"{name}.parquet")
-    ads = prepare(config, run / "data").ads
-    codes = Tokenizer.load(run / "tokenizer").encode(ads)
-    columns = {f"s{t + 1}": codes[:, t] for t in range(codes.shape[1])}
-    pl.DataFrame({"ad_id": ads["ad_id"], **columns}).write_parquet(run / "tokenizer" / "sids.parquet")
+    prepare(config, run / "data")
+    kept = Tokenizer.load(run / "tokenizer").config
+    tokenize(kept, run / "data", out_dir=run / "tokenizer", keep=True)
     return newcomer
 
 
