@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--user", type=int, help="user of the logs [the first one]")
     parser.add_argument("--num-ads", type=int, default=10)
     parser.add_argument("--exclude", type=int, nargs="*", default=[], metavar="AD")
-    parser.add_argument("--widths", help='beams a level, e.g. "32-64-128:32" (within the server\'s policy)')
+    parser.add_argument("--widths", help='beams a level, e.g. "32-64-128:32" (within the server\'s limits)')
     parser.add_argument("--width-cap", type=int, help="no level keeps more beams than this")
     arguments = parser.parse_args()
     try:

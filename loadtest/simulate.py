@@ -126,14 +126,11 @@ def maker(name: str, ladder: Ladder, settings: ControlSettings) -> Callable[[], 
     """
     base = ladder.plans[ladder.base]
     makers: dict[str, Callable[[], Policy]] = {
-        "fixed": lambda: FixedPolicy(base, max_queue=settings.max_queue),
+        "fixed": lambda: FixedPolicy(base),
         # The same widths, but late requests are turned away: what admission alone is worth.
         "fixed-admission": lambda: LoadController(Ladder((base,), 0), settings=settings),
         "threshold": lambda: ThresholdPolicy(
-            ladder,
-            instances=settings.instances,
-            max_batch=settings.max_batch,
-            max_queue=settings.max_queue,
+            ladder, instances=settings.instances, max_batch=settings.max_batch
         ),
         "controller": lambda: LoadController(ladder, settings=settings),
     }

@@ -5,16 +5,15 @@ from __future__ import annotations
 from serving.load.arrivals import LoadView
 from serving.load.cost_model import BatchCost
 from serving.load.ladder import Ladder
-from serving.load.policy import Decision, QueueLimit
+from serving.load.policy import Decision
 
 
 class ThresholdPolicy:
     """Half a batch an instance waiting: the base plan; every further batch: a rung less; none: the widest."""
 
-    def __init__(self, ladder: Ladder, *, instances: int, max_batch: int, max_queue: int) -> None:
+    def __init__(self, ladder: Ladder, *, instances: int, max_batch: int) -> None:
         """Hold the table."""
-        self._ladder, self._limit = ladder, QueueLimit(max_queue, 0.0)
-        self._instances, self._max_batch = instances, max_batch
+        self._ladder, self._instances, self._max_batch = ladder, instances, max_batch
 
     def decide(self, now: float, load: LoadView) -> Decision:
         """See `Policy`."""
@@ -28,7 +27,7 @@ class ThresholdPolicy:
             above_base=rung - self._ladder.base,
             admit=len(load.requests),
             rejected=(),
-            limit=self._limit,
+            limit=None,
             reason="table",
         )
 

@@ -44,6 +44,7 @@ class SchedulerLoad:
             self.policy = LoadController(ladder, settings=config.control)
             self._depth = QueueDepth(METRICS_URL, entry="request_features")
             self._limit = LimitFile(limit_path())
+        self._metrics.set("gr4ad_max_queue", config.max_queue)
         self._metrics.set("gr4ad_beam_rows_base", plan_rows(self._plan))
         self._metrics.set("gr4ad_beam_rows", plan_rows(self._plan))
 
@@ -66,7 +67,7 @@ class SchedulerLoad:
         """Publish a batch: metrics, and how many may wait."""
         show, decision = self._metrics, report.decision
         if decision is not None:
-            if self._limit is not None:
+            if self._limit is not None and decision.limit is not None:
                 self._limit.write(time.monotonic(), decision.limit)
             if decision.plan != self._plan and decision.reason != "deadline":
                 self._plan = decision.plan

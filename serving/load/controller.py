@@ -27,7 +27,7 @@ class ControlSettings:
         slo_s: time within which a request must be answered, from its arrival.
         instances: scheduler processes that share the queue.
         max_batch: largest batch.
-        max_queue: more requests never wait.
+        max_queue: more requests never wait: the server refuses them.
         margin: part of the SLO that the prediction may fill; the rest is for its error.
         rise_margin: the same for the next wider rung, before it is taken.
         busy: utilisation at full batches above which a rung is left.

@@ -38,7 +38,7 @@ class Decision:
         above_base: rungs above (> 0) or below (< 0) the configured plan.
         admit: requests of the batch to search.
         rejected: position in the batch and message for the client, of the others.
-        limit: how many may wait from now on.
+        limit: how many may wait from now on; None for as many as the server's queue holds.
         reason: of the rung: "unknown" cost, "steady", "load", "deadline" of a request, "fixed".
     """
 
@@ -46,7 +46,7 @@ class Decision:
     above_base: int
     admit: int
     rejected: tuple[tuple[int, str], ...]
-    limit: QueueLimit
+    limit: QueueLimit | None
     reason: str
 
     @property
@@ -81,9 +81,9 @@ class Policy(Protocol):
 class FixedPolicy:
     """Always the configured plan; only what is past its deadline is refused."""
 
-    def __init__(self, plan: WidthPlan, *, max_queue: int = 1024) -> None:
+    def __init__(self, plan: WidthPlan) -> None:
         """Hold a plan."""
-        self._plan, self._limit = plan, QueueLimit(max_queue, 0.0)
+        self._plan = plan
 
     def decide(self, now: float, load: LoadView) -> Decision:
         """See `Policy`."""
@@ -97,7 +97,7 @@ class FixedPolicy:
             above_base=0,
             admit=len(load.requests) - len(late),
             rejected=late,
-            limit=self._limit,
+            limit=None,
             reason="fixed",
         )
 

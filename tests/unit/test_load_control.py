@@ -556,9 +556,9 @@ def test_settings_that_contradict_each_other_are_refused():
 
 
 def test_fixed_policy_refuses_only_deadlines_that_have_passed():
-    fixed = FixedPolicy(BASE, max_queue=77)
+    fixed = FixedPolicy(BASE)
     decision = fixed.decide(10.0, LoadView([Waiting(0.0), Waiting(9.0, 9.5), Waiting(9.0, 10.5)], 10_000))
-    assert (decision.plan, decision.admit, decision.limit.requests) == (BASE, 2, 77)
+    assert (decision.plan, decision.admit, decision.limit) == (BASE, 2, None)
     assert [i for i, _ in decision.rejected] == [1]
     fixed.observe(10.0, BatchCost(1, 448, 100.0))
     assert not decision.degraded

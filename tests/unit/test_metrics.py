@@ -107,6 +107,7 @@ def test_a_batch_is_shown_and_the_limit_published(triton, tmp_path, monkeypatch)
     assert shown(triton, "gr4ad_rungs_above_base") == [-4.0, -4.0]
     assert shown(triton, "gr4ad_beam_rows")[-1] == ladder.rows[0]
     assert shown(triton, "gr4ad_beam_rows_base") == [4 + 8 + 6]
+    assert shown(triton, "gr4ad_max_queue") == [50.0]
     assert shown(triton, "gr4ad_plan_changes_total") == [1.0]
     assert shown(triton, "gr4ad_queue_depth") == [12.0]
     assert shown(triton, "gr4ad_rejected_total", reason="overloaded")[-1] == 2.0

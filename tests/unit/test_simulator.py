@@ -27,7 +27,7 @@ def fixed_run(arrivals, *, duration, cluster, service, seed=0):
         duration_s=duration,
         cluster=cluster,
         service=service,
-        make_policy=lambda: FixedPolicy(BASE, max_queue=10**9),
+        make_policy=lambda: FixedPolicy(BASE),
         seed=seed,
     )
 
