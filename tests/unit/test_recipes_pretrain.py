@@ -232,6 +232,7 @@ def test_a_model_goes_on_with_a_week_more(tmp_path):
     after = open_checkpoint(tmp_path / "model")
     assert after.step == 40
     assert after.spec.to_json() == before.spec.to_json()
+    assert after.held_out != before.held_out
     assert not equal(after.model.state_dict(), before.model.state_dict())
     # A code means the category that it meant before; a category that the model does not know is unknown.
     dataset = second.source.dataset
