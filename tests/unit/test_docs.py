@@ -22,6 +22,8 @@ MODULES = (*PACKAGES, "deploy", "docs", "tests")
 FOLDERS = (*MODULES, ADAPTERS, "configs", ".ci")
 SOURCES = ("py", "sh", "in", "toml", "yaml", "yml")
 
+OUTPUT = "(?:csv|json|onnx|png|py)`"  # how a file ends that a run writes
+
 # How a line points at something, and what it points at.
 POINTERS = {
     # docs/data.md, serving/load/*.py; not build/docs/x, https://host/docs/x, configs/{preset}.yaml
@@ -30,10 +32,10 @@ POINTERS = {
     "link": r"\]\((?!\w+:)([^)#\s]+)",
     # `selection.py`, `kubernetes/base/service.yaml`
     "file": rf"`((?:[\w.-]+/)*[\w.-]+\.(?:{'|'.join(SOURCES)}))`",
-    # `serving.search.selection.top`, `serving.widths`
-    "name": rf"`((?:{'|'.join(MODULES)})(?:\.\w+)+)(?:\(\))?`",
+    # `serving.search.selection.top`, `serving.widths`; not `training.png`
+    "name": rf"`((?:{'|'.join(MODULES)})(?:\.(?!{OUTPUT})\w+)+)(?:\(\))?`",
     # `model.width`; not `evaluation.json`, `model.layers.0`
-    "key": rf"`((?:{'|'.join(SECTIONS.keys() - MODULES)})\.(?!(?:json|png|py|onnx)`)\w+)`",
+    "key": rf"`((?:{'|'.join(SECTIONS.keys() - MODULES)})\.(?!{OUTPUT})\w+)`",
     # python -m export.tensorrt
     "command": rf"python -m ((?:{'|'.join(MODULES)})(?:\.\w+)*)\b",
     # `make data tokenize`, "make setup", or a line of these words alone
@@ -178,7 +180,7 @@ def test_what_is_pointed_at_is_there(kind):
             0,
         ),
         ("name", "`serving.load.police`, `serving.load.policy.Decision.no`, `training.no`, `serving.no`", 4),
-        ("key", "`model.width`, `evaluation.json`, `model.layers.0`, `model.no`", 1),
+        ("key", "`model.width`, `evaluation.json`, `model.layers.0`, `model.no`, `training.png`", 1),
         ("command", "python -m export.tensorrt, python -m loadtest, python -m pytest", 0),
         ("command", "python -m export.engines, python -m export.no, python -m serving", 3),
         ("targets", "`make data train`, `make export TARGET=cpu`, `make RUN=x`; make no sense", 0),
