@@ -88,10 +88,15 @@ def apply(store: IndexStore, *events: AdEvent, offset: int | None = None) -> lis
     return store.apply([incoming(e) for e in events], offsets=offsets)
 
 
+def open_store(path: Path, *encoders: FakeEncoder, sync: bool = False, **options: object) -> IndexStore:
+    """Store that does not wait for the disk: only a power cut could tell."""
+    return IndexStore(path, encoders=encoders, sync=sync, **options)  # type: ignore[arg-type]
+
+
 def empty_store(path: Path, *encoders: FakeEncoder, **options: object) -> IndexStore:
     """Store with ready generations, no ads."""
     encoders = encoders or (FakeEncoder(),)
-    store = IndexStore(path, encoders=encoders, **options)  # type: ignore[arg-type]
+    store = open_store(path, *encoders, **options)  # type: ignore[arg-type]
     for e in encoders:
         if e.tokenizer_id not in store.meta.generations:
             build(store, {}, e)

@@ -12,9 +12,17 @@ from indexer.__main__ import main
 from indexer.commands.build import build
 from indexer.events.event import CONTENT_FIELDS
 from indexer.store.file import StoreFile
-from indexer.store.index_store import IndexStore
 from serving.index.layout import ad_key
-from tests.index_store import SIZES, FakeEncoder, apply, as_reader_sees, create, empty_store, pause
+from tests.index_store import (
+    SIZES,
+    FakeEncoder,
+    apply,
+    as_reader_sees,
+    create,
+    empty_store,
+    open_store,
+    pause,
+)
 
 
 def run_command(monkeypatch, capsys, *arguments) -> str:
@@ -36,7 +44,7 @@ def tables_of_ads(folder: Path, **content) -> dict:
 def test_build_command(tmp_path):
     arguments = tables_of_ads(tmp_path)
     assert build(**arguments) == 1
-    with IndexStore(tmp_path / "index") as store:
+    with open_store(tmp_path / "index") as store:
         assert as_reader_sees(store) == {1: (True, (0, 1, 2)), 2: (False, (3, 0, 0))}
         assert store.ad(1).content is None
     content = {
@@ -46,7 +54,7 @@ def test_build_command(tmp_path):
         "item_id": ["x", "y"],
     }
     assert build(**tables_of_ads(tmp_path, **content)) == 2
-    with IndexStore(tmp_path / "index") as store:
+    with open_store(tmp_path / "index") as store:
         assert store.ad(2).content == {"account_id": "b", "conversion_type": "d", "text": "é"}
     pl.DataFrame({"ad_id": [1], "s1": [0], "s2": [1], "s3": [2]}).write_parquet(tmp_path / "sids.parquet")
     with pytest.raises(ValueError, match="expected a SID for every ad .* 1 have none, first ad_id 2"):
@@ -62,7 +70,7 @@ def test_commands(tmp_path, monkeypatch, capsys):
         return run_command(monkeypatch, capsys, *arguments)
 
     assert run("set-status", "--index", index, "--status", "active", 2, 1, 2) == "index version 2\n"
-    with IndexStore(index) as store:
+    with open_store(index) as store:
         assert as_reader_sees(store) == {1: (True, (0, 1, 2)), 2: (True, (3, 0, 0))}
         assert store.ad(2).status_version == 1
         apply(store, pause(7, 1), create(8, 1))
@@ -94,7 +102,7 @@ def test_a_generation_is_dropped_by_command(tmp_path, monkeypatch, capsys):
     assert run_command(monkeypatch, capsys, "drop-generation", "--index", tmp_path, "old") == (
         "tokenizer old: dropped, left: new\n"
     )
-    with IndexStore(tmp_path) as store:
+    with open_store(tmp_path) as store:
         assert list(store.meta.generations) == ["new"]
     with pytest.raises(SystemExit, match="new is the only generation that is ready"):
         run_command(monkeypatch, capsys, "drop-generation", "--index", tmp_path, "new")

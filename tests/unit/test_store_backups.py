@@ -7,9 +7,18 @@ import os
 import pytest
 
 from indexer.store.backups import MANIFEST, back_up, restore
-from indexer.store.index_store import IndexStore
 from serving.index.layout import STORE, IndexStoreError
-from tests.index_store import FakeEncoder, apply, as_reader_sees, create, delete, empty_store, pause, sound
+from tests.index_store import (
+    FakeEncoder,
+    apply,
+    as_reader_sees,
+    create,
+    delete,
+    empty_store,
+    open_store,
+    pause,
+    sound,
+)
 from tests.other_process import in_other_process
 
 FORK = multiprocessing.get_context("fork")
@@ -31,7 +40,7 @@ def test_a_backup_of_a_living_store_and_back(tmp_path):
     for target in ("index", "elsewhere"):
         sequence = restore(tmp_path / "copy", tmp_path / target)
         assert sequence == {"index": 5, "elsewhere": 4}[target]
-        with IndexStore(tmp_path / target, encoders=[TOK, NEW]) as store:
+        with open_store(tmp_path / target, TOK, NEW) as store:
             assert store.meta.sequence == sequence
             assert as_reader_sees(store) == expected
             assert as_reader_sees(store, "new").keys() == expected.keys()
@@ -61,7 +70,7 @@ def test_a_damaged_backup_is_refused(tmp_path):
             restore(tmp_path / "copy", tmp_path / "index")
         data.write_bytes(content)
         manifest.write_text(said)
-    with IndexStore(tmp_path / "index") as store:
+    with open_store(tmp_path / "index") as store:
         assert store.meta.sequence == 2
         assert store.ad(1) is not None
         assert sound(store)
@@ -76,7 +85,7 @@ def test_restore_in_place_of_a_damaged_store(tmp_path):
     (tmp_path / "index" / STORE / "data.mdb").write_bytes(b"nonsense" * 9000)
     assert restore(tmp_path / "copy", tmp_path / "index") > 1 << 20  # above whatever readers saw
     assert len(list((tmp_path / "index").glob("store.damaged-*"))) == 1
-    with IndexStore(tmp_path / "index") as store:
+    with open_store(tmp_path / "index") as store:
         assert as_reader_sees(store) == expected
         assert sound(store)
 
@@ -96,6 +105,6 @@ def test_a_restore_that_dies_leaves_the_old_index(tmp_path, monkeypatch):
     process.start()
     process.join()
     assert process.exitcode == 9
-    with IndexStore(tmp_path / "index") as store:
+    with open_store(tmp_path / "index") as store:
         assert as_reader_sees(store) == expected
         assert sound(store)

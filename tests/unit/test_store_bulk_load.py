@@ -5,7 +5,6 @@ import polars as pl
 import pytest
 
 from indexer.events.event import CONTENT_FIELDS
-from indexer.store.index_store import IndexStore
 from serving.index.layout import BASE
 from tests.index_store import (
     SIZES,
@@ -13,6 +12,7 @@ from tests.index_store import (
     apply,
     as_reader_sees,
     load,
+    open_store,
     pause,
     random_ads,
     results,
@@ -24,7 +24,7 @@ TOK = FakeEncoder("tok")
 
 
 def test_build_replaces_and_does_not_add(tmp_path):
-    with IndexStore(tmp_path) as store:
+    with open_store(tmp_path) as store:
         assert as_reader_sees(store if load(store) else store) == load(store)
         apply(store, pause(int(random_ads()[0][0]), 1))
         assert as_reader_sees(store) != load(store, seed=1) == as_reader_sees(store)
@@ -42,7 +42,7 @@ def test_content_and_versions_of_a_build(tmp_path):
         {n: pl.Series(c) for n, c in content.items()},
         {n: np.array(c) for n, c in content.items()},
     ):
-        with IndexStore(tmp_path, encoders=[TOK]) as store:
+        with open_store(tmp_path, TOK) as store:
             load(store, content=columns, versions=ad_ids * 2)
             view = store.ad(int(ad_ids[3]))
             assert view.content == {n: c[3] for n, c in content.items()}
@@ -55,7 +55,7 @@ def test_content_and_versions_of_a_build(tmp_path):
 
 def test_a_bad_build_leaves_the_old_content(tmp_path):
     good = random_ads(seed=1)
-    with IndexStore(tmp_path) as store:
+    with open_store(tmp_path) as store:
         before = load(store)
         for change, message in (
             (lambda a, s, t: (np.append(a[1:], a[1]), s, t), "expected distinct ads, ad .* more than once"),
@@ -91,7 +91,7 @@ def test_more_ads_than_are_written_at_once(tmp_path):
     statuses = generator.choice(["active", "paused", "deleted"], len(ad_ids))
     text = np.array([f"ad {a}" for a in ad_ids.tolist()], object)
     content = {"account_id": text, "conversion_type": text, "text": text}
-    with IndexStore(tmp_path) as store:
+    with open_store(tmp_path) as store:
         store.build("tok", (300, 200, 5), ad_ids=ad_ids, sids=sids, statuses=statuses, content=content)
         row = 100_007
         view = store.ad(int(ad_ids[row]))

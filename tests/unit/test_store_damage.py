@@ -183,7 +183,7 @@ def apply_until_refused(store: IndexStore) -> tuple[int, str]:
 
 
 def test_a_full_map_keeps_what_was_there(tmp_path):
-    with empty_store(tmp_path, map_size=400_000) as store:
+    with empty_store(tmp_path, map_size=400_000, sync=True) as store:
         number, message = apply_until_refused(store)
         assert "it has its 400000 bytes; open it with a larger map_size" in message
         assert number > 10

@@ -19,6 +19,7 @@ from tests.index_store import (
     create,
     delete,
     empty_store,
+    open_store,
     pause,
     results,
     resume,
@@ -169,7 +170,7 @@ def test_unknown_accounts_are_tried_again_on_demand(tmp_path):
         assert results(apply(store, update(1, 2, account_id="b"))) == ["unknown_account"]
         assert results(apply(store, update(1, 3, text="x"))) == ["applied"]
         assert results(store.replay()) == ["unknown_account"] * 1 + ["stale"]
-    with IndexStore(tmp_path, encoders=[TOK], accounts={"a", "b"}) as store:
+    with open_store(tmp_path, TOK, accounts={"a", "b"}) as store:
         (letter,) = store.dead_letters()
         assert results(store.replay([letter.number])) == ["applied"]
         assert as_reader_sees(store) == {1: (True, sid(1, "x")), 2: (True, sid(2, account_id="b"))}
@@ -181,14 +182,14 @@ def test_unknown_accounts_are_tried_again_on_demand(tmp_path):
 def test_without_an_encoder_only_the_status_changes(tmp_path):
     with empty_store(tmp_path) as store:
         apply(store, create(1, 1), pause(2, 9))
-    with IndexStore(tmp_path) as store:
+    with open_store(tmp_path) as store:
         early = update(3, 2, text="x")
         outcomes = apply(store, create(2, 1), update(1, 2, text="x"), pause(1, 2), early)
         assert results(outcomes) == ["no_encoder", "no_encoder", "applied", "unknown_ad"]
         assert "expected an encoder of tok, got none" in outcomes[0].message
         assert as_reader_sees(store) == {1: (False, sid(1))}
         assert sound(store)
-    with IndexStore(tmp_path, encoders=[TOK]) as store:
+    with open_store(tmp_path, TOK) as store:
         store.replay()
         assert as_reader_sees(store) == {1: (False, sid(1, "x")), 2: (False, sid(2))}
         assert [x.event["ad_id"] for x in store.dead_letters()] == [3]

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from indexer.store.generations import drop_generation, fill
-from indexer.store.index_store import IndexStore
 from serving.index.layout import BASE, IndexStoreError
 from tests.index_store import (
     FakeEncoder,
@@ -14,6 +13,7 @@ from tests.index_store import (
     delete,
     empty_store,
     load,
+    open_store,
     pause,
     sound,
     update,
@@ -35,7 +35,7 @@ def test_a_generation_is_filled_while_events_go_on(tmp_path):
         apply(store, delete(2, 3), create(20, 1))
         assert store.meta.generations["new"].ready is False
     encoder = FakeEncoder("new", (7, 2))
-    with IndexStore(tmp_path, encoders=[TOK, encoder]) as store:
+    with open_store(tmp_path, TOK, encoder) as store:
         sequence = store.meta.sequence
         assert [fill(store.file, encoder, limit=4) for _ in range(3)] == [1, 1, 0]
         assert encoder.calls == [[4, 5, 6, 7], [9]]  # progress survived; 8 and 20 came by events
@@ -63,7 +63,7 @@ def test_a_generation_is_filled_while_events_go_on(tmp_path):
 
 
 def test_ads_without_content_stop_a_generation(tmp_path):
-    with IndexStore(tmp_path, encoders=[TOK]) as store:
+    with open_store(tmp_path, TOK) as store:
         load(store)
         apply(store, create(5000, 1))
         with pytest.raises(
@@ -74,7 +74,7 @@ def test_ads_without_content_stop_a_generation(tmp_path):
 
 
 def test_a_second_generation_with_given_sids(tmp_path):
-    with IndexStore(tmp_path, encoders=[TOK]) as store:
+    with open_store(tmp_path, TOK) as store:
         before = load(store)
         paused = next(a for a, (active, _) in before.items() if active)
         apply(store, pause(paused, 1))
@@ -97,5 +97,5 @@ def test_a_second_generation_with_given_sids(tmp_path):
         assert len(as_reader_sees(store, "new")) == 39
         assert not (tmp_path / BASE / "tok").exists()
         assert sound(store)
-    with IndexStore(tmp_path) as store:
+    with open_store(tmp_path) as store:
         assert sound(store)

@@ -25,6 +25,7 @@ from tests.index_store import (
     create,
     delete,
     empty_store,
+    open_store,
     pause,
     resume,
     reverse_table,
@@ -133,7 +134,7 @@ class Steps(RuleBasedStateMachine):
     def begin(self):
         self.folder = Path(tempfile.mkdtemp())
         self.path, self.model, self.backups = self.folder / "index", Model(), 0
-        self.store = empty_store(self.path, ENCODERS["tok"], sync=False)
+        self.store = empty_store(self.path, ENCODERS["tok"])
         self.offset = 0
 
     @rule(events=st.lists(EVENTS, min_size=1, max_size=8))
@@ -158,7 +159,7 @@ class Steps(RuleBasedStateMachine):
         encoders = [ENCODERS[n] for n in self.store.meta.generations]
         counters, meta, rows = self.store.file.counters, self.store.meta, self.store.file.log_rows
         self.store.close()
-        self.store = IndexStore(self.path, encoders=encoders, sync=False)
+        self.store = open_store(self.path, *encoders)
         assert (self.store.file.counters, self.store.meta, self.store.file.log_rows) == (counters, meta, rows)
 
     @rule()
@@ -170,9 +171,7 @@ class Steps(RuleBasedStateMachine):
         ready = [n for n, g in self.store.meta.generations.items() if g.ready]
         self.store.close()
         sequences = {n: compact(self.path, n) for n in ready}
-        self.store = IndexStore(
-            self.path, encoders=[ENCODERS[n] for n in self.store.meta.generations], sync=False
-        )
+        self.store = open_store(self.path, *(ENCODERS[n] for n in self.store.meta.generations))
         for name, sequence in sequences.items():
             adopt_base(self.store.file, name, sequence=sequence)
             assert self.store.file.log_rows[name] == 0
@@ -210,14 +209,14 @@ class Steps(RuleBasedStateMachine):
         generations = self.store.meta.generations
         self.store.close()
         manifest = back_up(self.path, out)
-        self.store = IndexStore(self.path, encoders=[ENCODERS[n] for n in generations], sync=False)
+        self.store = open_store(self.path, *(ENCODERS[n] for n in generations))
         assert manifest["sequence"] == self.store.meta.sequence
         offset, counters = self.store.offset("test"), self.store.file.counters
         apply(self.store, *events, offset=999)
         seen = self.store.meta.sequence
         self.store.close()
         assert restore(out, self.path) == seen + 1
-        self.store = IndexStore(self.path, encoders=[ENCODERS[n] for n in generations], sync=False)
+        self.store = open_store(self.path, *(ENCODERS[n] for n in generations))
         assert self.store.meta.sequence == seen + 1
         assert (self.store.offset("test"), self.store.file.counters) == (offset, counters)
 
@@ -266,13 +265,13 @@ def state(store: IndexStore) -> dict:
 @given(histories(), st.data())
 def test_any_order_and_repetition_ends_in_the_same_state(events, data):
     with tempfile.TemporaryDirectory() as folder:
-        with empty_store(Path(folder) / "in-order", sync=False) as store:
+        with empty_store(Path(folder) / "in-order") as store:
             for event in events:
                 assert apply(store, event)[0].result == "applied"
             expected = state(store)
         again = data.draw(st.lists(st.sampled_from(events), max_size=4)) if events else []
         shuffled = data.draw(st.permutations(events + again))
-        with empty_store(Path(folder) / "shuffled", sync=False) as store:
+        with empty_store(Path(folder) / "shuffled") as store:
             while shuffled:
                 size = data.draw(st.integers(1, len(shuffled)))
                 apply(store, *shuffled[:size])
@@ -293,8 +292,8 @@ def test_bulk_load_is_what_single_events_make(ads):
     encoder = FakeEncoder()
     with (
         tempfile.TemporaryDirectory() as folder,
-        empty_store(Path(folder) / "events", encoder, sync=False) as one,
-        IndexStore(Path(folder) / "bulk", sync=False) as other,
+        empty_store(Path(folder) / "events", encoder) as one,
+        open_store(Path(folder) / "bulk") as other,
     ):
         for ad_id, status in ads:
             apply(one, create(ad_id, 0, "c"))
