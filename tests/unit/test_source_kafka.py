@@ -201,7 +201,8 @@ def test_lag(cluster, store, start, monkeypatch):
     assert sidecar.source.state.lag_seconds == 0
 
 
-def test_brokers_that_are_not_there_are_a_problem_and_tried_again(tmp_path, store, caplog):
+def test_brokers_that_are_not_there_are_a_problem_and_tried_again(tmp_path, store, monkeypatch):
+    monkeypatch.setattr("indexer.sources.kafka._TIMEOUT_S", 1.0)
     worker = Worker(store, heartbeat=tmp_path / "beat", metrics=Metrics())
     config = KafkaConfig("127.0.0.1:1", TOPIC, options={"socket.connection.setup.timeout.ms": "1000"})
     source = KafkaSource(config, worker, store)
