@@ -29,6 +29,7 @@ DURATION ?= 60
 LOADTEST ?=
 FINE_TUNED ?=
 FRESH ?=
+TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
 BUILDER ?= tensorrt
 CAPABILITY ?=
 
@@ -43,9 +44,14 @@ help: ## list the targets
 demo: setup ## logs to ads, whole way: train, export, serve, ask; writes build/demo/report.json
 	$(PY) -m examples.demo --config $(CONFIG) --run $(RUN) $(if $(QUICK),--quick)
 
-.PHONY: test
-test: precision-setup kafka-setup tensorboard-setup ## unit tests, then the tests with a real server
-	$(PY) -m pytest tests
+.PHONY: test test-fast
+# Test files go to one process more than there are cores, since tests wait half of their time; so no process takes a
+# thread a core. All of them, and the hundred they start, import the same modules: kept compiled, whatever the shell says.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PY) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+test: precision-setup kafka-setup tensorboard-setup ## all tests, those with a real server among them
+	$(PYTEST) tests
+test-fast: precision-setup kafka-setup tensorboard-setup ## unit tests but for the slow ones
+	$(PYTEST) tests/unit -m "not slow"
 
 .PHONY: setup
 setup: $(VENV)/.installed ## virtual environment with everything pinned

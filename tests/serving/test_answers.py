@@ -244,26 +244,30 @@ def test_inner_models_hold_the_limits_too(server, model, tensors):
 
 
 def test_requests_of_priority_1_pass_those_that_wait(server):
-    """Placements that were paid for; requests that say nothing are of priority 2."""
-    crowd, order = 200, []
+    """Placements that were paid for; requests that say nothing are of priority 2.
+
+    A request of as many rows as a batch may have is a batch of its own, and far more work for the server than
+    for this process: so the crowd waits in Triton, not here.
+    """
+    crowd, order = 60, []
 
     async def all_at_once() -> None:
         async with tritonclient.grpc.aio.InferenceServerClient(server.grpc_url) as client:
             await client.is_server_ready()
 
             async def one(i: int, priority: int) -> None:
-                inputs = infer_inputs(request(num_ads=3, seed=i % 20))
+                inputs = infer_inputs(request(num_ads=40, rows=8, seed=i))
                 await client.infer("gr4ad", inputs, priority=priority, client_timeout=60)
                 order.append(priority)
 
             waiting = [asyncio.create_task(one(i, 0)) for i in range(crowd)]
-            while len(order) < crowd // 10:
+            while len(order) < 5:
                 await asyncio.sleep(0.001)
             await asyncio.gather(one(0, 1), *waiting)
 
     asyncio.run(all_at_once())
     # Before it come those that had an answer, and the batches that Triton had put together already.
-    assert order.index(1) < crowd - 50, order.index(1)
+    assert order.index(1) < crowd - 10, order.index(1)
 
 
 @pytest.fixture(scope="module")

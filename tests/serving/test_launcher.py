@@ -201,7 +201,7 @@ def test_files_are_copied_once(tmp_path: Path) -> None:
     before = stub.stat().st_ino
     assert prepare_server(tmp_path) == files
     assert stub.stat().st_ino == before
-    assert [path.name for path in tmp_path.iterdir()] == [files.version]
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == [files.version]
 
 
 def _command(repository: Path, tmp_path: Path, *more: str) -> list[str]:

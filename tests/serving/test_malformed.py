@@ -21,6 +21,7 @@ from tests.malformed_sender import Outcome, Sender
 from tests.malformed_tensors import Case, Tensor, overflows
 from tests.serving.ask import LIVE, Reference, assert_same, request
 from tests.tiny import LEVEL_SIZES
+from tests.waiting import wait_until
 
 COUNT, TIMEOUT_S = 1_000, 10.0
 OUTPUTS = {
@@ -133,34 +134,40 @@ def test_malformed_requests_do_no_harm(server, pipeline, seed):
     assert_same(send(server.grpc_url, tensors), expected)
 
 
-def test_a_shape_that_overflows_harms_for_seconds_only(pipeline):
+@pytest.fixture(scope="module")
+def expendable(pipeline):
+    """A server whose processes die and come back."""
+    with TritonServer(pipeline.repository) as running:
+        yield running
+
+
+def test_a_shape_that_overflows_harms_for_seconds_only(expendable):
     """Triton 24.10 checks sizes in 64 bits that overflow, and its stub dies; the launcher brings it back."""
     tensors = [Tensor.of(n, v) for n, v in request(history=0).items()]
     case = Case("overflow", "grpc", tuple(replace(t, shape=(1, 2**62)) if not t.data else t for t in tensors))
     assert any(map(overflows, case.tensors))
-    with TritonServer(pipeline.repository) as server:
-        sender = Sender(grpc_url=server.grpc_url, http_url=server.http_url, timeout_s=TIMEOUT_S)
-        stubs = _stubs(server)
-        sender.send(case)
-        sender.close()
-        deadline = time.monotonic() + 20
-        while _stubs(server) == stubs or not _all_models_ready(server) or not _answers(server):
-            assert time.monotonic() < deadline, server.log_tail(20)
-            time.sleep(0.2)
+    sender = Sender(grpc_url=expendable.grpc_url, http_url=expendable.http_url, timeout_s=TIMEOUT_S)
+    stubs = _stubs(expendable)
+    sender.send(case)
+    sender.close()
+
+    def recovered() -> bool:
+        return _stubs(expendable) != stubs and _all_models_ready(expendable) and _answers(expendable)
+
+    wait_until(recovered, timeout_s=30, every_s=0.1, what="other processes that answer")
 
 
-def test_one_dead_process_of_two_comes_back(pipeline):
+def test_one_dead_process_of_two_comes_back(expendable):
     """The other scheduler goes on answering, so neither health nor requests show that half of it is gone."""
-    with TritonServer(pipeline.repository) as server:
-        before = _schedulers(server)
-        assert len(before) == 2
-        os.kill(min(before), signal.SIGKILL)
-        deadline = time.monotonic() + 20
-        while not (
-            len(_schedulers(server)) == 2 and _schedulers(server).isdisjoint(before) and _answers(server)
-        ):
-            assert time.monotonic() < deadline, server.log_tail(20)
-            time.sleep(0.1)
+    before = _schedulers(expendable)
+    assert len(before) == 2
+    os.kill(min(before), signal.SIGKILL)
+
+    def recovered() -> bool:
+        now = _schedulers(expendable)
+        return len(now) == 2 and now.isdisjoint(before) and _answers(expendable)
+
+    wait_until(recovered, timeout_s=30, every_s=0.1, what="two other schedulers")
 
 
 def _schedulers(server) -> set[int]:

@@ -114,6 +114,7 @@ def test_catalogue_of_one_ad_through_onnx(pipeline):
     assert np.isfinite(beams.expected_value[:, 0]).all()
 
 
+@pytest.mark.slow
 def test_variant_without_sharing_and_without_lazy_stage(plain_graphs):
     files = sorted(plain_graphs.iterdir())
     assert [f.name for f in files] == ["prefix.onnx", "tail_2.onnx", "tail_3.onnx", "tail_4.onnx"]

@@ -354,6 +354,7 @@ def test_fp16_in_place(folders, tmp_path):
         assert (folder / f"{name}.onnx").read_bytes() == (folders["fp8_fp16"] / f"{name}.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_models_of_other_shapes(plain_graphs, tmp_path, requests):
     """K = 0, context keys and values a layer, heads of their own: FP8 and FP16 still compute the same."""
     pytest.importorskip("modelopt", reason="calibration needs nvidia-modelopt (make precision-setup)")

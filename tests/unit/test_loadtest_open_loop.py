@@ -1,4 +1,4 @@
-"""The whole load test as a process of its own (gevent patches it) against a stand-in server in this one."""
+"""The whole load test against a stand-in server; workers are processes of their own (gevent patches them)."""
 
 import json
 import os
@@ -17,6 +17,7 @@ import pytest
 
 from loadtest.arrivals import poisson_arrivals
 from loadtest.report import FILES
+from loadtest.run import main
 from loadtest.shapes import Shape
 from tests.fake_inference import Behaviour, right_answer, serve_grpc, serve_http, write_bundle
 
@@ -24,25 +25,31 @@ HOME = Path(__file__).parents[2]
 SERVE = {"grpc": serve_grpc, "http": serve_http}
 REJECT = grpc.StatusCode.UNAVAILABLE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(tmp_path):
     return write_bundle(tmp_path / "run")
 
 
-def _command(url, run, *more):
-    command = [sys.executable, "-m", "loadtest", "--url", url, "--run", str(run), "--synthetic-ads", "1000"]
-    command += ["--metrics-url", "none", "--out", str(run / "out"), "--name", "t"]
-    return command + [str(each) for each in more]
+def _options(url, run, *more):
+    options = ["--url", url, "--run", str(run), "--synthetic-ads", "1000"]
+    options += ["--metrics-url", "none", "--out", str(run / "out"), "--name", "t"]
+    return options + [str(each) for each in more]
+
+
+def _command(*options):
+    return [sys.executable, "-m", "loadtest", *_options(*options)]
 
 
 def _load(url, run, *more):
-    """Exit status, requests, summary and text of a test."""
-    done = subprocess.run(_command(url, run, *more), cwd=HOME, capture_output=True, text=True, timeout=60)
-    assert done.returncode in (0, 1), done.stderr
+    """Exit status, requests and summary of a test."""
+    status = main(_options(url, run, *more))
+    assert status in (0, 1)
     folder = run / "out" / "t"
     requests = pl.read_csv(folder / "requests.csv")
-    return done.returncode, requests, json.loads((folder / "summary.json").read_text()), done.stdout
+    return status, requests, json.loads((folder / "summary.json").read_text())
 
 
 def _planned(qps, seconds):
@@ -53,7 +60,7 @@ def _planned(qps, seconds):
 def test_an_open_loop_shows_a_stall(run, protocol):
     behaviour = Behaviour(seconds=0.005, stall=(1.0, 2.0))
     with SERVE[protocol](behaviour) as url:
-        status, requests, found, _ = _load(
+        status, requests, found = _load(
             url, run, "--protocol", protocol, "--qps", 40, "--duration", 3, "--max-p99-ms", 5000
         )
     assert status == 0
@@ -82,7 +89,7 @@ def test_an_open_loop_shows_a_stall(run, protocol):
 def test_a_closed_loop_hides_the_same_stall(run):
     behaviour = Behaviour(seconds=0.005, stall=(1.0, 2.0))
     with serve_grpc(behaviour) as url:
-        _, requests, found, _ = _load(url, run, "--closed", "--users", 3, "--duration", 3)
+        _, requests, found = _load(url, run, "--closed", "--users", 3, "--duration", 3)
     assert found["outcomes"] == {"ok": requests.height}
     assert (requests["latency_ms"] > 500).sum() == 3  # one request of each user
     assert requests["latency_ms"].quantile(0.95) < 250
@@ -110,10 +117,10 @@ def test_a_stall_of_the_client_counts_too(run):
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_rejections_are_failures(run, protocol):
+def test_rejections_are_failures(run, protocol, capsys):
     behaviour = Behaviour(fail=lambda number: REJECT if number and number % 4 == 0 else None)
     with SERVE[protocol](behaviour) as url:
-        status, requests, found, text = _load(
+        status, requests, found = _load(
             url, run, "--protocol", protocol, "--qps", 60, "--duration", 1.5, "--max-failures-pct", 1
         )
     rejected = sum(n % 4 == 0 for n in range(1, len(behaviour.arrived)))
@@ -121,7 +128,7 @@ def test_rejections_are_failures(run, protocol):
     assert found["outcomes"] == {"ok": requests.height - rejected, "rejected": rejected}
     assert requests.height == len(behaviour.arrived) - 1 == len(_planned(60, 1.5))  # without the warm-up
     assert requests.filter(pl.col("outcome") == "rejected")["error"].str.contains("Exceeds maximum").all()
-    assert "MISSED  failures_pct: expected <= 1, got" in text
+    assert "MISSED  failures_pct: expected <= 1, got" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -136,7 +143,7 @@ def test_prompt_answers_do_not_wait_for_slow_ones(run, protocol):
         fail=lambda number: REJECT if rejected(number) else None,
     )
     with SERVE[protocol](behaviour) as url:
-        _, requests, _, _ = _load(url, run, "--protocol", protocol, "--qps", 60, "--duration", 2)
+        _, requests, _ = _load(url, run, "--protocol", protocol, "--qps", 60, "--duration", 2)
     latency = {name: requests.filter(pl.col("outcome") == name)["latency_ms"] for name in ("ok", "rejected")}
     assert len(latency["rejected"]) > 20
     assert latency["rejected"].median() < 300
@@ -147,7 +154,7 @@ def test_prompt_answers_do_not_wait_for_slow_ones(run, protocol):
 def test_deadlines_are_failures(run, protocol):
     behaviour = Behaviour(seconds=0.001, stall=(0.5, 1.5))
     with SERVE[protocol](behaviour) as url:
-        _, requests, found, _ = _load(
+        _, requests, found = _load(
             url, run, "--protocol", protocol, "--qps", 40, "--duration", 1.2, "--deadline-ms", 150
         )
     late = requests.filter(pl.col("outcome") == "deadline")
@@ -168,7 +175,7 @@ def test_wrong_answers_are_failures(run):
     behaviour = Behaviour(answer=answer)
     with serve_grpc(behaviour) as url:
         options = ("--num-ads", 5, "--widths", "8-8-8:4", "--width-cap", 7, "--parameter", "level=2")
-        _, requests, found, _ = _load(url, run, "--qps", 40, "--duration", 1, *options)
+        _, requests, found = _load(url, run, "--qps", 40, "--duration", 1, *options)
     assert found["outcomes"]["wrong_answer"] == pytest.approx(requests.height / 3, abs=2)
     wrong = requests.filter(pl.col("outcome") == "wrong_answer")
     assert set(wrong["error"]) == {"expected 5 ads, got 4"}
@@ -178,7 +185,7 @@ def test_wrong_answers_are_failures(run):
 def test_what_the_client_could_not_send_is_counted(run):
     behaviour = Behaviour(seconds=0.001, stall=(0.3, 1.3))
     with serve_grpc(behaviour) as url:
-        _, requests, found, _ = _load(url, run, "--qps", 60, "--duration", 1.6, "--max-outstanding", 6)
+        _, requests, found = _load(url, run, "--qps", 60, "--duration", 1.6, "--max-outstanding", 6)
     planned = _planned(60, 1.6)
     assert requests.height == len(planned)  # nothing is dropped silently
     saturated = requests.filter(pl.col("outcome") == "client_saturated")["intended_s"] - planned[0]
@@ -192,7 +199,7 @@ def test_what_the_client_could_not_send_is_counted(run):
 def test_what_is_never_answered_fails_with_its_age(run):
     behaviour = Behaviour(stall=(0.5, 8.0))
     with serve_grpc(behaviour) as url:
-        _, requests, found, _ = _load(url, run, "--qps", 30, "--duration", 1, "--drain", 0.5)
+        _, requests, found = _load(url, run, "--qps", 30, "--duration", 1, "--drain", 0.5)
     lost = requests.filter(pl.col("outcome") == "unanswered")
     assert set(found["outcomes"]) == {"ok", "unanswered"}
     ends = lost["intended_s"] + lost["latency_ms"] / 1e3
@@ -210,15 +217,11 @@ def test_a_server_that_goes_away(run, protocol):
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
-        client = subprocess.Popen(
-            _command(url, run, "--protocol", protocol, "--qps", 30, "--duration", 2, "--workers", 2), cwd=HOME
-        )
-        process.wait(30)  # it ends by itself, a second after the first requests
-        assert client.wait(30) == 0
+        _, requests, _ = _load(url, run, "--protocol", protocol, "--qps", 30, "--duration", 2, "--workers", 2)
+        assert process.wait(5) == 0  # it ended by itself, a second after the first requests
     finally:
         process.kill()
         process.wait()
-    requests = pl.read_csv(run / "out" / "t" / "requests.csv")
     assert set(requests["outcome"]) == {"ok", "connection"}
     assert requests["worker"].unique().sort().to_list() == [0, 1]
     shape = Shape("steady", 30, 2)
@@ -261,7 +264,7 @@ def test_ctrl_c_leaves_the_report_of_what_ran(run):
     assert "of 600 s" in found["notes"][0]
 
 
-def test_what_cannot_be_run_ends_with_2(run):
+def test_what_cannot_be_run_ends_with_2(run, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -271,11 +274,10 @@ def test_what_cannot_be_run_ends_with_2(run):
             (("--parameter", "x"), "--parameter: expected NAME=VALUE, got 'x'"),
             (("--repository", "/nowhere"), "no model repository at /nowhere"),
         ):
-            done = subprocess.run(
-                _command(url, run, "--deadline-ms", 500, *more), cwd=HOME, capture_output=True, text=True
-            )
-            assert (done.returncode, done.stdout) == (2, "")
-            assert f"error: could not run: {message}" in done.stderr
+            assert main(_options(url, run, "--deadline-ms", 500, *more)) == 2
+            out, err = capsys.readouterr()
+            assert out == ""
+            assert f"error: could not run: {message}" in err
 
 
 def test_a_client_does_not_hold_the_process_whether_closed_or_not(run):

@@ -69,7 +69,7 @@ def play(
 # Against formulas
 
 
-@pytest.mark.parametrize("load", [0.3, 0.7, 0.9])
+@pytest.mark.parametrize("load", [0.3, 0.9])
 def test_one_server_with_constant_times_waits_as_m_d_1_says(load):
     """Pollaczek-Khinchine: mean wait = load * service / (2 (1 - load))."""
     time = 0.01
@@ -222,22 +222,20 @@ def test_a_quiet_server_searches_wider_inside_the_slo():
     assert figures["rejected"] == 0
 
 
-@pytest.mark.parametrize("noise", [0.1, 0.3])
-@pytest.mark.parametrize("load", [0.2, 0.6, 0.9, 1.2, 2.0, 3.0])
-def test_steady_load_keeps_its_plan(load, noise):
-    run, figures = play("controller", load, noise=noise)
+@pytest.mark.parametrize("load", [0.2, 0.9, 1.2, 3.0])  # wide, base, narrow, turning away
+def test_steady_load_keeps_its_plan(load):
+    run, figures = play("controller", load, noise=0.3)
     assert figures["changes_per_s"] < 2
     assert figures["p99_ms"] <= 1e3 * SLO
     if load <= 1.2:
         assert figures["rejected"] == 0
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(
     "sight", [{}, {"stamps": False}, {"metrics": False}], ids=["all", "no stamps", "no metrics"]
 )
-def test_a_step_up_and_down(seed, sight):
-    run, figures = play("controller", 3.0, kind="step", duration=36.0, seed=seed, **sight)
+def test_a_step_up_and_down(sight):
+    run, figures = play("controller", 3.0, kind="step", duration=36.0, **sight)
     step = step_figures(run, 36.0)
     assert step["narrower_after_s"] <= step["first_rejection_after_s"], "widths before requests"
     assert step["settle_up_s"] <= 5

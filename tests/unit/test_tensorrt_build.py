@@ -70,13 +70,16 @@ def count(file):
 # What compiles.
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "fp8", "fp8_fp16"])
-@pytest.mark.parametrize(("capability", "names"), [("8.9", NAMES), ("12.0", ("prefix", "tail_3"))])
-def test_graphs_compile(rtx, folders, ranges, capability, names, precision):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [("8.9", "fp32"), ("8.9", "fp16"), ("8.9", "fp8"), ("8.9", "fp8_fp16"), ("12.0", "fp8_fp16")],
+)
+def test_graphs_compile(rtx, folders, ranges, capability, precision):
     builder = Builder("tensorrt-rtx", capability=capability)
     assert builder.capability == capability
     assert builder.version == rtx.__version__
-    for name in names:
+    for name in NAMES:
         file = folders[precision] / f"{name}.onnx"
         plan, cache, found = builder.build(file, ranges[name])
         assert (len(plan) > 100_000, cache) == (True, b"")
