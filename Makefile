@@ -61,10 +61,10 @@ data: $(RUN)/data/stats.json ## read the logs, check the tables, split by weeks
 $(RUN)/data/stats.json: $(VENV)/.installed
 	$(PY) -m training.data.prepare --config $(CONFIG) --out $(RUN)/data
 	@touch $@
-tokenize: $(RUN)/tokenizer/sids.parquet ## semantic IDs of all ads
+tokenize: $(RUN)/tokenizer/sids.parquet ## semantic IDs of all ads; a trained model keeps its tokenizer (FRESH=1 fits another)
 $(RUN)/tokenizer/sids.parquet: $(RUN)/data/stats.json
-	$(PY) -m training.tokenizer --config $(CONFIG) --data $(RUN)/data --out $(RUN)/tokenizer
-train: $(RUN)/tokenizer/sids.parquet ## train the generator (resumes where it was stopped)
+	$(PY) -m training.tokenizer --config $(CONFIG) --data $(RUN)/data --out $(RUN)/tokenizer $(if $(FRESH),,$(if $(wildcard $(RUN)/model/checkpoints),--keep))
+train: $(RUN)/tokenizer/sids.parquet ## train the generator (goes on where it was stopped; FRESH=1 starts over)
 	$(PY) -m training.recipes.pretrain --config $(CONFIG) --run $(RUN) $(if $(FRESH),--fresh)
 
 .PHONY: evaluate

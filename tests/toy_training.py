@@ -31,6 +31,8 @@ class ToySource:
         spoil: at these steps, a function that changes the batch before it is used.
     """
 
+    held_out = "toys"
+
     def __init__(self, spoil: dict[int, Any] | None = None) -> None:
         self.spoil = spoil or {}
         self.built: list[int] = []

@@ -1,1 +1,1 @@
-"""Everything that learns: data, tokenizer, model, objectives and reward (PyTorch)."""
+"""Everything that learns: data, tokenizer, model, objectives and the loop that trains (PyTorch)."""

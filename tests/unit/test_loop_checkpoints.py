@@ -39,10 +39,10 @@ def trained(tmp_path_factory):
 def test_a_checkpoint_comes_back_as_it_was(trained, tmp_path):
     found = open_checkpoint(trained)
     again = load_checkpoint(save_checkpoint(tmp_path, found, keep=1))
-    for part in ("spec", "settings", "step", "seconds", "history", "sums", "source"):
+    for part in ("spec", "settings", "step", "seconds", "history", "sums", "held_out", "source"):
         a, b = getattr(found, part), getattr(again, part)
         assert (a.to_json(), True) == (b.to_json(), True) if part == "spec" else a == b
-    assert (found.step, found.settings, found.source) == (2, {"steps": 2}, "abc")
+    assert (found.step, found.settings, found.source, found.held_out) == (2, {"steps": 2}, "abc", "toys")
     assert len(found.history) == 2
     np.testing.assert_array_equal(found.seen_sids, [3, 8, 9])
     np.testing.assert_array_equal(again.seen_sids, [3, 8, 9])
@@ -134,6 +134,14 @@ def test_a_stop_between_two_validations_is_not_the_best(tmp_path):
     save_checkpoint(tmp_path, stopped, keep=3)
     assert find_checkpoint(tmp_path, "best").name == "step-000010"
     assert find_checkpoint(tmp_path, "latest").name == "step-000013"
+
+
+def test_losses_on_other_validation_requests_are_not_compared(tmp_path):
+    """A newer log has other validation weeks: what was best on the old ones may be worst on these."""
+    for step, loss, weeks in ((1, 2.0, "old"), (2, 9.0, "new"), (3, 8.0, "new"), (4, 8.5, "new")):
+        save_checkpoint(tmp_path, at(step, loss, held_out=weeks), keep=2)
+    assert names(tmp_path) == ["step-000003", "step-000004"]
+    assert find_checkpoint(tmp_path, "best").name == "step-000003"
 
 
 def test_steps_are_numbers_not_names(tmp_path):

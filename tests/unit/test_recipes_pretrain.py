@@ -22,6 +22,7 @@ from training.preset import Preset
 from training.recipes import pretrain
 from training.recipes.pretrain import prepare_training
 from training.run import SpecError
+from training.tokenizer.__main__ import run as tokenize
 from training.tokenizer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -209,10 +210,9 @@ def append_week(preset, run):
     tables = {"users": [users, user], "ads": [ads, ad], "events": [events, new, more.cast(events.schema)]}
     for name, parts in tables.items():
         pl.concat(parts).write_parquet(source / f"{name}.parquet")
-    ads = prepare(config, run / "data").ads
-    codes = Tokenizer.load(run / "tokenizer").encode(ads)
-    columns = {f"s{t + 1}": codes[:, t] for t in range(codes.shape[1])}
-    pl.DataFrame({"ad_id": ads["ad_id"], **columns}).write_parquet(run / "tokenizer" / "sids.parquet")
+    prepare(config, run / "data")
+    kept = Tokenizer.load(run / "tokenizer").config
+    tokenize(kept, run / "data", out_dir=run / "tokenizer", keep=True)
     return newcomer
 
 
@@ -232,6 +232,7 @@ def test_a_model_goes_on_with_a_week_more(tmp_path):
     after = open_checkpoint(tmp_path / "model")
     assert after.step == 40
     assert after.spec.to_json() == before.spec.to_json()
+    assert after.held_out != before.held_out
     assert not equal(after.model.state_dict(), before.model.state_dict())
     # A code means the category that it meant before; a category that the model does not know is unknown.
     dataset = second.source.dataset

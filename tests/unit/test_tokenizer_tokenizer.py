@@ -197,7 +197,7 @@ def test_run_fits_on_known_ads_only_and_writes_sids_of_all(ads, tmp_path, capsys
     ads = ads.with_columns(text=pl.when(later).then(pl.lit("future words")).otherwise("text"))
     ads.write_parquet(data / "ads.parquet")
     (data / "split.json").write_text('{"train_end": 200}')
-    quality = run(CONFIG, data, out)
+    quality = run(CONFIG, data, out_dir=out)
     tokenizer = Tokenizer.load(out)
     assert tokenizer.tokenizer_id == Tokenizer.fit(ads.filter(~later), CONFIG).tokenizer_id
     assert "future" not in (out / "embedder.json").read_text()
@@ -208,3 +208,26 @@ def test_run_fits_on_known_ads_only_and_writes_sids_of_all(ads, tmp_path, capsys
     report = json.loads((out / "quality.json").read_text())
     assert report["collision"] == quality.collision
     assert "share of ads that share their SID" in capsys.readouterr().out
+
+
+def test_a_kept_tokenizer_encodes_newer_ads(tmp_path, ads):
+    """Another fit would change what the codes of a trained model mean."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    (data / "split.json").write_text('{"train_end": 200}')
+    older = ads.head(ads.height // 2).with_columns(created_at=pl.lit(0))
+    newer = ads.with_columns(created_at=pl.lit(0))
+    older.write_parquet(data / "ads.parquet")
+    run(CONFIG, data, out_dir=out)
+    kept = {p.name: p.read_bytes() for p in out.iterdir() if p.suffix in (".json", ".safetensors")}
+    first = pl.read_parquet(out / "sids.parquet")
+    newer.write_parquet(data / "ads.parquet")
+    run(CONFIG, data, out_dir=out, keep=True)
+    del kept["quality.json"]
+    assert {name: (out / name).read_bytes() for name in kept} == kept
+    again = pl.read_parquet(out / "sids.parquet")
+    assert again.head(first.height).equals(first)
+    np.testing.assert_array_equal(again.drop("ad_id").to_numpy(), Tokenizer.load(out).encode(newer))
+    other = CONFIG.model_copy(update={"hash_size": CONFIG.hash_size + 1})
+    with pytest.raises(ValueError, match="expected the tokenizer of .*, it was made with "):
+        run(other, data, out_dir=out, keep=True)

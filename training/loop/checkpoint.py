@@ -45,6 +45,7 @@ class Checkpoint:
         sums: [sum, weight] of every part of the objective over the steps since the last record.
         optimizer_state: by position of the parameter; None before the first step.
         seen_sids: packed SIDs int64 ascending of the events of the training weeks; None where not known.
+        held_out: names the validation requests of the last record; losses on others are not to be compared.
         source: sha256 of the weights that a fine-tuned model was made from.
     """
 
@@ -57,10 +58,11 @@ class Checkpoint:
     sums: dict[str, list[float]] = field(default_factory=dict)
     optimizer_state: OptimizerState | None = None
     seen_sids: np.ndarray | None = None
+    held_out: str = ""
     source: str | None = None
 
 
-_PLAIN = ("settings", "step", "seconds", "history", "sums", "source")  # as they are in JSON
+_PLAIN = ("settings", "step", "seconds", "history", "sums", "held_out", "source")  # as they are in JSON
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:

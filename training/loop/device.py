@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,6 +86,24 @@ class Device:
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def fetch(self, numbers: Tensor) -> Callable[[], list[float]]:
+        """Start to copy numbers to the host.
+
+        Returns:
+            A function that waits until they are there, but not for what the device was given after them.
+        """
+        copied = numbers.to("cpu", non_blocking=True)
+        if self.device.type != "cuda":
+            return copied.tolist
+        arrived = torch.cuda.Event()
+        arrived.record()
+
+        def wait() -> list[float]:
+            arrived.synchronize()
+            return copied.tolist()
+
+        return wait
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)

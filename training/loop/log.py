@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from serving.files import write_file
 from training.plots import plot_history
 
 PLOT, TABLE, EVENTS = "training.png", "training.csv", "tensorboard"
+
+PARTS = ("train", "validation")  # what a record has means of
 
 History = list[dict[str, float]]
 
@@ -51,10 +56,42 @@ class RunLog:
     def _add(self, record: dict[str, float]) -> None:
         for key, value in record.items():
             part, _, name = key.partition("_")
-            if part in ("train", "validation"):  # one chart a name, both parts in it
+            if part in PARTS:  # one chart a name, both parts in it
                 self._events.add_scalar(f"{name}/{part}", value, int(record["step"]))
             elif key != "step":
                 self._events.add_scalar(key, value, int(record["step"]))
+
+
+class Progress:
+    """The bar of steps with the latest total losses beside it."""
+
+    def __init__(self, step: int, steps: int, *, shown: bool) -> None:
+        """Show a bar that begins at `step`, if it is `shown`."""
+        self._bar = tqdm(
+            total=steps,
+            initial=step,
+            desc="train",
+            unit="step",
+            disable=not shown,
+            mininterval=2.0,
+            file=sys.stderr,
+        )
+
+    def __enter__(self) -> Progress:
+        """The bar."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave it where it is."""
+        self._bar.close()
+
+    def advance(self) -> None:
+        """One step is done."""
+        self._bar.update(1)
+
+    def show(self, record: dict[str, float]) -> None:
+        """Total losses of a record."""
+        self._bar.set_postfix({part: f"{record[f'{part}_total']:.3f}" for part in PARTS})
 
 
 def _event_writer(folder: Path, *, step: int) -> Any:

@@ -51,7 +51,8 @@ def find_checkpoint(folder: Path, which: str = "latest") -> Path:
 
     Args:
         folder: of the model.
-        which: `latest`, `best` (the lowest total loss on validation requests), or a name: `step-000400`.
+        which: `latest`, `best` (the lowest total loss on the validation requests of the latest), or a name:
+            `step-000400`.
 
     Raises:
         CheckpointError: there is no such checkpoint.
@@ -92,16 +93,24 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _best(found: list[Path]) -> Path | None:
-    losses = {path: loss for path in found if (loss := _validation_loss(path)) is not None}
+    """Among those validated on the same requests as the latest one."""
+    losses: dict[Path, float] = {}
+    held_out = None
+    for path in reversed(found):
+        judged = _judged(path)
+        if judged and held_out in (None, judged[0]):
+            held_out, losses[path] = judged
     return min(losses, key=losses.__getitem__, default=None)
 
 
-def _validation_loss(path: Path) -> float | None:
-    """None where the checkpoint was saved between two validations, or is not readable."""
+def _judged(path: Path) -> tuple[str, float] | None:
+    """On which requests, and their loss; None if saved between two validations, or not readable."""
     try:
         content = json.loads((path / CONTENT).read_text())
         last = content["history"][-1]
-        return float(last["validation_total"]) if last["step"] == content["step"] else None
+        if last["step"] != content["step"]:
+            return None
+        return content["held_out"], float(last["validation_total"])
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

@@ -3,57 +3,40 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
 from training.data.batch import Batch
 from training.loop.checkpoint import Checkpoint, CheckpointError, NonFiniteError
 from training.loop.config import LoopConfig
 from training.loop.device import Device
-from training.loop.log import RunLog
+from training.loop.log import Progress, RunLog
 from training.loop.meter import Meter
 from training.loop.optimizer import learning_rate, make_optimizer
 from training.loop.retention import save_checkpoint
 from training.loop.signals import StopSignals
+from training.loop.source import Source
 from training.objectives.base import Loss, Objective
 
 
-class Source(Protocol):
-    """Batches of this process, each a pure function of the step."""
-
-    def batches(self, start: int) -> Generator[Batch[np.ndarray], None, None]:
-        """Those of step `start` and all later ones; closing the generator frees what builds them."""
-        ...
-
-    def validation(self) -> Iterable[Batch[np.ndarray]]:
-        """The same ones every time; a process may have none."""
-        ...
-
-    def describe(self, step: int) -> str:
-        """Which requests all processes together see at a step, in one line."""
-        ...
-
-
 class Outcome(NamedTuple):
-    """What a step gave, still on the device.
+    """What a step gave, possibly still on its way from the device.
 
     Attributes:
         step: that was made, counted from 0.
-        numbers: [3], mean loss, norm of the gradient, number of processes that were asked to stop.
+        numbers: mean loss, norm of the gradient, number of processes that were asked to stop.
     """
 
     step: int
-    numbers: Tensor
+    numbers: Callable[[], list[float]]
 
 
 class Trainer:
@@ -110,22 +93,22 @@ class Trainer:
         with (
             StopSignals() as signals,
             closing(self.source.batches(self.step)) as batches,
-            self._progress() as bar,
+            Progress(self.step, config.steps, shown=self.device.rank == 0) as bar,
         ):
             while self.step < config.steps and not stopped:
                 outcome = self._train_step(parallel, next(batches), stop=signals.received)
-                # Read one step late, so that the device is not idle while the host looks.
+                # Looked at one step late, so that the device always has a step to work on.
                 stopped = earlier is not None and self._asked_to_stop(earlier)
                 due = self.step % config.validate_every == 0 or self.step == config.steps
                 if due or stopped:
                     stopped |= self._asked_to_stop(outcome)
                 if due:
                     self.record()
-                    bar.set_postfix(_summary(self.history[-1]))
+                    bar.show(self.history[-1])
                 if due or stopped:
                     self.save()
                 earlier = outcome
-                bar.update(1)
+                bar.advance()
         if self._log:
             self._log.close()
         if self.step < config.steps:
@@ -165,6 +148,7 @@ class Trainer:
             seconds=self._elapsed(),
             history=self.history,
             sums=sums,
+            held_out=self.source.held_out,
             optimizer_state=self.optimizer.state_dict()["state"],
         )
         save_checkpoint(self.folder, checkpoint, keep=self.config.keep_checkpoints, fresh=self._fresh)
@@ -187,7 +171,7 @@ class Trainer:
         self.optimizer.step()
         self._running.add(loss)
         self.step += 1
-        return Outcome(self.step - 1, torch.stack([mean.detach(), norm, asked]))
+        return Outcome(self.step - 1, self.device.fetch(torch.stack([mean.detach(), norm, asked])))
 
     def _loss(self, model: nn.Module, batch: Batch[np.ndarray]) -> Loss:
         with self.device.autocast():
@@ -199,7 +183,7 @@ class Trainer:
         Raises:
             NonFiniteError: loss or gradient of that step are not finite.
         """
-        loss, norm, asked = outcome.numbers.tolist()
+        loss, norm, asked = outcome.numbers()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NonFiniteError(
                 f"step {outcome.step}: expected a finite loss and gradient, got loss {loss:g} and gradient "
@@ -227,22 +211,7 @@ class Trainer:
     def _elapsed(self) -> float:
         return self._seconds + time.monotonic() - self._began
 
-    def _progress(self) -> tqdm:
-        return tqdm(
-            total=self.config.steps,
-            initial=self.step,
-            desc="train",
-            unit="step",
-            disable=self.device.rank > 0,
-            mininterval=2.0,
-            file=sys.stderr,
-        )
-
 
 def _seed(seed: int, *, step: int, rank: int) -> int:
     """Of what is drawn at random within a step: other numbers in every step and process."""
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
-
-
-def _summary(record: dict[str, float]) -> dict[str, str]:
-    return {part: f"{record[f'{part}_total']:.3f}" for part in ("train", "validation")}

@@ -138,5 +138,5 @@ def _rows(kv: Tensor, parent: Tensor) -> Tensor:
     """Keys and values of the beams' ancestors: [B, 2 R, n_j, d] and int32 [B, n] to [B, 2 R, n, d]."""
     batch, parts, count, width = kv.shape
     # Whole rows of one table: ONNX Runtime copies those at memory speed.
-    first = torch.arange(batch * parts, dtype=parent.dtype).reshape(batch, parts, 1) * count
+    first = torch.arange(batch * parts, dtype=parent.dtype, device=kv.device).reshape(batch, parts, 1) * count
     return embedding(first + parent[:, None, :], kv.reshape(batch * parts * count, width))

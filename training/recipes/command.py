@@ -10,13 +10,22 @@ from typing import Any
 
 import torch
 
+from training.data.stream import StreamError
 from training.loop.checkpoint import Checkpoint, CheckpointError, NonFiniteError
 from training.loop.config import LoopConfig
 from training.loop.device import Device, DeviceError
 from training.model.fp8 import MissingPackageError
 from training.preset import add_preset_arguments
 
-_FAULTS = (CheckpointError, DeviceError, MissingPackageError, NonFiniteError, ValueError, OSError)
+_FAULTS = (
+    CheckpointError,
+    DeviceError,
+    MissingPackageError,
+    NonFiniteError,
+    StreamError,
+    ValueError,
+    OSError,
+)
 
 
 def parse_arguments(description: str | None, *, out: str) -> argparse.Namespace:

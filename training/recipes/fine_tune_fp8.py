@@ -11,6 +11,7 @@ as in `training.recipes.pretrain`.
 from __future__ import annotations
 
 import itertools
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,16 +61,16 @@ def prepare_fine_tuning(
     )
     found = open_checkpoint(folder) if not fresh and has_checkpoint(folder) else None
     if found and found.source != source:
-        print(f"{folder}: made from other weights than {trained} has now; starting over")
+        if device.rank == 0:
+            print(f"{folder}: made from other weights than {trained} has now; starting over")
         found = None
     if found:
         tell(found, settings, device=device)
         start = replace(found, model=start.model, settings=settings)
     teacher = original.model.to(device.device).eval()
     # Whole batches in every process, so that all of them measure the same ranges.
-    batches = requests(replace(device, rank=0, world=1)).batches(0)
-    calibration = [device.put(b) for b in itertools.islice(batches, config.calibration_batches)]
-    batches.close()
+    with closing(requests(replace(device, rank=0, world=1)).batches(0)) as batches:
+        calibration = [device.put(b) for b in itertools.islice(batches, config.calibration_batches)]
     torch.manual_seed(config.seed)
     student = quantized_copy(teacher, [(b.slots, b.profile, b.tokens) for b in calibration])
     share_weights(start.model, student)

@@ -5,6 +5,7 @@ Letters: B requests, n targets of a request, T SID levels.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -26,7 +27,7 @@ _NAMED = 8  # requests that an error names
 
 
 class LoggedRequests:
-    """Requests of the training and validation weeks; a `training.loop.trainer.Source`."""
+    """Requests of the training and validation weeks; a `training.loop.source.Source`."""
 
     def __init__(
         self, dataset: RequestDataset, spec: ModelSpec, *, preset: Preset, config: LoopConfig, device: Device
@@ -46,16 +47,19 @@ class LoggedRequests:
         self.dataset, self._spec, self._config, self._device = dataset, spec, config, device
         self._training, behaviors = preset.training, preset.logs.target_behaviors
         history = self._training.min_history
-        self.groups, self.held_out = (
+        self.groups, self.held_out_groups = (
             dataset.groups(part, target_behaviors=behaviors, min_history=history, recent_weeks=weeks)
             for part, weeks in (("train", self._training.recent_weeks), ("validation", None))
         )
-        for name, groups in (("training", self.groups), ("validation", self.held_out)):
+        for name, groups in (("training", self.groups), ("validation", self.held_out_groups)):
             if not len(groups):
                 raise ValueError(
                     f"expected at least one {name} request with {history} earlier events and a target among "
                     f"{behaviors}, got none"
                 )
+        drawn = np.random.default_rng(config.seed).permutation(len(self.held_out_groups))
+        self._held_out_rows = np.sort(drawn[: config.validation_requests])
+        self.held_out = _digest(dataset, self.held_out_groups, rows=self._held_out_rows)
         counts = np.minimum(dataset.target_counts(self.groups), self._training.targets_per_request)
         self._order = BatchOrder(counts, batch_size=config.batch_size, seed=config.seed)
         if self._order.batch_size < device.world:
@@ -75,12 +79,11 @@ class LoggedRequests:
 
     def validation(self) -> Iterator[Batch[np.ndarray]]:
         """This process's share of the drawn validation requests."""
-        drawn = np.random.default_rng(self._config.seed).permutation(len(self.held_out))
-        rows = np.sort(drawn[: self._config.validation_requests])
+        rows = self._held_out_rows
         for first in range(0, len(rows), self._config.batch_size):
             share = self._share(rows[first : first + self._config.batch_size])
             if len(share):
-                yield self._batch(self.held_out, share, epoch=0)
+                yield self._batch(self.held_out_groups, share, epoch=0)
 
     def describe(self, step: int) -> str:
         """User and time of the first requests of a step."""
@@ -98,6 +101,12 @@ class LoggedRequests:
         return self.dataset.batch(
             groups, rows, config=self._training, buckets=self._spec.value_buckets, epoch=epoch
         )
+
+
+def _digest(dataset: RequestDataset, groups: TargetGroups, *, rows: np.ndarray) -> str:
+    """The same for the same users and times."""
+    content = dataset.log.user_ids[groups.user_row[rows]].tobytes() + groups.now[rows].tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 class CatalogueRequests(LoggedRequests):

@@ -15,15 +15,16 @@ class TorchExecutor:
     """`serving.search.executor.Executor` over the graphs of a `Generator`."""
 
     def __init__(self, model: Generator | nn.ModuleDict) -> None:
-        """Wrap a model, or its graphs as `split` makes them; they are used in evaluation mode."""
+        """Wrap a model, or its graphs as `split` makes them, on any device; put in evaluation mode."""
         self._graphs = split(model) if isinstance(model, Generator) else model
+        self._device = next(self._graphs.parameters()).device
 
     @torch.no_grad()
     def prefix(self, slots: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, Carry]:
         """See `Executor.prefix`."""
-        found = self._graphs["prefix"](_tensor(slots), _tensor(profile))
+        found = self._graphs["prefix"](self._tensor(slots), self._tensor(profile))
         outputs = dict(zip(prefix_outputs(), found, strict=True))
-        return outputs.pop("logprob").numpy(), outputs
+        return outputs.pop("logprob").cpu().numpy(), outputs
 
     @torch.no_grad()
     def tail(
@@ -35,12 +36,11 @@ class TorchExecutor:
             carry["context_kv"],
             carry["context_bias"],
             [carry[f"past_kv_{j}"] for j in range(1, level)],
-            [_tensor(p) for p in parents],
-            _tensor(token),
-            _tensor(allowed),
+            [self._tensor(p) for p in parents],
+            self._tensor(token),
+            self._tensor(allowed),
         )
-        return logprob.numpy(), {**carry, f"past_kv_{level}": new_kv}
+        return logprob.cpu().numpy(), {**carry, f"past_kv_{level}": new_kv}
 
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)

@@ -1,6 +1,8 @@
 """Fit a tokenizer and give every ad its SID.
 
 python -m training.tokenizer --config configs/demo.yaml --data build/demo/data --out build/demo/tokenizer
+
+With --keep the tokenizer in --out gives the ads of newer logs their SIDs, so that a trained model goes on.
 """
 
 import argparse
@@ -20,11 +22,12 @@ from training.tokenizer.quality import DEFINITIONS, SidQuality, sid_quality
 from training.tokenizer.tokenizer import Tokenizer
 
 
-def run(config: TokenizerConfig, data_dir: Path, out_dir: Path) -> SidQuality:
+def run(config: TokenizerConfig, data_dir: Path, *, out_dir: Path, keep: bool = False) -> SidQuality:
     """Fit on the ads known before the train end, encode all ads, write everything to `out_dir`.
 
     `data_dir` holds ads.parquet (created_at in unix seconds) and split.json with `train_end` in unix seconds.
-    `out_dir` gets the tokenizer, sids.parquet (ad_id Int64, s1 .. sT Int32) and quality.json.
+    `out_dir` gets the tokenizer, sids.parquet (ad_id Int64, s1 .. sT Int32) and quality.json; with `keep` it
+    has a tokenizer already, which stays as it is.
 
     Raises:
         ValueError: a table or setting is unusable; the message says which.
@@ -41,13 +44,14 @@ def run(config: TokenizerConfig, data_dir: Path, out_dir: Path) -> SidQuality:
     print(f"{ads.height:,} ads, {known.height:,} of them before the train end", flush=True)
 
     start = time.perf_counter()
-    tokenizer = Tokenizer.fit(known, config)
+    tokenizer = _kept(out_dir, config) if keep else Tokenizer.fit(known, config)
     fitted = time.perf_counter()
     sids = tokenizer.encode(ads)
     encoded = time.perf_counter()
     quality = sid_quality(sids, tokenizer.level_sizes)
 
-    tokenizer.save(out_dir)
+    if not keep:
+        tokenizer.save(out_dir)
     columns = {f"s{level + 1}": sids[:, level].astype(np.int32) for level in range(sids.shape[1])}
     with new_file(out_dir / "sids.parquet") as partial:
         pl.DataFrame({"ad_id": ads["ad_id"].cast(pl.Int64), **columns}).write_parquet(partial)
@@ -57,6 +61,13 @@ def run(config: TokenizerConfig, data_dir: Path, out_dir: Path) -> SidQuality:
     print(f"fit {fitted - start:.1f} s, encode {encoded - fitted:.1f} s\n")
     print(quality.format_table())
     return quality
+
+
+def _kept(folder: Path, config: TokenizerConfig) -> Tokenizer:
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.config != config:
+        raise ValueError(f"{folder}: expected the tokenizer of {config}, it was made with {tokenizer.config}")
+    return tokenizer
 
 
 def main() -> None:
@@ -69,11 +80,12 @@ def main() -> None:
     add_preset_arguments(parser)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--keep", action="store_true", help="encode with the tokenizer in --out, fit none")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         preset = Preset.load(arguments.config, arguments.overrides)
-        run(preset.tokenizer, arguments.data, arguments.out)
+        run(preset.tokenizer, arguments.data, out_dir=arguments.out, keep=arguments.keep)
     except (OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")
 
