@@ -21,8 +21,8 @@ def built_slots(spec, events, now):
     return join_codes(codes, history.columns, shown=history.events >= 0), history.ignored
 
 
-@pytest.mark.parametrize("first_ad", [0, 1 << 62, -4])  # ids of any size
-def test_equals_a_plain_loop(first_ad):
+@pytest.mark.parametrize("ids", [range(8), range(0, 1 << 63, 1 << 60), range(-4, 4)], ids=str)
+def test_equals_a_plain_loop(ids):
     random = np.random.default_rng(0)
     for _ in range(40):
         spec = FeatureSpec(
@@ -36,7 +36,7 @@ def test_equals_a_plain_loop(first_ad):
         catalogue, now = random.integers(0, 9, (8, 3)).tolist(), 100
         # Few ads and few seconds: repeats, equal times, events of the second of the request, and later ones.
         events = [
-            (first_ad + ad, catalogue[ad], int(random.integers(1, 4)), int(random.integers(0, 120)))
+            (ids[ad], catalogue[ad], int(random.integers(1, 4)), int(random.integers(0, 120)))
             for ad in random.integers(0, 8, int(random.integers(0, 40))).tolist()
         ]
         got, ignored = built_slots(spec, events, now)
