@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from export.compare import compare, search
-from export.graph_config import buckets_of
+from serving.backend.engine import shape_buckets
 from serving.backend.settings import ServingConfig
 from serving.engines.ort import OrtExecutor
 from serving.engines.padding import PaddedExecutor
@@ -60,7 +60,7 @@ def test_beams_are_those_of_the_onnx_graphs(built, executors):
 
 def test_padding_does_not_change_beams(gpu, built, executors):
     """Padded to the shapes of the CUDA graphs, as the scheduler calls the engines."""
-    buckets = buckets_of(built.manifest, load_section(CONFIG, "serving", ServingConfig))
+    buckets = shape_buckets(built.manifest, load_section(CONFIG, "serving", ServingConfig))
     slots, profile = built.requests.slots[:3], built.requests.profile[:3]
     plain, padded = (
         beam_search(

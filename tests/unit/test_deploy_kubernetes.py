@@ -14,18 +14,17 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from export import render
 from indexer import service
 from indexer.sources.base import Source
 from indexer.worker import Worker
 from launcher import HOME, triton_server
-from serving.backend import adapter
 from tests.deployment import (
     DEPLOY,
     IMAGE,
     INDEXER_PORT,
     KUBERNETES,
     compose,
+    configured_folders,
     container,
     manifests,
     overlay,
@@ -146,11 +145,7 @@ def test_images_are_the_release() -> None:
 
 
 def test_the_server_mounts_what_the_rendered_configs_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "HOME", Path(IMAGE.home))
-    bundles, index = (
-        str(adapter.resolve_path(render._portable(HOME / "build" / "demo" / name)))
-        for name in ("bundles", "index")
-    )
+    bundles, index = configured_folders(HOME / "build" / "demo", monkeypatch)
     mounts = _mounts(SERVER)
     repository = f"{IMAGE.home}/model_repository"
     assert mounts.keys() == {bundles, index, repository, "/dev/shm", "/tmp"}
