@@ -95,10 +95,10 @@ def _sizes(
     level = int(stem.removeprefix("tail_")) if stem.startswith("tail_") else 0
     plans = SearchPlans.of(config, levels=levels)
     usual = sizes_of(level, plans.plan, levels=levels)
-    widest = sizes_of(level, plans.widest, levels=levels)
+    widest = sizes_of(level, plans.max_plan, levels=levels)
     # A level keeps at least the ads asked for, and before the last one those that are excluded besides. With
     # live levels, beams that get a value may go through the tails of earlier levels once more.
-    kept = max(config.max_num_ads + config.max_exclude, plans.widest.value)
+    kept = max(config.max_num_ads + config.max_exclude, plans.max_plan.value)
     sizes = {"batch": (1, config.max_batch_size, config.max_batch_size)}
     for name, width in usual.items():
         asked = config.max_num_ads if name == "beams" and level > levels else kept

@@ -13,11 +13,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from export import render
 from launcher import HOME, ServerFiles, TritonServer
+from serving.backend import model_settings
+from serving.backend.settings import ServingConfig
 
 DEPLOY = HOME / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -90,6 +94,16 @@ def dockerfile(path: Path = DEPLOY / "Dockerfile", **arguments: str) -> list[Sta
 
 
 IMAGE = dockerfile()[-1]
+
+
+def configured_folders(run: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Where an adapter in the container looks for bundles and index of a run, from what rendering writes."""
+    bundles, index = (render._portable(run / name) for name in ("bundles", "index"))
+    settings = model_settings.ModelSettings.of(
+        ServingConfig(), levels=3, bundles=bundles, index=index, graph_memory="host", pad_shapes=False
+    )
+    monkeypatch.setattr(model_settings, "HOME", Path(IMAGE.home))
+    return str(settings.bundles_folder), str(settings.index_folder)
 
 
 def launcher_options() -> list[str]:

@@ -91,7 +91,7 @@ class ModelSettings(_Settings):
         plans = SearchPlans.of(config, levels=levels)
         resolved = {
             "widths": str(plans.plan),
-            "max_widths": str(plans.widest),
+            "max_widths": str(plans.max_plan),
             "ladder": str(plans.ladder),
             "normalise": "-".join(plans.normalise),
         }

@@ -16,12 +16,12 @@ class SearchPlans:
 
     Attributes:
         ladder: plans that load control may take; its base is the configured one.
-        widest: plan that nothing goes beyond.
+        max_plan: widest plan of all, for requests and load control.
         normalise: of each level.
     """
 
     ladder: Ladder
-    widest: WidthPlan
+    max_plan: WidthPlan
     normalise: tuple[Normalise, ...]
 
     @classmethod
@@ -59,4 +59,4 @@ class SearchPlans:
         Rungs between them are padded to the next of these: a CUDA graph for each would take seconds and
         memory.
         """
-        return tuple(dict.fromkeys((self.plan, self.ladder.plans[0], self.widest)))
+        return tuple(dict.fromkeys((self.plan, self.ladder.plans[0], self.max_plan)))

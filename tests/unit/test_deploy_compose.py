@@ -19,30 +19,27 @@ import yaml
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from export import render
 from indexer.__main__ import main
 from indexer.commands import build, serve
 from indexer.http.guard import Guard
 from indexer.sidecar.worker import Worker
 from indexer.sources.source import Source
 from launcher import HOME, triton_server
-from serving.backend import model_settings
-from serving.backend.settings import ServingConfig
-from tests.deployment import COMPOSE, DEPLOY, IMAGE, INDEXER_PORT, SECRETS, compose, dockerfile, run_compose
+from tests.deployment import (
+    COMPOSE,
+    DEPLOY,
+    IMAGE,
+    INDEXER_PORT,
+    SECRETS,
+    compose,
+    configured_folders,
+    dockerfile,
+    run_compose,
+)
 from tests.redis_server import BINARY
 
 RUN = "build/demo"  # RUN of the Makefile for its default preset
 SERVICES = compose()["services"]
-
-
-def _configured(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where an adapter in the container looks for a folder of the run, from what rendering writes."""
-    monkeypatch.setattr(model_settings, "HOME", Path(IMAGE.home))
-    paths = {name: render._portable(HOME / RUN / name) for name in ("bundles", "index")}
-    settings = model_settings.ModelSettings.of(
-        ServingConfig(), levels=3, graph_memory="host", pad_shapes=False, **paths
-    )
-    return str(getattr(settings, f"{name}_folder"))
 
 
 def test_service_images_are_pinned() -> None:
@@ -85,7 +82,7 @@ def test_secrets_have_no_default(missing: str) -> None:
 
 def test_the_server_mounts_what_the_rendered_configs_name(monkeypatch: pytest.MonkeyPatch) -> None:
     mounts = {v["target"]: v for v in SERVICES["server"]["volumes"]}
-    bundles, index = (_configured(name, monkeypatch) for name in ("bundles", "index"))
+    bundles, index = configured_folders(HOME / RUN, monkeypatch)
     assert mounts.keys() == {bundles, index, f"{IMAGE.home}/model_repository"}
     assert f"--model-repository={IMAGE.home}/model_repository" in IMAGE.command
     assert mounts[bundles]["source"] == str(HOME / RUN / "bundles")
@@ -130,9 +127,9 @@ def test_the_index_builder_gets_a_command_that_exists(monkeypatch: pytest.Monkey
     assert mounts[home / calls[0]["ads"].parent] is True
     assert mounts[home / calls[0]["sids"].parent] is True
     assert mounts[home / calls[0]["out"]] is False
-    assert str(home / calls[0]["out"]) == _configured("index", monkeypatch)
     (bundles,) = (o.split("=")[1] for o in service["command"] if o.startswith("--bundles="))
-    assert str(home / bundles) == _configured("bundles", monkeypatch)
+    folders = str(home / bundles), str(home / calls[0]["out"])
+    assert folders == configured_folders(HOME / RUN, monkeypatch)
 
 
 def _options() -> argparse.Namespace:
@@ -148,8 +145,8 @@ def test_the_sidecar_writes_the_index_that_the_server_reads(monkeypatch: pytest.
     options, home = _options(), Path(IMAGE.home)
     mounts = {Path(v["target"]): bool(v.get("read_only")) for v in SERVICES["indexer"]["volumes"]}
     assert mounts == {home / options.index: False, home / options.bundles: True}
-    assert str(home / options.index) == _configured("index", monkeypatch)
-    assert str(home / options.bundles) == _configured("bundles", monkeypatch)
+    folders = str(home / options.bundles), str(home / options.index)
+    assert folders == configured_folders(HOME / RUN, monkeypatch)
 
 
 def test_the_sidecar_is_reached_from_this_host_only_and_with_the_token() -> None:

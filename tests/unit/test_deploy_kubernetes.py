@@ -14,7 +14,6 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from export import render
 from indexer.commands import serve
 from indexer.sidecar.worker import Worker
 from indexer.sources.source import Source
@@ -25,6 +24,7 @@ from tests.deployment import (
     INDEXER_PORT,
     KUBERNETES,
     compose,
+    configured_folders,
     container,
     manifests,
     overlay,
@@ -144,10 +144,8 @@ def test_images_are_the_release() -> None:
     assert f"-t gr4ad-server:{version} " in (DEPLOY / "Dockerfile").read_text()
 
 
-def test_the_server_mounts_what_the_rendered_configs_name() -> None:
-    bundles, index = (
-        f"{IMAGE.home}/{render._portable(HOME / 'build' / 'demo' / name)}" for name in ("bundles", "index")
-    )
+def test_the_server_mounts_what_the_rendered_configs_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundles, index = configured_folders(HOME / "build" / "demo", monkeypatch)
     mounts = _mounts(SERVER)
     repository = f"{IMAGE.home}/model_repository"
     assert mounts.keys() == {bundles, index, repository, "/dev/shm", "/tmp"}

@@ -52,7 +52,7 @@ class TritonPythonModel:
             reader,
             active,
             plan=plans.plan,
-            max_plan=plans.widest,
+            max_plan=plans.max_plan,
             normalise=plans.normalise,
             make_executor=self.make_executor,
             make_cold_start=lambda manifest: ColdStart.load(
