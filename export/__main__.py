@@ -128,8 +128,8 @@ def _export(arguments: argparse.Namespace, preset: Preset) -> int:
     torch.set_num_threads(int(checkpoint.settings["threads"]))
     evaluation = arguments.run / "model" / "evaluation.json"
     quality = json.loads(evaluation.read_text()) if evaluation.is_file() else {}
-    if quality and quality["step"] != checkpoint.step:
-        _say(f"{evaluation}: of step {quality['step']}, left out of the bundle of step {checkpoint.step}")
+    if quality and quality.get("step") != checkpoint.step:
+        _say(f"{evaluation}: of step {quality.get('step')}, left out of the bundle of step {checkpoint.step}")
         quality = {}
     lowering = None
     if precision != "fp32":

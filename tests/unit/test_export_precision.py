@@ -154,6 +154,16 @@ def test_command_line_over_preset_over_fp32(run, monkeypatch, capsys, words, pre
         assert gate.config.min_overlap50 == 0.7
 
 
+@pytest.mark.parametrize("step", [1, 5])
+def test_a_bundle_carries_the_evaluation_of_its_own_step(run, tmp_path, monkeypatch, capsys, step):
+    folder = shutil.copytree(run[1] / "model", tmp_path / "model").parent
+    (folder / "model" / "evaluation.json").write_text(f'{{"step": {step}, "recall": 0.5}}')
+    _, said, handed = export(monkeypatch, capsys, "--config", run[0], "--run", folder)
+    assert handed["checkpoint"].step == 1
+    assert handed["quality"] == ({"step": 1, "recall": 0.5} if step == 1 else {})
+    assert ("evaluation.json: of step 5, left out of the bundle of step 1" in said) == (step == 5)
+
+
 def test_seeded_weights_need_no_data(tmp_path, run, monkeypatch, capsys):
     _, said, handed = export(
         monkeypatch,

@@ -100,7 +100,7 @@ def _event_writer(folder: Path, *, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=step + 1)
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else 0)
 
 
 def _table(history: History) -> str:

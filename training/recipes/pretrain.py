@@ -73,7 +73,7 @@ def main() -> None:
                 preset, arguments.run, folder=arguments.out, device=device, fresh=arguments.fresh
             )
             trainer.run()
-            if device.rank == 0:
+            if device.rank == 0 and trainer.history:
                 loss = trainer.history[-1]["validation_sid"]
                 print(f"done: validation loss of the SID {loss:.4f}; curves in {arguments.out}/training.png")
 
