@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serving.model.bundle import MANIFEST, BundleError, Manifest, read_current, read_manifest
+
+logger = logging.getLogger(__name__)
 
 POLL_S = 0.25  # between two looks at CURRENT
 _REMEMBERED = 4  # versions; to go back to one of them needs no hash
@@ -111,7 +114,7 @@ def file_stamp(path: Path) -> Stamp:
     """Changes with the file; zeros where there is none."""
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # the latter for a name that no file can have
         return (0, 0, 0)
     return found.st_size, found.st_mtime_ns, found.st_ino
 
@@ -123,5 +126,8 @@ def _watch(reference: weakref.ref[VersionWatch], hurry: threading.Event) -> None
         watch = reference()
         if watch is None:
             return
-        watch.look()
+        try:
+            watch.look()
+        except Exception:  # the next version must find somebody who looks
+            logger.exception("version watch")
         del watch  # or it would live as long as the thread

@@ -7,7 +7,7 @@ import pytest
 
 from export.bundle import point_current
 from serving.index.reader import IndexReader
-from serving.model import active_model, bundle
+from serving.model import active_model, bundle, version_watch
 from serving.model.active_model import ActiveModel
 from serving.model.bundle import BundleError, read_manifest
 from tests.unit.test_scheduler import add_version, deployment
@@ -186,6 +186,19 @@ def test_a_version_that_is_slow_to_load_is_asked_for_and_logged_once_a_second(
         clock[0] += 1.01
     assert asked == [2] * 5
     assert caplog.text.count("its graphs are not loaded") == 1
+
+
+def test_a_look_that_fails_is_not_the_last_one(deployment, follow, monkeypatch, caplog):
+    active, real = follow(), version_watch.read_current
+
+    def fails(*arguments, **options):
+        monkeypatch.setattr(version_watch, "read_current", real)
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(version_watch, "read_current", fails)
+    wait_until(lambda: "ZeroDivisionError" in caplog.text, what="a look that fails")
+    publish(deployment, 2)
+    wait_until(active.refresh, what="version 2")
 
 
 def test_the_thread_ends_with_its_object(deployment, follow):
