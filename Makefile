@@ -49,9 +49,10 @@ demo: setup ## logs to ads, whole way: train, export, serve, ask; writes build/d
 # thread a core. All of them, and the hundred they start, import the same modules: kept compiled, whatever the shell says.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PY) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 test: precision-setup kafka-setup tensorboard-setup ## all tests, those with a real server among them
-	$(PYTEST) tests
-test-fast: precision-setup kafka-setup tensorboard-setup ## unit tests but for the slow ones
-	$(PYTEST) tests/unit -m "not slow"
+	$(PYTEST) tests -m "not alone"
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m alone
+test-fast: precision-setup kafka-setup tensorboard-setup ## unit tests but for the slow ones; TESTS=tests/unit/test_x.py for some
+	$(PYTEST) $(or $(TESTS),tests/unit) -m "not slow"
 
 .PHONY: setup
 setup: $(VENV)/.installed ## virtual environment with everything pinned
