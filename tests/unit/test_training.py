@@ -328,7 +328,6 @@ def test_stop_and_resume_is_one_run(run, tmp_path):
     assert strip[0] == strip[1]
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one(run, tmp_path):
     overrides = ["--set", "training.steps=6", "--set", "training.validate_every=3"]
     arguments = ["-m", "--", "training.train", "--config", str(run[0]), "--run", str(run[1])]
