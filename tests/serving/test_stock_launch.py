@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -96,8 +95,3 @@ def test_the_onnxruntime_target_on_its_own_backend(pipeline: Pipeline, tmp_path:
     tensors = request(num_ads=9, history=12)
     with TritonServer(repository, files=files) as server:
         assert_same(send(server.grpc_url, tensors), Reference.of(pipeline).answer(tensors))
-
-
-def test_the_wheel_is_what_these_tests_run_on() -> None:
-    """Without it every test of this folder would fail at its fixture with a less clear message."""
-    assert importlib.util.find_spec("pytriton") is not None, "run `make setup`"
