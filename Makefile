@@ -51,7 +51,7 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PY) -m pytest --numproces
 test: precision-setup kafka-setup tensorboard-setup ## all tests, those with a real server among them
 	$(PYTEST) tests -m "not alone"
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m alone
-test-fast: precision-setup kafka-setup tensorboard-setup ## unit tests but for the slow ones; TESTS=tests/unit/test_x.py for some
+test-fast: precision-setup kafka-setup tensorboard-setup ## unit tests but for the slow ones; TESTS=tests/unit/test_docs.py for some
 	$(PYTEST) $(or $(TESTS),tests/unit) -m "not slow"
 
 .PHONY: setup

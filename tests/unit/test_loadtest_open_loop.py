@@ -25,7 +25,7 @@ HOME = Path(__file__).parents[2]
 SERVE = {"grpc": serve_grpc, "http": serve_http}
 REJECT = grpc.StatusCode.UNAVAILABLE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.fixture
@@ -56,7 +56,6 @@ def _planned(qps, seconds):
     return poisson_arrivals(Shape("steady", qps, seconds), seed=0)
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_an_open_loop_shows_a_stall(run, protocol):
     behaviour = Behaviour(seconds=0.005, stall=(1.0, 2.0))
@@ -87,7 +86,6 @@ def test_an_open_loop_shows_a_stall(run, protocol):
     assert (requests["response_bytes"] > 100).all()
 
 
-@pytest.mark.alone
 def test_a_closed_loop_hides_the_same_stall(run):
     behaviour = Behaviour(seconds=0.005, stall=(1.0, 2.0))
     with serve_grpc(behaviour) as url:
@@ -99,7 +97,6 @@ def test_a_closed_loop_hides_the_same_stall(run):
     assert sum(began + 1.1 < t < began + 1.95 for t in behaviour.arrived) == 0  # and nobody came meanwhile
 
 
-@pytest.mark.alone
 def test_a_stall_of_the_client_counts_too(run):
     behaviour = Behaviour(seconds=0.005)
     with serve_grpc(behaviour) as url:
@@ -134,7 +131,6 @@ def test_rejections_are_failures(run, protocol, capsys):
     assert "MISSED  failures_pct: expected <= 1, got" in capsys.readouterr().out
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_prompt_answers_do_not_wait_for_slow_ones(run, protocol):
     """With 30 slow requests outstanding, more than gevent has threads, a rejection counts what it took."""
