@@ -1,4 +1,7 @@
-"""Starts and watches a Triton server: the command `python -m launcher`, `TritonServer` for scripts."""
+"""Starts and watches a Triton server: the command `python -m launcher`, `TritonServer` for scripts.
+
+`launcher.indexer_process` starts the sidecar.
+"""
 
 from launcher.server_files import ServerError, ServerFiles, prepare_server
 from launcher.triton_server import DEFAULT_CACHE, HOME, TritonServer

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
-_ROOT = Path(__file__).resolve().parents[1]
+from launcher.triton_server import HOME
 
 
 class IndexerError(RuntimeError):
@@ -49,7 +49,7 @@ class IndexerProcess:
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "indexer", "serve", "--port=0", *self._options],
-                cwd=_ROOT,
+                cwd=HOME,
                 env=self._environment,
                 stdout=log,
                 stderr=log,
