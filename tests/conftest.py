@@ -37,3 +37,11 @@ def plain_graphs(tmp_path_factory) -> Path:
     from tests.tiny import plain_model
 
     return made_once(tmp_path_factory, "plain", lambda folder: export_graphs(plain_model(), folder))
+
+
+@pytest.fixture(scope="module")
+def no_curves():
+    """Training runs of this module draw no pictures: each takes longer than the run."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("training.plots.plot_history", lambda *_: None)
+        yield

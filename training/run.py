@@ -14,8 +14,9 @@ from training.data.profile import ProfileVocabulary
 from training.data.samples import RequestDataset, load_sids
 from training.data.values import ValueBuckets
 from training.preset.preset import Preset
+from training.preset.tokenizer import TokenizerConfig
 from training.spec import ModelSpec
-from training.tokenizer.tokenizer import Tokenizer
+from training.tokenizer.storage import read_folder
 
 
 class SpecError(ValueError):
@@ -48,13 +49,14 @@ class RunData:
             ValueError: a table or the tokenizer is broken.
             OSError: something is missing.
         """
-        tokenizer = Tokenizer.load(folder / "tokenizer")
+        # Checked whole, but not built: that takes the packages that fit one, and nothing is encoded here.
+        tokenizer_id, config, *_ = read_folder(folder / "tokenizer")
         return cls(
             folder=folder,
             prepared=load_prepared(folder / "data"),
             sids=load_sids(folder / "tokenizer"),
-            level_sizes=tokenizer.level_sizes,
-            tokenizer_id=tokenizer.tokenizer_id,
+            level_sizes=TokenizerConfig.model_validate(config).level_sizes,
+            tokenizer_id=tokenizer_id,
         )
 
     def fit_spec(self, preset: Preset) -> ModelSpec:

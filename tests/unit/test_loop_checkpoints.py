@@ -28,7 +28,7 @@ def names(folder):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, no_curves):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("trained")
     beginning = start(seen_sids=np.array([3, 8, 9]), settings={"steps": 2}, source="abc")

@@ -37,30 +37,30 @@ class Half(ToySource):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(tmp_path_factory, no_curves):
     """One group of two processes goes through three runs; for each process what it saw."""
     folder = tmp_path_factory.mktemp("two")
+    return folder, in_processes(2, lambda rank: three_runs(folder, rank))
 
-    def work(rank):
-        with Device.join("cpu") as device:
-            assert (device.rank, device.world) == (rank, 2)
-            whole = toy_trainer(folder / "whole", source=Half(rank), device=device)
-            end = ends(whole)
-            source = StopAt(13) if rank == 1 else ToySource()
-            stopped = toy_trainer(folder / "stopped", source=source, device=device)
-            stop = ends(stopped)
-            device.add_up(torch.zeros(1))  # the first process has saved
-            again = toy_trainer(folder / "stopped", open_checkpoint(folder / "stopped"), device=device)
-            resumed = ends(again)
-            source = ToySource({17: spoiled} if rank == 1 else {})
-            bad = ends(toy_trainer(folder / "bad", source=source, device=device))
-            return {
-                "ends": (end, stop, resumed, bad),
-                "history": whole.history,
-                "weights": [weights_of(t) for t in (whole, again)],
-            }
 
-    return folder, in_processes(2, work)
+def three_runs(folder, rank):
+    with Device.join("cpu") as device:
+        assert (device.rank, device.world) == (rank, 2)
+        whole = toy_trainer(folder / "whole", source=Half(rank), device=device)
+        end = ends(whole)
+        source = StopAt(13) if rank == 1 else ToySource()
+        stopped = toy_trainer(folder / "stopped", source=source, device=device)
+        stop = ends(stopped)
+        device.add_up(torch.zeros(1))  # the first process has saved
+        again = toy_trainer(folder / "stopped", open_checkpoint(folder / "stopped"), device=device)
+        resumed = ends(again)
+        source = ToySource({17: spoiled} if rank == 1 else {})
+        bad = ends(toy_trainer(folder / "bad", source=source, device=device))
+        return {
+            "ends": (end, stop, resumed, bad),
+            "history": whole.history,
+            "weights": [weights_of(t) for t in (whole, again)],
+        }
 
 
 def test_a_stop_of_one_is_a_stop_of_all_at_the_same_step(two):

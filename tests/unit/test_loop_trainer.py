@@ -11,19 +11,21 @@ import pytest
 import torch
 
 from tests.toy_training import VSL, ToySource, start, toy_batch, toy_trainer
+from training import plots
 from training.loop.checkpoint import CheckpointError, NonFiniteError
 from training.loop.device import Device, DeviceError
-from training.loop.log import EVENTS, PLOT, TABLE
+from training.loop.log import EVENTS, PARTS, PLOT, TABLE
 from training.loop.meter import Meter
 from training.loop.optimizer import learning_rate, make_optimizer
 from training.loop.retention import open_checkpoint
 from training.loop.trainer import _seed
 from training.objectives.base import Loss, Part
+from training.plots import plot_history
 from training.preset.loop import LoopConfig
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
+@pytest.fixture(autouse=True, scope="module")
+def _quick(no_curves):
     torch.set_num_threads(1)
 
 
@@ -83,7 +85,6 @@ def test_it_learns_and_writes_down_what_it_did(whole):
         assert last[f"{part}_total"] == pytest.approx(
             last[f"{part}_sid"] + 0.2 * last[f"{part}_value"] + 0.3 * last[f"{part}_mtp"]
         )
-    assert (folder / PLOT).read_bytes()[:4] == b"\x89PNG"
     assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == ["step-000020", "step-000030"]
 
 
@@ -291,6 +292,25 @@ def test_history_works_over_the_names_of_any_objective(tmp_path):
     numbers = set(trainer.history[0]) - {"step", "seconds", "learning_rate"}
     assert numbers == {f"{part}_{name}" for part in ("train", "validation") for name in ("total", "user")}
     assert trainer.history[1]["validation_user"] < trainer.history[0]["validation_user"]
+
+
+def test_curves_show_every_name(tmp_path, monkeypatch):
+    """Of records of any objective, with a first one that has no train figures."""
+    history = [{"step": 0, "validation_total": 2.0, "validation_user": 1.0}]
+    history += [{"step": s, **{f"{p}_{n}": 1 / s for p in PARTS for n in ("total", "user")}} for s in (1, 2)]
+    drawn, save = [], plots._save
+
+    def note(figure, path):
+        drawn.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(plots, "_save", note)
+    plot_history(history, tmp_path / PLOT)
+    [figure] = drawn
+    assert [axis.get_title() for axis in figure.axes] == ["total", "user"]
+    for axis in figure.axes:
+        shown = {line.get_label(): list(line.get_xdata()) for line in axis.lines}
+        assert shown == {"train": [1, 2], "validation": [0, 1, 2]}
     assert (tmp_path / PLOT).read_bytes()[:4] == b"\x89PNG"
 
 

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, no_curves):
     """Preset and run folder of the tiny log; tests write their models elsewhere."""
     torch.set_num_threads(1)
     return write_run(tmp_path_factory.mktemp("log"))
@@ -216,7 +216,7 @@ def append_week(preset, run):
     return newcomer
 
 
-def test_a_model_goes_on_with_a_week_more(tmp_path):
+def test_a_model_goes_on_with_a_week_more(tmp_path, no_curves):
     run = write_run(tmp_path)
     first = trainer(run, tmp_path / "model", "training.steps=20")
     first.run()

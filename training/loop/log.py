@@ -11,7 +11,6 @@ from typing import Any
 from tqdm import tqdm
 
 from serving.files import write_file
-from training.plots import plot_history
 
 PLOT, TABLE, EVENTS = "training.png", "training.csv", "tensorboard"
 
@@ -46,6 +45,8 @@ class RunLog:
                 self._add(record)
             self._events.flush()
         self._shown = len(history)
+        from training.plots import plot_history  # Matplotlib takes a second, and only one process draws
+
         plot_history(history, self._folder / PLOT)
 
     def close(self) -> None:
