@@ -275,7 +275,7 @@ def test_requests_of_priority_1_pass_those_that_wait(server):
 
 @contextlib.contextmanager
 def slowed(server: TritonServer, model: str):
-    """The processes of a Python model run a thirtieth of the time; after longer stops Triton thinks them dead."""
+    """The processes of a Python model run a thirtieth of the time; longer stops would look like death."""
     children = psutil.Process(server.pid).children(recursive=True)
     stubs = [child for child in children if f"/{model}/" in " ".join(child.cmdline())]
     assert stubs
