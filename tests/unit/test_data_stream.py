@@ -115,7 +115,7 @@ from training.data.stream import stream
 stopped = []
 for step in stream(lambda step: step, itertools.count(), workers=2):
     if sys.argv[1] == "handled":  # as the training loop does, which finishes what it is at
-        signal.signal(signal.SIGINT, lambda *_: stopped.append(1))
+        signal.signal(int(sys.argv[2]), lambda *_: stopped.append(1))
     print(step, flush=True)
     if stopped:
         stopped.append(step)
@@ -126,11 +126,13 @@ for step in stream(lambda step: step, itertools.count(), workers=2):
 """
 
 
-@pytest.mark.parametrize("how", ["handled", "plain"])
-def test_ctrl_c_leaves_no_process(how):
-    """SIGINT for the whole group, as a terminal sends it."""
+@pytest.mark.parametrize(
+    ("how", "number"), [("handled", signal.SIGINT), ("plain", signal.SIGINT), ("handled", signal.SIGTERM)]
+)
+def test_ctrl_c_leaves_no_process(how, number):
+    """A signal for the whole group, as a terminal (SIGINT) or torchrun (SIGTERM) sends it."""
     process = subprocess.Popen(
-        [sys.executable, "-c", ENDLESS, how],
+        [sys.executable, "-c", ENDLESS, how, str(int(number))],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -141,11 +143,11 @@ def test_ctrl_c_leaves_no_process(how):
         assert process.stdout.readline() == "0\n"
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) == 2
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         out, said = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == (0 if how == "handled" else -signal.SIGINT)
+    assert process.returncode == (0 if how == "handled" else -number)
     assert ("orderly" in out) == (how == "handled")
     assert said.count("Traceback") == (0 if how == "handled" else 1)  # workers are silent
     assert not [child for child in children if child.is_running()]

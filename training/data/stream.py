@@ -33,8 +33,8 @@ def stream(
 
     Workers are forked: they share the memory of what `build` reads (an event log) without a copy and need no
     pickling of it, so start the stream before that memory changes. They run NumPy on one thread each and must
-    not touch an accelerator. Ctrl-C is for the main process alone; workers end with the stream, or within
-    seconds of a main process that was killed.
+    not touch an accelerator. Ctrl-C and SIGTERM are for the main process alone; workers end with the stream,
+    or within seconds of a main process that was killed.
 
     Args:
         build: of the step, and of nothing that changes.
@@ -116,9 +116,9 @@ def _by_processes(batches: _Guarded, steps: Iterable[int], workers: int) -> Gene
 
 
 def _start_worker(number: int) -> None:
-    # The main process decides when to stop; its handlers, inherited by the fork, are not for a worker.
+    # The main process decides when to stop, also when a terminal or torchrun signals the whole group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threadpool_limits(limits=1)
 
 
