@@ -36,7 +36,7 @@ CAPABILITY ?=
 .PHONY: help
 help: ## list the targets
 	@echo "gr4ad: generative ad recommendation on Triton"; echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 	@echo; echo "variables: PRESET=$(PRESET) RUN=$(RUN) TARGET=$(TARGET) (cpu | onnxruntime | tensorrt),"; \
 	 echo "           PRECISION=$(PRECISION) (fp32 | fp16 | int8 | fp8; the preset's where left out), QUICK=1 for short runs"
 
