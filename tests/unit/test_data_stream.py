@@ -112,7 +112,9 @@ def test_a_killed_worker_is_an_error():
 ENDLESS = """
 import itertools, os, signal, sys, time
 from training.data.stream import stream
-stopped = []
+stopped, forked = [], []
+# The signal comes before the second worker has run a line.
+os.register_at_fork(before=lambda: forked.append(1), after_in_child=lambda: time.sleep(len(forked) - 1))
 for step in stream(lambda step: step, itertools.count(), workers=2):
     if sys.argv[1] == "handled":  # as the training loop does, which finishes what it is at
         signal.signal(int(sys.argv[2]), lambda *_: stopped.append(1))

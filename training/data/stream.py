@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 Item = TypeVar("Item")
 
+_OF_THE_MAIN_PROCESS = (signal.SIGINT, signal.SIGTERM)
+
 
 class StreamError(RuntimeError):
     """A batch could not be built: names the step, what it holds, and the fault."""
@@ -104,7 +106,12 @@ def _by_processes(batches: _Guarded, steps: Iterable[int], workers: int) -> Gene
         multiprocessing_context="fork",
         generator=torch.Generator(),  # PyTorch would draw from the one that seeds the model
     )
-    iterator = iter(loader)  # its workers end when it goes
+    # No signal may reach a worker before it has said which it takes: until then they wait.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_MAIN_PROCESS)
+    try:
+        iterator = iter(loader)  # its workers end when it goes
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     while True:
         try:
             item = next(iterator)
@@ -115,10 +122,11 @@ def _by_processes(batches: _Guarded, steps: Iterable[int], workers: int) -> Gene
         yield item
 
 
-def _start_worker(number: int) -> None:
+def _start_worker(_: int) -> None:
     # The main process decides when to stop, also when a terminal or torchrun signals the whole group.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _OF_THE_MAIN_PROCESS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_THE_MAIN_PROCESS)
     threadpool_limits(limits=1)
 
 
