@@ -50,7 +50,7 @@ demo: setup ## logs to ads, whole way: train, export, serve, ask; writes build/d
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PY) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 test: precision-setup kafka-setup tensorboard-setup ## all tests, those with a real server among them
 	$(PYTEST) tests -m "not alone"
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests -m alone
+	$(PYTEST) tests -m alone --numprocesses 0
 test-fast: precision-setup kafka-setup tensorboard-setup ## unit tests but for the slow ones; TESTS=tests/unit/test_docs.py for some
 	$(PYTEST) $(or $(TESTS),tests/unit) -m "not slow"
 

@@ -246,7 +246,6 @@ def test_inner_models_hold_the_limits_too(server, model, tensors):
         infer(server.grpc_url, tensors, model=model)
 
 
-@pytest.mark.alone
 def test_requests_of_priority_1_pass_those_that_wait(server):
     """Placements that were paid for; requests that say nothing are of priority 2.
 

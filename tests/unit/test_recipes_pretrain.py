@@ -272,6 +272,7 @@ def test_a_run_that_diverges_fails_and_leaves_the_good_checkpoint(run, trained, 
 # Several processes
 
 
+@pytest.mark.slow
 def test_torchrun_equals_one_process(run, tmp_path):
     """The run of the documentation, two processes that also build their batches in workers."""
     overrides = ("training.steps=6", "training.validate_every=3")
