@@ -48,6 +48,10 @@ class Outcomes:
         for outcome in get_args(Outcome):
             self._metrics.show("gr4ad_requests_total", outcome=outcome)
 
+    def close(self) -> None:
+        """See `Metrics.close`."""
+        self._metrics.close()
+
     def count(self, outcome: Outcome) -> None:
         """Count one request."""
         if outcome != "answered" or self._last:

@@ -41,6 +41,11 @@ class TritonPythonModel:
         self.outcomes = Outcomes(pb_utils, model="ad_resolver", last=True)
         self.limits = settings.serving.limits
 
+    def finalize(self):
+        """Leave nothing behind."""
+        self.metrics.close()
+        self.outcomes.close()
+
     def execute(self, requests):
         """Resolve request by request with the index as of now."""
         self.reader.refresh()

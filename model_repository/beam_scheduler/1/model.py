@@ -66,8 +66,9 @@ class TritonPythonModel:
         )
 
     def finalize(self):
-        """Stop watching the queue."""
+        """Stop watching the queue, and give metrics back."""
         self.load.close()
+        self.outcomes.close()
 
     def make_executor(self, manifest):
         """Engine of one model version, timed."""

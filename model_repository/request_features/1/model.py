@@ -38,6 +38,7 @@ class TritonPythonModel:
 
     def finalize(self):
         """Leave nothing behind."""
+        self.outcomes.close()
         if self.entry:
             self.entry.close()
 
