@@ -55,9 +55,15 @@ def text(random: np.random.Generator) -> str:
     return " ".join(f"w{i}" for i in random.integers(0, WORDS, 8))
 
 
-def prepare(run: Path, *, ads: int) -> tuple[ServingConfig, str]:
-    """Bundle and repository below `run`, made once; index made anew. Returns settings and tokenizer id."""
-    preset = Preset.load(CONFIG)
+def prepare(run: Path, *, ads: int, preset: Preset | None = None) -> tuple[ServingConfig, str]:
+    """Bundle and repository below `run`, made once; index made anew. Returns settings and tokenizer id.
+
+    Args:
+        run: folder to fill.
+        ads: size of the catalogue.
+        preset: sizes of the model; None for preset bench.
+    """
+    preset = preset or Preset.load(CONFIG)
     stamp, wanted = run / "prepared.json", {"bundle": source_digest(preset, of="index")}
     if not stamp.is_file() or json.loads(stamp.read_text()) != wanted:
         from export.bundle import write_bundle  # torch takes its seconds only where a model is built
