@@ -15,7 +15,8 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import np_to_triton_dtype
 
-from serving.model.bundle import current_version, read_manifest
+from serving.model.bundle import read_manifest
+from serving.model.current import current_version
 from serving.model.features import BEHAVIORS
 
 OUTPUTS = (

@@ -26,7 +26,8 @@ from export.render import SOURCE
 from launcher import ServerError, TritonServer
 from launcher.indexer_process import IndexerError, IndexerProcess
 from serving.index.reader import IndexReader
-from serving.model.bundle import current_version, read_manifest
+from serving.model.bundle import read_manifest
+from serving.model.current import current_version
 from training.loop.retention import open_checkpoint
 from training.preset.preset import add_preset_arguments
 
@@ -185,7 +186,7 @@ def run_demo(
         "peak_memory_gb": round(memory.bytes / 1e9, 2),
         **{k: evaluation[k] for k in ("recall", "ndcg", "value_recall", "invalid_rate")},
         **{k: quality[k] for k in ("compression", "collision", "utilisation")},
-        "export_max_error": manifest.content["parity_max_error"],
+        "export_max_error": manifest.parity_max_error,
         **answers,
         "server_version": version,
         "quick": quick,

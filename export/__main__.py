@@ -11,21 +11,24 @@ from typing import Literal
 import torch
 
 from export.builder import Builder, BuildError
-from export.bundle import point_current, write_bundle
+from export.bundle import write_bundle
 from export.calibrate import CalibrationError
 from export.engines import EngineError, EngineFolder
 from export.gate import Gate, GateError, summary
 from export.gate_requests import GateRequests, held_out_requests, random_requests
 from export.graph_config import GraphConfigError
 from export.int8 import QuantizeError
+from export.kept import TARGETS, check_precision, kept_bundles
 from export.lower import Lowering
 from export.parity import ParityError
 from export.pbtxt import RenderError
-from export.render import ENGINES, SOURCE, TARGETS, check_precision, kept_bundles, render
+from export.render import ENGINES, SOURCE, render
 from export.seeded import seeded_checkpoint
 from export.tensorrt import build_bundles
 from serving.backend.settings import ServingConfig
+from serving.index.layout import IndexStoreError
 from serving.model.bundle import BundleError, read_manifest
+from serving.model.current import point_current
 from serving.search.normalise import parse_normalise
 from serving.search.widths import WidthPlan
 from training.loop.checkpoint import Checkpoint, CheckpointError, load_checkpoint
@@ -69,6 +72,7 @@ def main() -> None:
         EngineError,
         GateError,
         GraphConfigError,
+        IndexStoreError,
         MissingPackageError,
         ParityError,
         QuantizeError,
@@ -85,13 +89,14 @@ def _render(
 ) -> list[str]:
     """Fill the repository, and build engines that are not there; returns names of the models."""
     bundles = arguments.run / "bundles"
+    index = arguments.index or arguments.run / "index"
     folder = EngineFolder(arguments.engines or arguments.run / ENGINES)
 
     def place() -> list[str]:
         return render(
             bundles,
             arguments.repository,
-            index=arguments.index or arguments.run / "index",
+            index=index,
             config=config,
             target=arguments.target,
             engines=folder.folder,
@@ -107,7 +112,7 @@ def _render(
                 _say(str(error))
                 builder = Builder("tensorrt")
         _say("building TensorRT engines that are not there yet")
-        chosen = kept_bundles(bundles, arguments.target, serving=version)
+        chosen = kept_bundles(bundles, arguments.target, index=index, serving=version)
         build_bundles(builder, bundles, chosen, config=config, folder=folder)
     return place()
 
@@ -143,13 +148,13 @@ def _export(arguments: argparse.Namespace, preset: Preset) -> int:
         lowering=lowering,
         activate=False,
     )
-    content = read_manifest(bundle).content
+    manifest = read_manifest(bundle)
     print(
-        f"bundle {bundle}: {len(content['graphs'])} graphs, {precision}, parity of FP32 with PyTorch within "
-        f"{content['parity_max_error']:.1e}, {content['export_seconds']} s"
+        f"bundle {bundle}: {len(manifest.graphs)} graphs, {precision}, parity of FP32 with PyTorch within "
+        f"{manifest.parity_max_error:.1e}, {manifest.export_seconds} s"
     )
-    if lowering:
-        print(summary(content["quality_precision"], precision=precision))
+    if manifest.quality_precision:
+        print(summary(manifest.quality_precision, precision=precision))
     return int(bundle.name)
 
 

@@ -17,8 +17,10 @@ from export.graphs import export_graphs
 from export.lower import Lowering, lower
 from export.parity import check_parity
 from indexer.encode.ad_encoder import FOLDER as ENCODER
-from serving.files import new_folder, sha256, write_file
-from serving.model.bundle import CURRENT, FORMAT_VERSION, MANIFEST, versions
+from serving.files import new_folder, sha256
+from serving.model.bundle import MANIFEST, read_manifest, versions
+from serving.model.current import point_current
+from serving.model.manifest import FORMAT_VERSION
 from serving.search.cold_start import SEEN_SIDS
 from training.loop.checkpoint import Checkpoint
 from training.preset.precision import Precision
@@ -55,6 +57,7 @@ def write_bundle(
             computes; nothing is published.
         GateError: the lower precision does not find what FP32 finds; nothing is published.
         CalibrationError, QuantizeError: FP8 or INT8 cannot be made; nothing is published.
+        BundleError: the manifest does not hold together; nothing is published.
         ValueError: the tokenizer is not the one that the model was trained with, or has no ONNX form.
     """
     precision: Precision = lowering.precision if lowering else "fp32"
@@ -109,14 +112,10 @@ def write_bundle(
             "sha256": {str(p.relative_to(work)): sha256(p) for p in files},
         }
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        read_manifest(work)  # whoever serves it reads it like this
     if activate:
         point_current(bundles, version)
     return target
-
-
-def point_current(bundles: Path, version: int) -> None:
-    """Make `version` the one to serve; rollback is pointing at an earlier one."""
-    write_file(bundles / CURRENT, f"{version}\n")
 
 
 def graph_shapes(folder: Path) -> dict[str, dict[str, list]]:

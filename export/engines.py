@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from export.profiles import ShapeRange
-from serving.files import sha256, write_file
+from serving.files import read_object, sha256, write_file
 
 _CAPABILITY = re.compile(r"\d+\.\d")
 
@@ -166,11 +166,11 @@ class EngineFolder:
 
 def _description(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-        missing = {"plan_sha256", *EngineSpec.__dataclass_fields__} - set(content)
-        if not isinstance(content, dict) or missing:
+        content = read_object(path)
+        missing = {"plan_sha256", *EngineSpec.__dataclass_fields__} - content.keys()
+        if missing:
             raise ValueError(f"expected the description of an engine, lacks {sorted(missing)}")
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise EngineError(f"{path}: not readable: {error}; delete it") from error
     return content
 

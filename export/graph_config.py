@@ -15,7 +15,7 @@ from serving.backend.engine import shape_buckets
 from serving.backend.model_settings import GraphSettings
 from serving.backend.plans import SearchPlans
 from serving.backend.settings import ServingConfig
-from serving.model.bundle import Manifest
+from serving.model.manifest import Manifest
 
 ENGINE = {
     "cpu": 'backend: "python"',
@@ -34,10 +34,12 @@ def on_gpu(config: ServingConfig, target: str) -> bool:
     return target == "tensorrt" or (target == "onnxruntime" and config.execution_provider != "cpu")
 
 
-def graph_values(stem: str, manifest: Manifest, *, config: ServingConfig, target: str) -> dict[str, object]:
-    """Values of the template `graph.pbtxt`."""
-    sides = {}
-    for side, tensors in manifest.content["graphs"][stem].items():
+def graph_values(
+    stem: str, manifest: Manifest, *, config: ServingConfig, target: str, bundles: str
+) -> dict[str, object]:
+    """Values of the template `graph.pbtxt`; `bundles` is where the models will find the bundles."""
+    sides: dict[str, object] = {}
+    for side, tensors in manifest.graphs[stem].items():
         lines = []
         for name, dtype, dims in tensors:
             shape = ", ".join(str(d) if isinstance(d, int) else "-1" for d in dims[1:])  # without the batch
@@ -45,7 +47,7 @@ def graph_values(stem: str, manifest: Manifest, *, config: ServingConfig, target
         sides[side] = ",\n".join(lines)
     gpu, extra = on_gpu(config, target), []
     if target == "cpu":
-        extra.append(settings_parameter(GraphSettings(threads=config.threads)))
+        extra.append(settings_parameter(GraphSettings(bundles=bundles, graph=stem, threads=config.threads)))
     elif target == "onnxruntime":
         extra += _onnxruntime(stem, manifest, config=config, gpu=gpu)
     else:
@@ -114,7 +116,7 @@ def _fixed_shapes(
     """Every shape that calls are padded to: input -> dims with the batch."""
     plans = SearchPlans.of(config, levels=manifest.levels).prepared
     buckets = shape_buckets(manifest, config)
-    inputs = manifest.content["graphs"][stem]["inputs"]
+    inputs = manifest.graphs[stem]["inputs"]
     seen = set()
     level = int(stem.removeprefix("tail_")) if stem.startswith("tail_") else 0
     for plan, batch in itertools.product(plans, buckets.batch):
@@ -138,7 +140,7 @@ def _graph_spec(shape: dict[str, tuple[int, ...]]) -> str:
 
 
 def _warmup(number: int, shape: dict[str, tuple[int, ...]], *, stem: str, manifest: Manifest) -> str:
-    kinds = {name: TYPES[dtype] for name, dtype, _ in manifest.content["graphs"][stem]["inputs"]}
+    kinds = {name: TYPES[dtype] for name, dtype, _ in manifest.graphs[stem]["inputs"]}
     inputs = " ".join(
         f'inputs {{ key: "{name}" value {{ data_type: {kinds[name]} dims: [ {_numbers(dims[1:])} ] '
         "zero_data: true } }"

@@ -5,11 +5,12 @@ Letters: B requests, n beams, C children, V codes of a level, T SID levels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serving.backend.plans import SearchPlans
 from serving.backend.settings import ServingConfig
-from serving.model.bundle import Manifest
+from serving.model.manifest import GraphTensors, Manifest
 from serving.search.widths import WidthPlan
 
 USUAL_CHILDREN = 64  # of the beam that has most; kernels are chosen for it, not limited to it
@@ -37,7 +38,7 @@ class ShapeRange:
 def profiles(manifest: Manifest, config: ServingConfig) -> dict[str, dict[str, ShapeRange]]:
     """Profiles of the graphs of a bundle, see `graph_profiles`."""
     return graph_profiles(
-        manifest.content["graphs"],
+        manifest.graphs,
         level_sizes=manifest.level_sizes,
         value_buckets=len(manifest.value_table),
         config=config,
@@ -45,7 +46,7 @@ def profiles(manifest: Manifest, config: ServingConfig) -> dict[str, dict[str, S
 
 
 def graph_profiles(
-    graphs: dict[str, dict[str, list]],
+    graphs: GraphTensors,
     *,
     level_sizes: tuple[int, ...],
     value_buckets: int,
@@ -110,7 +111,7 @@ def _sizes(
     return sizes
 
 
-def _range(dims: list, *, sizes: dict[str, tuple[int, int, int]], where: str) -> ShapeRange:
+def _range(dims: Sequence[int | str], *, sizes: dict[str, tuple[int, int, int]], where: str) -> ShapeRange:
     for d in dims:
         if isinstance(d, str) and d not in sizes:
             raise ProfileError(f"{where}: expected one of the dynamic dimensions {sorted(sizes)}, got {d!r}")

@@ -6,43 +6,25 @@ Nothing is written before every config has been rendered and parsed.
 from __future__ import annotations
 
 import itertools
-import logging
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal, get_args
 
 from export.engines import Device, EngineFolder, EngineSpec
 from export.graph_config import check_graph, graph_values, on_gpu
+from export.kept import Target, kept_bundles
 from export.pbtxt import TEMPLATES, RenderError, check_config, fill, settings_parameter
 from export.profiles import profiles
 from serving.backend.model_settings import HOME, ModelSettings
 from serving.backend.settings import ServingConfig
-from serving.files import new_folder, write_file
-from serving.model.bundle import (
-    CURRENT,
-    BundleFormatError,
-    Manifest,
-    current_version,
-    read_manifest,
-    versions,
-)
+from serving.files import new_folder, sha256, write_file
 from serving.model.features import EVENT_COLUMNS
+from serving.model.manifest import Manifest
+from serving.model.placed import DESCRIPTION, GRAPH, PLAN, graph_folder
 
-logger = logging.getLogger(__name__)
-
-Target = Literal["cpu", "onnxruntime", "tensorrt"]
-TARGETS = get_args(Target)
 SOURCE = HOME / "model_repository"
 ADAPTERS = ("request_features", "beam_scheduler", "ad_resolver")
 ENGINES = "engines"  # folder beside the bundles
-KEPT_VERSIONS = 2  # the one that serves and the one before, to roll back to
-
-_PRECISIONS = {
-    "cpu": ("fp32", "int8"),
-    "onnxruntime": ("fp32", "fp16", "int8", "fp8"),
-    "tensorrt": ("fp32", "fp16", "fp8"),
-}
 
 
 def render(
@@ -55,8 +37,11 @@ def render(
     engines: Path | None = None,
     device: Device | None = None,
     serving: int | None = None,
+    prune: bool = True,
 ) -> list[str]:
     """Render the repository for the newest versions of `bundles`.
+
+    What is there already and as it should be is left alone: Triton loads a file again that was written again.
 
     Args:
         bundles: folder of bundles; see `kept_bundles` for which of them get into the repository.
@@ -67,26 +52,31 @@ def render(
         engines: folder of engines for target tensorrt (default: `engines` beside the bundles).
         device: whose engines; None for the only ones there are.
         serving: version that serves; None for the one CURRENT names.
+        prune: take away versions that are kept no longer.
 
     Returns:
         Names of the models.
 
     Raises:
-        BundleError: no bundle, or a corrupted one.
+        BundleError: the bundle that serves is corrupted.
+        IndexStoreError: the index does not say which versions may be in use.
         RenderError: settings do not fit the model, a config cannot be rendered, or the target does not run a
             bundle's precision.
         GraphConfigError: a config does not fit its graph.
         EngineError: target tensorrt lacks an engine, or it is of another builder, version or device.
     """
-    manifests = kept_bundles(bundles, target, serving=serving)
+    manifests = kept_bundles(bundles, target, index=index, serving=serving)
     newest = manifests[-1]
     if config.graph_calls == "in_process" and target != "cpu":
         raise RenderError(f"serving.graph_calls: expected bls for target {target}, got in_process (cpu only)")
     values = _values(newest, config, target=target, bundles=_portable(bundles), index=_portable(index))
     configs = {name: fill(name, values) for name in ("gr4ad", *ADAPTERS)}
-    stems = list(newest.content["graphs"]) if config.graph_calls == "bls" else []
+    stems = list(newest.graphs) if config.graph_calls == "bls" else []
     for stem in stems:
-        configs[f"lazyar_{stem}"] = fill("graph", graph_values(stem, newest, config=config, target=target))
+        configs[f"lazyar_{stem}"] = fill(
+            "graph",
+            graph_values(stem, newest, config=config, target=target, bundles=_portable(bundles)),
+        )
     parsed = {name: check_config(name, text) for name, text in configs.items()}
     for manifest in manifests:
         ranges = profiles(manifest, config) if target == "tensorrt" else {}
@@ -100,24 +90,26 @@ def render(
     )
 
     for name in ADAPTERS:
-        if repository.resolve() != SOURCE.resolve():
-            _copy(SOURCE / name / "1" / "model.py", repository / name / "1" / "model.py")
+        _write(repository / name / "1" / "model.py", (SOURCE / name / "1" / "model.py").read_bytes())
     (repository / "gr4ad" / "1").mkdir(parents=True, exist_ok=True)
     with ExitStack() as placed:  # all versions of all graphs are there before the first one gets its name
         for stem, manifest in itertools.product(stems, manifests):
-            work = placed.enter_context(
-                new_folder(repository / f"lazyar_{stem}" / str(manifest.version), replace=True)
-            )
+            folder = graph_folder(repository, stem, manifest.version)
+            files = {GRAPH: bundles / str(manifest.version) / f"{stem}.onnx"}
             if target == "tensorrt":
-                shutil.copyfile(plans[manifest.version][stem], work / "model.plan")
-            else:
-                shutil.copyfile(bundles / str(manifest.version) / f"{stem}.onnx", work / "model.onnx")
-            if target == "cpu":
-                shutil.copyfile(TEMPLATES / "graph_model.py", work / "model.py")
-    _remove_others(repository, stems, versions={str(manifest.version) for manifest in manifests})
+                plan = plans[manifest.version][stem]
+                files = {PLAN: plan, DESCRIPTION: plan.with_suffix(".json")}
+            elif target == "cpu":
+                files["model.py"] = TEMPLATES / "graph_model.py"
+            if _is_placed(folder, files):
+                continue
+            work = placed.enter_context(new_folder(folder, replace=True))
+            for name, source in files.items():
+                shutil.copyfile(source, work / name)
+    if prune:
+        remove_others(repository, stems, versions={manifest.version for manifest in manifests})
     for name, text in configs.items():
-        (repository / name).mkdir(parents=True, exist_ok=True)
-        write_file(repository / name / "config.pbtxt", text)
+        _write(repository / name / "config.pbtxt", text.encode())
     return list(configs)
 
 
@@ -128,9 +120,9 @@ def _values(
     try:
         settings = ModelSettings.of(
             config,
-            levels=manifest.levels,
             bundles=bundles,
             index=index,
+            features=manifest.features,
             graph_memory="device" if on_gpu(config, target) else "host",
             pad_shapes=target == "tensorrt" and config.cuda_graphs,
         )
@@ -150,75 +142,28 @@ def _values(
     }
 
 
-def kept_bundles(bundles: Path, target: Target, *, serving: int | None = None) -> list[Manifest]:
-    """Bundles that get into a repository, oldest first.
-
-    They are the last `KEPT_VERSIONS` and the one that serves. All versions of a graph share one config, so
-    those whose tensors differ from the serving one's (FP16 keys and values beside FP32 ones), or whose
-    precision the target does not run, or that another release made, are left out with a line in the log;
-    going back to them takes a repository of their own.
-
-    Args:
-        bundles: folder of bundles.
-        target: engine of the graphs.
-        serving: version that serves; None for the one CURRENT names.
-
-    Raises:
-        RenderError: there is none, or the target does not run the precision of the one that serves.
-        BundleError: a bundle is corrupted.
-    """
-    kept = versions(bundles)[-KEPT_VERSIONS:]
-    if not kept:
-        raise RenderError(f"{bundles}: expected at least one bundle, found none; run `make train export`")
-    if serving is None:  # after a rollback it may be an older one
-        serving = current_version(bundles) if (bundles / CURRENT).exists() else kept[-1]
-    manifests = []
-    for version in sorted({*kept, serving}):
-        try:
-            manifests.append(read_manifest(bundles / str(version)))
-        except BundleFormatError as error:
-            if version == serving:
-                raise
-            logger.warning("model version %d is left out: %s", version, error)
-    reference = next(m for m in manifests if m.version == serving)
-    check_precision(reference.precision, target, where=f"{bundles / str(serving)}: ")
-    fitting = []
-    for manifest in manifests:
-        same = manifest.content["graphs"] == reference.content["graphs"]
-        if same and manifest.precision in _PRECISIONS[target]:
-            fitting.append(manifest)
-        else:
-            logger.warning(
-                "model version %d (%s) is left out: its tensors are not those of version %d (%s)",
-                *(manifest.version, manifest.precision, serving, reference.precision),
-            )
-    return fitting
-
-
-def check_precision(precision: str, target: Target, *, where: str = "") -> None:
-    """Refuse a precision that the engine of a target does not run.
-
-    Raises:
-        RenderError: says what to do instead.
-    """
-    if precision not in _PRECISIONS[target]:
-        targets = [t for t, known in _PRECISIONS.items() if precision in known]
-        raise RenderError(
-            f"{where}expected a precision that target {target} runs ({', '.join(_PRECISIONS[target])}), got "
-            f"{precision} (targets: {', '.join(targets)}); use such a target, or export with another "
-            "--precision"
-        )
-
-
-def _remove_others(repository: Path, stems: list[str], *, versions: set[str]) -> None:
+def remove_others(repository: Path, stems: list[str], *, versions: set[int]) -> None:
     """Remove graphs of other settings or another number of levels, and versions that are kept no longer."""
     for folder in repository.glob("lazyar_*"):
         if folder.name.removeprefix("lazyar_") not in stems:
             shutil.rmtree(folder)
             continue
         for old in folder.iterdir():
-            if old.is_dir() and old.name not in versions:
+            if old.is_dir() and old.name not in map(str, versions):
                 shutil.rmtree(old)
+
+
+def _is_placed(folder: Path, files: dict[str, Path]) -> bool:
+    """Whether a folder holds copies of these files and nothing else."""
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - {"__pycache__"} != files.keys():
+        return False
+    return all(sha256(folder / name) == sha256(source) for name, source in files.items())
+
+
+def _write(path: Path, content: bytes) -> None:
+    if not path.is_file() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, content)
 
 
 def _plans(
@@ -232,7 +177,7 @@ def _plans(
         stem: folder.require(
             EngineSpec(
                 stem=stem,
-                graph_sha256=manifest.content["sha256"][f"{stem}.onnx"],
+                graph_sha256=manifest.sha256[f"{stem}.onnx"],
                 profile=ranges[stem],
                 builder="tensorrt",
                 version=device.version,
@@ -240,7 +185,7 @@ def _plans(
                 device=device.name,
             )
         )
-        for stem in manifest.content["graphs"]
+        for stem in manifest.graphs
     }
 
 
@@ -248,8 +193,3 @@ def _portable(path: Path) -> str:
     """Relative to the checkout where it lies inside, so that a mounted checkout works elsewhere too."""
     path = path.resolve()
     return str(path.relative_to(HOME.resolve())) if path.is_relative_to(HOME.resolve()) else str(path)
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)

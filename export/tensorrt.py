@@ -21,13 +21,15 @@ from tqdm import tqdm
 
 from export.builder import MODULES, Builder, BuildError, sm
 from export.engines import Device, EngineError, EngineFolder, EngineSpec, write_whole
+from export.kept import kept_bundles
 from export.pbtxt import RenderError
 from export.products import fp8_share, products
 from export.profiles import ShapeRange, profiles
-from export.render import ENGINES, kept_bundles
+from export.render import ENGINES
 from serving.backend.settings import ServingConfig
 from serving.files import sha256
-from serving.model.bundle import BundleError, Manifest, read_manifest
+from serving.model.bundle import BundleError, read_manifest
+from serving.model.manifest import Manifest
 from training.preset.preset import ConfigError, Preset, add_preset_arguments
 
 
@@ -97,7 +99,7 @@ def build_bundles(
             raise BuildError(
                 f"{bundle}: precision int8 is for CPUs; export with --precision fp8, fp16 or fp32"
             )
-        graphs = {stem: bundle / f"{stem}.onnx" for stem in manifest.content["graphs"]}
+        graphs = {stem: bundle / f"{stem}.onnx" for stem in manifest.graphs}
         ranges = profiles(manifest, config)
         count += len(build_engines(builder, graphs, ranges, folder=folder, say=tqdm.write))
     return count
@@ -119,6 +121,7 @@ def main() -> None:
     parser.add_argument(
         "--bundle", type=int, metavar="VERSION", help="bundle (default: those that get rendered)"
     )
+    parser.add_argument("--index", type=Path, help="index that will be served (default: RUN/index)")
     parser.add_argument("--builder", choices=MODULES, default="tensorrt")
     parser.add_argument(
         "--capability", help='compute capability, e.g. "8.9" (L20, L4, L40); tensorrt: that of this GPU'
@@ -131,7 +134,7 @@ def main() -> None:
         chosen = (
             [read_manifest(bundles / str(arguments.bundle))]
             if arguments.bundle
-            else kept_bundles(bundles, "tensorrt")
+            else kept_bundles(bundles, "tensorrt", index=arguments.index or arguments.run / "index")
         )
         builder = Builder(arguments.builder, capability=arguments.capability)
         folder = EngineFolder(arguments.engines or arguments.run / ENGINES)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.model.bundle import current_version, read_manifest
+from serving.model.bundle import read_manifest
+from serving.model.current import current_version
 from serving.model.features import BEHAVIORS
 
 SYNTHETIC_HISTORY = (60, 120)  # events

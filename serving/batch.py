@@ -12,7 +12,8 @@ import numpy as np
 
 from serving.index.snapshot import Snapshot
 from serving.load.policy import Decision
-from serving.model.bundle import Manifest
+from serving.model.active_model import Refusal
+from serving.model.manifest import Manifest
 from serving.search.widths import WidthPlan
 
 
@@ -81,6 +82,8 @@ class BatchReport:
         failed: requests whose search failed.
         degraded: answers below the configured widths.
         seconds: of the whole batch.
+        version: model version in use after the batch.
+        refused: why that is not the version of CURRENT; None when it is.
     """
 
     decision: Decision | None = None
@@ -91,6 +94,8 @@ class BatchReport:
     failed: int = 0
     degraded: int = 0
     seconds: float = 0.0
+    version: int | None = None
+    refused: Refusal | None = None
 
 
 class BatchResult(NamedTuple):

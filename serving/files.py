@@ -1,13 +1,22 @@
-"""Files and folders that are there whole or not at all, whatever crashes: written beside, synced, renamed."""
+"""Files and folders that are there whole or not at all, whatever crashes: written beside, synced, renamed.
+
+And what is read back from them: digests, numbers in names, JSON objects of bounded size.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+_NUMBER = re.compile("0|[1-9][0-9]{0,17}", re.ASCII)  # fits 64 bits; `isdigit` takes "²" and any length
+_MAX_JSON = 64 << 20
 
 
 @contextlib.contextmanager
@@ -104,6 +113,47 @@ def sha256(path: str | Path) -> str:
     """
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def number_of(text: str) -> int | None:
+    """The whole number that a text or the name of a file spells in at most 18 ASCII digits; None for others.
+
+    Signs, spaces, leading zeros and digits of other alphabets spell none: a number has one name.
+    """
+    return int(text) if _NUMBER.fullmatch(text) else None
+
+
+def read_small(path: str | Path, *, limit: int) -> bytes:
+    """Content of a regular file of at most `limit` bytes.
+
+    Raises:
+        ValueError: it is longer.
+        OSError: it cannot be read, or is no regular file; a pipe would be waited for.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: expected a file, got something else of that name")
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{path}: expected at most {limit:,} bytes, got more")
+    return content
+
+
+def read_object(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: it holds something else, or more than any of ours does.
+        OSError: it cannot be read.
+    """
+    try:
+        content = json.loads(read_small(path, limit=_MAX_JSON))
+    except RecursionError as error:
+        raise ValueError(f"{path}: expected a JSON object, got brackets too deep to read") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
 
 
 def _beside(folder: Path, what: str) -> Path:

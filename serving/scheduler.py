@@ -14,6 +14,7 @@ import numpy as np
 from serving.batch import Batch, BatchReport, BatchResult, SearchAnswer, SearchRequest
 from serving.cache import BeamCache
 from serving.cached_answers import CachedAnswers
+from serving.engines.bls import EngineError
 from serving.index.layout import IndexStoreError
 from serving.index.reader import IndexReader
 from serving.load.arrivals import LoadView, Waiting
@@ -22,8 +23,9 @@ from serving.load.ladder import searched_rows
 from serving.load.policy import Decision, FixedPolicy, OverloadError, Policy
 from serving.load.queue_depth import QueueReading
 from serving.model.active_model import ActiveModel
-from serving.model.bundle import BundleError, Manifest
+from serving.model.bundle import BundleError
 from serving.model.features import fill_slots
+from serving.model.manifest import Manifest
 from serving.search.beam_search import beam_search
 from serving.search.cold_start import ColdStart
 from serving.search.executor import Executor
@@ -86,19 +88,40 @@ class Scheduler:
         self._first = True  # the first search of an executor says nothing of the later ones
 
     def search(self, requests: list[SearchRequest]) -> BatchResult:
-        """Answer a batch; a failing engine fails the requests of its group only, with the same exception."""
+        """Answer a batch; a failing engine fails the requests of its group only, with the same exception.
+
+        Where it failed because the graphs of the version in use are gone, another version searches for those
+        requests, if one can.
+        """
         began, report = self._clock(), BatchReport()
+        answers: list[SearchAnswer | Exception] = []
         self._reader.refresh()
-        if self._active.refresh():
-            self._open(self._active.manifest)
+        try:
+            if self._active.refresh():
+                self._open(self._active.manifest)
+            answers = self._answer(requests, report)
+            lost = [i for i, answer in enumerate(answers) if isinstance(answer, EngineError)]
+            if lost and self._active.replace_lost():
+                self._open(self._active.manifest)
+                for i, answer in zip(lost, self._answer([requests[i] for i in lost], report), strict=True):
+                    answers[i] = answer
+        except BundleError as error:  # no version can search now
+            answers = [a if isinstance(a, SearchAnswer) else error for a in answers or requests]
+        report.version, report.refused = self._active.manifest.version, self._active.refused
+        report.failed = sum(isinstance(a, Exception) and not isinstance(a, OverloadError) for a in answers)
+        report.degraded = sum(a.degraded for a in answers if isinstance(a, SearchAnswer))
+        report.seconds = self._clock() - began
+        return BatchResult(answers, report)
+
+    def _answer(self, requests: list[SearchRequest], report: BatchReport) -> list[SearchAnswer | Exception]:
+        """Of the version in use, all of one index snapshot."""
         if not requests:
-            return BatchResult([], report)
+            return []
         manifest = self._active.manifest
         try:
             snapshot = self._reader.snapshot_of(manifest.tokenizer_id)
         except IndexStoreError as error:
-            report.failed = len(requests)
-            return BatchResult([error] * len(requests), report)
+            return [error] * len(requests)
         batch = Batch(
             requests=requests,
             snapshot=snapshot,
@@ -116,9 +139,7 @@ class Scheduler:
         left = [i for i, answer in enumerate(batch.answers) if not isinstance(answer, SearchAnswer)]
         if left:
             self._search_rows(batch, left, decision=self._decide(batch, left))
-        report.degraded = sum(a.degraded for a in batch.answers if isinstance(a, SearchAnswer))
-        report.seconds = self._clock() - began
-        return BatchResult(batch.answers, report)
+        return batch.answers
 
     def _decide(self, batch: Batch, rows: list[int]) -> Decision:
         """Of load control, for the rows that must be searched."""
@@ -151,7 +172,6 @@ class Scheduler:
             try:
                 found = self._search_group(batch, plan, members)
             except Exception as error:  # one group must not take the others, or the server, down
-                batch.report.failed += len(members)
                 for i in members:
                     batch.answers[i] = error
                 continue

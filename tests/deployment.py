@@ -22,6 +22,7 @@ from export import render
 from launcher import HOME, ServerFiles, TritonServer
 from serving.backend import model_settings
 from serving.backend.settings import ServingConfig
+from serving.model.features import FeatureSpec
 
 DEPLOY = HOME / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -100,7 +101,12 @@ def configured_folders(run: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str,
     """Where an adapter in the container looks for bundles and index of a run, from what rendering writes."""
     bundles, index = (render._portable(run / name) for name in ("bundles", "index"))
     settings = model_settings.ModelSettings.of(
-        ServingConfig(), levels=3, bundles=bundles, index=index, graph_memory="host", pad_shapes=False
+        ServingConfig(),
+        bundles=bundles,
+        index=index,
+        features=FeatureSpec(),
+        graph_memory="host",
+        pad_shapes=False,
     )
     monkeypatch.setattr(model_settings, "HOME", Path(IMAGE.home))
     return str(settings.bundles_folder), str(settings.index_folder)

@@ -187,6 +187,8 @@ def load_model(path: Path, fake: FakeTriton, *, config: Path) -> Any:
     model.initialize(
         {
             "model_name": parsed.name,
+            "model_version": path.parent.name,
+            "model_repository": str(path.parents[1]),
             "model_instance_name": f"{parsed.name}_0_0",
             "model_config": json.dumps(json_format.MessageToDict(parsed, preserving_proto_field_name=True)),
         }

@@ -1,4 +1,4 @@
-"""Executors that note the shapes they are asked for."""
+"""Executors that note the shapes they are asked for, and graphs that nobody runs."""
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class ShapeExecutor:
     """Engine of random scores for codebooks of any size; its carry has the shapes that a manifest names."""
 
     def __init__(self, manifest, *, level_sizes=None, seed=0):
-        self.graphs = manifest.content["graphs"]
+        self.graphs = manifest.graphs
         self.sizes = (*(level_sizes or manifest.level_sizes), len(manifest.value_table))
         self.random = np.random.default_rng(seed)
 
@@ -56,3 +56,17 @@ class ShapeExecutor:
             for name in names
             if name != "logprob"
         }
+
+
+class FakeGraphs:
+    """`serving.model.graphs.Graphs` at a test's command: what is loaded, what prepares, what a probe says."""
+
+    def __init__(
+        self,
+        is_loaded=lambda manifest: True,
+        *,
+        prepare=None,
+        probe=lambda manifest: None,
+        files=lambda manifest: {},
+    ):
+        self.is_loaded, self.prepare, self.probe, self.files = is_loaded, prepare, probe, files

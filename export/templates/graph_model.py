@@ -14,16 +14,19 @@ import triton_python_backend_utils as pb_utils
 from serving.backend.adapter import array
 from serving.backend.answers import answer_each
 from serving.backend.model_settings import GraphSettings
-from serving.engines.ort import open_session
+from serving.engines.ort import open_checked
+from serving.model.bundle import read_manifest
 
 
 class TritonPythonModel:
     """Tensor names of model and graph are the same."""
 
     def initialize(self, args):
-        """Open the graph beside this file."""
+        """Open the graph beside this file, if it is the one of the bundle."""
         settings = GraphSettings.read(args)
-        self.session = open_session(Path(__file__).with_name("model.onnx"), threads=settings.threads)
+        manifest = read_manifest(settings.bundle(args["model_version"]), verify=False)
+        file = Path(__file__).with_name("model.onnx")
+        self.session = open_checked(file, manifest, stem=settings.graph, threads=settings.threads)
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.outputs = [o.name for o in self.session.get_outputs()]
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from indexer.events.event import CONTENT_FIELDS
 from indexer.store.index_store import IndexStore
-from serving.model.bundle import current_version, read_manifest
+from serving.model.bundle import read_manifest
+from serving.model.current import current_version
 
 
 def build(

@@ -8,7 +8,6 @@ Letters: N ads, L features of the longest text of a block, T levels = codebooks 
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from serving.engines.ort import open_session
+from serving.files import read_object
 from serving.index.hashing import hash_level
 from serving.model.bundle import BundleError, check_file, read_manifest
 
@@ -54,7 +54,7 @@ class AdEncoder:
         folder = Path(folder)
         path = folder / SETTINGS
         try:
-            content = json.loads(path.read_text())
+            content = read_object(path)
             found = content["format_version"], content["analysis"]
             if found != (FORMAT_VERSION, ANALYSIS):
                 raise BundleError(
@@ -100,12 +100,12 @@ class AdEncoder:
         # The graphs of the model are not ours to hash: they are hundreds of times the size.
         manifest = read_manifest(bundle, verify=False)
         for name in (f"{FOLDER}/{SETTINGS}", f"{FOLDER}/{GRAPH}"):
-            if name not in manifest.content["sha256"]:
+            if name not in manifest.sha256:
                 raise BundleError(
                     f"bundle {bundle}: expected {name}, found none: the bundle was made by an earlier "
                     "release or without a tokenizer; run `make export` again"
                 )
-            check_file(bundle, name, manifest.content["sha256"][name])
+            check_file(bundle, name, manifest.sha256[name])
         encoder = cls(bundle / FOLDER, threads=threads)
         wanted = manifest.tokenizer_id, manifest.level_sizes
         actual = encoder.tokenizer_id, encoder.level_sizes

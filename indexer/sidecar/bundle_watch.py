@@ -11,7 +11,8 @@ from indexer.encode.encoder import Encoder
 from indexer.store.generations import fill
 from indexer.store.index_store import IndexStore
 from serving.index.layout import IndexStoreError
-from serving.model.bundle import MANIFEST, BundleError, current_version, read_manifest, versions
+from serving.model.bundle import MANIFEST, BundleError, read_manifest, versions
+from serving.model.current import current_version
 
 log = logging.getLogger("gr4ad.indexer")
 

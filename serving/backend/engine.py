@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 from serving.backend.model_settings import ModelSettings
@@ -10,22 +11,15 @@ from serving.backend.settings import ServingConfig
 from serving.engines.bls import BlsExecutor
 from serving.engines.ort import OrtGraphs
 from serving.engines.padding import PaddedExecutor, ShapeBuckets
-from serving.model.bundle import Manifest
-from serving.model.version_watch import Prepare
+from serving.model.graphs import Graphs, Prepare
+from serving.model.manifest import Manifest
+from serving.model.placed import placed_files
 from serving.search.executor import Executor
+from serving.search.probe import probe
 
 
-class Engine(Protocol):
-    """Graphs of every version that may answer."""
-
-    def is_loaded(self, manifest: Manifest) -> bool:
-        """Whether a version's graphs are there; asked between batches, so it must be quick."""
-        ...
-
-    @property
-    def prepare(self) -> Prepare | None:
-        """What is slow before a version answers; called in a thread beside the batches. None for nothing."""
-        ...
+class Engine(Graphs, Protocol):
+    """Graphs of every version that may answer, and what runs them."""
 
     def executor(self, manifest: Manifest) -> Executor:
         """Engine of one version."""
@@ -37,15 +31,22 @@ class GraphModels:
 
     prepare: Prepare | None = None
 
-    def __init__(self, triton: Any, settings: ModelSettings) -> None:
-        """Wire up; `triton` is the module `triton_python_backend_utils`."""
-        self._triton, self._settings = triton, settings
+    def __init__(self, triton: Any, settings: ModelSettings, *, repository: Path) -> None:
+        """Wire up; `triton` is the module `triton_python_backend_utils`, `repository` what it serves."""
+        self._triton, self._settings, self._repository = triton, settings, repository
+
+    def files(self, manifest: Manifest) -> dict[Path, str]:
+        """What Triton loads of a version."""
+        return placed_files(self._repository, manifest)
 
     def is_loaded(self, manifest: Manifest) -> bool:
         """Whether Triton has every graph of a version."""
-        names = ["lazyar_prefix", *(f"lazyar_tail_{t}" for t in range(2, manifest.levels + 2))]
-        version = str(manifest.version)
+        names, version = [f"lazyar_{stem}" for stem in manifest.graphs], str(manifest.version)
         return all(self._triton.is_model_ready(model_name=n, model_version=version) for n in names)
+
+    def probe(self, manifest: Manifest) -> None:
+        """See `Graphs`."""
+        probe(self.executor(manifest), manifest)
 
     def executor(self, manifest: Manifest) -> Executor:
         """See `Engine`."""
@@ -60,11 +61,11 @@ class GraphModels:
         return PaddedExecutor(executor, shape_buckets(manifest, self._settings.serving))
 
 
-def make_engine(triton: Any, settings: ModelSettings) -> Engine:
-    """The configured one; `triton` is the module `triton_python_backend_utils`."""
+def make_engine(triton: Any, settings: ModelSettings, *, repository: Path) -> Engine:
+    """The configured one, see `GraphModels`."""
     if settings.serving.graph_calls == "in_process":
         return OrtGraphs(settings.bundles_folder, threads=settings.serving.threads)
-    return GraphModels(triton, settings)
+    return GraphModels(triton, settings, repository=repository)
 
 
 def shape_buckets(manifest: Manifest, config: ServingConfig) -> ShapeBuckets:

@@ -55,6 +55,13 @@ SCHEDULER: dict[str, Family] = {
     "gr4ad_degraded_total": Family("counter", "Answers with less than the configured widths"),
     "gr4ad_rejected_total": Family("counter", "Requests refused by load control", ("reason",)),
     "gr4ad_cache_lookups_total": Family("counter", "Look-ups in the result cache", ("result",)),
+    "gr4ad_model_version": Family("gauge", "Model version in use"),
+    "gr4ad_version_refused": Family(
+        "gauge",
+        "1 while the version that CURRENT names does not answer; reason: manifest, features, graphs (not "
+        "loaded), files (damaged), generation (of the index), answers (of its graphs)",
+        ("reason",),
+    ),
     "gr4ad_batch_requests": Family(
         "histogram", "Requests of a batch", buckets=(1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)
     ),

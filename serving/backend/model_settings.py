@@ -9,12 +9,14 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving.backend.plans import SearchPlans
 from serving.backend.settings import ServingConfig
+from serving.model.features import FeatureSpec
+from serving.model.manifest import problems
 
 HOME = Path(os.environ.get("GR4AD_HOME", Path(__file__).resolve().parents[2]))
 PARAMETER = "settings"
@@ -45,14 +47,7 @@ class _Settings(BaseModel):
         try:
             return cls.model_validate_json(parameters[PARAMETER]["string_value"], strict=True)
         except ValidationError as error:
-            problems = "; ".join(map(_problem, error.errors()))
-            raise SettingsError(f"{where}: {problems}; render the repository again") from error
-
-
-def _problem(error: Mapping[str, Any]) -> str:
-    place, value = ".".join(map(str, error["loc"])), error["input"]
-    came = f", got {value!r}" if isinstance(value, str | int | float) and place else ""
-    return f"{place}: {error['msg']}{came}" if place else error["msg"]
+            raise SettingsError(f"{where}: {problems(error)}; render the repository again") from error
 
 
 class ModelSettings(_Settings):
@@ -61,6 +56,7 @@ class ModelSettings(_Settings):
     Attributes:
         bundles: folder of bundles, relative to the checkout or absolute.
         index: folder of the index, likewise.
+        features: what a request is made into, for every model version of this repository.
         graph_memory: where outputs of the graphs stay: "host", or "device", on the GPU that made them.
         pad_shapes: whether calls of the graphs are padded to the shapes that have CUDA graphs.
         serving: the preset's section, nothing of it left open.
@@ -68,6 +64,7 @@ class ModelSettings(_Settings):
 
     bundles: str
     index: str
+    features: FeatureSpec
     graph_memory: Literal["host", "device"]
     pad_shapes: bool
     serving: ServingConfig
@@ -77,18 +74,18 @@ class ModelSettings(_Settings):
         cls,
         config: ServingConfig,
         *,
-        levels: int,
         bundles: str,
         index: str,
+        features: FeatureSpec,
         graph_memory: Literal["host", "device"],
         pad_shapes: bool,
     ) -> ModelSettings:
-        """Resolve a section for a model of `levels` SID levels.
+        """Resolve a section for models of these features.
 
         Raises:
             ValueError: see `SearchPlans.of`.
         """
-        plans = SearchPlans.of(config, levels=levels)
+        plans = SearchPlans.of(config, levels=features.levels)
         resolved = {
             "widths": str(plans.plan),
             "max_widths": str(plans.max_plan),
@@ -98,6 +95,7 @@ class ModelSettings(_Settings):
         return cls(
             bundles=bundles,
             index=index,
+            features=features,
             graph_memory=graph_memory,
             pad_shapes=pad_shapes,
             serving=ServingConfig(**config.model_dump() | resolved),
@@ -125,7 +123,15 @@ class GraphSettings(_Settings):
     """Settings of a graph that the Python backend runs (cpu target).
 
     Attributes:
+        bundles: folder of bundles, relative to the checkout or absolute.
+        graph: name of the graph, without .onnx.
         threads: CPU threads.
     """
 
+    bundles: str
+    graph: str
     threads: int = Field(ge=1)
+
+    def bundle(self, version: str) -> Path:
+        """Folder of a model version's bundle, absolute."""
+        return HOME / self.bundles / version

@@ -17,6 +17,7 @@ from serving.load.controller import LoadController
 from serving.load.ladder import Ladder, plan_rows
 from serving.load.policy import FixedPolicy, Policy
 from serving.load.queue_depth import QueueDepth, QueueReading
+from serving.model.active_model import Reason
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class SchedulerLoad:
         self._depth: QueueDepth | None = None
         self._limit: LimitFile | None = None
         self._plan = ladder.plans[ladder.base]
+        self._refused: Reason | None = None
         if config.control is not None:
             self.policy = LoadController(ladder, settings=config.control)
             self._depth = QueueDepth(METRICS_URL, entry="request_features")
@@ -85,6 +87,7 @@ class SchedulerLoad:
             show.set("gr4ad_request_seconds", request)
             show.set("gr4ad_beam_row_seconds", row)
             show.set("gr4ad_arrival_rate", self.policy.arrivals_qps)
+        self._show_version(report)
         show.add("gr4ad_cache_lookups_total", report.hits, result="hit")
         show.add("gr4ad_cache_lookups_total", report.misses, result="miss")
         show.add("gr4ad_searches_total", report.hits, result="cached")
@@ -94,6 +97,16 @@ class SchedulerLoad:
         if report.searched:
             show.observe("gr4ad_batch_requests", report.searched)
             show.observe("gr4ad_batch_seconds", report.seconds)
+
+    def _show_version(self, report: BatchReport) -> None:
+        reason = None if report.refused is None else report.refused.reason
+        if report.version is not None:
+            self._metrics.set("gr4ad_model_version", report.version)
+        if self._refused is not None and self._refused != reason:
+            self._metrics.set("gr4ad_version_refused", 0, reason=self._refused)
+        if reason is not None:
+            self._metrics.set("gr4ad_version_refused", 1, reason=reason)
+        self._refused = reason
 
 
 def make_cache(config: ServingConfig) -> BeamCache | None:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
-from serving.model.bundle import BundleError, Manifest
+from serving.model.bundle import BundleError
+from serving.model.manifest import Manifest, Tensor
 from serving.search.executor import Carry, prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
+from serving.search.probe import probe
+
+_TYPES = {
+    "INT32": "tensor(int32)",
+    "INT64": "tensor(int64)",
+    "FLOAT": "tensor(float)",
+    "FLOAT16": "tensor(float16)",
+}
 
 
-def open_session(path: str | Path, *, threads: int = 1, fuse: bool = True) -> onnxruntime.InferenceSession:
+def open_session(
+    path: str | Path | bytes, *, threads: int = 1, fuse: bool = True
+) -> onnxruntime.InferenceSession:
     """Open an ONNX graph on the CPU with settings that let several sessions share a machine.
 
     Args:
-        path: ONNX file.
+        path: ONNX file, or its content.
         threads: of the graph.
         fuse: whether operations may be fused; False for FP8, whose DequantizeLinear ONNX Runtime would fuse
             into products that it cannot run.
@@ -28,7 +40,43 @@ def open_session(path: str | Path, *, threads: int = 1, fuse: bool = True) -> on
     options.log_severity_level = 3
     if not fuse:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    graph = path if isinstance(path, bytes) else str(path)
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def open_checked(path: Path, manifest: Manifest, *, stem: str, threads: int) -> onnxruntime.InferenceSession:
+    """Open a copy of a graph, if it is the one that the manifest names. What is hashed is what is opened.
+
+    Args:
+        path: ONNX file, outside the bundle.
+        manifest: of the graph's version.
+        stem: which graph.
+        threads: of the graph.
+
+    Raises:
+        BundleError: it is another file, or its inputs and outputs are not those of the manifest.
+        OSError: it cannot be read.
+    """
+    content = path.read_bytes()
+    expected, actual = manifest.sha256[f"{stem}.onnx"], hashlib.sha256(content).hexdigest()
+    if actual != expected:
+        raise BundleError(
+            f"{path}: expected sha256 {expected[:16]}… (graph {stem} of version {manifest.version}), got "
+            f"{actual[:16]}…: the file is corrupted, or of another version; render the repository again"
+        )
+    session = open_session(content, threads=threads)
+    for side, found in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
+        wanted = [_shown(tensor) for tensor in manifest.graphs[stem][side]]  # type: ignore[index]
+        got = [(t.name, t.type, tuple(d if isinstance(d, int) else None for d in t.shape)) for t in found]
+        if got != wanted:
+            raise BundleError(f"{path}: expected the {side} {wanted} of the manifest, got {got}")
+    return session
+
+
+def _shown(tensor: Tensor) -> tuple[str, str, tuple[int | None, ...]]:
+    """As ONNX Runtime says it, but for the names of dynamic dimensions."""
+    name, kind, dims = tensor
+    return name, _TYPES[kind], tuple(d if isinstance(d, int) else None for d in dims)
 
 
 class OrtExecutor:
@@ -83,22 +131,31 @@ class OrtGraphs:
         self._bundles, self._threads = Path(bundles), threads
         self._ready: tuple[int, OrtExecutor] | None = None  # opened, not yet in use
 
+    def files(self, manifest: Manifest) -> dict[Path, str]:
+        """The bundle's own are all there are."""
+        return {}
+
     def is_loaded(self, manifest: Manifest) -> bool:
         """Nobody else loads them, so there is nothing to wait for before `prepare`."""
         return True
 
     def prepare(self, manifest: Manifest) -> None:
-        """Open all graphs of a version.
+        """Open all graphs of a version, and run them once.
 
         Raises:
-            BundleError: one cannot be opened.
+            BundleError: one cannot be opened, or computes something else than the manifest says.
         """
         try:
-            self._ready = manifest.version, self._open(manifest)
+            opened = self._open(manifest)
         except Exception as error:  # ONNX Runtime raises many kinds
             raise BundleError(
                 f"model version {manifest.version}: its graphs cannot be opened: {error}"
             ) from error
+        probe(opened, manifest)
+        self._ready = manifest.version, opened
+
+    def probe(self, manifest: Manifest) -> None:
+        """Done by `prepare`, which no batch waits for."""
 
     def executor(self, manifest: Manifest) -> OrtExecutor:
         """Engine of a version. It is the caller's: an older version goes when it is no longer used."""

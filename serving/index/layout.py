@@ -189,3 +189,24 @@ def open_environment(
             f"index {path}: expected {expected} bytes in {file.name}, got {actual}: it is truncated"
         )
     return environment
+
+
+def ready_generations(path: Path) -> frozenset[str]:
+    """Tokenizer ids of the generations that readers may use; none where there is no index.
+
+    Raises:
+        IndexStoreError: there is one, but it cannot be read.
+    """
+    if not (path / STORE / "data.mdb").exists():
+        return frozenset()
+    environment = open_environment(path, readonly=True)
+    try:
+        with environment.begin() as transaction:
+            table = environment.open_db(META, txn=transaction, create=False)
+            raw = transaction.get(INDEX_KEY, db=table)
+            meta = StoreMeta.decode(raw, where=path)
+    except lmdb.Error as error:
+        raise IndexStoreError(f"index {path}: cannot be read: {error}") from error
+    finally:
+        environment.close()
+    return frozenset(name for name, generation in meta.generations.items() if generation.ready)

@@ -9,7 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from serving.model.bundle import MANIFEST, BundleError, Manifest, read_current, read_manifest
+from serving.model.bundle import MANIFEST, BundleError, check_file, read_manifest
+from serving.model.current import read_current
+from serving.model.graphs import Graphs
+from serving.model.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +20,6 @@ POLL_S = 0.25  # between two looks at CURRENT
 _REMEMBERED = 4  # versions; to go back to one of them needs no hash
 
 Stamp = tuple[int, int, int]
-Prepare = Callable[[Manifest], None]
 
 
 class _Known(NamedTuple):
@@ -27,6 +29,18 @@ class _Known(NamedTuple):
     refusal: str | None
 
 
+def check_files(bundle: Path, graphs: Graphs) -> Manifest:
+    """Manifest of a version all of whose files are what they must be, in the bundle and outside.
+
+    Raises:
+        BundleError: says which is not.
+    """
+    manifest = read_manifest(bundle)
+    for path, expected in graphs.files(manifest).items():
+        check_file(path.parent, path.name, expected)
+    return manifest
+
+
 class VersionWatch:
     """Looks at the version that CURRENT names, once as long as its files are the same ones.
 
@@ -34,16 +48,15 @@ class VersionWatch:
     thread ends with the object.
     """
 
-    def __init__(self, bundles: str | Path, in_use: Manifest, *, prepare: Prepare | None) -> None:
+    def __init__(self, bundles: str | Path, in_use: Manifest, *, graphs: Graphs) -> None:
         """Begin.
 
         Args:
             bundles: folder of bundles.
-            in_use: version that answers, whose files have been hashed.
-            prepare: what is slow and comes after the hashes, each time before another version takes over;
-                BundleError where it is of no use. None for nothing.
+            in_use: version that answers, which has been checked.
+            graphs: who runs them.
         """
-        self._bundles, self._prepare = Path(bundles), prepare
+        self._bundles, self._graphs = Path(bundles), graphs
         self._in_use = self._prepared = in_use.version
         self._known = {in_use.version: _Known(self._stamps(in_use), None)}
         self._hurry = threading.Event()
@@ -81,20 +94,21 @@ class VersionWatch:
         stamps = self._stamps(manifest)  # of before: files that change meanwhile are looked at again
         known = self._known.get(manifest.version)
         if known is None or known.stamps != stamps:
-            refusal = self._refusal(lambda m: read_manifest(self._bundles / str(m.version)), manifest)
+            folder = self._bundles / str(manifest.version)
+            refusal = self._refusal(lambda m: check_files(folder, self._graphs), manifest)
         elif known.refusal is not None or self._is_prepared(manifest):
             return
         else:
             refusal = None
-        if refusal is None and self._prepare is not None:
-            refusal = self._refusal(self._prepare, manifest)
+        if refusal is None and self._graphs.prepare is not None:
+            refusal = self._refusal(self._graphs.prepare, manifest)
             self._prepared = manifest.version
         self._known[manifest.version] = _Known(stamps, refusal)
         while len(self._known) > _REMEMBERED:
             del self._known[next(iter(self._known))]
 
     def _is_prepared(self, manifest: Manifest) -> bool:
-        return self._prepare is None or self._prepared == manifest.version
+        return self._graphs.prepare is None or self._prepared == manifest.version
 
     def _refusal(self, step: Callable[[Manifest], object], manifest: Manifest) -> str | None:
         try:
@@ -107,7 +121,12 @@ class VersionWatch:
 
     def _stamps(self, manifest: Manifest) -> tuple[Stamp, ...]:
         folder = self._bundles / str(manifest.version)
-        return tuple(file_stamp(folder / name) for name in (MANIFEST, *manifest.content["sha256"]))
+        try:
+            outside = list(self._graphs.files(manifest))
+        except BundleError:  # the check says why; once that is put right there are more stamps
+            outside = []
+        inside = [folder / name for name in (MANIFEST, *manifest.sha256)]
+        return tuple(map(file_stamp, [*inside, *outside]))
 
 
 def file_stamp(path: Path) -> Stamp:

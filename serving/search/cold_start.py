@@ -16,7 +16,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from serving.index.keys import pack_valid
-from serving.model.bundle import BundleError, Manifest
+from serving.model.bundle import BundleError
+from serving.model.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 

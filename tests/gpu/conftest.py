@@ -19,7 +19,8 @@ from export.lower import Lowering
 from export.profiles import profiles
 from export.seeded import seeded_checkpoint
 from export.tensorrt import build_engines
-from serving.model.bundle import Manifest, read_manifest
+from serving.model.bundle import read_manifest
+from serving.model.manifest import Manifest
 from serving.search.widths import WidthPlan
 from training.preset.precision import PrecisionConfig
 from training.preset.preset import Preset
@@ -86,9 +87,9 @@ def built(request, gpu, tmp_path_factory) -> Built:
     bundle = write_bundle(checkpoint, folder / "bundles", tokenizer=None, lowering=lowering)
     manifest = read_manifest(bundle)
     engines, ranges = EngineFolder(folder / "engines"), profiles(manifest, serving)
-    graphs = {stem: bundle / f"{stem}.onnx" for stem in manifest.content["graphs"]}
+    graphs = {stem: bundle / f"{stem}.onnx" for stem in manifest.graphs}
     build_engines(builder, graphs, ranges, folder=engines)
-    hashes = manifest.content["sha256"]
+    hashes = manifest.sha256
     plans = {
         stem: engines.require(
             EngineSpec(

@@ -16,7 +16,8 @@ from serving.backend.resolve import resolve
 from serving.engines.ort import OrtExecutor
 from serving.index.reader import IndexReader
 from serving.index.snapshot import Snapshot
-from serving.model.bundle import current_version, read_manifest
+from serving.model.bundle import read_manifest
+from serving.model.current import current_version
 from serving.model.features import fill_slots
 from serving.search.beam_search import beam_search
 from serving.search.normalise import Normalise

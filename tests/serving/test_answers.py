@@ -17,7 +17,7 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from examples.client import infer_inputs, send
-from export.bundle import point_current, write_bundle
+from export.bundle import write_bundle
 from export.render import render
 from indexer.encode.ad_encoder import AdEncoder
 from indexer.events.event import AdEvent
@@ -25,6 +25,7 @@ from indexer.store.incoming import Incoming
 from indexer.store.index_store import IndexStore
 from launcher import TritonServer
 from serving.index.reader import MAX_WAIT_S
+from serving.model.current import point_current
 from tests.index_store import create, delete, pause, resume
 from tests.pipeline import Pipeline, checkpoint, copy_of, exported, serving_config
 from tests.serving.ask import AD_IDS, LIVE, SIDS, Reference, assert_same, infer, request

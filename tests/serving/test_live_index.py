@@ -10,13 +10,14 @@ import pytest
 import tritonclient.http
 
 from examples.client import send
-from export.bundle import point_current, write_bundle
+from export.bundle import write_bundle
 from export.render import render
 from indexer.encode.ad_encoder import AdEncoder
 from indexer.events.event import CONTENT_FIELDS
 from indexer.store.index_store import IndexStore
 from indexer.store.verify import verify
 from launcher import TritonServer
+from serving.model.current import point_current
 from tests.indexer_process import IndexerProcess
 from tests.pipeline import checkpoint, copy_of, exported, serving_config, small_ads
 from tests.serving.ask import LIVE, request

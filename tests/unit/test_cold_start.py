@@ -12,6 +12,7 @@ import torch
 from export.bundle import write_bundle
 from serving.batch import SearchRequest
 from serving.cache import LocalCache
+from serving.files import sha256
 from serving.index.keys import pack
 from serving.index.layout import change_dtype
 from serving.index.overlay import Changes, with_changes
@@ -24,8 +25,10 @@ from serving.search.beam_search import beam_search
 from serving.search.cold_start import SEEN_SIDS, ColdStart
 from serving.search.widths import WidthPlan
 from tests.pipeline import checkpoint, exported
+from tests.recording import FakeGraphs
 from tests.tiny import (
     LEVEL_SIZES,
+    SPEC,
     VALUE_TABLE,
     random_requests,
     random_slot_ads,
@@ -33,6 +36,7 @@ from tests.tiny import (
     tiny_model,
     tiny_snapshot,
 )
+from tests.unit.test_bundle import edit
 from training.loop.checkpoint import load_checkpoint, write_checkpoint
 from training.rollout.executor import TorchExecutor
 
@@ -132,7 +136,7 @@ def test_bundle_carries_what_the_checkpoint_saw(pipeline, tmp_path):
     with exported(pipeline.bundles / "1"):
         bundle = write_bundle(again, tmp_path / "bundles", tokenizer=pipeline.tokenizer)
     manifest = read_manifest(bundle)
-    assert SEEN_SIDS in manifest.content["sha256"]
+    assert SEEN_SIDS in manifest.sha256
     loaded = ColdStart.load(bundle, manifest, share=2.0)
     np.testing.assert_array_equal(loaded.seen, seen)
     assert (loaded.level_sizes, loaded.share) == (LEVEL_SIZES, 2.0)
@@ -163,6 +167,8 @@ def test_unusable_file_is_named_and_the_search_goes_on(pipeline, tmp_path, caplo
         path.write_bytes(content)
     else:
         np.save(path, content, allow_pickle=True)
+    sums = read_manifest(bundles / "1", verify=False).sha256
+    edit(bundles / "1", sha256=sums | {SEEN_SIDS: sha256(path)})
     with pytest.raises(BundleError, match=f"{path}: (expected ascending int64|not readable)"):
         ColdStart.load(bundles / "1", read_manifest(bundles / "1"), share=1.0)
     index = shutil.copytree(pipeline.index, tmp_path / "index")
@@ -179,7 +185,7 @@ def test_unusable_file_is_named_and_the_search_goes_on(pipeline, tmp_path, caplo
 def make_scheduler(bundles, reader, **options):
     return Scheduler(
         reader,
-        ActiveModel(bundles, reader=reader, is_loaded=lambda m: True),
+        ActiveModel(bundles, reader=reader, graphs=FakeGraphs(), features=SPEC),
         plan=WIDE,
         make_executor=lambda m: TorchExecutor(tiny_model()),
         **options,

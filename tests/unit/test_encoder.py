@@ -173,8 +173,8 @@ def test_no_ads_and_columns_of_different_length(pair):
 def test_bundle_has_the_encoder_of_its_tokenizer_beside_the_graphs(pipeline):
     bundle = pipeline.bundles / "1"
     manifest = read_manifest(bundle)
-    assert {GRAPH, SETTINGS} <= set(manifest.content["sha256"])
-    assert set(manifest.content["graphs"]) == {"prefix", "tail_2", "tail_3", "tail_4"}
+    assert {GRAPH, SETTINGS} <= set(manifest.sha256)
+    assert set(manifest.graphs) == {"prefix", "tail_2", "tail_3", "tail_4"}
     encoder = AdEncoder.load(bundle)
     assert (encoder.tokenizer_id, encoder.level_sizes) == (pipeline.tokenizer_id, manifest.level_sizes)
     ads = small_ads()

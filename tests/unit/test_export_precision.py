@@ -10,9 +10,10 @@ import torch
 import export.__main__ as module
 from export.builder import BuildError
 from export.gate_requests import held_out_requests
+from export.kept import TARGETS
 from export.pbtxt import RenderError
-from export.render import TARGETS, render
-from serving.model.bundle import current_version
+from export.render import render
+from serving.model.current import current_version
 from tests.pipeline import serving_config
 from tests.slots import events_of, plain_slots
 from tests.tiny_log import open_run, write_run

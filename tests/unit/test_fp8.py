@@ -434,7 +434,7 @@ def test_fp8_bundle_is_what_the_preset_asks_for(pipeline, bundles, requests, ran
         graph = onnx.load(str(folder / f"{name}.onnx")).graph
         kept = [n for n, root, _ in products(graph) if root.data_type != TensorProto.FLOAT8E4M3FN]
         assert len(kept) == 1  # the head
-        outputs = dict((n, k) for n, k, _ in manifest.content["graphs"][name]["outputs"])
+        outputs = dict((n, k) for n, k, _ in manifest.graphs[name]["outputs"])
         assert outputs.pop("logprob") == "FLOAT"
         assert set(outputs.values()) <= {kind}
 

@@ -19,7 +19,8 @@ from export.lower import Lowering
 from export.parity import ParityError
 from serving.engines.ort import OrtExecutor
 from serving.files import sha256
-from serving.model.bundle import current_version, read_manifest, versions
+from serving.model.bundle import read_manifest, versions
+from serving.model.current import current_version
 from serving.search.widths import WidthPlan
 from tests import tiny
 from tests.pipeline import checkpoint, exported
@@ -148,16 +149,16 @@ def test_int8_bundle_says_what_it_is_and_how_good(pipeline, bundles, requests):
     assert (folder, current_version(bundles)) == (bundles / "2", 2)
     manifest = read_manifest(folder)
     assert (manifest.precision, read_manifest(bundles / "1").precision) == ("int8", "fp32")
-    assert read_manifest(bundles / "1").content["quality_precision"] is None
-    before = read_manifest(bundles / "1").content
+    assert read_manifest(bundles / "1").quality_precision is None
+    before = read_manifest(bundles / "1")
     for key in ("graphs", "parity_max_error"):  # same inputs and outputs, same FP32 graphs behind them
-        assert manifest.content[key] == before[key]
+        assert getattr(manifest, key) == getattr(before, key)
     assert not (folder / "fp32").exists()  # one precision a bundle
     assert {p.name for p in folder.iterdir()} == {p.name for p in (bundles / "1").iterdir()}
     for name in ("prefix", "tail_2", "tail_3", "tail_4"):
         model = onnx.load(str(folder / f"{name}.onnx"))
         assert "MatMulInteger" in {n.op_type for n in model.graph.node}
-        assert manifest.content["sha256"][f"{name}.onnx"] == sha256(folder / f"{name}.onnx")
+        assert manifest.sha256[f"{name}.onnx"] == sha256(folder / f"{name}.onnx")
 
     figures = json.loads((folder / "manifest.json").read_text())["quality_precision"]
     assert (figures["gated"], figures["requests"], figures["batch_size"]) == (True, 24, 7)
@@ -232,7 +233,7 @@ def test_seeded_weights_are_measured_but_not_gated(pipeline, bundles, monkeypatc
     drawn = random_requests(checkpoint(tokenizer_id="seeded"), count=5, seed=0)
     assert drawn.slots.shape[0] == drawn.profile.shape[0] == 5
     folder = publish(pipeline, bundles, drawn, config=config, tokenizer=False)
-    figures = read_manifest(folder).content["quality_precision"]
+    figures = read_manifest(folder).quality_precision
     assert (figures["gated"], figures["requests"]) == (False, 5)
     assert figures["requests_from"] == "random, seeded weights: nothing is demanded"
     assert figures["recall50"] == {"fp32": None, "int8": None, "relative_loss": None}

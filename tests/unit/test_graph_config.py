@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
 
@@ -16,9 +15,10 @@ import export.graph_config as graph_config
 from export.engines import EngineError
 from export.fp16 import convert_to_fp16
 from export.graph_config import GraphConfigError, check_graph, graph_values
+from export.kept import check_precision
 from export.pbtxt import RenderError, check_config, fill
 from export.profiles import profiles
-from export.render import ENGINES, check_precision, render
+from export.render import ENGINES, render
 from serving.backend.engine import shape_buckets
 from serving.backend.plans import SearchPlans
 from serving.backend.settings import ServingConfig
@@ -66,7 +66,7 @@ def parse(folder, name):
 
 
 def config_of(stem, manifest, *, config=LADDER, target="tensorrt"):
-    text = fill("graph", graph_values(stem, manifest, config=config, target=target))
+    text = fill("graph", graph_values(stem, manifest, config=config, target=target, bundles="b"))
     return check_config(f"lazyar_{stem}", text)
 
 
@@ -129,7 +129,7 @@ def test_ranges_of_the_onnxruntime_tensorrt_provider(manifest):
     assert found["trt_profile_max_shapes"] == carry.format(6) + ",token:6x90,allowed:6x90x5"
     assert found["precision_mode"] == "FP32"
     for precision, mode in (("fp16", "FP16"), ("fp8", "FP16"), ("int8", "FP32")):
-        lower = replace(manifest, content=manifest.content | {"precision": precision})
+        lower = manifest.model_copy(update={"precision": precision})
         parsed = config_of("tail_2", lower, config=config, target="onnxruntime")
         accelerator = parsed.optimization.execution_accelerators.gpu_execution_accelerator[0]
         assert accelerator.parameters["precision_mode"] == mode
@@ -137,7 +137,7 @@ def test_ranges_of_the_onnxruntime_tensorrt_provider(manifest):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "fp8"])
 def test_fp8_on_cpus_is_not_fused(manifest, precision):
-    lower = replace(manifest, content=manifest.content | {"precision": precision})
+    lower = manifest.model_copy(update={"precision": precision})
     for provider, level in (("cpu", -1 if precision == "fp8" else 0), ("cuda", 0), ("tensorrt", 0)):
         config = LADDER.model_copy(update={"execution_provider": provider})
         parsed = config_of("tail_2", lower, config=config, target="onnxruntime")
@@ -234,7 +234,7 @@ def specs_of(parsed):
 
 def large(manifest):
     """The tiny graphs with codebooks that have several buckets of children."""
-    return replace(manifest, level_sizes=(6, 40, 130))
+    return manifest.model_copy(update={"level_sizes": (6, 40, 130)})
 
 
 def test_one_cuda_graph_a_rung_batch_and_children(manifest):
@@ -436,7 +436,7 @@ def test_half_precision_graphs(bundles, tmp_path):
     ],
 )
 def test_precisions_of_a_target(bundles, tmp_path, target, known):
-    for precision in ("fp32", "fp16", "int8", "fp8", "fp4"):
+    for precision in ("fp32", "fp16", "int8", "fp8"):
         if precision in known:
             check_precision(precision, target)
             continue
@@ -465,6 +465,6 @@ def test_engines_of_other_limits_or_broken_ones(bundles, tmp_path):
 
 def test_defaults_give_few_cuda_graphs(manifest):
     """Each takes memory and seconds of start-up: default settings, codebooks of 256 as in the presets."""
-    wide = replace(manifest, level_sizes=(256, 256, 256))
+    wide = manifest.model_copy(update={"level_sizes": (256, 256, 256)})
     counts = {stem: len(specs_of(config_of(stem, wide, config=ServingConfig()))) for stem in STEMS}
     assert counts == {"prefix": 4, "tail_2": 48, "tail_3": 48, "tail_4": 12}  # three plans of the ladder

@@ -8,13 +8,14 @@ from pydantic import ValidationError
 from serving.backend.model_settings import GraphSettings, ModelSettings, SettingsError
 from serving.backend.plans import SearchPlans
 from serving.backend.settings import ServingConfig
+from serving.model.features import FeatureSpec
 from serving.search.widths import WidthPlan
 
 
 def settings(**changes):
     config = ServingConfig(widths="4-8-16:6", **changes)
-    folders = {"bundles": "build/bundles", "index": "/srv/index"}
-    return ModelSettings.of(config, levels=3, graph_memory="host", pad_shapes=False, **folders)
+    given = {"bundles": "build/bundles", "index": "/srv/index", "features": FeatureSpec(levels=3)}
+    return ModelSettings.of(config, graph_memory="host", pad_shapes=False, **given)
 
 
 def args(content, *, name="beam_scheduler", parameter="settings"):

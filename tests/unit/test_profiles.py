@@ -1,7 +1,5 @@
 """Optimisation profiles hold every shape that a search within the serving limits asks for."""
 
-import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,7 +76,7 @@ def test_widths_above_the_limits_decide(manifest):
 
 
 def test_usual_children_of_large_codebooks(manifest):
-    large = replace(manifest, level_sizes=(500, 64, 65))
+    large = manifest.model_copy(update={"level_sizes": (500, 64, 65)})
     found = of(large)
     assert found["tail_2"]["allowed"] == ShapeRange((1, 1, 1), (8, 4, 64), (8, 90, 64))
     assert found["tail_3"]["allowed"] == ShapeRange((1, 1, 1), (8, 8, 64), (8, 90, 65))
@@ -112,13 +110,12 @@ def test_holds():
     ],
 )
 def test_a_dimension_that_nobody_knows(manifest, stem, dims, known):
-    content = copy.deepcopy(manifest.content)
-    name, dtype, _ = content["graphs"][stem]["inputs"][0]
-    content["graphs"][stem]["inputs"][0] = [name, dtype, dims]
+    (name, dtype, _), *others = manifest.graphs[stem]["inputs"]
+    tensors = manifest.graphs[stem] | {"inputs": ((name, dtype, tuple(dims)), *others)}
     with pytest.raises(
         ProfileError, match=f"{stem}: {name}: expected one of the dynamic dimensions {known}$"
     ):
-        of(replace(manifest, content=content))
+        of(manifest.model_copy(update={"graphs": manifest.graphs | {stem: tensors}}))
 
 
 @pytest.mark.parametrize("settings", [{"widths": "4-8"}, {"max_widths": "9-9-9-9"}, {"widths": "x"}])

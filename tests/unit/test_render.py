@@ -1,5 +1,6 @@
 """The rendered model repository: every config parses, fits its graph, and a bad one writes nothing."""
 
+import hashlib
 import json
 import shutil
 
@@ -8,17 +9,22 @@ import pytest
 from tritonclient.grpc import model_config_pb2
 
 from export import pbtxt
-from export.bundle import graph_shapes, point_current
+from export.bundle import graph_shapes
 from export.engines import EngineError, EngineFolder, EngineSpec
 from export.fp16 import convert_to_fp16
+from export.kept import TARGETS, kept_bundles
 from export.pbtxt import RenderError, check_config
 from export.profiles import profiles
-from export.render import ENGINES, SOURCE, TARGETS, kept_bundles, render
+from export.render import ENGINES, SOURCE, render
 from serving.backend.settings import ServingConfig
 from serving.files import sha256
+from serving.index.layout import IndexStoreError
 from serving.model.bundle import BundleError, read_manifest, versions
+from serving.model.current import point_current
+from serving.model.placed import placed_files
 from tests.model_config import settings_of
 from tests.pipeline import serving_config
+from tests.tiny import SPEC
 from tests.unit.test_bundle import edit
 from tests.unit.test_scheduler import add_version
 
@@ -60,7 +66,7 @@ def fill_plans(bundles, *, config=None, version="10.9.0", capability="8.9", buil
     for number in versions(bundles):
         manifest = read_manifest(bundles / str(number))
         for stem, ranges in profiles(manifest, config or serving_config()).items():
-            graph = manifest.content["sha256"][f"{stem}.onnx"]
+            graph = manifest.sha256[f"{stem}.onnx"]
             folder.save(EngineSpec(stem, graph, ranges, builder, version, capability), b"engine", details={})
     return folder
 
@@ -102,9 +108,11 @@ def test_every_target_renders_configs_that_fit_their_graphs(bundles, tmp_path, t
         files = {p.name for p in (folder / name / "1").iterdir()}
         assert (
             files
-            == {"cpu": {"model.onnx", "model.py"}, "onnxruntime": {"model.onnx"}, "tensorrt": {"model.plan"}}[
-                target
-            ]
+            == {
+                "cpu": {"model.onnx", "model.py"},
+                "onnxruntime": {"model.onnx"},
+                "tensorrt": {"model.plan", "engine.json"},
+            }[target]
         )
 
 
@@ -146,7 +154,11 @@ def test_one_parameter_carries_the_settings(bundles, tmp_path):
     configs = {name: tmp_path / "r" / name / "config.pbtxt" for name in MODELS if name != "gr4ad"}
     graphs = {name for name in configs if name.startswith("lazyar_")}
     for name in graphs:
-        assert settings_of(configs[name]) == {"threads": 3}
+        assert settings_of(configs[name]) == {
+            "bundles": str(bundles.resolve()),
+            "graph": name.removeprefix("lazyar_"),
+            "threads": 3,
+        }
     for name in configs.keys() - graphs:
         found = settings_of(configs[name])
         assert found.pop("serving") == config.model_dump() | {
@@ -157,6 +169,7 @@ def test_one_parameter_carries_the_settings(bundles, tmp_path):
         assert found == {
             "bundles": str(bundles.resolve()),
             "index": str((bundles.parent / "index").resolve()),
+            "features": json.loads(json.dumps(SPEC.to_json())),
             "graph_memory": "host",
             "pad_shapes": False,
         }
@@ -317,11 +330,11 @@ def test_a_version_of_another_release_is_left_out_unless_it_serves(bundles, tmp_
     old = bundles / "1" / "manifest.json"
     old.write_text(json.dumps(json.loads(old.read_text()) | {"format_version": 1}))
     point_current(bundles, 2)
-    assert [m.version for m in kept_bundles(bundles, "cpu")] == [2]
+    assert [m.version for m in kept_bundles(bundles, "cpu", index=tmp_path / "index")] == [2]
     assert "model version 1 is left out" in caplog.text
     point_current(bundles, 1)
     with pytest.raises(BundleError, match="expected format_version"):
-        kept_bundles(bundles, "cpu")
+        kept_bundles(bundles, "cpu", index=tmp_path / "index")
 
 
 def test_no_bundle_or_a_corrupted_one(bundles, tmp_path):
@@ -355,13 +368,138 @@ def test_the_last_two_versions_stay_and_the_one_that_serves(bundles, tmp_path):
     assert version_folders(folder) == {"1", "3", "4"}
 
 
+@pytest.fixture
+def index(pipeline, bundles):
+    """An index whose only generation is that of version 1, where `rendered` looks for it."""
+    return shutil.copytree(pipeline.index, bundles.parent / "index")
+
+
+def publish(bundles, folder, version, **changes):
+    """As `make export` does: CURRENT moves when the repository is ready."""
+    add_version(bundles, version, **changes)
+    render(bundles, folder, index=bundles.parent / "index", config=serving_config(), serving=version)
+    point_current(bundles, version)
+
+
+def test_the_version_in_use_stays_while_the_index_is_not_ready_for_those_after_it(bundles, index, tmp_path):
+    """Two bundles in a row of another tokenizer: every server is still at version 1."""
+    folder = tmp_path / "r"
+    rendered(bundles, folder)
+    for version in (2, 3, 4):
+        publish(bundles, folder, version, tokenizer_id=f"new-{version}")
+        assert "1" in version_folders(folder)
+    assert version_folders(folder) == {"1", "2", "3", "4"}
+    publish(bundles, folder, 5)  # of the first tokenizer again
+    publish(bundles, folder, 6)
+    assert version_folders(folder) == {"5", "6"}
+
+
+def test_a_version_that_servers_refuse_is_not_taken_for_the_one_in_use(bundles, index, tmp_path, caplog):
+    folder = tmp_path / "r"
+    publish(bundles, folder, 2)
+    publish(bundles, folder, 3)
+    (bundles / "3" / "prefix.onnx").write_bytes(b"damaged")
+    publish(bundles, folder, 4, tokenizer_id="new")
+    publish(bundles, folder, 5, tokenizer_id="new")
+    assert version_folders(folder) == {"2", "4", "5"}
+    assert "model version 3 is left out: " in caplog.text
+
+
+def test_what_a_roll_back_left_is_kept_where_it_may_be_in_use(bundles, index, tmp_path):
+    """CURRENT went back to a version of a tokenizer that the index no longer has: servers stay at 3."""
+    folder = tmp_path / "r"
+    publish(bundles, folder, 2, tokenizer_id="dropped")
+    publish(bundles, folder, 3)
+    point_current(bundles, 2)
+    publish(bundles, folder, 4, tokenizer_id="new")
+    publish(bundles, folder, 5, tokenizer_id="new")
+    assert version_folders(folder) == {"2", "3", "4", "5"}
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"x", b"\xff"])
+def test_a_history_that_is_gone_keeps_too_much_rather_than_too_little(bundles, index, tmp_path, damage):
+    folder = tmp_path / "r"
+    for version in (2, 3):
+        publish(bundles, folder, version, tokenizer_id="new")
+    history = bundles / "CURRENT.before"
+    history.unlink() if damage is None else history.write_bytes(damage)
+    publish(bundles, folder, 4, tokenizer_id="new")
+    assert "1" in version_folders(folder)
+
+
+def test_an_index_that_does_not_say_what_it_holds_stops_the_rendering(bundles, index, tmp_path):
+    folder = tmp_path / "r"
+    rendered(bundles, folder)
+    data = index / "store" / "data.mdb"
+    data.write_bytes(data.read_bytes()[:4096])
+    for version in (2, 3):
+        add_version(bundles, version)
+    with pytest.raises(IndexStoreError, match="index"):
+        rendered(bundles, folder)
+    assert version_folders(folder) == {"1"}
+
+
+def test_what_is_as_it_should_be_is_not_written_again(bundles, tmp_path):
+    """Triton loads every version again of a model of which a file was written again."""
+    folder = tmp_path / "r"
+
+    def stamps():
+        return {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+
+    rendered(bundles, folder)
+    first = stamps()
+    add_version(bundles, 2)
+    point_current(bundles, 2)
+    rendered(bundles, folder)
+    assert {path: stamp for path, stamp in stamps().items() if "/2/" not in str(path)} == first
+    graph = folder / "lazyar_tail_2" / "1" / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"?")
+    (folder / "lazyar_tail_3" / "2" / "model.plan").write_bytes(b"of another target")
+    rendered(bundles, folder)
+    assert sha256(graph) == read_manifest(bundles / "1").sha256["tail_2.onnx"]
+    assert not (folder / "lazyar_tail_3" / "2" / "model.plan").exists()
+
+
+def test_a_version_of_other_features_is_left_out(bundles, tmp_path, caplog):
+    """request_features makes one context for all versions of a repository."""
+    add_version(bundles, 2, features=SPEC.to_json() | {"max_history": 17})
+    point_current(bundles, 2)
+    rendered(bundles, tmp_path / "r")
+    assert version_folders(tmp_path / "r") == {"2"}
+    assert "model version 1 is left out: its features are not those of version 2" in caplog.text
+
+
+def test_what_triton_loads_is_known_by_its_digest(bundles, tmp_path):
+    manifest = read_manifest(bundles / "1")
+    for target in ("cpu", "onnxruntime"):
+        rendered(bundles, tmp_path / target, target=target)
+        found = placed_files(tmp_path / target, manifest)
+        assert found == {
+            tmp_path / target / f"lazyar_{stem}" / "1" / "model.onnx": manifest.sha256[f"{stem}.onnx"]
+            for stem in manifest.graphs
+        }
+        assert all(sha256(path) == digest for path, digest in found.items())
+    fill_plans(bundles)
+    folder = tmp_path / "tensorrt"
+    rendered(bundles, folder, target="tensorrt")
+    found = placed_files(folder, manifest)
+    assert set(found) == {folder / f"lazyar_{stem}" / "1" / "model.plan" for stem in manifest.graphs}
+    assert set(found.values()) == {hashlib.sha256(b"engine").hexdigest()}
+    description = folder / "lazyar_prefix" / "1" / "engine.json"
+    good = json.loads(description.read_text())
+    for content in ({**good, "graph_sha256": "0" * 64}, {"graph_sha256": good["graph_sha256"]}, [], None):
+        description.write_text(json.dumps(content)) if content is not None else description.unlink()
+        with pytest.raises(BundleError, match="lazyar_prefix/1/engine.json: expected"):
+            placed_files(folder, manifest)
+
+
 def test_a_version_of_another_precision_is_left_out(bundles, tmp_path, caplog):
     """All versions of a graph share one config: keys and values in FP16 do not fit one of FP32."""
     add_version(bundles, 2)
     convert_to_fp16(bundles / "2", bundles / "2")
     graphs = graph_shapes(bundles / "2")
     files = {f"{stem}.onnx": sha256(bundles / "2" / f"{stem}.onnx") for stem in graphs}
-    before = read_manifest(bundles / "2", verify=False).content["sha256"]
+    before = read_manifest(bundles / "2", verify=False).sha256
     edit(bundles / "2", precision="fp16", graphs=graphs, sha256=before | files)
     point_current(bundles, 2)
     folder = tmp_path / "r"

@@ -8,18 +8,22 @@ import shutil
 import numpy as np
 import pytest
 
-from export.bundle import point_current
 from serving.batch import SearchRequest
+from serving.engines.bls import EngineError
 from serving.index.layout import IndexStoreError
 from serving.index.reader import IndexReader
 from serving.model import active_model
 from serving.model.active_model import ActiveModel
 from serving.model.bundle import BundleError
+from serving.model.current import point_current
 from serving.scheduler import Scheduler
 from serving.search.beam_search import beam_search
 from serving.search.widths import WidthPlan
 from tests.index_files import IndexFiles
-from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_slot_ads, tiny_catalogue, tiny_model
+from tests.recording import FakeGraphs
+from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE, random_slot_ads, tiny_catalogue, tiny_model
+from tests.unit.test_bundle import edit
+from tests.waiting import wait_until
 from training.rollout.executor import TorchExecutor
 
 PLAN = WidthPlan((4, 8, 16), 6)
@@ -59,7 +63,7 @@ def make(deployment, *, searches=None, loaded=lambda manifest: True, fail_batch=
     bundles, index, tokenizer_id = deployment
     searches = [] if searches is None else searches
     reader = IndexReader(index, tokenizer_id=tokenizer_id, max_wait_s=0.0)
-    active = ActiveModel(bundles, reader=reader, is_loaded=loaded)
+    active = ActiveModel(bundles, reader=reader, graphs=FakeGraphs(loaded), features=SPEC)
     return Scheduler(
         reader,
         active,
@@ -152,16 +156,9 @@ def test_version_follows_current_between_batches_and_back(deployment):
     [
         {"tokenizer_id": "another"},
         {"format_version": 99},
-        {"sha256": {"gone.onnx": "00"}},
-        {
-            "features": {
-                "levels": 3,
-                "short_slots": 4,
-                "long_slots": 4,
-                "profile_sizes": [3, 4],
-                "max_history": 17,
-            }
-        },
+        {"sha256": {f"{stem}.onnx": "0" * 64 for stem in ("prefix", "tail_2", "tail_3", "tail_4")}},
+        {"features": dataclasses.replace(SPEC, max_history=17).to_json()},
+        {"level_sizes": [5, 6, 7]},
     ],
 )
 def test_unusable_version_is_refused_and_the_old_one_stays(deployment, caplog, changes):
@@ -184,18 +181,180 @@ def test_current_that_disappears(deployment):
     assert scheduler.search(requests(1)).answers[0].model_version == 1
 
 
-def test_first_version_must_be_of_a_generation_of_the_index(deployment):
-    bundles, index, tokenizer_id = deployment
-    reader = IndexReader(index)
-    add_version(bundles, 2, tokenizer_id="wrong")
-    point_current(bundles, 2)
+@pytest.fixture
+def start(deployment):
+    """Starts as a server does, when CURRENT names what it names now."""
+    reader = IndexReader(deployment[1])
+    yield lambda **graphs: ActiveModel(
+        deployment[0], reader=reader, graphs=FakeGraphs(**graphs), features=SPEC
+    )
+    reader.close()
+
+
+def break_(bundles, version, how):
+    """Make a version one that cannot be used."""
+    if how == "file":
+        (bundles / str(version) / "prefix.onnx").write_bytes(b"")
+    elif how == "manifest":
+        (bundles / str(version) / "manifest.json").write_text("{")
+    elif how == "CURRENT":
+        (bundles / "CURRENT").write_text("9" * 5_000)
+    else:
+        edit(bundles / str(version), **how)
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["file", "manifest", "CURRENT", {"tokenizer_id": "wrong"}, {"level_sizes": [6, 5, 8]}],
+    ids=str,
+)
+def test_a_start_takes_the_last_version_that_can_be_used(deployment, start, how, caplog):
+    """A supervisor starts a server again whatever CURRENT names by then."""
+    bundles = deployment[0]
+    for version in (2, 3):
+        add_version(bundles, version)
+        point_current(bundles, version)
+    break_(bundles, 3, how)
+    active = start()
+    assert active.manifest.version == 2
+    wait_until(lambda: active.refresh() or active.refused, what="a look at version 3")
+    assert active.manifest.version == 2
+    assert "model version 2 stays in use" in caplog.text
+    shutil.rmtree(bundles / "3")
+    add_version(bundles, 3)
+    point_current(bundles, 3)
+    wait_until(active.refresh, what="version 3, put right")
+    assert (active.manifest.version, active.refused) == (3, None)
+
+
+def test_a_start_with_no_version_that_can_be_used(deployment, start):
+    bundles, _, tokenizer_id = deployment
+    edit(bundles / "1", tokenizer_id="wrong")
     with pytest.raises(
-        IndexStoreError, match=f"version 2 is of tokenizer wrong: .*got wrong; ready: {tokenizer_id}"
+        BundleError, match=f"version 1: .*is of tokenizer wrong: .*got wrong; ready: {tokenizer_id}"
     ):
-        ActiveModel(bundles, reader=reader, is_loaded=lambda manifest: True)
+        start()
     os.unlink(bundles / "CURRENT")
+    os.unlink(bundles / "CURRENT.before")
     with pytest.raises(BundleError, match="CURRENT: expected the version to serve"):
-        ActiveModel(bundles, reader=reader, is_loaded=lambda manifest: True)
+        start()
+
+
+def test_a_version_never_tried_is_never_taken(deployment, start):
+    """Exported, and newer than what CURRENT names: nobody has said that it may serve."""
+    bundles = deployment[0]
+    add_version(bundles, 2)
+    edit(bundles / "1", tokenizer_id="wrong")
+    with pytest.raises(BundleError, match="no version can answer: version 1: "):
+        start()
+
+
+def test_the_first_version_is_tried_when_its_graphs_are_there(deployment, start):
+    bundles, loaded, wrong = deployment[0], set(), {2}
+    add_version(bundles, 2)
+    point_current(bundles, 2)
+
+    def probe(manifest):
+        if manifest.version in wrong:
+            raise BundleError(f"model version {manifest.version}: its graphs compute something else")
+
+    active = start(is_loaded=lambda m: m.version in loaded, probe=probe)
+    assert active.manifest.version == 2
+    assert not active.refresh()  # not there yet
+    loaded |= {1, 2}
+    assert active.refresh()
+    assert active.manifest.version == 1
+    assert not active.refresh()
+    assert active.refused.reason == "answers"
+    wrong.clear()
+    wait_until(active.refresh, what="version 2")
+
+
+def test_no_version_answers_when_the_only_one_computes_something_else(deployment):
+    scheduler = make(deployment)
+    wrong = [True]
+
+    def probe(manifest):
+        if wrong:
+            raise BundleError("prefix: expected probabilities of 6 codes")
+
+    scheduler._active._graphs.probe = probe
+    for _ in range(2):
+        (answer,) = scheduler.search(requests(1)).answers
+        assert isinstance(answer, BundleError)
+        assert "prefix: expected probabilities of 6 codes; no version can answer" in str(answer)
+    wrong.clear()
+    assert scheduler.search(requests(1)).answers[0].model_version == 1
+
+
+class Unloadable(Recorder):
+    """Fails as the engine does when Triton has unloaded its version, in the middle of a search."""
+
+    def __init__(self, version, searches, loaded):
+        super().__init__(version, searches)
+        self.loaded = loaded
+
+    def tail(self, level, carry, **inputs):
+        if self.version not in self.loaded:
+            raise EngineError(f"lazyar_tail_{level} version {self.version}: is not found")
+        return super().tail(level, carry, **inputs)
+
+
+def unloadable(deployment, *, current):
+    """A scheduler that uses version 2, with 1 and 2 loaded, and what is loaded."""
+    loaded, searches = {1, 2}, []
+    add_version(deployment[0], 2)
+    point_current(deployment[0], 2)
+    scheduler = make(deployment, loaded=lambda manifest: manifest.version in loaded)
+    scheduler._make_executor = lambda m: Unloadable(m.version, searches, loaded)
+    scheduler._executor = Unloadable(2, searches, loaded)
+    assert scheduler.search(requests(2)).answers[0].model_version == 2
+    add_version(deployment[0], 3)
+    if current == 3:
+        point_current(deployment[0], 3)
+    return scheduler, loaded, searches
+
+
+def test_graphs_that_are_gone_fail_nobody_while_another_version_can_search(deployment):
+    """Unloaded between two levels: the requests are searched again, by one version from the start."""
+    scheduler, loaded, searches = unloadable(deployment, current=3)
+    loaded.symmetric_difference_update({2, 3})
+    before = len(searches)
+    result = scheduler.search(requests(3, caps=[None, 2, None]))
+    assert [a.model_version for a in result.answers] == [3] * 3
+    assert result.report.failed == 0
+    assert {version for version, _ in searches[before + 1 :]} <= {2, 3}
+    again = scheduler.search(requests(3, caps=[None, 2, None])).answers
+    for first, second in zip(result.answers, again, strict=True):
+        np.testing.assert_array_equal(first.sids, second.sids)
+
+
+def test_graphs_that_are_gone_without_another_version(deployment, caplog):
+    scheduler, loaded, _ = unloadable(deployment, current=2)
+    loaded.clear()
+    for _ in range(2):
+        result = scheduler.search(requests(2))
+        assert [type(a) for a in result.answers] == [BundleError] * 2
+        assert (
+            "model version 2: its graphs are not loaded any more; no version can answer: version 1: "
+            in str(result.answers[0])
+        )
+        assert result.report.failed == 2
+    loaded.add(2)  # they are back: nothing else is needed
+    assert scheduler.search(requests(1)).answers[0].model_version == 2
+    loaded.symmetric_difference_update({1, 2})
+    assert scheduler.search(requests(1)).answers[0].model_version == 1
+    loaded.add(2)
+    scheduler._active._watch.look()
+    wait_until(lambda: scheduler.search(requests(1)).answers[0].model_version == 2, what="CURRENT's version")
+
+
+def test_an_error_of_a_graph_that_is_loaded_is_no_reason_to_change(deployment):
+    scheduler, loaded, _ = unloadable(deployment, current=2)
+    scheduler._executor.loaded = set()
+    (answer,) = scheduler.search(requests(1)).answers
+    assert isinstance(answer, EngineError)
+    assert scheduler._active.manifest.version == 2
 
 
 @pytest.fixture

@@ -5,11 +5,14 @@ import threading
 
 import pytest
 
-from export.bundle import point_current
+from serving.files import sha256
 from serving.index.reader import IndexReader
 from serving.model import active_model, bundle, version_watch
 from serving.model.active_model import ActiveModel
 from serving.model.bundle import BundleError, read_manifest
+from serving.model.current import point_current
+from tests.recording import FakeGraphs
+from tests.tiny import SPEC
 from tests.unit.test_scheduler import add_version, deployment
 from tests.waiting import wait_until
 
@@ -42,10 +45,10 @@ def follow(deployment, hashed):
 
     def make(**options):
         readers.append(IndexReader(deployment[1], tokenizer_id=deployment[2]))
-        active = ActiveModel(
-            deployment[0], reader=readers[-1], **{"is_loaded": lambda manifest: True} | options
-        )
+        graphs = FakeGraphs(**options)
+        active = ActiveModel(deployment[0], reader=readers[-1], graphs=graphs, features=SPEC)
         hashed.clear()
+        active.refresh()  # the graphs of the first version are tried
         return active
 
     yield make
@@ -54,7 +57,7 @@ def follow(deployment, hashed):
 
 
 def names_of(deployment, version):
-    names = read_manifest(deployment[0] / str(version), verify=False).content["sha256"]
+    names = read_manifest(deployment[0] / str(version), verify=False).sha256
     return sorted(name.split("/")[-1] for name in names)
 
 
@@ -152,6 +155,8 @@ def test_the_engine_is_prepared_after_the_hashes_in_their_thread(deployment, has
             raise ZeroDivisionError("a bug")
 
     active = follow(prepare=prepare)
+    assert [version for _, version, _ in prepared] == [1]
+    prepared.clear()
     for version in (2, 3):
         publish(deployment, version)
         known(active, version)
@@ -176,7 +181,7 @@ def test_a_version_that_is_slow_to_load_is_asked_for_and_logged_once_a_second(
 ):
     asked, clock = [], [50.0]
     monkeypatch.setattr(active_model, "RETRY_S", 1.0)
-    active = follow(is_loaded=lambda manifest: asked.append(manifest.version))
+    active = follow(is_loaded=lambda m: m.version == 1 or asked.append(m.version))
     publish(deployment, 2)
     known(active, 2)
     monkeypatch.setattr(active_model.time, "monotonic", lambda: clock[0])
@@ -198,6 +203,43 @@ def test_a_look_that_fails_is_not_the_last_one(deployment, follow, monkeypatch, 
     monkeypatch.setattr(version_watch, "read_current", fails)
     wait_until(lambda: "ZeroDivisionError" in caplog.text, what="a look that fails")
     publish(deployment, 2)
+    wait_until(active.refresh, what="version 2")
+
+
+def test_a_file_outside_the_bundle_is_a_part_of_the_version(deployment, follow, tmp_path, caplog):
+    """What Triton loads is a copy, which can be damaged while the bundle is not."""
+    copies, good = tmp_path / "repository", (deployment[0] / "1" / "prefix.onnx").read_bytes()
+    copies.mkdir()
+    (copies / "1").write_bytes(good)
+    active = follow(files=lambda m: {copies / str(m.version): m.sha256["prefix.onnx"]})
+    publish(deployment, 2)
+    known(active, 2)
+    assert not active.refresh()
+    assert active.refused.reason == "files"
+    assert "expected file 2, found none" in active.refused.text
+    (copies / "2").write_bytes(good[:-1] + b"?")
+    wait_until(lambda: active.refresh() or "2: expected sha256" in active.refused.text, what="another look")
+    assert active.manifest.version == 1
+    (copies / "2").write_bytes(good)
+    wait_until(active.refresh, what="version 2")
+    assert active.refused is None
+
+
+def test_what_nothing_describes_is_refused_until_something_does(deployment, follow):
+    described = {1}
+
+    def files(manifest):
+        if manifest.version not in described:
+            raise BundleError("engine.json: expected the description of the engine beside it")
+        return {deployment[0] / "CURRENT.before": sha256(deployment[0] / "CURRENT.before")}
+
+    point_current(deployment[0], 1)
+    active = follow(files=files)
+    publish(deployment, 2)
+    known(active, 2)
+    assert not active.refresh()
+    assert (active.refused.reason, active.refused.text[:11]) == ("files", "engine.json")
+    described.add(2)
     wait_until(active.refresh, what="version 2")
 
 

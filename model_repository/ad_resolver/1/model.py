@@ -20,7 +20,6 @@ from serving.backend.request import check_num_ads
 from serving.backend.resolve import NO_AD, VersionSnapshots, resolve
 from serving.backend.resolver_metrics import ResolverMetrics
 from serving.index.reader import IndexReader
-from serving.model.bundle import read_current
 
 
 class TritonPythonModel:
@@ -29,14 +28,9 @@ class TritonPythonModel:
     def initialize(self, args):
         """Open the index."""
         settings = ModelSettings.read(args)
-        bundles = settings.bundles_folder
-        self.reader = IndexReader(
-            settings.index_folder,
-            tokenizer_id=read_current(bundles, verify=False).tokenizer_id,
-            max_wait_s=0.0,  # an ad that was paused is in no answer from then on
-            search=False,
-        )
-        self.snapshots = VersionSnapshots(self.reader, bundles)
+        # No wait: an ad that was paused is in no answer from then on.
+        self.reader = IndexReader(settings.index_folder, max_wait_s=0.0, search=False)
+        self.snapshots = VersionSnapshots(self.reader, settings.bundles_folder)
         self.metrics = ResolverMetrics(pb_utils, self.reader)
         self.outcomes = Outcomes(pb_utils, model="ad_resolver", last=True)
         self.limits = settings.serving.limits

@@ -24,7 +24,6 @@ from serving.batch import SearchRequest
 from serving.engines.timed import TimedExecutor
 from serving.index.reader import IndexReader
 from serving.model.active_model import ActiveModel
-from serving.model.bundle import read_current
 from serving.scheduler import Scheduler
 from serving.search.cold_start import ColdStart
 
@@ -36,13 +35,9 @@ class TritonPythonModel:
         """Open index and manifest; the graphs are called first when a request comes."""
         settings = ModelSettings.read(args)
         serving, bundles = settings.serving, settings.bundles_folder
-        reader = IndexReader(
-            settings.index_folder, tokenizer_id=read_current(bundles, verify=False).tokenizer_id
-        )
-        self.engine = make_engine(pb_utils, settings)
-        active = ActiveModel(
-            bundles, reader=reader, is_loaded=self.engine.is_loaded, prepare=self.engine.prepare
-        )
+        reader = IndexReader(settings.index_folder)
+        self.engine = make_engine(pb_utils, settings, repository=Path(args["model_repository"]).parent)
+        active = ActiveModel(bundles, reader=reader, graphs=self.engine, features=settings.features)
         self.levels = active.manifest.levels
         self.limits = serving.limits
         self.outcomes = Outcomes(pb_utils, model=args["model_instance_name"])

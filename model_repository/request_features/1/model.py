@@ -21,16 +21,15 @@ from serving.backend.model_settings import ModelSettings
 from serving.backend.outcomes import Outcomes
 from serving.backend.request import check_exclude, check_num_ads, check_present, request_features
 from serving.index.reader import IndexReader
-from serving.model.bundle import read_current
 
 
 class TritonPythonModel:
     """One request may carry b rows; shapes beside each name are of one request."""
 
     def initialize(self, args):
-        """Open index and manifest; a missing one fails the load with its reason."""
+        """Open the index; a missing one fails the load with its reason."""
         settings = ModelSettings.read(args)
-        self.spec = read_current(settings.bundles_folder, verify=False).features
+        self.spec = settings.features
         self.reader = IndexReader(settings.index_folder, search=False, max_wait_s=0.0)
         self.limits = settings.serving.limits
         self.outcomes = Outcomes(pb_utils, model="request_features")

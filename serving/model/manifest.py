@@ -1,0 +1,176 @@
+"""What a manifest says of a model version: every key, its type, and what must hold between them.
+
+Whoever exports writes this, whoever serves reads it, and both refuse what does not fit. Keys that are not
+named here are another release's remarks and are left alone.
+
+Letters: T SID levels, P profile columns, V codes of the value level.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from serving.model.features import FeatureSpec
+
+FORMAT_VERSION = 2  # goes up when tensors of the graphs change their names or shapes
+MAX_VERSION = 10**18 - 1  # 18 digits, see `serving.files.number_of`
+
+Tensor = tuple[str, Literal["INT32", "INT64", "FLOAT", "FLOAT16"], tuple[int | str, ...]]
+"""Name, type and dims of an input or output of a graph; a text is a dynamic dimension."""
+
+GraphTensors = dict[str, dict[Literal["inputs", "outputs"], tuple[Tensor, ...]]]
+"""Of every graph by name."""
+
+_Count = Annotated[int, Field(ge=1)]
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_FILE = re.compile(r"(?!.*(^|/)\.)[^/\\\0]+(/[^/\\\0]+)*")  # inside the bundle, hidden ones excepted
+
+
+class ManifestError(ValueError):
+    """A manifest does not say what it must, or contradicts itself."""
+
+
+class ManifestFormatError(ManifestError):
+    """A manifest is of another release's format."""
+
+
+class Manifest(BaseModel):
+    """What is known of a bundle.
+
+    Attributes:
+        format_version: of this file and of the graphs' tensors.
+        version: model version, a positive integer; Triton's version of the graphs.
+        tokenizer_id: tokenizer whose SIDs the model speaks; names a generation of the index and its files.
+        level_sizes: V_1 .. V_T.
+        features: context of a request.
+        value_means: mean eCPM of each value bucket, ascending as the buckets.
+        value_edges: between the value buckets.
+        profile_columns: categories of each profile column; code 0 is unknown, code i is category i - 1.
+        precision: of the graphs.
+        graphs: inputs and outputs of `prefix` and `tail_2` .. `tail_<T + 1>`, `<graph>.onnx` each.
+        sha256: digest of every file of the bundle but the manifest.
+        model: sizes of the model, as its preset has them.
+        step: of training.
+        parity_max_error: of the FP32 graphs against PyTorch.
+        quality: figures of the evaluation.
+        quality_precision: of a lower precision, against FP32.
+        config_hash: of model and training settings.
+        git_commit: of the release that exported it.
+        export_seconds: what that took.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    format_version: Literal[2]
+    version: int = Field(alias="model_version", ge=1, le=MAX_VERSION)
+    tokenizer_id: str = Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")
+    level_sizes: tuple[_Count, ...] = Field(min_length=1)
+    features: FeatureSpec
+    value_means: tuple[FiniteFloat, ...] = Field(min_length=1)
+    value_edges: tuple[FiniteFloat, ...]
+    profile_columns: dict[str, tuple[str, ...]]
+    precision: Literal["fp32", "fp16", "int8", "fp8"]
+    graphs: GraphTensors
+    sha256: dict[str, _Digest]
+    model: dict[str, Any]
+    step: int
+    parity_max_error: float
+    quality: dict[str, Any]
+    quality_precision: dict[str, Any] | None
+    config_hash: str
+    git_commit: str
+    export_seconds: float
+
+    @classmethod
+    def parse(cls, text: bytes) -> Self:
+        """From JSON.
+
+        Raises:
+            ManifestError: names every field that is wrong, what was expected and what came.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            for problem in error.errors():
+                if problem["loc"] == ("format_version",) and problem["type"] != "missing":
+                    raise ManifestFormatError(
+                        f"expected format_version {FORMAT_VERSION}, got {problem['input']!r}; another "
+                        "release made it: export the model again with this one"
+                    ) from error
+            raise ManifestError(problems(error)) from error
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _every_feature(cls, value: Any) -> Any:
+        known = {field.name for field in fields(FeatureSpec)}
+        if not isinstance(value, dict):
+            return value
+        if value.keys() != known:
+            raise ValueError(
+                f"expected the keys {', '.join(sorted(known))}, missing: {_listed(known - value.keys())}, "
+                f"unknown: {_listed(value.keys() - known)}"
+            )
+        return {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
+
+    @model_validator(mode="after")
+    def _of_one_model(self) -> Self:
+        levels = len(self.level_sizes)
+        _same("features.levels", levels, self.features.levels, of="len(level_sizes)")
+        _same("len(value_edges)", len(self.value_means) - 1, len(self.value_edges), of="len(value_means) - 1")
+        if list(self.value_means) != sorted(self.value_means):
+            raise ValueError("value_means: expected ascending values, as those of the buckets are")
+        sizes = tuple(len(categories) + 1 for categories in self.profile_columns.values())
+        _same("features.profile_sizes", sizes, self.features.profile_sizes, of="sizes of profile_columns")
+        stems = ["prefix", *(f"tail_{level}" for level in range(2, levels + 2))]
+        _same("graphs", sorted(stems), sorted(self.graphs), of=f"a model of {levels} levels")
+        for name in self.sha256:
+            if not _FILE.fullmatch(name):
+                raise ValueError(f"sha256: expected names of files inside the bundle, got {name!r}")
+        missing = {f"{stem}.onnx" for stem in stems} - self.sha256.keys()
+        if missing:
+            raise ValueError(f"sha256: expected every graph, missing: {_listed(missing)}")
+        return self
+
+    @property
+    def levels(self) -> int:
+        """SID levels T."""
+        return len(self.level_sizes)
+
+    @property
+    def value_table(self) -> np.ndarray:
+        """Float32 [V], `value_means`."""
+        return np.asarray(self.value_means, np.float32)
+
+
+def problems(error: ValidationError) -> str:
+    """Every problem of a JSON text with its place and what came, in one line."""
+    return "; ".join(map(_problem, error.errors()))
+
+
+def _problem(error: Mapping[str, Any]) -> str:
+    place, value = ".".join(map(str, error["loc"])), error["input"]
+    came = f", got {repr(value)[:80]}" if isinstance(value, str | int | float) and place else ""
+    return f"{place}: {error['msg']}{came}" if place else str(error["msg"])
+
+
+def _same(name: str, expected: object, got: object, *, of: str) -> None:
+    if got != expected:
+        raise ValueError(f"{name}: expected {expected} ({of}), got {got}")
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
