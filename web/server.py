@@ -47,8 +47,7 @@ def listen(listener: socket.socket) -> str:
 
 def serve(
     app: Any,
-    listener: socket.socket,
-    *,
+    *listeners: socket.socket,
     connections: Connections,
     grace_s: float = 10.0,
     ended: Callable[[], bool] = lambda: False,
@@ -57,7 +56,7 @@ def serve(
 
     Args:
         app: an ASGI application.
-        listener: from `bind`, listening.
+        listeners: from `bind`, listening.
         connections: the books; their limits hold.
         grace_s: seconds for requests in hand once it ends.
         ended: asked twice a second.
@@ -85,7 +84,7 @@ def serve(
         )
     )
     with _watched(ended, server):
-        server.run(sockets=[listener])
+        server.run(sockets=list(listeners))
 
 
 def _raise_open_files(wanted: int) -> None:
