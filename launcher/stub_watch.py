@@ -15,7 +15,7 @@ from typing import Any
 from launcher.restarts import Restarts
 from launcher.server_files import ServerError
 from launcher.stubs import Stub, free_region, stubs
-from launcher.triton_admin import Admin, ModelVersion
+from launcher.triton_admin import Admin
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +94,9 @@ class StubWatch:
         kept = {model for model, _ in short} | set(self._repairs)
         self._seen = {pid: stub for pid, stub in self._seen.items() if stub.model in kept}
         self._seen |= {stub.pid: stub for stub in living}
+        ready = {v.model for v in versions if v.state == "READY"}
         for model in [model for model in self._repairs if model not in moving]:
-            is_whole = all(model != m for m, _ in short)
-            self._repair(model, [v for v in versions if v.model == model], is_whole=is_whole)
+            self._repair(model, is_ready=model in ready, is_whole=all(model != m for m, _ in short))
         self._end_left_over()
 
     def _wanted(self, model: str) -> int:
@@ -104,28 +104,27 @@ class StubWatch:
             self._instances[model] = instances(self._admin.config(model))
         return self._instances[model]
 
-    def _repair(self, model: str, versions: list[ModelVersion], *, is_whole: bool) -> None:
-        repair, now = self._repairs[model], time.monotonic()
-        ready = [v for v in versions if v.state == "READY"]
-        if ready and is_whole:
-            logger.warning("model %s has all of its processes again", model)
-            self._left_over += [(now + _LEFT_OVER_S, stub) for stub in repair.before]
+    def _repair(self, model: str, *, is_ready: bool, is_whole: bool) -> None:
+        repair = self._repairs[model]
+        if is_whole or not is_ready:  # not ready: somebody has unloaded it
+            logger.warning(
+                "model %s has %s", model, "all of its processes again" if is_ready else "been unloaded"
+            )
+            self._left_over += [(time.monotonic() + _LEFT_OVER_S, stub) for stub in repair.before]
             del self._repairs[model]
             return
-        if now < repair.due:
+        if time.monotonic() < repair.due:
             return
         before = [stub for stub in self._seen.values() if stub.model == model]
         try:
-            # What is ready answers until its successor is there. What is not, somebody may have unloaded.
-            (self._admin.reload if ready else self._admin.load)(model)
+            # Never unloaded first: where a request met the dead process, Triton unloads for ever, and takes
+            # the ensemble along.
+            self._admin.reload(model)
             repair.before = before
         except ServerError as error:
             pause = repair.restarts.next_pause() or 0.0
             repair.due = time.monotonic() + pause
             logger.error("model %s could not be loaded, next try in %.1f s: %s", model, pause, error)
-            if len(ready) == 1:
-                # A request to a dead process waits a second for nothing; one to no model is refused at once.
-                self._admin.unload(model)
 
     def _end_left_over(self) -> None:
         """Ends processes of models that were swapped out, and frees the memory of all that they had.

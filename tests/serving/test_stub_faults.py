@@ -79,7 +79,9 @@ def test_a_killed_process_comes_back_and_leaves_nothing(own, model):
         pid = kill_stub(server.shm_prefix, model)
         outcome = _recovers(server, traffic, since=since)
         assert outcome.failed > 0  # otherwise nothing was tried
-        wait_until(lambda: _is_whole(server), timeout_s=TIDY_S, what="as many processes and regions as before")
+        wait_until(
+            lambda: _is_whole(server), timeout_s=TIDY_S, what="as many processes and regions as before"
+        )
     now = {stub.pid for stub in stubs_of(server.shm_prefix, model)}
     assert pid not in now
     assert len(now) == len(before)
