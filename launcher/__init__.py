@@ -4,6 +4,7 @@
 """
 
 from launcher.server_files import ServerError, ServerFiles, prepare_server
-from launcher.triton_server import DEFAULT_CACHE, HOME, TritonServer
+from launcher.triton_command import HOME
+from launcher.triton_server import DEFAULT_CACHE, TritonServer
 
 __all__ = ["DEFAULT_CACHE", "HOME", "ServerError", "ServerFiles", "TritonServer", "prepare_server"]

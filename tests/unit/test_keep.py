@@ -1,4 +1,4 @@
-"""deploy.keep with real processes: starts again what ends or hangs, hands signals on."""
+"""launcher.keep with real processes: starts again what ends or hangs, hands signals on."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import keep
-from launcher import HOME
+from launcher import HOME, keep
 
 # Notes its start in a file, then does what the second argument says.
 CHILD = """
@@ -161,7 +160,7 @@ def test_a_command_that_answered_once_has_started(note: Path, monkeypatch: pytes
 
 
 def test_the_container_ends_as_the_command_does(note: Path) -> None:
-    command = [sys.executable, "-m", "deploy.keep", "--", sys.executable, "-c", CHILD, str(note), "stay"]
+    command = [sys.executable, "-m", "launcher.keep", "--", sys.executable, "-c", CHILD, str(note), "stay"]
     process = subprocess.Popen(command, cwd=HOME, env={**os.environ, "PYTHONPATH": str(HOME)})
     try:
         _wait(lambda: _lines(note) == ["started"])
