@@ -106,6 +106,9 @@ def render(
             work = placed.enter_context(new_folder(folder, replace=True))
             for name, source in files.items():
                 shutil.copyfile(source, work / name)
+            # Where Python would put the compiled model.py at its first import: Triton would take that for a
+            # change, and load every version again whenever one is added.
+            (work / "__pycache__").touch()
     if prune:
         remove_others(repository, stems, versions={manifest.version for manifest in manifests})
     for name, text in configs.items():
