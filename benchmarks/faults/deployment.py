@@ -27,6 +27,7 @@ SMALL = (
     *("model.width=64", "model.layers=3", "model.shared_layers=2"),
     *("tokenizer.codebook_sizes=[32,32]", "tokenizer.hash_size=64"),
     *("features.short_slots=8", "features.long_slots=8", "serving.widths=8-16-32:8", "serving.threads=1"),
+    "serving.slo_ms=2000",  # load control has its own bench
 )
 """A request takes some milliseconds: faults are about processes and files, not about arithmetic."""
 ADS = 5_000

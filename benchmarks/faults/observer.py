@@ -50,8 +50,8 @@ class Verdict:
         requests: sent from the fault on.
         failed: of these, not answered.
         wrong: of these, answered otherwise than before.
-        recovery_s: from the fault to the first of the right answers that were not interrupted again, with
-            health true; None where that did not come. 0 where nothing was seen of it.
+        recovery_s: from the end of the fault to the first of the right answers that were not interrupted
+            again, with health true; None where that did not come. 0 where nothing was seen of it.
         false_health: looks at which health was true while every request around failed, or not true while
             every request around was answered.
         texts: of different failures, the first five.
@@ -140,23 +140,25 @@ def differs(found: Answer, expected: Answer) -> str:
     return ""
 
 
-def judge(seen: Seen, *, at: float) -> Verdict:
-    """What was seen from the fault on, which was done `at`."""
-    asked = sorted((a for a in seen.asked if a.ended >= at), key=lambda a: a.ended)
-    health = sorted(h for h in seen.health if h[0] >= at)
+def judge(seen: Seen, *, at: float, over: float | None = None) -> Verdict:
+    """What was seen from the fault on, which was done `at` and lasted until `over` (None: no longer)."""
+    over = at if over is None else over
+    everything = list(seen.asked)  # threads may still add to it
+    asked = sorted((a for a in everything if a.ended >= at), key=lambda a: a.ended)
+    health = sorted(h for h in list(seen.health) if h[0] >= at)
     bad = [a for a in asked if a.outcome != "ok"]
     last_bad = max([at, *(a.ended for a in bad), *(t for t, true in health if not true)])
     good = [a.ended for a in asked if a.began > last_bad and a.outcome == "ok"]
     disturbed = bool(bad) or any(not true for _, true in health)
     recovered = bool(good) and good[-1] - good[0] >= QUIET_S
-    recovery_s = (good[0] - at if disturbed else 0.0) if recovered else None
+    recovery_s = (max(0.0, good[0] - over) if disturbed else 0.0) if recovered else None
     texts = tuple(dict.fromkeys(a.text for a in bad))[:5]
     return Verdict(
         requests=len(asked),
         failed=sum(a.outcome == "failed" for a in bad),
         wrong=sum(a.outcome == "wrong" for a in bad),
         recovery_s=recovery_s,
-        false_health=sum(_is_false(seen.asked, t, true) for t, true in health),
+        false_health=sum(_is_false(everything, t, true) for t, true in health),
         texts=texts,
     )
 
