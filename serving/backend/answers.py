@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from serving.backend.request import RequestError
-from serving.load.policy import OverloadError
+from serving.backend.outcomes import ClientGoneError, Outcome, Outcomes, outcome_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,22 +22,18 @@ Given = TypeVar("Given")
 Found = TypeVar("Found")
 
 
-class ClientGoneError(Exception):
-    """Whoever asked has cancelled the request."""
-
-    def __init__(self) -> None:
-        """Say so."""
-        super().__init__("the client has cancelled the request")
-
-
 def answer_each(
-    triton: Any, requests: list[Any], run: Callable[[Any], Mapping[str, np.ndarray]]
+    triton: Any,
+    requests: list[Any],
+    run: Callable[[Any], Mapping[str, np.ndarray]],
+    *,
+    outcomes: Outcomes | None = None,
 ) -> list[Any]:
     """One response a request; an exception becomes that request's error, never the batch's.
 
     What is neither the client's mistake nor overload is logged with its traceback.
     """
-    return _responses(triton, [_attempt(run, request) for request in requests])
+    return _responses(triton, [_attempt(run, request) for request in requests], outcomes=outcomes)
 
 
 def answer_together(
@@ -48,6 +43,7 @@ def answer_together(
     rows: Callable[[Any], list[Row]],
     run: Callable[[list[Row]], list[Result | Exception]],
     outputs: Callable[[list[Result]], Mapping[str, np.ndarray]],
+    outcomes: Outcomes | None = None,
 ) -> list[Any]:
     """One response a request, where all rows of all requests are worked on together; else as `answer_each`.
 
@@ -57,6 +53,7 @@ def answer_together(
         rows: what is to be done for a request.
         run: results of all rows in order, an exception for a row that failed.
         outputs: tensors of one request's results.
+        outcomes: counts how requests end; None for nobody.
     """
 
     def rows_of(request: Any) -> list[Row]:
@@ -68,16 +65,16 @@ def answer_together(
     work = [row for found in asked if not isinstance(found, Exception) for row in found]
     results = _attempt(run, work)
     left = iter([results] * len(work) if isinstance(results, Exception) else results)
-    outcomes: list[Mapping[str, np.ndarray] | Exception] = []
+    answers: list[Mapping[str, np.ndarray] | Exception] = []
     for found in asked:
         if isinstance(found, Exception):
-            outcomes.append(found)
+            answers.append(found)
             continue
         done = list(itertools.islice(left, len(found)))
         failed = next((r for r in done if isinstance(r, Exception)), None)
         good = [r for r in done if not isinstance(r, Exception)]
-        outcomes.append(_attempt(outputs, good) if failed is None else failed)
-    return _responses(triton, outcomes)
+        answers.append(_attempt(outputs, good) if failed is None else failed)
+    return _responses(triton, answers, outcomes=outcomes)
 
 
 def _attempt(call: Callable[[Given], Found], given: Given) -> Found | Exception:
@@ -88,30 +85,34 @@ def _attempt(call: Callable[[Given], Found], given: Given) -> Found | Exception:
         return error
 
 
-def _responses(triton: Any, outcomes: list[Mapping[str, np.ndarray] | Exception]) -> list[Any]:
+def _responses(
+    triton: Any, answers: list[Mapping[str, np.ndarray] | Exception], *, outcomes: Outcomes | None
+) -> list[Any]:
     """Tensors, or an error that tells the client what is wrong: its own mistake, no time for it, or ours."""
     codes, responses = triton.TritonError, []
+    code_of: dict[Outcome, Any] = {
+        "refused": codes.INVALID_ARG,
+        "rejected": codes.UNAVAILABLE,
+        "cancelled": codes.CANCELLED,
+        "failed": codes.INTERNAL,
+    }
     logged: list[Exception] = []
 
     def respond(outputs: Mapping[str, np.ndarray]) -> Any:
         tensors = [triton.Tensor(name, np.ascontiguousarray(values)) for name, values in outputs.items()]
         return triton.InferenceResponse(output_tensors=tensors)
 
-    for outcome in outcomes:
-        made = outcome if isinstance(outcome, Exception) else _attempt(respond, outcome)
+    for answer in answers:
+        made = answer if isinstance(answer, Exception) else _attempt(respond, answer)
+        outcome: Outcome = outcome_of(made) if isinstance(made, Exception) else "answered"
+        if outcomes is not None:
+            outcomes.count(outcome)
         if not isinstance(made, Exception):
             responses.append(made)
             continue
-        code = codes.INTERNAL
-        if isinstance(made, RequestError):
-            code = codes.INVALID_ARG
-        elif isinstance(made, OverloadError):
-            code = codes.UNAVAILABLE
-        elif isinstance(made, ClientGoneError):
-            code = codes.CANCELLED
-        elif not any(made is error for error in logged):  # one failure of several requests is one line
-            logger.error("request failed", exc_info=made)
+        if outcome == "failed" and not any(made is error for error in logged):
+            logger.error("request failed", exc_info=made)  # one failure of several requests is one line
             logged.append(made)
-        error = triton.TritonError(str(made) or type(made).__name__, code)
+        error = triton.TritonError(str(made) or type(made).__name__, code_of[outcome])
         responses.append(triton.InferenceResponse(error=error))
     return responses

@@ -35,6 +35,7 @@ class Entry:
 
     def close(self) -> None:
         """Stop watching, and leave nothing behind."""
+        self._metrics.close()
         self._queue.close()
         self._limit.close()
         limit_path().unlink(missing_ok=True)

@@ -72,6 +72,13 @@ SCHEDULER: dict[str, Family] = {
 }
 """Of the beam scheduler."""
 
+REQUESTS: dict[str, Family] = {
+    "gr4ad_requests_total": Family(
+        "counter", "Requests of clients, counted once, by how they ended", ("outcome",)
+    )
+}
+"""Of the three models that a request passes: where it ends, it is counted."""
+
 ENTRY: dict[str, Family] = {"gr4ad_rejected_total": SCHEDULER["gr4ad_rejected_total"]}
 """Of request_features, where requests come in; one series of both with the reason `queue`."""
 
@@ -114,6 +121,20 @@ class Metrics:
             if not family.labels:
                 self._metric(name, {})  # there from the start, at 0
 
+    def close(self) -> None:
+        """Give them back to Triton; call in `finalize`.
+
+        What is left to the end of the interpreter is given back by a stub that has closed its way to the
+        server already: it segfaults.
+        """
+        self._metrics.clear()
+        self._families.clear()
+
+    def show(self, name: str, **labels: str) -> None:
+        """Have a counter there at 0: of one that first shows up at 1, no rate tells."""
+        if self._families:
+            self._metric(name, labels)
+
     def set(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge; infinity is a value too."""
         if not math.isnan(value) and self._families:
@@ -140,7 +161,7 @@ class Metrics:
         return self._metrics[key]
 
 
-def names(families: Iterable[Mapping[str, Family]] = (SCHEDULER, RESOLVER)) -> set[str]:
+def names(families: Iterable[Mapping[str, Family]] = (SCHEDULER, RESOLVER, REQUESTS)) -> set[str]:
     """Every series name that a query may use, the parts of histograms included."""
     found = set()
     for name, family in (item for group in families for item in group.items()):

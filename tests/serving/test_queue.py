@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import re
 import threading
 import time
 import urllib.request
+from collections import Counter
 
 import pytest
 import tritonclient.grpc.aio
@@ -42,7 +42,7 @@ class Peak:
     """Most requests that waited for each model, while the block runs."""
 
     def __init__(self, url: str) -> None:
-        self.pending: collections.Counter[str] = collections.Counter()
+        self.pending: Counter[str] = Counter()
         self._url, self._stop = url, threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -84,6 +84,7 @@ async def crowd(url: str, *, priority: int) -> tuple[list[float], list[tuple[flo
 @pytest.mark.parametrize("priority", [0, 1])
 def test_no_more_wait_than_may_and_the_rest_is_refused_at_once(server, priority):
     send(server.grpc_url, request())
+    before = ended(server)
     with Peak(server.metrics_url) as peak:
         answered, refused = asyncio.run(crowd(server.grpc_url, priority=priority))
     assert len(answered) + len(refused) == CROWD
@@ -94,7 +95,17 @@ def test_no_more_wait_than_may_and_the_rest_is_refused_at_once(server, priority)
     for model in ("request_features", "beam_scheduler"):
         assert peak.pending[model] <= MAX_QUEUE + serving_config().max_batch_size, peak.pending
     assert sorted(s for s, _ in refused)[len(refused) // 2] < max(answered)
+    # Each counts once; those that Triton itself turned away came to no model.
+    assert ended(server) - before == {"answered": len(answered)}
     wait_until(lambda: answers(server, "grpc"), timeout_s=10, what="the server itself again")
+
+
+def ended(server) -> Counter[str]:
+    """Requests so far, by how they ended."""
+    with urllib.request.urlopen(server.metrics_url, timeout=5) as page:
+        text = page.read().decode()
+    found = re.findall(r'gr4ad_requests_total\{.*?outcome="(\w+)".*?\} (\S+)', text)
+    return sum((Counter({outcome: int(float(count))}) for outcome, count in found), Counter())
 
 
 def answers(server, protocol: str) -> bool:

@@ -15,6 +15,7 @@ from serving.engines.bls import BlsExecutor, EngineError
 from serving.engines.ort import OrtExecutor
 from serving.index.layout import HEARTBEAT
 from serving.index.reader import IndexReader
+from serving.load.policy import OverloadError
 from serving.model.bundle import BundleError
 from serving.search.beam_search import beam_search
 from serving.search.widths import WidthPlan
@@ -138,6 +139,38 @@ def test_the_clients_mistake_is_invalid_arg_and_does_not_spoil_the_batch(load, b
     error = answers[1].error()
     assert error.code() == TritonError.INVALID_ARG
     assert re.search(message, error.message())
+
+
+def counted(triton):
+    """Requests by outcome, over the models that a request passes."""
+    family = triton.MetricFamily.shown["gr4ad_requests_total"]
+    return {dict(labels)["outcome"]: values[-1] for labels, values in family.values.items() if values}
+
+
+def test_every_request_counts_once_by_how_it_ended(graphs, load, monkeypatch):
+    features = load("request_features")
+    mistake = history([3]) | {"num_ads": np.array([[0]], np.int32)}
+    good, _ = features.execute([Request(history([3])), Request(mistake)])
+    assert counted(graphs) == {"refused": 1}  # what is answered here goes on
+    monkeypatch.setattr(features, "entry", Full())
+    features.execute([Request(history([3]))] * 2)
+    assert counted(graphs) == {"refused": 1, "rejected": 2}
+    features.reader.close()
+    scheduler = load("beam_scheduler")
+    gone = Request(searchable(1))
+    gone.gone = True
+    scheduler.execute([gone, Request(searchable(1)), Request(searchable(1, num_ads=100_000))])
+    assert counted(graphs) == {"refused": 1, "cancelled": 1}  # of this family; a server adds them up
+    monkeypatch.setattr(scheduler.scheduler._reader, "refresh", lambda: {}["gone"])
+    scheduler.execute([Request(searchable(1))])
+    assert counted(graphs) == {"refused": 1, "cancelled": 1, "failed": 1}
+
+
+class Full:
+    """An entry that lets nobody in."""
+
+    def check(self, now):
+        raise OverloadError("overloaded: the queue is full")
 
 
 def test_a_missing_input_is_named(load):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -180,7 +181,7 @@ def crash(*_, **__):
 
 def test_a_save_that_fails_leaves_everything(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, at(1, 3.0), keep=1)
-    monkeypatch.setattr("training.loop.checkpoint.json.dumps", crash)
+    monkeypatch.setattr("training.loop.checkpoint.json", SimpleNamespace(dumps=crash, loads=json.loads))
     with pytest.raises(OSError, match="disk is full"):
         save_checkpoint(tmp_path, at(2, 2.0), keep=1)
     assert names(tmp_path) == ["step-000001"]
@@ -209,7 +210,7 @@ def test_a_fresh_run_replaces_older_checkpoints_when_its_first_is_there(tmp_path
     for step in (40, 50):
         save_checkpoint(tmp_path, at(step, 1.0), keep=2)
     with monkeypatch.context() as patched:
-        patched.setattr("training.loop.checkpoint.json.dumps", crash)
+        patched.setattr("training.loop.checkpoint.json", SimpleNamespace(dumps=crash, loads=json.loads))
         with pytest.raises(OSError, match="disk is full"):
             save_checkpoint(tmp_path, at(10, 9.0), keep=2, fresh=True)
     assert names(tmp_path) == ["step-000040", "step-000050"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serving.backend import scheduler_load
-from serving.backend.metrics import RESOLVER, SCHEDULER, Metrics, names
+from serving.backend.metrics import REQUESTS, RESOLVER, SCHEDULER, Metrics, names
 from serving.backend.scheduler_load import SchedulerLoad, make_cache
 from serving.backend.settings import ServingConfig
 from serving.batch import BatchReport
@@ -43,7 +43,7 @@ def shown(triton, name: str, **labels: str) -> list[float]:
 
 
 def test_every_family_is_well_formed():
-    for name, family in (SCHEDULER | RESOLVER).items():
+    for name, family in (SCHEDULER | RESOLVER | REQUESTS).items():
         assert name.startswith("gr4ad_")
         assert (family.kind == "counter") == name.endswith("_total")
         assert bool(family.buckets) == (family.kind == "histogram")

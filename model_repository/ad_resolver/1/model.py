@@ -15,6 +15,7 @@ import triton_python_backend_utils as pb_utils
 from serving.backend.adapter import array, pad_rows
 from serving.backend.answers import answer_each
 from serving.backend.model_settings import ModelSettings
+from serving.backend.outcomes import Outcomes
 from serving.backend.request import check_num_ads
 from serving.backend.resolve import NO_AD, VersionSnapshots, resolve
 from serving.backend.resolver_metrics import ResolverMetrics
@@ -31,13 +32,19 @@ class TritonPythonModel:
         self.reader = IndexReader(settings.index_folder, max_wait_s=0.0, search=False)
         self.snapshots = VersionSnapshots(self.reader, settings.bundles_folder)
         self.metrics = ResolverMetrics(pb_utils, self.reader)
+        self.outcomes = Outcomes(pb_utils, model="ad_resolver", last=True)
         self.limits = settings.serving.limits
+
+    def finalize(self):
+        """Leave nothing behind."""
+        self.metrics.close()
+        self.outcomes.close()
 
     def execute(self, requests):
         """Resolve request by request with the index as of now."""
         self.reader.refresh()
         self.metrics.look()
-        return answer_each(pb_utils, requests, self.run)
+        return answer_each(pb_utils, requests, self.run, outcomes=self.outcomes)
 
     def run(self, request):
         """Ads of one request: beam_sids [b, n, T], beam_scores and beam_values [b, n]."""

@@ -16,6 +16,7 @@ from serving.backend.adapter import array, cache_parameter, integer_parameter, p
 from serving.backend.answers import answer_together
 from serving.backend.engine import make_engine
 from serving.backend.model_settings import ModelSettings
+from serving.backend.outcomes import Outcomes
 from serving.backend.plans import SearchPlans
 from serving.backend.request import check_exclude, check_num_ads, parse_widths
 from serving.backend.scheduler_load import SchedulerLoad, make_cache
@@ -39,6 +40,7 @@ class TritonPythonModel:
         active = ActiveModel(bundles, reader=reader, graphs=self.engine, features=settings.features)
         self.levels = active.manifest.levels
         self.limits = serving.limits
+        self.outcomes = Outcomes(pb_utils, model=args["model_instance_name"])
         plans = SearchPlans.of(serving, levels=self.levels)
         self.load = SchedulerLoad(
             pb_utils, serving, ladder=plans.ladder, instance=args["model_instance_name"]
@@ -59,8 +61,9 @@ class TritonPythonModel:
         )
 
     def finalize(self):
-        """Stop watching the queue."""
+        """Stop watching the queue, and give metrics back."""
         self.load.close()
+        self.outcomes.close()
 
     def make_executor(self, manifest):
         """Engine of one model version, timed."""
@@ -72,7 +75,14 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """Search for all rows of all requests at once."""
-        return answer_together(pb_utils, requests, rows=self.rows, run=self.search, outputs=self.outputs)
+        return answer_together(
+            pb_utils,
+            requests,
+            rows=self.rows,
+            run=self.search,
+            outputs=self.outputs,
+            outcomes=self.outcomes,
+        )
 
     def search(self, rows):
         """Answers of all rows."""

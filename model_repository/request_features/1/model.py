@@ -18,6 +18,7 @@ from serving.backend.adapter import array, pad_rows
 from serving.backend.answers import answer_each
 from serving.backend.entry import Entry
 from serving.backend.model_settings import ModelSettings
+from serving.backend.outcomes import Outcomes
 from serving.backend.request import check_exclude, check_num_ads, check_present, request_features
 from serving.index.reader import IndexReader
 
@@ -31,17 +32,19 @@ class TritonPythonModel:
         self.spec = settings.features
         self.reader = IndexReader(settings.index_folder, search=False, max_wait_s=0.0)
         self.limits = settings.serving.limits
+        self.outcomes = Outcomes(pb_utils, model="request_features")
         self.entry = Entry(pb_utils) if settings.serving.load_control == "adaptive" else None
 
     def finalize(self):
         """Leave nothing behind."""
+        self.outcomes.close()
         if self.entry:
             self.entry.close()
 
     def execute(self, requests):
         """Check and build features, request by request."""
         self.reader.refresh()
-        return answer_each(pb_utils, requests, self.run)
+        return answer_each(pb_utils, requests, self.run, outcomes=self.outcomes)
 
     def run(self, request):
         """Features of one request."""
