@@ -17,6 +17,7 @@ from serving.engines.timed import TimedExecutor
 from serving.load.controller import LoadController
 from serving.load.ladder import Ladder
 from serving.load.policy import Decision, FixedPolicy, QueueLimit
+from serving.model.active_model import Refusal
 from serving.search.widths import WidthPlan
 from tests.fake_triton import FakeTriton
 
@@ -117,6 +118,18 @@ def test_a_batch_is_shown_and_the_limit_published(triton, tmp_path, monkeypatch)
     assert shown(triton, "gr4ad_degraded_total") == [2.0]
     assert shown(triton, "gr4ad_batch_seconds") == [0.25, 0.5]
     assert (tmp_path / "limit").stat().st_size > 0
+    load.close()
+
+
+def test_the_version_in_use_and_why_it_is_not_that_of_current(triton):
+    fixed = CONFIG.model_copy(update={"load_control": "fixed"})
+    load = SchedulerLoad(triton, fixed, ladder=Ladder((PLAN,), 0), instance="p")
+    for version, reason in ((3, None), (3, "graphs"), (3, "files"), (4, None)):
+        refused = None if reason is None else Refusal(reason, "version 4 ..")
+        load.show(BatchReport(version=version, refused=refused))
+    assert shown(triton, "gr4ad_model_version") == [3.0, 3.0, 3.0, 4.0]
+    assert shown(triton, "gr4ad_version_refused", reason="graphs") == [1.0, 0.0]
+    assert shown(triton, "gr4ad_version_refused", reason="files") == [1.0, 0.0]
     load.close()
 
 
