@@ -112,7 +112,6 @@ def _serve(options: argparse.Namespace) -> int:
             scrape=Scrape(options.triton_metrics) if options.triton_metrics else None,
             metrics_port=page.getsockname()[1],
             own_host=is_loopback(options.host),
-            body_s=options.body_s,
             stopping=lambda: connections.draining_since is not None,
         )
         url, metrics_url = listen(listener), listen(page)  # whoever reads the line below may connect

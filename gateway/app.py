@@ -23,6 +23,7 @@ from gateway.triton import Triton
 from web.body import BodyBudget, read_body
 from web.errors import HttpError
 from web.hosts import check_own_host
+from web.protocol import WHEN_LEFT
 
 LIVE, READY, METRICS = "/v2/health/live", "/v2/health/ready", "/metrics"
 HEALTH = frozenset({LIVE, READY, METRICS})  # answered also when all connections are taken
@@ -48,7 +49,6 @@ class Gateway:
         scrape: Triton's metrics, None where they are not to be had.
         metrics_port: port on which there are metrics and nothing but metrics and health.
         own_host: take only addresses and localhost in Host.
-        body_s: seconds for a body to arrive.
         stopping: whether the service is about to end.
     """
 
@@ -62,12 +62,11 @@ class Gateway:
         scrape: Scrape | None,
         metrics_port: int,
         own_host: bool,
-        body_s: float,
         stopping: Callable[[], bool],
     ) -> None:
         """Keep all; nothing is asked before the first request."""
         self._triton, self._limits, self._metrics, self._scrape = triton, limits, metrics, scrape
-        self._metrics_port, self._own_host, self._body_s = metrics_port, own_host, body_s
+        self._metrics_port, self._own_host = metrics_port, own_host
         self._stopping = stopping
         self._probes = {model: Probe(triton, model) for model in models}
         self._budget = BodyBudget(limits.pending_bytes)
@@ -82,7 +81,7 @@ class Gateway:
             if scope["server"][1] == self._metrics_port:
                 status, (body, own) = await self._page(scope)
             elif scope["method"] == "POST" and scope["path"].endswith("/infer"):
-                status, (body, own) = 200, await self._infer(scope["path"], headers, receive)
+                status, (body, own) = 200, await self._infer(scope, headers, receive)
             else:
                 status, (body, own) = await self._read(scope)
             own = [(b"content-length", str(len(body)).encode()), *own]
@@ -159,8 +158,8 @@ class Gateway:
         health = await self._probes[model].health()
         return _readiness(health.ready, health.reason)
 
-    async def _infer(self, path: str, headers: dict[str, str], receive: Receive) -> Answer:
-        match = _MODEL.fullmatch(path)
+    async def _infer(self, scope: Any, headers: dict[str, str], receive: Receive) -> Answer:
+        match, when_left = _MODEL.fullmatch(scope["path"]), scope[WHEN_LEFT]
         if match is None:
             raise HttpError(404, "not_found", "Not Found")
         held = 0
@@ -176,10 +175,10 @@ class Gateway:
                 receive,
                 length=headers.get("content-length", ""),
                 limit=self._limits.body_bytes,
-                timeout_s=self._body_s,
+                timeout_s=None,
                 taken=hold,
             )
-            return await self._answer(match[1], match[2] or "", headers, body=body, receive=receive)
+            return await self._answer(match[1], match[2] or "", headers, body=body, when_left=when_left)
         except HttpError as error:
             self._metrics.outcome(
                 error.reason if error.status >= 500 or error.reason == "gone" else "invalid"
@@ -189,7 +188,13 @@ class Gateway:
             self._budget.give_back(held)
 
     async def _answer(
-        self, model: str, version: str, headers: dict[str, str], *, body: bytes, receive: Receive
+        self,
+        model: str,
+        version: str,
+        headers: dict[str, str],
+        *,
+        body: bytes,
+        when_left: Callable[[Callable[[], object]], None],
     ) -> Answer:
         began = time.monotonic()
         encoding = headers.get("content-encoding", "").strip().lower()
@@ -200,25 +205,25 @@ class Gateway:
             version=version,
             limits=self._limits,
         )
-        left: list[asyncio.Task[Any]] = []
+        left = False
 
         def cancel_when_left(call: Any) -> None:
-            # The body is read: the next thing that the server says is that the client has left.
-            left.append(asyncio.ensure_future(receive()))
-            left[0].add_done_callback(lambda _: call.cancel())
+            def leave() -> None:
+                nonlocal left
+                left = True
+                call.cancel()
+
+            when_left(leave)
 
         try:
             response = await self._triton.infer(request, started=cancel_when_left)
         except asyncio.CancelledError:
-            if left and left[0].done() and not left[0].cancelled():
+            if left:
                 raise HttpError(499, "gone", "the client left before its answer") from None
             raise
-        finally:
-            for task in left:
-                task.cancel()
         self._probes[model].answered()
         made, own = infer_answer(response, wanted)
-        if packed := accepted(headers.get("accept-encoding", "")):
+        if "accept-encoding" in headers and (packed := accepted(headers["accept-encoding"])):
             made = pack(made, encoding=packed)
             own.append((b"content-encoding", packed.encode()))
         self._metrics.answered(time.monotonic() - began)

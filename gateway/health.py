@@ -1,8 +1,8 @@
 """Whether a real request would be answered now: one is sent, through all models, whenever somebody asks.
 
 Triton says "ready" while the process behind a model is dead, stands still, or has no version to answer with.
-So a model with gr4ad's inputs gets the cheapest request that runs all its graphs: no history, one ad, one beam
-a level, past the cache and before what waits (priority 1). However many ask, at most one is sent a second.
+So a model with gr4ad's inputs gets the cheapest request that runs all its graphs: no history, one ad, one
+beam a level, past the cache and before what waits (priority 1). At most one is sent a second, whoever asks.
 
 Overload is not unreadiness: a server that turns requests away because it answers others must not be taken
 out, its share would only fall on the next one. So when the probe itself is turned away, the model is ready

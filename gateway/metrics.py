@@ -21,6 +21,7 @@ class Metrics:
             ("outcome",),
             registry=self.registry,
         )
+        self._answered = self._requests.labels("answered")
         self._refused = Counter(
             f"{_PREFIX}refused",
             "Connections and requests refused before they became an inference, by reason.",
@@ -42,7 +43,7 @@ class Metrics:
 
     def answered(self, seconds: float) -> None:
         """One inference with its answer."""
-        self._requests.labels("answered").inc()
+        self._answered.inc()
         self._seconds.observe(seconds)
 
     def outcome(self, outcome: str) -> None:

@@ -37,7 +37,7 @@ async def read_body(
     *,
     length: str,
     limit: int,
-    timeout_s: float,
+    timeout_s: float | None,
     taken: Callable[[int], None] = lambda size: None,
 ) -> bytes:
     """The body; of one that is too long, not more than the limit is ever held.
@@ -46,7 +46,7 @@ async def read_body(
         receive: of ASGI.
         length: what Content-Length says; empty without it.
         limit: bytes.
-        timeout_s: seconds for all of it.
+        timeout_s: seconds for all of it; None where the server has a limit of its own.
         taken: told the bytes of each piece before it is held; what it raises ends the reading.
 
     Raises:
@@ -68,5 +68,5 @@ async def read_body(
                 taken(len(chunk))
                 body += chunk
     except TimeoutError:
-        raise HttpError(408, "too_slow", f"expected the whole body within {timeout_s:.0f} s") from None
+        raise HttpError(408, "too_slow", f"expected the whole body within {timeout_s:g} s") from None
     return bytes(body)

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import http
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from web.connections import Connections, address_key
 from web.errors import HttpError
+
+WHEN_LEFT = "web.when_left"
+"""Key in the ASGI scope: takes a function to be called if the client leaves before its answer is complete."""
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -28,6 +32,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._header = True  # in the header of that message
         self._header_bytes = self._lines = self._chunks = 0
         self._error: HttpError | None = None
+        self._when_left: list[Callable[[], object]] = []
         self._deaf = False  # what comes is thrown away
         self._lingers: float | None = None  # since when the client may read why
         self._stalled: float | None = None  # since when it reads nothing
@@ -43,6 +48,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Strike it out."""
         self._books.closed(self)
         super().connection_lost(exc)
+        for call in self._when_left:
+            call()
 
     def data_received(self, data: bytes) -> None:
         """Parse, and count what belongs to the header."""
@@ -58,6 +65,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
+        self.scope[WHEN_LEFT] = self._when_left.append  # type: ignore[literal-required]
         self._begun = self._header = True
         self._header_bytes = self._lines = self._chunks = 0
         self._mark()
@@ -106,6 +114,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The answer is on its way."""
+        self._when_left.clear()
         super().on_response_complete()
         self._mark()
 
