@@ -1,1 +1,1 @@
-"""Faults brought about on purpose, and what they cost: failed requests, seconds to recovery, what was lost."""
+"""Faults brought about on purpose, and what they cost: failed requests, time to recovery, what was lost."""
