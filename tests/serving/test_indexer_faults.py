@@ -1,4 +1,4 @@
-"""The true sidecar process under the faults of `benchmarks/faults/sidecar.py`: it lives, and takes a pause."""
+"""The true sidecar process under the faults of `benchmarks/faults/sidecar.py`: it lives and takes events."""
 
 import numpy as np
 import pytest

@@ -11,8 +11,8 @@ from benchmarks.faults.sidecar import BIG, NESTED
 from indexer.events.error import EventError
 from indexer.events.parse import parse_event
 from indexer.http.body import split_list
-from indexer.http.errors import HttpError
 from tests.indexing import sidecar_client, write_manifest
+from web.errors import HttpError
 
 
 def value(generator: random.Random, depth: int = 2) -> object:
