@@ -11,20 +11,27 @@ from urllib.parse import urlsplit
 
 _EVERY_S = 0.02
 _PAUSE_EVERY_S = 0.25
-_TIMEOUT_S = 60.0
 
 
-def ask(url: str, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
-    """Status and body of one request on a connection of its own.
+def ask(
+    url: str,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    *,
+    kind: str = "application/json",
+    timeout_s: float = 60.0,
+) -> tuple[int, bytes]:
+    """Status and body of one request, its body of this content type, on a connection of its own.
 
     Raises:
-        OSError: nobody answers within a minute.
+        OSError: nobody answers in time.
         http.client.HTTPException: the answer is cut off.
     """
     address = urlsplit(url)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=_TIMEOUT_S)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=timeout_s)
     try:
-        connection.request(method, path, body, {"Content-Type": "application/json", **headers})
+        connection.request(method, path, body, {"Content-Type": kind})
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:
@@ -69,7 +76,7 @@ class Probe:
         """End."""
         self._over.set()
         for thread in self._threads:
-            thread.join(_TIMEOUT_S)
+            thread.join()
 
     def _health(self) -> None:
         while not self._over.wait(_EVERY_S):
