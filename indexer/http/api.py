@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from indexer.events.json_object import MAX_EVENT_BYTES
 from indexer.http.guard import Guard
+from indexer.sidecar.gaps import Gaps
 from indexer.sidecar.metrics import Metrics
 from indexer.sidecar.worker import Worker
 from indexer.sources.source import SourceState
@@ -45,6 +46,7 @@ class Api:
         worker: all writes go through it.
         metrics: for /metrics.
         guard: who may write.
+        gaps: what streams lost; `acknowledge` by `call`.
         ready: problems, and states of the sources.
         limits: of bodies.
     """
@@ -53,6 +55,7 @@ class Api:
     worker: Worker
     metrics: Metrics
     guard: Guard
+    gaps: Gaps
     ready: Callable[[], tuple[list[str], dict[str, SourceState]]]
     limits: ApiLimits = field(default_factory=ApiLimits)
     _aside: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="http-aside"))

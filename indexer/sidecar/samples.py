@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from indexer.sidecar.compactor import Compactor
+from indexer.sidecar.gaps import Gaps
 from indexer.sidecar.metrics import Sample
 from indexer.sources.source import Source
 from indexer.store.file import StoreFile
@@ -75,3 +76,12 @@ def source_samples(sources: Iterable[Source]) -> Iterator[Sample]:
         if state.lag_seconds is not None:
             text = "Age of the oldest event that is not applied yet."
             yield "source_lag_seconds", text, label, state.lag_seconds
+
+
+def gap_samples(gaps: Gaps) -> Iterator[Sample]:
+    """What streams lost; in any thread."""
+    for name, one in gaps.known.items():
+        label = {"source": name}
+        yield "source_gaps_total", "Times that events were gone when they were to be read.", label, one.gaps
+        yield "source_lost_events_total", "Events lost in gaps whose size is known.", label, one.lost
+        yield "source_gaps_unseen", "Gaps that nobody has acknowledged.", label, one.unseen
