@@ -13,9 +13,11 @@ from indexer.sidecar.compactor import Compactor
 from indexer.sidecar.config import SidecarConfig
 from indexer.sidecar.gaps import Gaps
 from indexer.sidecar.metrics import Metrics, Sample
+from indexer.sidecar.readers import Readers
 from indexer.sidecar.samples import (
     compactor_samples,
     gap_samples,
+    reader_samples,
     source_samples,
     store_samples,
     writer_samples,
@@ -52,7 +54,12 @@ class Sidecar:
             self.gaps = Gaps(self.store.file)
             self.watch = watch(self.store, config.bundles)
             self.compactor = Compactor(self.store.file, observe=self.metrics.compaction_seconds.observe)
-            chores: dict[str, Chore] = {"compaction": self.compactor.poll, "bundles": self.watch}
+            self.readers = Readers(self.store.file.environment)
+            chores: dict[str, Chore] = {
+                "compaction": self.compactor.poll,
+                "bundles": self.watch,
+                "readers": self.readers,
+            }
             if config.accounts is not None:
                 chores["accounts"] = AccountsFile(config.accounts, self.store)
                 chores["accounts"]()
@@ -107,7 +114,8 @@ class Sidecar:
         return [*self._last, *writer, *source_samples(self.sources), *gap_samples(self.gaps)]
 
     def _written(self) -> list[Sample]:
-        return [*store_samples(self.store.file), *compactor_samples(self.compactor)]
+        file, readers = self.store.file, reader_samples(self.readers)
+        return [*store_samples(file), *compactor_samples(self.compactor), *readers]
 
     def _add_sources(self) -> None:
         if (redis := self.config.redis) is not None:

@@ -113,6 +113,14 @@ class StoreFile:
         self.log_rows = {name: transaction.log_rows.get(name, 0) for name in self.meta.generations}
         fill_up(self.environment)
 
+    def free_bytes(self) -> int:
+        """Of the file, what no table has: pages that are free or that a reader still sees, and their list."""
+        with self.read() as reading:
+            stats = [reading.txn.stat(table) for table in self.tables.named().values()]
+        stats.append(self.environment.stat())
+        used = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
+        return (self.environment.info()["last_pgno"] + 1 - used) * stats[0]["psize"]
+
     def check_room(self) -> None:
         """Another generation fits in.
 
