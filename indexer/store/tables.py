@@ -105,7 +105,7 @@ def read_meta(tables: Tables, txn: lmdb.Transaction, *, where: Path) -> StoreMet
     return StoreMeta.decode(bytes(raw or b"null"), where=where)
 
 
-def write_meta(tables: Tables, txn: lmdb.Transaction, *, meta: StoreMeta) -> None:
+def write_meta(tables: Tables, txn: Any, *, meta: StoreMeta) -> None:
     """Replace the record."""
     txn.put(INDEX_KEY, meta.encode(), db=tables.meta)
 
@@ -123,7 +123,7 @@ def read_counters(tables: Tables, txn: lmdb.Transaction, *, where: Path) -> dict
         raise IndexStoreError(f"index {where}: unreadable counters: {error!r}") from error
 
 
-def write_counters(tables: Tables, txn: lmdb.Transaction, *, counters: dict[str, int]) -> None:
+def write_counters(tables: Tables, txn: Any, *, counters: dict[str, int]) -> None:
     """Replace the record."""
     txn.put(COUNTERS_KEY, json.dumps(counters).encode(), db=tables.meta)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from indexer.store.arrays import read_ads, read_codes, read_sids, snapshot_of
 from indexer.store.dead_letters import iterate_dead_letters
+from indexer.store.digests import digest_problems
 from indexer.store.tables import read_counters
 from indexer.store.transaction import ReadTransaction, read_store
 from serving.index.base import read_base
@@ -35,6 +36,7 @@ def find_problems(reading: ReadTransaction) -> Iterator[str]:
     Raises:
         IndexStoreError: the tables that all others hang on cannot be read.
     """
+    yield from digest_problems(reading.tables, reading.txn, where=reading.path)
     ads = read_ads(reading)
     for bad, what in (
         (ads["ad_id"] < 0, "an id below 0"),
