@@ -27,9 +27,6 @@ def event_of(values: Mapping[str, Any]) -> AdEvent:
     Raises:
         EventError: it is none.
     """
-    unknown = next((name for name in values if name not in FIELDS), None)
-    if unknown is not None:  # there may be a hundred thousand of them, and the model would list all
-        raise EventError("unknown_field", f"expected the fields {', '.join(FIELDS)}, got {shown(unknown)}")
     try:
         return EVENT.validate_python(values)
     except ValidationError as error:
@@ -37,6 +34,9 @@ def event_of(values: Mapping[str, Any]) -> AdEvent:
 
 
 def _explained(values: Mapping[str, Any], error: ValidationError) -> EventError:
+    unknown = next((name for name in values if name not in FIELDS), None)
+    if unknown is not None:  # there may be thousands of them, so before a list of all errors is made
+        return EventError("unknown_field", f"expected the fields {', '.join(FIELDS)}, got {shown(unknown)}")
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][-1]) if first["loc"] else "kind"
     kind, value, content = values.get("kind"), values.get(name), ", ".join(CONTENT_FIELDS)

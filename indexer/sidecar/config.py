@@ -52,6 +52,8 @@ class SidecarConfig:
         kafka: a topic to read.
         worker: sizes and times of batches.
         map_size: most bytes that the store may take.
+        check_wait_s: the start waits so long for the check of the index; a longer one goes on meanwhile.
+        check_every_s: time between two checks of everything while it runs.
     """
 
     index: Path
@@ -61,3 +63,5 @@ class SidecarConfig:
     kafka: KafkaConfig | None = None
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     map_size: int = 1 << 36
+    check_wait_s: float = 30.0
+    check_every_s: float = 3600.0

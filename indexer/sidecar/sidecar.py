@@ -8,6 +8,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 
 from indexer.sidecar.accounts import AccountsFile
 from indexer.sidecar.bundle_watch import BundleWatch
+from indexer.sidecar.checker import Checker, StartCheck
 from indexer.sidecar.chores import Chore
 from indexer.sidecar.compactor import Compactor
 from indexer.sidecar.config import SidecarConfig
@@ -49,13 +50,21 @@ class Sidecar:
         """
         self.config, self.metrics, self.sources = config, Metrics(), list[Source]()
         self._last: list[Sample] = []
+        checked = StartCheck(config.index, wait_s=config.check_wait_s)
         self.store = IndexStore(config.index, map_size=config.map_size)
         try:
             self.gaps = Gaps(self.store.file)
             self.watch = watch(self.store, config.bundles)
             self.compactor = Compactor(self.store.file, observe=self.metrics.compaction_seconds.observe)
             self.readers = Readers(self.store.file.environment)
+            self.checker = Checker(
+                self.store.file,
+                first=checked,
+                make_base=self.compactor.replace,
+                every_s=config.check_every_s,
+            )
             chores: dict[str, Chore] = {
+                "check": self.checker,
                 "compaction": self.compactor.poll,
                 "bundles": self.watch,
                 "readers": self.readers,
@@ -93,13 +102,14 @@ class Sidecar:
         for source in self.sources:
             source.close()
         self.compactor.close()
+        self.checker.close()
         self.store.close()
         return True
 
     def ready(self) -> tuple[list[str], dict[str, SourceState]]:
         """What keeps events from being applied, and the state of each source."""
         problems = self.worker.problems() + self.watch.missing()
-        problems += self.gaps.problems()
+        problems += self.checker.problems() + self.gaps.problems()
         problems += [f"{s.name}: {s.state.error}" for s in self.sources if not s.state.connected]
         return problems, {s.name: s.state for s in self.sources}
 

@@ -41,6 +41,16 @@ def compact(path: str | Path, tokenizer_id: str) -> int:
     return sequence
 
 
+def move_on(file: StoreFile) -> None:
+    """The next sequence number, with nothing changed: a base as of it is a new one to readers.
+
+    Raises:
+        IndexStoreError: the store cannot be written.
+    """
+    with file.write() as writing:
+        writing.meta = replace(writing.meta, sequence=writing.meta.sequence + 1)
+
+
 def adopt_base(file: StoreFile, tokenizer_id: str, *, sequence: int) -> None:
     """Readers start from these arrays from now on; change rows that they hold are deleted.
 

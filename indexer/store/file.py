@@ -75,6 +75,7 @@ class StoreFile:
                 self.counters = read_counters(self.tables, txn, where=self.path)
                 self._digests = self._read_digests(txn)
                 self.log_rows = {name: self._count_log(txn, name) for name in self.meta.generations}
+            self._inode = (self.path / STORE / "data.mdb").stat().st_ino
             fill_up(self.environment)
         except BaseException:
             self.close()
@@ -127,6 +128,20 @@ class StoreFile:
         stats.append(self.environment.stat())
         used = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
         return (self.environment.info()["last_pgno"] + 1 - used) * stats[0]["psize"]
+
+    def file_problem(self) -> str:
+        """What has become of the file under our hands: gone, replaced or cut off; empty where it is whole."""
+        file = self.path / STORE / "data.mdb"
+        try:
+            status = file.stat()
+        except OSError as error:
+            return f"{file}: cannot be looked at: {error}"
+        if status.st_ino != self._inode:
+            return f"{file}: another file is in its place"
+        expected = (self.environment.info()["last_pgno"] + 1) * self.environment.stat()["psize"]
+        if status.st_size < expected:
+            return f"{file}: expected {expected} bytes, got {status.st_size}: it is truncated"
+        return ""
 
     def check_room(self) -> None:
         """Another generation fits in.
