@@ -109,6 +109,7 @@ def sidecar_client(
         store=sidecar.store,
         worker=sidecar.worker,
         metrics=sidecar.metrics,
+        gaps=sidecar.gaps,
         guard=Guard(host, token=token),
         ready=sidecar.ready,
         limits=limits or ApiLimits(),

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from indexer.events.error import EventError
+from indexer.store.gaps import Gap
 from indexer.store.incoming import Incoming, Outcome
 
 
@@ -24,6 +25,7 @@ class RecordingStore:
         self.rejected: list[tuple[str, bytes]] = []  # reason, raw
         self.batches: list[int] = []
         self.offsets: dict[str, bytes] = {}
+        self.gaps: list[tuple[str, Gap]] = []
         self.fail: Exception | None = None
         self.poison: int | None = None  # an ad that brings out a fault
         self.fault: Exception = RuntimeError("a fault")
@@ -54,3 +56,6 @@ class RecordingStore:
 
     def offset(self, source: str) -> bytes | None:
         return self.offsets.get(source)
+
+    def record_gap(self, source: str, gap: Gap) -> None:
+        self.gaps.append((source, gap))

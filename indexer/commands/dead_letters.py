@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from json import dumps
 from pathlib import Path
 
-from indexer.store.dead_letters import DeadLetter, list_dead_letters
+from indexer.store.dead_letters import DeadLetter, iterate_dead_letters
 from indexer.store.index_store import IndexStore
 from indexer.store.transaction import read_store
 from serving.index.layout import IndexStoreError
 
+_PAGE = 64
 
-def list_letters(index: Path, *, after: int, limit: int | None) -> list[DeadLetter]:
-    """Dead letters, also beside the sidecar.
+
+def list_letters(index: Path, *, after: int, limit: int | None) -> Iterator[DeadLetter]:
+    """Dead letters, also beside the sidecar; a page at a time, and no transaction stays open between two.
 
     Raises:
         IndexStoreError: the index is missing or damaged.
     """
-    try:
-        with read_store(index) as reading:
-            return list_dead_letters(reading, after=after, limit=limit)
-    except ValueError as error:
-        raise IndexStoreError(f"index {index}: {error}") from error
+    while limit is None or limit > 0:
+        count = _PAGE if limit is None else min(limit, _PAGE)
+        try:
+            with read_store(index) as reading:
+                letters = list(islice(iterate_dead_letters(reading, after=after), count))
+        except ValueError as error:
+            raise IndexStoreError(f"index {index}: {error}") from error
+        yield from letters
+        if len(letters) < count:
+            return
+        after, limit = letters[-1].number, None if limit is None else limit - count
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -58,6 +68,5 @@ def _replay(arguments: argparse.Namespace) -> None:
 
 def _drop(arguments: argparse.Namespace) -> None:
     with IndexStore(arguments.index) as store:
-        numbers = [x.number for x in store.dead_letters()] if arguments.all else arguments.number
-        store.drop_dead_letters(numbers)
-    print(f"{len(set(numbers))} dropped")
+        count = store.drop_dead_letters(None if arguments.all else arguments.number)
+    print(f"{count} dropped")

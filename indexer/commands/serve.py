@@ -148,6 +148,7 @@ def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
                 store=sidecar.store,
                 worker=sidecar.worker,
                 metrics=sidecar.metrics,
+                gaps=sidecar.gaps,
                 guard=guard,
                 ready=sidecar.ready,
             )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from typing import Any, NoReturn
 
 from indexer.events.error import EventError, shown
 
 MAX_EVENT_BYTES = 1 << 20
+_MAX_BRACKETS = 8  # opening ones; an event has one
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 
 def load_object(raw: bytes) -> dict[str, Any]:
@@ -19,15 +22,18 @@ def load_object(raw: bytes) -> dict[str, Any]:
     """
     if len(raw) > MAX_EVENT_BYTES:
         raise EventError("too_long", f"expected at most {MAX_EVENT_BYTES} bytes, got {len(raw)}")
+    if raw.count(b"[") + raw.count(b"{") > _MAX_BRACKETS:  # some may stand in texts
+        outside = _STRING.sub(b"", raw)
+        if (brackets := outside.count(b"[") + outside.count(b"{")) > _MAX_BRACKETS:
+            # Decoding it, and saying in which field it is, costs a hundred times as much.
+            message = f"expected one flat object, got one nested too deeply: {brackets:,} lists or objects"
+            raise EventError("invalid_json", message)
     try:
         values = _DECODER.decode(raw.decode())
     except EventError:
         raise
     except UnicodeDecodeError as error:
         raise EventError("invalid_json", f"expected UTF-8: {shown(str(error))}") from None
-    except RecursionError:
-        message = "expected one flat object, got one that is nested too deeply"
-        raise EventError("invalid_json", message) from None
     except ValueError as error:
         raise EventError("invalid_json", f"expected JSON: {shown(str(error))}") from None
     if type(values) is not dict:

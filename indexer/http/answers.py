@@ -69,6 +69,24 @@ class DeadLetterPage(BaseModel):
     next: int | None = Field(description="`after` of the next page; null at the end")
 
 
+class GapsOfSource(BaseModel):
+    """What one stream lost."""
+
+    source: str = Field(description="its name; of Kafka with the partition")
+    gaps: int = Field(description="how often events were gone when they were to be read")
+    lost: int = Field(description="events lost in those gaps whose size the broker tells")
+    unseen: int = Field(description="gaps that nobody has acknowledged: not ready while there are any")
+    acknowledged: int
+    time: int = Field(description="unix seconds of the latest")
+    latest: str = Field(description="the latest, in words")
+
+
+class GapList(BaseModel):
+    """What streams lost."""
+
+    gaps: list[GapsOfSource]
+
+
 class Ad(BaseModel):
     """What the index has of one ad."""
 

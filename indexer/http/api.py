@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from indexer.events.json_object import MAX_EVENT_BYTES
 from indexer.http.guard import Guard
+from indexer.sidecar.gaps import Gaps
 from indexer.sidecar.metrics import Metrics
 from indexer.sidecar.worker import Worker
 from indexer.sources.source import SourceState
-from indexer.sources.submission import Item, UnavailableError
+from indexer.sources.submission import Item, Submission, UnavailableError
 from indexer.store.incoming import Outcome
 from indexer.store.index_store import IndexStore
 from serving.index.layout import IndexStoreError
@@ -26,11 +28,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ApiLimits:
-    """Bytes of one event and of a bulk, rows of a bulk, seconds a body may take to arrive."""
+    """Bytes of one event, of a bulk and of a page, rows of a bulk, seconds a body may take to arrive."""
 
     event_bytes: int = MAX_EVENT_BYTES
     bulk_bytes: int = 32 << 20
     bulk_rows: int = 10_000
+    page_bytes: int = 1 << 20
     body_s: float = 60.0
 
 
@@ -43,6 +46,7 @@ class Api:
         worker: all writes go through it.
         metrics: for /metrics.
         guard: who may write.
+        gaps: what streams lost; `acknowledge` by `call`.
         ready: problems, and states of the sources.
         limits: of bodies.
     """
@@ -51,22 +55,30 @@ class Api:
     worker: Worker
     metrics: Metrics
     guard: Guard
+    gaps: Gaps
     ready: Callable[[], tuple[list[str], dict[str, SourceState]]]
     limits: ApiLimits = field(default_factory=ApiLimits)
+    _aside: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="http-aside"))
 
-    async def submit(self, raws: Iterable[bytes]) -> list[Outcome]:
+    async def submit(self, raws: Sequence[bytes]) -> list[Outcome]:
         """Outcomes of events, after their commit.
 
         Raises:
             UnavailableError: they were not taken or not applied.
             HttpError: 503, not committed in time.
         """
-        items = [Item(raw, SOURCE) for raw in raws]
-        if not items:
+        if not raws:
             return []
-        submission = self.worker.submit(items)
-        assert submission is not None  # without `stop` there is no other way out
+        submit = functools.partial(self._submit, raws)
+        submission = submit() if len(raws) == 1 else await self.aside(submit)
         return await _answer(submission.future)
+
+    async def aside(self, function: Callable[[], T]) -> T:
+        """A function that takes a while, in the one thread for such: no number of them stops the event loop.
+
+        What it calls should not hold the interpreter for more than some milliseconds at a time.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._aside, function)
 
     async def call(self, function: Callable[[], T]) -> T:
         """A function in the writer's thread, between two batches: the store is not for several threads.
@@ -81,6 +93,11 @@ class Api:
             raise HttpError(404, "unknown_dead_letter", str(error)) from None
         except IndexStoreError as error:
             raise UnavailableError(str(error)) from None
+
+    def _submit(self, raws: Sequence[bytes]) -> Submission:
+        submission = self.worker.submit([Item(raw, SOURCE) for raw in raws])
+        assert submission is not None  # without `stop` there is no other way out
+        return submission
 
 
 async def _answer(future: Future[T]) -> T:

@@ -8,6 +8,7 @@ from indexer.http.api import Api
 from indexer.http.dead_letters import add_dead_letters
 from indexer.http.errors import add_error_answers
 from indexer.http.events import add_events
+from indexer.http.gaps import add_gaps
 from indexer.http.guard import HostCheck
 from indexer.http.reads import add_reads
 from indexer.http.schema import add_event_schemas
@@ -26,6 +27,7 @@ def create_app(api: Api) -> FastAPI:
     add_error_answers(app)
     add_events(app, api)
     add_dead_letters(app, api)
+    add_gaps(app, api)
     add_reads(app, api)
     add_event_schemas(app)
     return app

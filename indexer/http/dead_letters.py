@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
 
 from fastapi import FastAPI, Path, Query, Request, Response
 
@@ -14,10 +14,10 @@ from indexer.http.answers import (
     DeadLetterPage,
     EventOutcome,
     Failed,
-    Letter,
 )
 from indexer.http.api import Api
 from indexer.http.events import outcome_answer
+from indexer.http.guard import JSON
 from indexer.store.dead_letters import DeadLetter
 
 _Number = Path(ge=0, lt=1 << 63, description="number of a dead letter")
@@ -32,16 +32,20 @@ def add_dead_letters(app: FastAPI, api: Api) -> None:
 
     @app.get(
         "/dead-letters",
+        response_model=DeadLetterPage,
         responses=READ_FAILURES,
         summary="Events that could not be applied, oldest first",
+        description=f"A page ends at `limit` letters, or with {api.limits.page_bytes:,} bytes of them.",
     )
     async def list_dead_letters(
         limit: int = Query(100, ge=1, le=1000),
         after: int = Query(-1, ge=-1, lt=1 << 63, description="number of the last one of the page before"),
-    ) -> DeadLetterPage:
-        letters = await api.call(lambda: api.store.dead_letters(limit=limit, after=after))
-        following = letters[-1].number if len(letters) == limit else None
-        return DeadLetterPage(dead_letters=[_letter(x) for x in letters], next=following)
+    ) -> Response:
+        size = api.limits.page_bytes
+        records, more = await api.call(
+            lambda: api.store.dead_letter_records(after=after, limit=limit, max_bytes=size)
+        )
+        return Response(await api.aside(lambda: _page(records, more=more)), media_type=JSON)
 
     @app.post(
         "/dead-letters/{number}/replay",
@@ -65,6 +69,9 @@ def add_dead_letters(app: FastAPI, api: Api) -> None:
         await api.call(lambda: api.store.drop_dead_letters([number]))
 
 
-def _letter(letter: DeadLetter) -> Letter:
-    # Bytes that are not UTF-8 as \\xff, since JSON has no other place for them.
-    return Letter(**asdict(letter) | {"raw": letter.raw_bytes.decode(errors="backslashreplace")})
+def _page(records: list[tuple[int, bytes]], *, more: bool) -> bytes:
+    """`DeadLetterPage`, letter by letter: each holds the interpreter for a few milliseconds."""
+    shown = (DeadLetter.decode(number, record).shown() for number, record in records)
+    letters = b",".join(json.dumps(letter).encode() for letter in shown)
+    following = records[-1][0] if more else None
+    return b'{"dead_letters":[%b],"next":%b}' % (letters, json.dumps(following).encode())

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 
-from indexer.store.compaction import adopt_base, compact
+from indexer.sidecar.beside import Beside
+from indexer.store.compaction import adopt_base, compact, move_on
 from indexer.store.file import StoreFile
 from indexer.store.forgetting import forget_deleted
 from serving.index.layout import IndexStoreError
@@ -24,8 +21,7 @@ _FORGET_ADS = 10_000  # that are looked at in one step
 @dataclass(frozen=True)
 class _Running:
     name: str
-    process: BaseProcess
-    result: Connection
+    compaction: Beside
     began: float
 
 
@@ -82,7 +78,7 @@ class Compactor:
         Raises:
             IndexStoreError: the store cannot be written. A compaction that fails is logged and tried again.
         """
-        if self._running and not self._running.process.is_alive():
+        if self._running and self._running.compaction.wait(0.0):
             self._finish(self._running)
         if not self._running and (name := self._due()):
             self.start(name)
@@ -93,25 +89,25 @@ class Compactor:
             following = forget_deleted(self._file, before=before, after=self._forget_after, limit=_FORGET_ADS)
             self._forget_after = -1 if following is None else following
 
-    def start(self, tokenizer_id: str) -> None:
-        """Compact a generation now, in a process of low priority; not where one is compacted already."""
+    def start(self, tokenizer_id: str) -> bool:
+        """Compact a generation now, in a process of low priority; False where one is compacted already."""
         if self._running:
-            return
-        context = multiprocessing.get_context("spawn")  # a fork would share the writer's LMDB
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(
-            target=_in_process, args=(str(self._file.path), tokenizer_id, theirs), daemon=True
-        )
-        process.start()
-        theirs.close()
-        self._running = _Running(tokenizer_id, process, result=ours, began=self._clock())
+            return False
+        compaction = Beside(compact, str(self._file.path), tokenizer_id)
+        self._running = _Running(tokenizer_id, compaction, began=self._clock())
+        return True
+
+    def replace(self, tokenizer_id: str) -> bool:
+        """As `start`, where a base is damaged: the new one has a higher number, so readers take it."""
+        if self._running:
+            return False
+        move_on(self._file)
+        return self.start(tokenizer_id)
 
     def close(self) -> None:
         """Stop what is running; the next one begins anew."""
         if self._running:
-            self._running.process.terminate()
-            self._running.process.join()
-            self._running.result.close()
+            self._running.compaction.stop()
             self._running = None
 
     def _due(self) -> str | None:
@@ -129,16 +125,9 @@ class Compactor:
         return None
 
     def _finish(self, running: _Running) -> None:
-        running.process.join()
-        result = running.result.recv() if running.result.poll() else None
-        running.result.close()
         self._running = None
         try:
-            if result is None:
-                raise IndexStoreError(f"its process ended with {running.process.exitcode}")
-            if not isinstance(result, int):
-                raise IndexStoreError(str(result))
-            adopt_base(self._file, running.name, sequence=result)
+            adopt_base(self._file, running.name, sequence=running.compaction.result())
         except IndexStoreError as error:
             self.failures, self.last_error = self.failures + 1, str(error)
             self._retry_at[running.name] = self._clock() + _RETRY_S
@@ -148,11 +137,3 @@ class Compactor:
         self._observe(self._clock() - running.began)
         self._since.pop(running.name, None)
         self._retry_at.pop(running.name, None)
-
-
-def _in_process(path: str, tokenizer_id: str, result: Connection) -> None:
-    os.nice(10)
-    try:
-        result.send(compact(path, tokenizer_id))
-    except Exception as error:  # whatever it is, the writer goes on
-        result.send(str(error) or repr(error))

@@ -14,15 +14,17 @@ class WorkerConfig:
 
     Attributes:
         batch_events: events of one transaction.
+        batch_bytes: bytes that end one early.
         batch_ms: wait for more events after the first.
-        queue_events: events that may wait; streams use half of it.
-        queue_bytes: bytes that may wait.
+        queue_events: events that may wait, single ones of HTTP and all others each; streams use half of it.
+        queue_bytes: bytes that may wait, likewise.
         max_retry_s: longest pause between two tries of a store that fails.
         stuck_s: a turn of the loop that takes longer makes the sidecar unready.
     """
 
     batch_events: int = 256
     batch_ms: float = 10.0
+    batch_bytes: int = 4 << 20
     queue_events: int = 4096
     queue_bytes: int = 64 << 20
     max_retry_s: float = 30.0
@@ -30,7 +32,7 @@ class WorkerConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("batch_events", "queue_events", "queue_bytes", "max_retry_s", "stuck_s"):
+        for name in ("batch_events", "batch_bytes", "queue_events", "queue_bytes", "max_retry_s", "stuck_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"expected {name} > 0, got {getattr(self, name)}")
         if self.batch_ms < 0:
@@ -50,6 +52,8 @@ class SidecarConfig:
         kafka: a topic to read.
         worker: sizes and times of batches.
         map_size: most bytes that the store may take.
+        check_wait_s: the start waits so long for the check of the index; a longer one goes on meanwhile.
+        check_every_s: time between two checks of everything while it runs.
     """
 
     index: Path
@@ -59,3 +63,5 @@ class SidecarConfig:
     kafka: KafkaConfig | None = None
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     map_size: int = 1 << 36
+    check_wait_s: float = 30.0
+    check_every_s: float = 3600.0

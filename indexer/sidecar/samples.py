@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from indexer.sidecar.compactor import Compactor
+from indexer.sidecar.gaps import Gaps
 from indexer.sidecar.metrics import Sample
+from indexer.sidecar.readers import Readers
 from indexer.sources.source import Source
 from indexer.store.file import StoreFile
 from serving.index.layout import BASE, HEARTBEAT, STORE
@@ -17,6 +19,8 @@ _NO_LABELS = dict[str, str]()
 def store_samples(file: StoreFile) -> Iterator[Sample]:
     """What the index holds; in the writer's thread."""
     yield "sequence", "Index version.", _NO_LABELS, file.meta.sequence
+    text = "Of the store's file, what no table has: the next changes may use it once no reader sees it."
+    yield "store_free_bytes", text, _NO_LABELS, file.free_bytes()
     with file.read() as reading:
         known, dead = reading.entries(reading.tables.ads), reading.entries(reading.tables.dead)
         yield "ads_known", "Ads, those that are deleted but not forgotten included.", _NO_LABELS, known
@@ -50,6 +54,15 @@ def compactor_samples(compactor: Compactor) -> Iterator[Sample]:
     yield "compaction_failures_total", "Compactions that failed.", _NO_LABELS, compactor.failures
 
 
+def reader_samples(readers: Readers) -> Iterator[Sample]:
+    """Who reads the store; in the writer's thread."""
+    yield "readers", "Slots in LMDB's table of readers; it has 126.", _NO_LABELS, readers.open
+    text = "Transactions that the oldest open read transaction is behind."
+    yield "oldest_reader_lag", text, _NO_LABELS, readers.lag
+    text = "Readers that died inside a transaction and were cleared."
+    yield "dead_readers_total", text, _NO_LABELS, readers.cleared
+
+
 def writer_samples(index: Path, *, depth: int, ready: bool) -> Iterator[Sample]:
     """Whether events are applied; in any thread."""
     yield "queue_depth", "Events waiting for the writer.", _NO_LABELS, depth
@@ -75,3 +88,12 @@ def source_samples(sources: Iterable[Source]) -> Iterator[Sample]:
         if state.lag_seconds is not None:
             text = "Age of the oldest event that is not applied yet."
             yield "source_lag_seconds", text, label, state.lag_seconds
+
+
+def gap_samples(gaps: Gaps) -> Iterator[Sample]:
+    """What streams lost; in any thread."""
+    for name, one in gaps.known.items():
+        label = {"source": name}
+        yield "source_gaps_total", "Times that events were gone when they were to be read.", label, one.gaps
+        yield "source_lost_events_total", "Events lost in gaps whose size is known.", label, one.lost
+        yield "source_gaps_unseen", "Gaps that nobody has acknowledged.", label, one.unseen

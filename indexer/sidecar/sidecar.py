@@ -8,14 +8,25 @@ from concurrent.futures import TimeoutError as FutureTimeout
 
 from indexer.sidecar.accounts import AccountsFile
 from indexer.sidecar.bundle_watch import BundleWatch
+from indexer.sidecar.checker import Checker, StartCheck
 from indexer.sidecar.chores import Chore
 from indexer.sidecar.compactor import Compactor
 from indexer.sidecar.config import SidecarConfig
+from indexer.sidecar.gaps import Gaps
 from indexer.sidecar.metrics import Metrics, Sample
-from indexer.sidecar.samples import compactor_samples, source_samples, store_samples, writer_samples
+from indexer.sidecar.readers import Readers
+from indexer.sidecar.samples import (
+    compactor_samples,
+    gap_samples,
+    reader_samples,
+    source_samples,
+    store_samples,
+    writer_samples,
+)
 from indexer.sidecar.worker import Worker
 from indexer.sources.source import Source, SourceState
 from indexer.sources.submission import UnavailableError
+from indexer.store.gaps import Gap
 from indexer.store.index_store import IndexStore
 from serving.index.layout import HEARTBEAT
 
@@ -39,11 +50,25 @@ class Sidecar:
         """
         self.config, self.metrics, self.sources = config, Metrics(), list[Source]()
         self._last: list[Sample] = []
+        checked = StartCheck(config.index, wait_s=config.check_wait_s)
         self.store = IndexStore(config.index, map_size=config.map_size)
         try:
+            self.gaps = Gaps(self.store.file)
             self.watch = watch(self.store, config.bundles)
             self.compactor = Compactor(self.store.file, observe=self.metrics.compaction_seconds.observe)
-            chores: dict[str, Chore] = {"compaction": self.compactor.poll, "bundles": self.watch}
+            self.readers = Readers(self.store.file.environment)
+            self.checker = Checker(
+                self.store.file,
+                first=checked,
+                make_base=self.compactor.replace,
+                every_s=config.check_every_s,
+            )
+            chores: dict[str, Chore] = {
+                "check": self.checker,
+                "compaction": self.compactor.poll,
+                "bundles": self.watch,
+                "readers": self.readers,
+            }
             if config.accounts is not None:
                 chores["accounts"] = AccountsFile(config.accounts, self.store)
                 chores["accounts"]()
@@ -77,12 +102,14 @@ class Sidecar:
         for source in self.sources:
             source.close()
         self.compactor.close()
+        self.checker.close()
         self.store.close()
         return True
 
     def ready(self) -> tuple[list[str], dict[str, SourceState]]:
         """What keeps events from being applied, and the state of each source."""
         problems = self.worker.problems() + self.watch.missing()
+        problems += self.checker.problems() + self.gaps.problems()
         problems += [f"{s.name}: {s.state.error}" for s in self.sources if not s.state.connected]
         return problems, {s.name: s.state for s in self.sources}
 
@@ -94,21 +121,30 @@ class Sidecar:
             log.debug("metrics of the store are those of before: %r", error)
         ready = not self.ready()[0]
         writer = writer_samples(self.config.index, depth=self.worker.depth, ready=ready)
-        return [*self._last, *writer, *source_samples(self.sources)]
+        return [*self._last, *writer, *source_samples(self.sources), *gap_samples(self.gaps)]
 
     def _written(self) -> list[Sample]:
-        return [*store_samples(self.store.file), *compactor_samples(self.compactor)]
+        file, readers = self.store.file, reader_samples(self.readers)
+        return [*store_samples(file), *compactor_samples(self.compactor), *readers]
 
     def _add_sources(self) -> None:
-        if self.config.redis is not None:
+        if (redis := self.config.redis) is not None:
             from indexer.sources.redis_streams import RedisSource  # not before somebody wants it
 
-            self.sources.append(RedisSource(self.config.redis, self.worker, offset_of=self._offset_of))
-        if self.config.kafka is not None:
+            self.sources.append(
+                RedisSource(redis, self.worker, offset_of=self._offset_of, on_gap=self._record_gap)
+            )
+        if (kafka := self.config.kafka) is not None:
             from indexer.sources.kafka import KafkaSource
 
-            self.sources.append(KafkaSource(self.config.kafka, self.worker, offset_of=self._offset_of))
+            self.sources.append(
+                KafkaSource(kafka, self.worker, offset_of=self._offset_of, on_gap=self._record_gap)
+            )
 
     def _offset_of(self, source: str) -> bytes | None:
         """As `IndexStore.offset`, asked in the writer's thread."""
         return self.worker.call(lambda: self.store.offset(source)).result(_OFFSET_S)
+
+    def _record_gap(self, source: str, gap: Gap) -> None:
+        """As `Gaps.record`, in the writer's thread."""
+        self.worker.call(lambda: self.gaps.record(source, gap)).result(_OFFSET_S)

@@ -155,7 +155,10 @@ class Worker:
             return
         busy = not self.outage.failure and self._chores.run()
         batch = self._intake.take(
-            self.config.batch_events, first_s=0.0 if busy else _IDLE_S, more_s=self.config.batch_ms / 1000
+            self.config.batch_events,
+            max_bytes=self.config.batch_bytes,
+            first_s=0.0 if busy else _IDLE_S,
+            more_s=self.config.batch_ms / 1000,
         )
         if batch:
             self._commit(batch)

@@ -13,8 +13,9 @@ from typing import Any
 
 from indexer.events.error import EventError
 from indexer.sources.config import KafkaConfig
-from indexer.sources.source import OffsetOf, Source, Taker, log
+from indexer.sources.source import OffsetOf, OnGap, Source, Taker, log
 from indexer.sources.submission import Item
+from indexer.store.gaps import Gap
 
 _POLL_S = 0.3
 _COUNT = 256
@@ -26,7 +27,7 @@ _TIMEOUT_S = 10.0
 class KafkaSource(Source):
     """Consumer of one topic; offsets are kept by partition as `kafka:<topic>:<partition>`."""
 
-    def __init__(self, config: KafkaConfig, worker: Taker, *, offset_of: OffsetOf) -> None:
+    def __init__(self, config: KafkaConfig, worker: Taker, *, offset_of: OffsetOf, on_gap: OnGap) -> None:
         """Prepare.
 
         Raises:
@@ -50,7 +51,7 @@ class KafkaSource(Source):
         self._applied_ms: dict[int, int] = defaultdict(int)
         self._down = ""
         self._measured_at = self._partitions_at = 0.0
-        super().__init__(worker, offset_of=offset_of)
+        super().__init__(worker, offset_of=offset_of, on_gap=on_gap)
 
     def _open(self) -> None:
         self._close()
@@ -88,15 +89,23 @@ class KafkaSource(Source):
             offset = self._offset_of(self._key(partition))
             self._next[partition] = self._committed[partition] = int(offset) + 1 if offset else 0
         at = self._kafka.TopicPartition(self._config.topic, partition, self._next[partition])
-        low, high = self._consumer.get_watermark_offsets(at, timeout=_TIMEOUT_S)
+        low, high = self._ends(partition)
         if not low <= at.offset <= high:
             # Deleted by retention, or the topic was made anew: all that is there counts as new; what had been
             # applied is stale by its version.
             if at.offset:
                 holds = f"partition {partition} holds {low} .. {high}, not {at.offset}"
                 log.warning("%s: %s: read from its start", self.name, holds)
+                self._missing(partition, upto=low)
             at.offset = self._next[partition] = self._committed[partition] = low
         return at
+
+    def _missing(self, partition: int, *, upto: int) -> None:
+        """Put on record that what lies between the next offset and this one is gone."""
+        following = self._next[partition]
+        gap = Gap(f"offset {following - 1}", f"offset {upto}", upto - following if upto > following else None)
+        log.error("%s: partition %d: %s", self.name, partition, gap)
+        self._on_gap(self._key(partition), gap)
 
     def _poll(self) -> None:
         messages = self._consumer.consume(_COUNT, timeout=_POLL_S)
@@ -104,13 +113,16 @@ class KafkaSource(Source):
             raise self._kafka.KafkaException(
                 self._kafka.KafkaError(self._kafka.KafkaError._ALL_BROKERS_DOWN, self._down)
             )
-        items, taken = [], []
+        items, taken, expected = [], [], dict(self._next)
         for message in messages:
             if message.error() is not None:
                 raise self._kafka.KafkaException(message.error())
             if message.offset() < self._next[message.partition()]:
                 self.state.redelivered += 1
                 continue
+            if message.offset() > expected[message.partition()]:
+                self._check_retention(message.partition())
+            expected[message.partition()] = message.offset() + 1
             items.append(self._item(message))
             taken.append((message.partition(), message.offset(), message.timestamp()[1]))
         if items:
@@ -126,6 +138,18 @@ class KafkaSource(Source):
             self._measure()
         if now - self._partitions_at > _PARTITIONS_S:
             self._assign()
+
+    def _check_retention(self, partition: int) -> None:
+        """Compaction and transactions leave offsets out, too; those below the low end were deleted."""
+        low, _ = self._ends(partition)
+        if self._next[partition] < low:
+            self._missing(partition, upto=low)
+
+    def _ends(self, partition: int) -> tuple[int, int]:
+        """First offset that the broker holds, and the one after the last."""
+        at = self._kafka.TopicPartition(self._config.topic, partition)
+        low, high = self._consumer.get_watermark_offsets(at, timeout=_TIMEOUT_S)
+        return low, high
 
     def _item(self, message: Any) -> Item:
         key, offset = self._key(message.partition()), str(message.offset()).encode()

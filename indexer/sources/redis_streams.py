@@ -11,6 +11,7 @@ import json
 import time
 from collections import deque
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -19,14 +20,23 @@ from redis.retry import Retry
 
 from indexer.events.error import EventError
 from indexer.sources.config import RedisConfig
-from indexer.sources.source import OffsetOf, Source, Taker, log
+from indexer.sources.redis_position import (
+    EntryId,
+    Position,
+    StreamInfo,
+    added_before_next,
+    entry_id,
+    find_gap,
+    text_of,
+)
+from indexer.sources.source import OffsetOf, OnGap, Source, Taker, log
 from indexer.sources.submission import Item
+from indexer.store.gaps import Gap
 
 _BLOCK_MS = 300
 _MEASURE_S = 2.0
+_COMMIT_S = 0.05  # between two looks whether all that was handed over is committed
 _GONE = ("NOGROUP", "UNBLOCKED")  # the group or the stream was removed, also while we waited for entries
-
-EntryId = tuple[int, int]
 
 
 class RedisSource(Source):
@@ -34,7 +44,7 @@ class RedisSource(Source):
 
     failures = (redis.RedisError, OSError)
 
-    def __init__(self, config: RedisConfig, worker: Taker, *, offset_of: OffsetOf) -> None:
+    def __init__(self, config: RedisConfig, worker: Taker, *, offset_of: OffsetOf, on_gap: OnGap) -> None:
         """Prepare.
 
         Raises:
@@ -51,48 +61,73 @@ class RedisSource(Source):
             socket_timeout=_BLOCK_MS / 1000 + 10,
             client_name="gr4ad-indexer",
         )
-        self._handed: EntryId | None = None  # last entry that the worker got
+        self._handed: Position | None = None  # last entry that the worker got
+        self._added: int | None = None  # entries that were ever there before the next one
+        self._gap: Gap | None = None  # before that one, on record
+        self._waits = False  # one is not on record yet: nothing more is read till then
         self._committed: EntryId = (0, 0)
         self._to_acknowledge: deque[bytes] = deque()
         self._measured_at = 0.0
-        super().__init__(worker, offset_of=offset_of)
+        super().__init__(worker, offset_of=offset_of, on_gap=on_gap)
 
     def _open(self) -> None:
         if self._handed is None:
-            offset = self._offset_of(self.name)
-            self._handed = self._committed = _entry_id(offset) if offset else (0, 0)
+            self._handed = Position.decode(self._offset_of(self.name))
+            self._committed, self._added = self._handed.entry, self._handed.added
         self._make_group()
         self._claim()
 
     def _make_group(self) -> None:
-        config, handed = self._config, self._handed or (0, 0)
+        config, handed = self._config, (self._handed or Position()).entry
         try:
-            self._client.xgroup_create(config.stream, config.group, id=_text(handed), mkstream=True)
+            self._client.xgroup_create(config.stream, config.group, id=text_of(handed), mkstream=True)
             if handed > (0, 0):
-                log.warning("%s: group %s made anew from %s", self.name, config.group, _text(handed))
+                log.warning("%s: group %s made anew from %s", self.name, config.group, text_of(handed))
         except redis.ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):
                 raise
-        last = _entry_id(self._client.xinfo_stream(config.stream)["last-generated-id"])
-        if last < handed:
+        info = self._look_for_gap()
+        if info.last < handed:
             # Flushed, or restored from an older copy. Ids may begin anew, so all that is there counts as new;
             # what had been applied is stale by its version.
-            log.warning(
-                "%s: ends at %s, before %s: read from its start", self.name, _text(last), _text(handed)
-            )
-            handed = self._handed = self._committed = (0, 0)
+            ends, before = text_of(info.last), text_of(handed)
+            log.warning("%s: ends at %s, before %s: read from its start", self.name, ends, before)
+            handed = self._committed = (0, 0)
+            self._handed = Position()
+            self._added = added_before_next(info, self._handed)
         group = self._group()
-        delivered = _entry_id(group["last-delivered-id"])
+        delivered = entry_id(group["last-delivered-id"])
         if delivered != handed:
-            again = self._client.xrange(config.stream, f"({_text(handed)}", _text(delivered), count=10_000)
+            until = text_of(delivered)
+            again = self._client.xrange(config.stream, f"({text_of(handed)}", until, count=10_000)
             read = group.get("entries-read")  # with it Redis still knows the lag
             known = read is not None and handed < delivered and len(again) < 10_000
             self._client.xgroup_setid(
                 config.stream,
                 config.group,
-                _text(handed),
+                text_of(handed),
                 entries_read=read - len(again) if read is not None and known else None,
             )
+
+    def _look_for_gap(self) -> StreamInfo:
+        """What the stream holds now; a hole behind what was handed over is put on record.
+
+        Not before all of that is committed: after a crash it is looked for from the committed entry on, and
+        it must be the same one.
+        """
+        info = StreamInfo.decode(self._client.xinfo_stream(self._config.stream))
+        handed = self._handed or Position()
+        gap = find_gap(info, handed)
+        self._waits = gap is not None and gap != self._gap
+        if gap is not None and self._waits and (gap.lost is None or self._committed >= handed.entry):
+            log.error("%s: %s", self.name, gap)
+            self._on_gap(self.name, gap)
+            self._gap, self._waits = gap, False
+        if (before := added_before_next(info, handed)) is not None:
+            self._added = before
+        if info.last == handed.entry and not self._waits:
+            self._handed = Position(handed.entry, info.added)
+        return info
 
     def _claim(self) -> None:
         """Take over what is pending anywhere in the group and acknowledge what had been applied.
@@ -105,18 +140,21 @@ class RedisSource(Source):
             start, entries, *_ = self._client.xautoclaim(
                 config.stream, config.group, config.consumer, 0, start_id=start, count=100
             )
-            applied = [i for i, _ in entries if _entry_id(i) <= self._committed]
+            applied = [i for i, _ in entries if entry_id(i) <= self._committed]
             if applied:
                 self._client.xack(config.stream, config.group, *applied)
                 self.state.redelivered += len(applied)
-            if _entry_id(start) == (0, 0):
+            if entry_id(start) == (0, 0):
                 return
 
     def _poll(self) -> None:
         config = self._config
         self._acknowledge()
-        if time.monotonic() - self._measured_at > _MEASURE_S:
+        if time.monotonic() - self._measured_at > _MEASURE_S or self._waits:
             self._measure()
+        if self._waits:
+            self._stop.wait(_COMMIT_S)
+            return
         try:
             answer = self._client.xreadgroup(
                 config.group, config.consumer, {config.stream: ">"}, count=config.count, block=_BLOCK_MS
@@ -128,37 +166,40 @@ class RedisSource(Source):
             self._make_group()
             return
         entries = answer[0][1] if answer else []
-        handed = self._handed or (0, 0)
-        known = [i for i, _ in entries if _entry_id(i) <= self._committed]
+        handed = self._handed or Position()
+        known = [i for i, _ in entries if entry_id(i) <= self._committed]
         self._to_acknowledge.extend(known)
         self.state.redelivered += len(known)
-        fresh = [(i, fields) for i, fields in entries if _entry_id(i) > handed]
+        fresh = [(i, fields) for i, fields in entries if entry_id(i) > handed.entry]
         if not fresh:
             return
-        submission = self._worker.submit(
-            [self._item(i, fields) for i, fields in fresh], kept=True, stop=self._stop
-        )
+        added = self._added
+        positions = [
+            Position(entry_id(i), None if added is None else added + n) for n, (i, _) in enumerate(fresh, 1)
+        ]
+        items = [self._item(i, fields, at) for (i, fields), at in zip(fresh, positions, strict=True)]
+        submission = self._worker.submit(items, kept=True, stop=self._stop)
         if submission is not None:
             ids = [i for i, _ in fresh]
-            self._handed = _entry_id(ids[-1])
+            self._handed, self._gap, self._added = positions[-1], None, positions[-1].added
             self.state.received += len(ids)
             submission.future.add_done_callback(lambda future: self._done(ids, future))
 
-    def _item(self, entry_id: bytes, fields: dict[bytes, bytes] | None) -> Item:
+    def _item(self, number: bytes, fields: dict[bytes, bytes] | None, at: Position) -> Item:
         raw = (fields or {}).get(self._config.field.encode())
         if raw is not None:
-            return Item(raw, self.name, entry_id)
+            return Item(raw, self.name, at.encode())
         names = sorted(n.decode(errors="replace") for n in fields or {})
         text = {n.decode(errors="replace"): v.decode(errors="replace") for n, v in (fields or {}).items()}
         error = EventError(
-            "missing_field", f"entry {entry_id.decode()}: expected field {self._config.field!r}, got {names}"
+            "missing_field", f"entry {number.decode()}: expected field {self._config.field!r}, got {names}"
         )
-        return Item(json.dumps(text).encode(), self.name, entry_id, error)
+        return Item(json.dumps(text).encode(), self.name, at.encode(), error)
 
     def _done(self, ids: list[bytes], future: Future) -> None:
         """In the writer's thread, after the commit."""
         if future.exception() is None:
-            self._committed = max(self._committed, _entry_id(ids[-1]))
+            self._committed = max(self._committed, entry_id(ids[-1]))
             self._to_acknowledge.extend(ids)
 
     def _acknowledge(self) -> None:
@@ -170,11 +211,13 @@ class RedisSource(Source):
 
     def _measure(self) -> None:
         self._measured_at = time.monotonic()
+        with suppress(redis.ResponseError):  # the stream is gone: the next read says so
+            self._look_for_gap()
         group = self._group(missing_ok=True)
         lag, pending = group.get("lag"), group.get("pending", 0)
-        oldest = self._client.xrange(self._config.stream, f"({_text(self._committed)}", count=1)
+        oldest = self._client.xrange(self._config.stream, f"({text_of(self._committed)}", count=1)
         now = time.time()
-        self.state.lag_seconds = max(now - _entry_id(oldest[0][0])[0] / 1000, 0.0) if oldest else 0.0
+        self.state.lag_seconds = max(now - entry_id(oldest[0][0])[0] / 1000, 0.0) if oldest else 0.0
         # Redis counts what a group has read, and after XGROUP SETID and a crash it may count wrong: 31,744
         # events of lag were seen with nothing left to read. What is committed is known.
         if not oldest:
@@ -196,13 +239,3 @@ class RedisSource(Source):
 
     def _close(self) -> None:
         self._client.close()
-
-
-def _entry_id(raw: bytes | str) -> EntryId:
-    text = raw.decode() if isinstance(raw, bytes) else raw
-    milliseconds, _, number = text.partition("-")
-    return int(milliseconds), int(number or 0)
-
-
-def _text(entry_id: EntryId) -> str:
-    return f"{entry_id[0]}-{entry_id[1]}"

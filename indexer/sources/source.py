@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from indexer.sources.submission import Item, Submission
+from indexer.store.gaps import Gap
 
 log = logging.getLogger("gr4ad.indexer")
 
@@ -27,6 +28,9 @@ class Taker(Protocol):
 
 OffsetOf = Callable[[str], bytes | None]
 """Name of a source -> offset of its last event that took effect."""
+
+OnGap = Callable[[str, Gap], None]
+"""Name of a source, and what it misses: returns once the index has it on record. The same may come again."""
 
 
 @dataclass
@@ -63,10 +67,10 @@ class Source(ABC):
     name: str
     failures: tuple[type[Exception], ...]
 
-    def __init__(self, worker: Taker, *, offset_of: OffsetOf) -> None:
+    def __init__(self, worker: Taker, *, offset_of: OffsetOf, on_gap: OnGap) -> None:
         """Prepare; `start` begins."""
         self.state = SourceState()
-        self._worker, self._offset_of = worker, offset_of
+        self._worker, self._offset_of, self._on_gap = worker, offset_of, on_gap
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
 

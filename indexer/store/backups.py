@@ -13,6 +13,7 @@ import lmdb
 
 from indexer.store.arrays import read_snapshot
 from indexer.store.bases import place_base, remove_bases
+from indexer.store.digests import digest_problems, scan, write_digests
 from indexer.store.file import fill_up
 from indexer.store.lock import WriterLock
 from indexer.store.tables import Tables, write_meta
@@ -107,6 +108,7 @@ def _replace(
             write_meta(tables, txn, meta=reading.meta)
             for name, base in placed.items():
                 base.write(read_snapshot(reading, name))
+            write_digests(tables, txn, digests=scan(tables, txn))
         fill_up(target)
     folder = path / BASE
     for old in folder.iterdir() if folder.is_dir() else ():
@@ -175,6 +177,8 @@ def _check(backup: Path) -> None:
 
 def _counts(work: Path) -> dict[str, Any]:
     with closing(_open(work / STORE)) as environment, read_environment(environment) as reading:
+        for problem in digest_problems(reading.tables, reading.txn, where=reading.path):
+            raise IndexStoreError(f"index: {problem}; it is not worth a backup")
         handles = reading.tables.generations
         return {
             "sequence": reading.meta.sequence,

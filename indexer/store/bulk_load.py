@@ -5,8 +5,7 @@ Letters: N ads, T levels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -88,9 +87,9 @@ def _replace_ads(writing: WriteTransaction, ads: AdColumns, *, now: int) -> None
     records["status"], records["updated"] = ads.statuses, now
     records["status_version"] = records["content_version"] = ads.versions
     keys = _ad_keys(ads.ad_ids)
-    _append(writing, tables.ads, pairs=_pairs(keys, _parts(records.view(f"V{AD.itemsize}"))))
+    writing.txn.fill(tables.ads, _pairs(keys, _parts(records.view(f"V{AD.itemsize}"))))
     if ads.content is not None:
-        _append(writing, tables.content, pairs=_pairs(keys, ads.encoded_content()))
+        writing.txn.fill(tables.content, _pairs(keys, ads.encoded_content()))
 
 
 def _fill_generation(writing: WriteTransaction, snapshot: IndexSnapshot, *, sids: np.ndarray) -> None:
@@ -99,11 +98,9 @@ def _fill_generation(writing: WriteTransaction, snapshot: IndexSnapshot, *, sids
     for table in vars(handles).values():
         writing.txn.drop(table, delete=False)
     keys = _ad_keys(snapshot.ad_ids)
-    _append(writing, handles.codes, pairs=_pairs(keys, _parts(_rows(sids, "<i4"))))
+    writing.txn.fill(handles.codes, _pairs(keys, _parts(_rows(sids, "<i4"))))
     live = snapshot.leaf_ads  # in the order of the SIDs, then of the ads
-    _append(
-        writing, handles.sids, pairs=_pairs(_rows(sids[live], ">u4"), _parts(keys[live])), duplicates=True
-    )
+    writing.txn.fill(handles.sids, _pairs(_rows(sids[live], ">u4"), _parts(keys[live])))
 
 
 def _statuses_of_same(writing: WriteTransaction, ads: AdColumns) -> np.ndarray:
@@ -118,18 +115,6 @@ def _statuses_of_same(writing: WriteTransaction, ads: AdColumns) -> np.ndarray:
                 f"{what}, first ad {ad_ids[0]}; build with replacement to begin anew"
             )
     return stored["status"]
-
-
-def _append(
-    writing: WriteTransaction,
-    table: Any,
-    *,
-    pairs: Iterable[tuple[bytes, bytes]],
-    duplicates: bool = False,
-) -> None:
-    with writing.txn.cursor(db=table) as cursor:
-        # Told to append, a table with duplicates would not check their order; in key order it is fast anyway.
-        cursor.putmulti(pairs, dupdata=duplicates, append=not duplicates)
 
 
 def _pairs(keys: np.ndarray, values: Iterator[bytes]) -> Iterator[tuple[bytes, bytes]]:

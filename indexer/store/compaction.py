@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 from indexer.store.arrays import read_snapshot
@@ -40,6 +41,16 @@ def compact(path: str | Path, tokenizer_id: str) -> int:
     return sequence
 
 
+def move_on(file: StoreFile) -> None:
+    """The next sequence number, with nothing changed: a base as of it is a new one to readers.
+
+    Raises:
+        IndexStoreError: the store cannot be written.
+    """
+    with file.write() as writing:
+        writing.meta = replace(writing.meta, sequence=writing.meta.sequence + 1)
+
+
 def adopt_base(file: StoreFile, tokenizer_id: str, *, sequence: int) -> None:
     """Readers start from these arrays from now on; change rows that they hold are deleted.
 
@@ -71,9 +82,9 @@ def adopt_base(file: StoreFile, tokenizer_id: str, *, sequence: int) -> None:
 def _delete_changes(writing: WriteTransaction, tokenizer_id: str, *, upto: int) -> int:
     """Delete the change log up to a sequence number; returns how many rows that were."""
     size = change_dtype(len(writing.meta.generations[tokenizer_id].level_sizes)).itemsize
-    deleted = 0
-    with writing.txn.cursor(db=writing.tables.generations[tokenizer_id].changes) as cursor:
-        while cursor.first() and bytes(cursor.key()) <= number_key(upto):
-            deleted += len(cursor.value())
-            cursor.delete()
-    return deleted // size
+    table = writing.tables.generations[tokenizer_id].changes
+    with writing.txn.cursor(db=table) as cursor:
+        rows = {key: len(value) for key, value in takewhile(lambda row: row[0] <= number_key(upto), cursor)}
+    for key in rows:
+        writing.txn.delete(key, db=table)
+    return sum(rows.values()) // size

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -74,6 +75,10 @@ class DeadLetter:
         """What came, cut at 64 KiB."""
         return self.raw.encode(errors="surrogateescape")
 
+    def shown(self) -> dict[str, Any]:
+        """All fields for others, as JSON has no place for bytes that are not UTF-8: with a backslash."""
+        return vars(self) | {"raw": self.raw_bytes.decode(errors="backslashreplace")}
+
     def parse(self) -> AdEvent | EventError:
         """The event once more."""
         try:
@@ -140,6 +145,11 @@ class DeadLetters:
         raw = self._txn.get(ad_key(ad_id), db=self._tables.waiting)
         return np.frombuffer(raw or b"", ">u8").tolist()
 
+    def numbers(self) -> list[int]:
+        """Of all letters."""
+        with self._txn.cursor(db=self._tables.dead) as cursor:
+            return [int.from_bytes(key, "big") for key in cursor.iternext(keys=True, values=False)]
+
     def remove(self, letter: DeadLetter) -> None:
         """It took effect, or nobody wants it any more."""
         self._txn.delete(number_key(letter.number), db=self._tables.dead)
@@ -185,19 +195,35 @@ def get_dead_letter(reading: ReadTransaction, number: int) -> DeadLetter:
     return DeadLetter.decode(number, bytes(value))
 
 
-def list_dead_letters(
-    reading: ReadTransaction, *, after: int = -1, limit: int | None = None
-) -> list[DeadLetter]:
-    """Dead letters in order of their numbers, at most `limit` of those above `after`.
+def dead_letter_records(
+    reading: ReadTransaction, *, after: int, limit: int, max_bytes: int
+) -> tuple[list[tuple[int, bytes]], bool]:
+    """Numbers and records above `after`, and whether more follow.
+
+    They are at most `limit`, and no more once they have `max_bytes`: a letter alone may have 1.2 MB.
+    """
+    records: list[tuple[int, bytes]] = []
+    size = 0
+    for number, record in _records(reading, after=after):
+        if len(records) == limit or size >= max_bytes:
+            return records, True
+        records.append((number, record))
+        size += len(record)
+    return records, False
+
+
+def iterate_dead_letters(reading: ReadTransaction, *, after: int = -1) -> Iterator[DeadLetter]:
+    """Dead letters above `after` in order of their numbers, one at a time in memory.
 
     Raises:
         ValueError: one is damaged.
     """
-    letters: list[DeadLetter] = []
+    for number, record in _records(reading, after=after):
+        yield DeadLetter.decode(number, record)
+
+
+def _records(reading: ReadTransaction, *, after: int) -> Iterator[tuple[int, bytes]]:
     with reading.txn.cursor(db=reading.tables.dead) as cursor:
         if cursor.set_range(number_key(after + 1)):
             for key, value in cursor:
-                if limit is not None and len(letters) >= limit:
-                    break
-                letters.append(DeadLetter.decode(int.from_bytes(key, "big"), bytes(value)))
-    return letters
+                yield int.from_bytes(key, "big"), bytes(value)

@@ -12,6 +12,8 @@ from typing import Self
 
 import lmdb
 
+from indexer.store.checked import CheckedTransaction
+from indexer.store.digests import read_digests, scan, write_digests
 from indexer.store.lock import WriterLock
 from indexer.store.tables import Tables, read_counters, read_meta, write_counters, write_meta
 from indexer.store.transaction import ReadTransaction, WriteTransaction
@@ -71,7 +73,9 @@ class StoreFile:
                 self.tables = Tables.open(self.environment, txn, create=True)
                 self.meta = read_meta(self.tables, txn, where=self.path)
                 self.counters = read_counters(self.tables, txn, where=self.path)
+                self._digests = self._read_digests(txn)
                 self.log_rows = {name: self._count_log(txn, name) for name in self.meta.generations}
+            self._inode = (self.path / STORE / "data.mdb").stat().st_ino
             fill_up(self.environment)
         except BaseException:
             self.close()
@@ -96,9 +100,10 @@ class StoreFile:
             IndexStoreError: the disk or the map is full, or the store is damaged; nothing is kept.
         """
         with self._begin(write=True) as txn:
+            checked = CheckedTransaction(txn, self.tables, self._digests)
             transaction = WriteTransaction(
                 path=self.path,
-                txn=txn,
+                txn=checked,
                 tables=self.tables,
                 meta=self.meta,
                 counters=dict(self.counters),
@@ -106,12 +111,37 @@ class StoreFile:
             )
             yield transaction
             if transaction.meta != self.meta:
-                write_meta(self.tables, txn, meta=transaction.meta)
+                write_meta(self.tables, checked, meta=transaction.meta)
             if transaction.counters != self.counters:
-                write_counters(self.tables, txn, counters=transaction.counters)
-        self.meta, self.counters = transaction.meta, transaction.counters
+                write_counters(self.tables, checked, counters=transaction.counters)
+            digests = checked.named()
+            if digests != self._digests:
+                write_digests(self.tables, txn, digests=digests)
+        self.meta, self.counters, self._digests = transaction.meta, transaction.counters, digests
         self.log_rows = {name: transaction.log_rows.get(name, 0) for name in self.meta.generations}
         fill_up(self.environment)
+
+    def free_bytes(self) -> int:
+        """Of the file, what no table has: pages that are free or that a reader still sees, and their list."""
+        with self.read() as reading:
+            stats = [reading.txn.stat(table) for table in self.tables.named().values()]
+        stats.append(self.environment.stat())
+        used = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
+        return (self.environment.info()["last_pgno"] + 1 - used) * stats[0]["psize"]
+
+    def file_problem(self) -> str:
+        """What has become of the file under our hands: gone, replaced or cut off; empty where it is whole."""
+        file = self.path / STORE / "data.mdb"
+        try:
+            status = file.stat()
+        except OSError as error:
+            return f"{file}: cannot be looked at: {error}"
+        if status.st_ino != self._inode:
+            return f"{file}: another file is in its place"
+        expected = (self.environment.info()["last_pgno"] + 1) * self.environment.stat()["psize"]
+        if status.st_size < expected:
+            return f"{file}: expected {expected} bytes, got {status.st_size}: it is truncated"
+        return ""
 
     def check_room(self) -> None:
         """Another generation fits in.
@@ -134,10 +164,9 @@ class StoreFile:
     def remove_tables(self, tokenizer_id: str) -> None:
         """Remove the tables of a generation that `meta` names no more."""
         handles = self.tables.generations.pop(tokenizer_id)
-        with self._begin(write=True) as txn:
+        with self.write() as writing:
             for table in vars(handles).values():
-                txn.drop(table)
-        fill_up(self.environment)
+                writing.txn.drop(table)
 
     def close(self) -> None:
         """Release the file and the writer's lock."""
@@ -159,6 +188,15 @@ class StoreFile:
                 yield txn
         except lmdb.Error as error:
             raise self._error(error) from error
+
+    def _read_digests(self, txn: lmdb.Transaction) -> dict[str, int]:
+        digests = read_digests(self.tables, txn, where=self.path)
+        if digests is None:
+            if self.meta.sequence:
+                log.warning("index %s has no checksums yet: they are made from what it holds", self.path)
+            digests = scan(self.tables, txn)
+            write_digests(self.tables, txn, digests=digests)
+        return digests
 
     def _count_log(self, txn: lmdb.Transaction, name: str) -> int:
         size = change_dtype(len(self.meta.generations[name].level_sizes)).itemsize

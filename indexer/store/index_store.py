@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -14,12 +15,20 @@ from indexer.encode.encoder import Encoder
 from indexer.store.ad_columns import AdColumns, Content
 from indexer.store.batch import Batch
 from indexer.store.bulk_load import bulk_load
-from indexer.store.dead_letters import DeadLetter, DeadLetters, get_dead_letter, list_dead_letters
+from indexer.store.dead_letters import (
+    DeadLetter,
+    DeadLetters,
+    dead_letter_records,
+    get_dead_letter,
+    iterate_dead_letters,
+)
 from indexer.store.file import StoreFile
 from indexer.store.generations import add_generation, check_encoder
 from indexer.store.incoming import Incoming, Outcome
 from indexer.store.views import AdView, Neighbour, find_neighbours, view_ad
 from serving.index.layout import StoreMeta
+
+_REPLAYED = 64  # dead letters of one transaction; each may have a megabyte
 
 
 class IndexStore:
@@ -91,36 +100,46 @@ class IndexStore:
     def replay(self, numbers: Sequence[int] | None = None) -> list[Outcome]:
         """Try dead letters (all where None) once more, oldest first; those that take effect leave the table.
 
+        All of them are tried in several transactions, so that they need not be in memory at once.
+
         Raises:
             ValueError: no such dead letter.
             IndexStoreError: as `apply`.
         """
-        with self.file.read() as reading:
-            letters = (
-                list_dead_letters(reading)
-                if numbers is None
-                else [get_dead_letter(reading, number) for number in sorted(set(numbers))]
-            )
-        with self._batch({}) as batch:
-            for letter in letters:
-                batch.again(letter)
-            return batch.finish()
+        if numbers is not None:
+            with self.file.read() as reading:
+                return self._again([get_dead_letter(reading, number) for number in sorted(set(numbers))])
+        outcomes: list[Outcome] = []
+        after = -1
+        while letters := self.dead_letters(after=after, limit=_REPLAYED):
+            outcomes += self._again(letters)
+            after = letters[-1].number
+        return outcomes
 
     def dead_letters(self, *, after: int = -1, limit: int | None = None) -> list[DeadLetter]:
         """Dead letters in order of their numbers, at most `limit` of those above `after`."""
         with self.file.read() as reading:
-            return list_dead_letters(reading, after=after, limit=limit)
+            return list(islice(iterate_dead_letters(reading, after=after), limit))
 
-    def drop_dead_letters(self, numbers: Sequence[int]) -> None:
-        """Forget them; they are not tried again.
+    def dead_letter_records(
+        self, *, after: int, limit: int, max_bytes: int
+    ) -> tuple[list[tuple[int, bytes]], bool]:
+        """See `dead_letters.dead_letter_records`."""
+        with self.file.read() as reading:
+            return dead_letter_records(reading, after=after, limit=limit, max_bytes=max_bytes)
+
+    def drop_dead_letters(self, numbers: Iterable[int] | None = None) -> int:
+        """Forget them (all where None); they are not tried again. Returns how many they were.
 
         Raises:
             ValueError: no such dead letter.
         """
         with self.file.write() as writing:
             letters = DeadLetters(writing, most=self._max_dead_letters)
-            for number in set(numbers):
+            wanted = set(letters.numbers() if numbers is None else numbers)
+            for number in wanted:
                 letters.remove(get_dead_letter(writing, number))
+        return len(wanted)
 
     def offset(self, source: str) -> bytes | None:
         """Offset of the last event of a source that was committed."""
@@ -183,9 +202,12 @@ class IndexStore:
             sizes, ad_ids=ad_ids, sids=sids, statuses=statuses, versions=versions, content=content
         )
         sequence = bulk_load(self.file, tokenizer_id, level_sizes=sizes, ads=ads, replace_all=replace_all)
-        waiting = [letter.number for letter in self.dead_letters() if letter.waiting]
-        if waiting:
-            self.replay(waiting)
+        with self.file.read() as reading:
+            waiting = [letter.number for letter in iterate_dead_letters(reading) if letter.waiting]
+        for at in range(0, len(waiting), _REPLAYED):
+            with self.file.read() as reading:
+                part = [get_dead_letter(reading, number) for number in waiting[at : at + _REPLAYED]]
+            self._again(part)
         return sequence
 
     def close(self) -> None:
@@ -199,6 +221,12 @@ class IndexStore:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+    def _again(self, letters: Sequence[DeadLetter]) -> list[Outcome]:
+        with self._batch({}) as batch:
+            for letter in letters:
+                batch.again(letter)
+            return batch.finish()
 
     @contextmanager
     def _batch(self, offsets: Mapping[str, bytes]) -> Iterator[Batch]:

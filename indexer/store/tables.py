@@ -24,6 +24,14 @@ from serving.index.layout import (
     generation_tables,
 )
 
+_NAMES = {
+    "meta": META,
+    "ads": ADS,
+    "content": CONTENT,
+    "offsets": OFFSETS,
+    "dead": DEAD,
+    "waiting": WAITING,
+}
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 
@@ -57,17 +65,21 @@ class Tables:
         """
         where = Path(environment.path()).parent
         try:
-            names = {"meta": META, "ads": ADS, "content": CONTENT, "offsets": OFFSETS, "dead": DEAD}
-            named = {
-                field: environment.open_db(name, txn=txn, create=create)
-                for field, name in (names | {"waiting": WAITING}).items()
-            }
+            named = {f: environment.open_db(name, txn=txn, create=create) for f, name in _NAMES.items()}
             tables = cls(**named, generations={})
             for tokenizer_id in read_meta(tables, txn, where=where).generations:
                 tables.add(environment, txn, tokenizer_id=tokenizer_id, create=create)
         except lmdb.Error as error:
             raise IndexStoreError(f"index {where}: a table is missing or damaged: {error}") from error
         return tables
+
+    def named(self) -> dict[str, Any]:
+        """All handles by the name of the sub-database."""
+        found = {name.decode(): getattr(self, field) for field, name in _NAMES.items()}
+        for tokenizer_id, handles in self.generations.items():
+            tables = vars(generation_tables(tokenizer_id))
+            found |= {name.decode(): getattr(handles, field) for field, name in tables.items()}
+        return found
 
     def add(
         self, environment: lmdb.Environment, txn: lmdb.Transaction, *, tokenizer_id: str, create: bool
@@ -93,7 +105,7 @@ def read_meta(tables: Tables, txn: lmdb.Transaction, *, where: Path) -> StoreMet
     return StoreMeta.decode(bytes(raw or b"null"), where=where)
 
 
-def write_meta(tables: Tables, txn: lmdb.Transaction, *, meta: StoreMeta) -> None:
+def write_meta(tables: Tables, txn: Any, *, meta: StoreMeta) -> None:
     """Replace the record."""
     txn.put(INDEX_KEY, meta.encode(), db=tables.meta)
 
@@ -111,7 +123,7 @@ def read_counters(tables: Tables, txn: lmdb.Transaction, *, where: Path) -> dict
         raise IndexStoreError(f"index {where}: unreadable counters: {error!r}") from error
 
 
-def write_counters(tables: Tables, txn: lmdb.Transaction, *, counters: dict[str, int]) -> None:
+def write_counters(tables: Tables, txn: Any, *, counters: dict[str, int]) -> None:
     """Replace the record."""
     txn.put(COUNTERS_KEY, json.dumps(counters).encode(), db=tables.meta)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import lmdb
 
+from indexer.store.checked import CheckedTransaction
 from indexer.store.tables import Tables, read_meta
 from serving.index.layout import IndexStoreError, StoreMeta, open_environment
 
@@ -26,7 +27,7 @@ class ReadTransaction:
     """
 
     path: Path
-    txn: lmdb.Transaction
+    txn: Any
     tables: Tables
     meta: StoreMeta
 
@@ -40,11 +41,13 @@ class WriteTransaction(ReadTransaction):
     """What a transaction makes of the store; `StoreFile.write` commits it, or nothing of it.
 
     Attributes:
+        txn: keeps the checksums.
         meta: to be replaced by that of after the transaction.
         counters: events by what became of them; to be changed in place.
         log_rows: rows of the change log of each generation; to be changed in place.
     """
 
+    txn: CheckedTransaction
     counters: dict[str, int]
     log_rows: dict[str, int]
 

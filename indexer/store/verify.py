@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from indexer.store.arrays import read_ads, read_codes, read_sids, snapshot_of
-from indexer.store.dead_letters import DeadLetter, list_dead_letters
+from indexer.store.dead_letters import iterate_dead_letters
+from indexer.store.digests import digest_problems
 from indexer.store.tables import read_counters
 from indexer.store.transaction import ReadTransaction, read_store
 from serving.index.base import read_base
@@ -35,6 +36,7 @@ def find_problems(reading: ReadTransaction) -> Iterator[str]:
     Raises:
         IndexStoreError: the tables that all others hang on cannot be read.
     """
+    yield from digest_problems(reading.tables, reading.txn, where=reading.path)
     ads = read_ads(reading)
     for bad, what in (
         (ads["ad_id"] < 0, "an id below 0"),
@@ -139,23 +141,27 @@ def _as_readers_see(
 
 
 def _dead_letters(reading: ReadTransaction, counters: dict[str, int]) -> Iterator[str]:
+    ads: dict[int, int | None] = {}  # number -> ad
+    should_wait: set[int] = set()
     try:
-        letters: dict[int, DeadLetter] = {x.number: x for x in list_dead_letters(reading)}
+        for letter in iterate_dead_letters(reading):
+            ads[letter.number] = letter.event["ad_id"] if letter.event else None
+            if letter.waiting:
+                should_wait.add(letter.number)
     except ValueError as error:
         yield str(error)
         return
-    if letters and max(letters) >= counters.get("dead_letters", 0):
-        yield f"dead: number {max(letters)}, but the counter stands at {counters.get('dead_letters', 0)}"
+    if ads and max(ads) >= counters.get("dead_letters", 0):
+        yield f"dead: number {max(ads)}, but the counter stands at {counters.get('dead_letters', 0)}"
     waiting = set()
     with reading.txn.cursor(db=reading.tables.waiting) as cursor:
         for key, value in cursor:
+            ad_id = int.from_bytes(key, "big")
             for number in np.frombuffer(value, ">u8").tolist():
                 waiting.add(number)
-                letter = letters.get(number)
-                ad_id = int.from_bytes(key, "big")
-                if not letter or not letter.event or letter.event["ad_id"] != ad_id:
+                if ads.get(number) != ad_id:
                     yield f"waiting: ad {ad_id} names dead letter {number}, which is not its own"
-    for number in {n for n, letter in letters.items() if letter.waiting} - waiting:
+    for number in should_wait - waiting:
         yield f"dead: {number} should wait, but is not in waiting"
 
 

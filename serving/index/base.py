@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from serving.files import new_folder
+from serving.files import new_folder, sha256
 from serving.index.layout import BASE_MANIFEST, FORMAT_VERSION, IndexStoreError
 from serving.index.snapshot import IndexSnapshot
 from serving.index.trie import Trie
@@ -20,7 +21,7 @@ def write_base(snapshot: IndexSnapshot, folder: Path) -> None:
         OSError: the disk is full or not writable; nothing is left behind.
     """
     arrays = _arrays(snapshot)
-    manifest = {
+    manifest: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "sequence": snapshot.version,
         "tokenizer_id": snapshot.tokenizer_id,
@@ -30,7 +31,37 @@ def write_base(snapshot: IndexSnapshot, folder: Path) -> None:
     with new_folder(folder, replace=True) as work:
         for name, array in arrays.items():
             np.save(work / f"{name}.npy", array, allow_pickle=False)
+        files = [work / f"{name}.npy" for name in arrays]
+        manifest["bytes"] = {file.name: file.stat().st_size for file in files}
+        manifest["sha256"] = {file.name: sha256(file) for file in files}
         (work / BASE_MANIFEST).write_text(json.dumps(manifest))
+
+
+def check_sizes(folder: Path) -> None:
+    """Every file has the length that it was written with; costs no more than looking at the folder.
+
+    Who reads a page of a mapped file that was cut off is ended by SIGBUS.
+
+    Raises:
+        IndexStoreError: one is missing, or has another length.
+    """
+    _check_sizes(folder, _manifest(folder))
+
+
+def check_base(folder: Path) -> None:
+    """Every file holds, to the bit, what was written; reads all of them.
+
+    Raises:
+        IndexStoreError: one is missing or has changed.
+    """
+    read_base(folder)
+    for name, expected in _manifest(folder).get("sha256", {}).items():
+        try:
+            actual = sha256(folder / name)
+        except OSError as error:
+            raise IndexStoreError(f"{folder / name}: cannot be read: {error}") from error
+        if actual != expected:
+            raise IndexStoreError(f"{folder / name}: expected sha256 {expected}, got {actual}: it is damaged")
 
 
 def read_base(folder: Path) -> IndexSnapshot:
@@ -39,10 +70,9 @@ def read_base(folder: Path) -> IndexSnapshot:
     Raises:
         IndexStoreError: a file is missing, or does not hold what base.json says.
     """
+    manifest = _manifest(folder)
     try:
-        manifest = json.loads((folder / BASE_MANIFEST).read_text())
-        if manifest.get("format") != FORMAT_VERSION:
-            raise IndexStoreError(f"{folder}: expected format {FORMAT_VERSION}, got {manifest.get('format')}")
+        _check_sizes(folder, manifest)
         arrays = {}
         for name, (dtype, shape) in manifest["arrays"].items():
             # A view as a plain array: `memmap` objects make every small operation slower.
@@ -78,6 +108,28 @@ def read_base(folder: Path) -> IndexSnapshot:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IndexStoreError(f"{folder}: expected a readable base of the index, got: {error!r}") from error
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / BASE_MANIFEST).read_text())
+        if manifest["format"] != FORMAT_VERSION:
+            raise IndexStoreError(f"{folder}: expected format {FORMAT_VERSION}, got {manifest['format']}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IndexStoreError(f"{folder}: expected a readable base of the index, got: {error!r}") from error
+    return manifest
+
+
+def _check_sizes(folder: Path, manifest: dict[str, Any]) -> None:
+    for name, expected in manifest.get("bytes", {}).items():
+        try:
+            actual = (folder / name).stat().st_size
+        except OSError as error:
+            raise IndexStoreError(
+                f"{folder}: expected a readable base of the index, got: {error!r}"
+            ) from error
+        if actual != expected:
+            raise IndexStoreError(f"{folder / name}: expected {expected} bytes, got {actual}: it is damaged")
 
 
 def _arrays(snapshot: IndexSnapshot) -> dict[str, np.ndarray]:

@@ -180,6 +180,7 @@ def open_environment(
         )
     except lmdb.Error as error:
         raise IndexStoreError(f"index {path}: LMDB cannot open it: {error}") from error
+    environment.reader_check()  # the table of readers has 126 places; those of dead processes count
     # A read behind the end of a truncated file would end the process (SIGBUS).
     expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     actual = file.stat().st_size

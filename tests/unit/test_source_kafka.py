@@ -10,6 +10,7 @@ from indexer.sidecar.metrics import Metrics
 from indexer.sidecar.worker import Worker
 from indexer.sources.config import KafkaConfig
 from indexer.sources.kafka import KafkaSource
+from indexer.store.gaps import Gap
 from tests.recording_store import RecordingStore, event
 from tests.waiting import wait_until
 
@@ -48,7 +49,9 @@ class Sidecar:
         self.worker = Worker(
             store, heartbeat=folder / "beat", metrics=Metrics(), config=WorkerConfig(**settings)
         )
-        self.source = KafkaSource(KafkaConfig(cluster.brokers, TOPIC), self.worker, offset_of=store.offset)
+        self.source = KafkaSource(
+            KafkaConfig(cluster.brokers, TOPIC), self.worker, offset_of=store.offset, on_gap=store.record_gap
+        )
         self.worker.start()
         self.source.start()
 
@@ -143,6 +146,7 @@ def test_a_topic_made_anew_is_read_from_its_start(cluster, store, start, caplog)
     wait_until(lambda: len(store.applied) >= 40)
     assert applied(store) == list(range(40))
     assert any("partition 1 holds 0 .. 10, not 5001" in r.message for r in caplog.records)
+    assert store.gaps == [(f"kafka:{TOPIC}:1", Gap("offset 5000", "offset 0", lost=None))]
 
 
 def test_nothing_is_committed_to_kafka_before_the_store(cluster, store, start):
@@ -207,7 +211,7 @@ def test_brokers_that_are_not_there_are_a_problem_and_tried_again(tmp_path, stor
     monkeypatch.setattr("indexer.sources.kafka._TIMEOUT_S", 0.5)
     worker = Worker(store, heartbeat=tmp_path / "beat", metrics=Metrics())
     config = KafkaConfig("127.0.0.1:1", TOPIC, options={"socket.connection.setup.timeout.ms": "1000"})
-    source = KafkaSource(config, worker, offset_of=store.offset)
+    source = KafkaSource(config, worker, offset_of=store.offset, on_gap=store.record_gap)
     source.start()
     try:
         wait_until(lambda: source.state.failures, timeout_s=20)
@@ -221,4 +225,22 @@ def test_brokers_that_are_not_there_are_a_problem_and_tried_again(tmp_path, stor
 def test_without_the_package_the_error_says_what_to_install(store, monkeypatch):
     monkeypatch.setitem(sys.modules, "confluent_kafka", None)
     with pytest.raises(ImportError, match="make kafka-setup"):
-        KafkaSource(KafkaConfig("127.0.0.1:1", TOPIC), None, offset_of=store.offset)
+        KafkaSource(KafkaConfig("127.0.0.1:1", TOPIC), None, offset_of=store.offset, on_gap=store.record_gap)
+
+
+def test_events_that_retention_deleted_are_counted(cluster, store, start, monkeypatch):
+    """Before the start and while it runs; the test cluster itself deletes nothing."""
+    cluster.add(events(range(40)))
+    store.offsets = {f"kafka:{TOPIC}:{p}": b"2" for p in range(PARTITIONS)}
+    low, ends = {0: 7, 1: 3, 2: 0, 3: 0}, KafkaSource._ends
+    monkeypatch.setattr(KafkaSource, "_ends", lambda source, p: (low[p], ends(source, p)[1]))
+    sidecar = start(store)
+    wait_until(lambda: len(store.applied) >= 3 + 7 + 7 + 7)
+    assert store.gaps == [(f"kafka:{TOPIC}:0", Gap("offset 2", "offset 7", lost=4))]
+    low[2] = 15
+    cluster.add(events(range(100, 110)), partition=2)
+    wait_until(lambda: len(store.applied) == 34)
+    sidecar.source._next[2] = 11  # as if it had not read on
+    cluster.add(events([200]), partition=2)
+    wait_until(lambda: len(store.gaps) == 2)
+    assert store.gaps[1] == (f"kafka:{TOPIC}:2", Gap("offset 10", "offset 15", lost=4))

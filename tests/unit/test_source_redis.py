@@ -7,18 +7,14 @@ import time
 import pytest
 import redis
 
-from indexer.sidecar.config import WorkerConfig
-from indexer.sidecar.metrics import Metrics
-from indexer.sidecar.worker import Worker
 from indexer.sources.config import RedisConfig
 from indexer.sources.redis_streams import RedisSource
 from tests.recording_store import RecordingStore, event
 from tests.redis_server import BINARY, RedisServer
+from tests.redis_sidecar import GROUP, STREAM, RedisSidecar, add, pending
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="redis-server is not installed")
-
-STREAM, GROUP = "gr4ad:ads", "gr4ad-indexer"
 
 
 @pytest.fixture
@@ -28,40 +24,12 @@ def server(tmp_path):
     running.close()
 
 
-class Sidecar:
-    """Worker and source on a store that outlives them."""
-
-    def __init__(self, server: RedisServer, store: RecordingStore, folder, *, consumer="indexer", **settings):
-        store.gate.set()
-        metrics = Metrics()
-        self.store = store
-        self.worker = Worker(
-            store, heartbeat=folder / "beat", metrics=metrics, config=WorkerConfig(**settings)
-        )
-        config = RedisConfig(server.url, consumer=consumer, count=50)
-        self.source = RedisSource(config, self.worker, offset_of=store.offset)
-        self.worker.start()
-        self.source.start()
-
-    def stop(self) -> None:
-        self.source.stop()
-        self.worker.stop(timeout_s=5)
-        self.source.close()
-
-    def crash(self) -> None:
-        """End without committing, answering or acknowledging anything more."""
-        self.store.fail = OSError("the process is gone")
-        self.source._acknowledge = lambda: None
-        self.stop()
-        self.store.fail = None
-
-
 @pytest.fixture
 def start(server, tmp_path):
     running = []
 
-    def start(store, **settings) -> Sidecar:
-        running.append(Sidecar(server, store, tmp_path, **settings))
+    def start(store, **settings) -> RedisSidecar:
+        running.append(RedisSidecar(server, store, tmp_path, **settings))
         return running[-1]
 
     yield start
@@ -75,17 +43,6 @@ def store():
     return RecordingStore()
 
 
-def add(server, ads, *, version=1):
-    pipeline = server.client.pipeline(transaction=False)
-    for ad in ads:
-        pipeline.xadd(STREAM, {"event": event(ad, version)})
-    return pipeline.execute()
-
-
-def pending(server) -> int:
-    return server.client.xpending(STREAM, GROUP)["pending"]
-
-
 def ads(store) -> list[int]:
     return [a for a, _ in store.applied]
 
@@ -97,7 +54,8 @@ def test_all_events_apply_once_in_order_and_are_acknowledged(server, store, star
     wait_until(lambda: len(store.applied) >= 500)
     wait_until(lambda: pending(server) == 0)
     assert ads(store) == list(range(500))
-    assert store.offsets == {f"redis:{STREAM}": ids[-1]}
+    assert store.offsets == {f"redis:{STREAM}": ids[-1] + b" 500"}
+    assert store.gaps == []
 
 
 def test_nothing_is_acknowledged_before_the_commit(server, store, start):
@@ -323,7 +281,7 @@ def test_lag_is_measured_also_after_a_crash(server, store, start, monkeypatch):
     add(server, range(100, 140))
     behind = 140 - len(store.applied)
     # Connects and measures, hands nothing over.
-    held = RedisSource(RedisConfig(server.url), None, offset_of=store.offset)
+    held = RedisSource(RedisConfig(server.url), None, offset_of=store.offset, on_gap=store.record_gap)
     held._open()
     held._measure()
     assert held.state.lag_events == pytest.approx(behind, abs=held._group()["pending"])
@@ -370,4 +328,4 @@ def test_stop_is_quick_and_acknowledges_what_was_committed(server, store, start)
 
 def test_a_url_of_something_else_is_refused(store):
     with pytest.raises(ValueError, match="scheme"):
-        RedisSource(RedisConfig("http://127.0.0.1"), None, offset_of=store.offset)
+        RedisSource(RedisConfig("http://127.0.0.1"), None, offset_of=store.offset, on_gap=store.record_gap)

@@ -118,16 +118,28 @@ def test_a_full_queue_refuses_http_and_streams_leave_half_of_it(make, store):
     stop, taken = threading.Event(), []
     blocked = threading.Thread(target=lambda: taken.append(worker.submit(stream(6), kept=True, stop=stop)))
     blocked.start()
-    submissions = [worker.submit(http(a)) for a in range(100, 105)]  # HTTP still has room
+    bulk = worker.submit(http(*range(100, 105)))  # HTTP still has room, and single events have a queue
+    submissions = [bulk, *(worker.submit(http(a)) for a in range(200, 210))]
     with pytest.raises(UnavailableError, match="waiting") as refused:
-        worker.submit(http(200))
+        worker.submit(http(300))
     assert refused.value.status == 503
+    with pytest.raises(UnavailableError, match="waiting"):
+        worker.submit(http(300, 301))
     assert not taken
     store.gate.set()
     blocked.join(5)
     assert taken[0].future.result(5)[0].result == "applied"
     assert all(s.future.result(5) for s in submissions)
-    assert [a for a, _ in store.applied] == [0, 1, 2, 3, 4, 5, 100, 101, 102, 103, 104, 6]
+    assert [a for a, _ in store.applied] == [0, *range(200, 210), 1, 2, 3, 4, 5, *range(100, 105), 6]
+
+
+def test_a_batch_ends_with_its_bytes(make, store):
+    worker = make(batch_bytes=1000, start=False)
+    raw = event(1, text="x" * 400)  # refused: a pause has no text
+    submission = worker.submit([Item(raw, "http")] * 7)
+    worker.start()
+    submission.future.result(5)
+    assert store.batches == [3, 3, 1]
 
 
 def test_the_queue_is_bounded_by_bytes_too(make, store):

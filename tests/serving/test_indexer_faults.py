@@ -1,0 +1,79 @@
+"""The true sidecar process under the faults of `benchmarks/faults/sidecar.py`: it lives and takes events."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks.faults import sidecar
+from indexer.store.index_store import IndexStore
+from launcher import HOME
+from tests.indexer_process import IndexerProcess
+from tests.indexing import LEVEL_SIZES, write_manifest
+
+ADS = 200
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_manifest(tmp_path / "bundles", 1, "tok-a")
+    random = np.random.default_rng(0)
+    sids = np.stack([random.integers(0, v, ADS) for v in LEVEL_SIZES], axis=1).astype(np.int32)
+    with IndexStore(tmp_path / "index") as store:
+        store.build("tok-a", LEVEL_SIZES, ad_ids=np.arange(ADS), sids=sids, statuses=np.full(ADS, "active"))
+    return tmp_path
+
+
+@pytest.fixture
+def start(folder):
+    running = []
+
+    def start(*options, **settings) -> IndexerProcess:
+        paths = ["--index", str(folder / "index"), "--bundles", str(folder / "bundles")]
+        running.append(IndexerProcess(folder, *paths, *options, **settings))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+
+
+def test_big_dead_letters_are_read_and_nobody_waits(start):
+    figures = sidecar.big_dead_letters(start().url, ad_id=1, letters=300, readers=3)
+    assert figures["largest_answer_bytes"] < 1_500_000
+    assert (figures["failed"], figures["lost"]) == (0, 0)
+    assert figures["healthz_p99_ms"] < 300  # 100 on an idle machine
+
+
+def test_bulks_that_nest_hold_nobody_up(start):
+    figures = sidecar.nested_bulk(start().url, ad_id=1, rows=5_000)
+    assert (figures["failed"], figures["wrong"]) == (0, 0)
+    assert figures["healthz_p99_ms"] < 300
+    assert figures["seconds"] < 15
+
+
+def test_silent_connections_keep_nobody_away(start):
+    figures = sidecar.silent_connections(start().url, ad_id=1)
+    assert figures["connections"] == 1200
+    assert figures["failed"] == 0
+    assert figures["healthz_p99_ms"] < 1000
+    assert figures["pauses"] > 3
+
+
+def test_no_further_files_neither_spin_nor_flood_the_log(start):
+    process = start()
+    figures = sidecar.few_files(process.url, ad_id=1, pid=process.process.pid, log=process.log_file)
+    assert figures["log_bytes"] < 20_000
+    assert figures["cpu_share"] < 0.5
+    assert figures["recovery_s"] < 10
+
+
+def test_fewer_files_than_connections_are_refused_at_the_start(folder):
+    paths = ["--index", folder / "index", "--bundles", folder / "bundles", "--port", "0"]
+    ended = subprocess.run(
+        ["sh", "-c", 'ulimit -n 200; exec "$@"', "sh", sys.executable, "-m", "indexer", "serve", *paths],
+        cwd=HOME, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "open files (ulimit -n), got 200" in ended.stderr
