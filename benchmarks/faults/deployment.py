@@ -152,6 +152,12 @@ class Deployment:
                 continue
         return found
 
+    @property
+    def shm_prefix(self) -> str:
+        """Of what the server has in shared memory."""
+        words = self.processes()["tritonserver"][0].cmdline()
+        return next(word.partition("prefix-name=")[2] for word in words if "shm-region-prefix-name=" in word)
+
     def fresh(self) -> None:
         """Forget the last run of it: logs grow from here."""
         for path in (self.log_file, self.run / "triton.log"):
