@@ -89,6 +89,11 @@ class Admin:
         found = self._call("get_model_config", model)
         return json_format.MessageToDict(found.config, preserving_proto_field_name=True)
 
+    def side_by_side(self) -> list[str]:
+        """Loaded models that serve all of their versions, which is what a new version is published to."""
+        loaded = sorted({v.model for v in self.versions() if v.state == "READY"})
+        return [model for model in loaded if "all" in self.config(model).get("version_policy", {})]
+
     def statistics(self) -> list[Any]:
         """Statistics of every version of every loaded model (`ModelStatistics` of Triton's protocol)."""
         return list(self._call("get_inference_statistics").model_stats)
