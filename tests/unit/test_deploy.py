@@ -29,7 +29,7 @@ from tests.deployment import (
 )
 
 EXTRAS = ("gpu", "kafka")  # values of the build argument PACKAGES, besides the default
-FIRST_PARTY = {"serving", "launcher", "indexer", "deploy", "triton_python_backend_utils"}
+FIRST_PARTY = {"serving", "web", "gateway", "launcher", "indexer", "deploy", "triton_python_backend_utils"}
 
 
 def _pins(path: Path = HOME / "requirements.lock") -> dict[str, str]:
@@ -125,7 +125,7 @@ def _names(node: ast.AST) -> set[str]:
 
 def _imports() -> tuple[set[str], set[str]]:
     """What must be there, and what is only tried."""
-    rooms = ("serving", "launcher", "indexer", "model_repository", "export/templates")
+    rooms = ("serving", "web", "gateway", "launcher", "indexer", "model_repository", "export/templates")
     folders = [HOME / room for room in rooms]
     files = [
         DEPLOY / "alive.py",
@@ -148,6 +148,7 @@ def _imports() -> tuple[set[str], set[str]]:
 def test_the_image_has_what_the_code_imports_and_no_more() -> None:
     needed, tried = _imports()
     distributions = metadata.packages_distributions()
+    needed |= {"httptools", "uvloop"}  # web/ names them to uvicorn, which imports them
     assert {canonicalize_name(distributions[name][0]) for name in needed} == wanted_packages()
     extra = [line for packages in EXTRAS for line in _extra_lines(packages)]
     assert all(re.fullmatch(r"[\w-]+==[\d.]+", line) for line in extra)  # the lock does not have them
