@@ -108,7 +108,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _log_to(server: TritonServer) -> None:
     """What the launcher has to say goes into the server's log, which is bounded."""
-    handlers: list[logging.Handler] = [logging.StreamHandler(server.log_stream)]
+    handlers: list[logging.Handler] = [logging.StreamHandler(server.log.stream)]
     if sys.stderr.isatty():
         handlers.append(logging.StreamHandler())
     logging.basicConfig(level=logging.INFO, format="launcher %(asctime)s %(message)s", handlers=handlers)

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--run-file", type=Path, default=DEFAULT_RUN_FILE, help="what the launcher wrote [%(default)s]")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("models", help="every model, its versions and their states")
-    text = "loads new versions; without names of every model (what has not changed stays as it is)"
+    text = "loads new versions; without names, of every model that serves all of its versions side by side"
     commands.add_parser("load", help=text).add_argument("model", nargs="*")
     commands.add_parser("unload", help="unloads models").add_argument("model", nargs="+")
     options = parser.parse_args(arguments)
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for version in admin.versions():
                     print(f"{version.model:<24} {version.version:>6}  {version.state:<12} {version.reason}")
                 return 0
-            models = options.model or sorted({v.model for v in admin.versions()})
+            models = options.model or admin.side_by_side()
             for model in models:
                 (admin.load if options.command == "load" else admin.unload)(model)
                 print(f"{model}: {options.command}ed", flush=True)

@@ -37,9 +37,12 @@ class StandstillWatch:
         """Begin."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread."""
+    def end(self) -> None:
+        """Begin no more; `join` waits for what is in hand."""
         self._end.set()
+
+    def join(self) -> None:
+        """Wait for the thread."""
         if self._thread.is_alive():
             self._thread.join()
 

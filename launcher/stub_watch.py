@@ -60,9 +60,12 @@ class StubWatch:
         self._seen = {stub.pid: stub for stub in stubs(self._prefix)}
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread; a reload in hand is waited for."""
+    def end(self) -> None:
+        """Begin no more; `join` waits for what is in hand."""
         self._end.set()
+
+    def join(self) -> None:
+        """Wait for the thread."""
         if self._thread.is_alive():
             self._thread.join()
 

@@ -25,7 +25,7 @@ class Supervisor:
     def __init__(self, server: TritonServer) -> None:
         """Of a server that was started."""
         self._server = server
-        self._restarts = Restarts(most_s=10.0, limit=RESTART_LIMIT)
+        self._restarts, self._gateways = (Restarts(most_s=10.0, limit=RESTART_LIMIT) for _ in range(2))
         self._asked, self._unanswered = time.monotonic(), 0
 
     def run(self) -> None:
@@ -41,8 +41,9 @@ class Supervisor:
 
     def problem(self) -> str | None:
         """What is wrong with the server as a whole, None for nothing."""
-        status = self._server.poll()
-        if status is not None:
+        if (status := self._server.gateway.poll()) is not None:
+            self._restart_gateway(status)
+        if (status := self._server.poll()) is not None:
             return f"Triton ended with status {status}"
         now = time.monotonic()
         if now - self._asked >= _ASK_EVERY_S:
@@ -53,6 +54,16 @@ class Supervisor:
             if self._unanswered >= _HANGS_AFTER
             else None
         )
+
+    def _restart_gateway(self, status: int) -> None:
+        pause = self._gateways.next_pause()
+        if pause is None:
+            raise ServerError(
+                f"the gateway ended with status {status}; given up after {RESTART_LIMIT} new starts"
+            )
+        logger.error("the gateway ended with status %d; starting it again in %.1f s", status, pause)
+        time.sleep(pause)
+        self._server.gateway.restart()
 
     def _restart(self, problem: str) -> None:
         while True:

@@ -32,8 +32,7 @@ def new_key() -> str:
 
 def lock_options(key: str) -> list[str]:
     """Options of `tritonserver` that lock what `Admin` does."""
-    lock = f"{','.join(RESTRICTED)}:{_KEY_NAME}={key}"
-    return [f"--grpc-restricted-protocol={lock}", f"--http-restricted-api={lock}"]
+    return [f"--grpc-restricted-protocol={','.join(RESTRICTED)}:{_KEY_NAME}={key}"]
 
 
 class ModelVersion(NamedTuple):
@@ -88,6 +87,17 @@ class Admin:
         """Config of a loaded model, as JSON has it."""
         found = self._call("get_model_config", model)
         return json_format.MessageToDict(found.config, preserving_proto_field_name=True)
+
+    def public(self) -> list[str]:
+        """Loaded models that are for clients: the ensembles, or all where there is none."""
+        configs = {v.model: self.config(v.model) for v in self.versions() if v.state == "READY"}
+        ensembles = [model for model, config in configs.items() if "ensemble_scheduling" in config]
+        return sorted(ensembles or configs)
+
+    def side_by_side(self) -> list[str]:
+        """Loaded models that serve all of their versions, which is what a new version is published to."""
+        loaded = sorted({v.model for v in self.versions() if v.state == "READY"})
+        return [model for model in loaded if "all" in self.config(model).get("version_policy", {})]
 
     def statistics(self) -> list[Any]:
         """Statistics of every version of every loaded model (`ModelStatistics` of Triton's protocol)."""

@@ -21,7 +21,7 @@ class TritonOptions:
     Attributes:
         repository: The model repository.
         models: Names to load; None for all.
-        host: The address that gRPC and metrics listen on.
+        host: The address that gRPC listens on.
         exit_timeout_s: Seconds Triton gives, after SIGTERM, requests in flight. Unloading comes on top.
         shm_default_bytes: First size of a Python model instance's shared memory, which grows as needed.
         extra: More options of `tritonserver`.
@@ -43,7 +43,7 @@ class TritonOptions:
 
         Args:
             files: Which server.
-            ports: By service: http, grpc, metrics.
+            ports: grpc and triton_metrics are its own.
             shm_prefix: Of the names of its regions of shared memory.
             key: Of `launcher.triton_admin`. Other users of this machine can read a command line
             (docs/security.md).
@@ -56,8 +56,10 @@ class TritonOptions:
         # Our configs are complete. Completing them would start one more stub for each model first.
         command.append("--disable-auto-complete-config")
         command += [f"--load-model={name}" for name in (["*"] if self.models is None else self.models)]
-        for service, port in ports.items():
-            command += [f"--{service}-address={self.host}", f"--{service}-port={port}"]
+        # HTTP is the gateway's: Triton's own ends at a shape of 10^10, and takes orders from any web page.
+        command.append("--allow-http=false")
+        command += [f"--grpc-address={self.host}", f"--grpc-port={ports['grpc']}"]
+        command += ["--metrics-address=127.0.0.1", f"--metrics-port={ports['triton_metrics']}"]
         command += lock_options(key)
         if files.backend_directory is not None:
             command.append(f"--backend-directory={files.backend_directory}")

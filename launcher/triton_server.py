@@ -1,41 +1,34 @@
-"""A real Triton server as a context manager: starts it, waits until it is ready, stops what it started."""
+"""A server as a context manager, Triton and its gateway: starts both, waits until they answer, stops them."""
 
 from __future__ import annotations
 
 import atexit
 import itertools
-import logging
 import os
-import subprocess
 import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
 
-from launcher.drain import drain
+from launcher.drain import drain_file
+from launcher.gateway_process import GatewayProcess
 from launcher.ports import choose_ports, reachable
-from launcher.processes import end_process, start_process
 from launcher.server_files import ServerError, ServerFiles, prepare_server
 from launcher.server_log import ServerLog, rotated
-from launcher.standstill import StandstillWatch
-from launcher.stub_watch import StubWatch
-from launcher.stubs import remove_leftovers
 from launcher.triton_admin import Admin, new_key
 from launcher.triton_command import HOME, TritonOptions
-
-logger = logging.getLogger(__name__)
+from launcher.triton_process import TritonProcess
 
 DEFAULT_CACHE = HOME / "build" / "triton"
 _LOG_LINES_IN_ERROR = 25
-_KILL_AFTER_S = 10.0
 _NUMBERS = itertools.count()
 
 
 class TritonServer:
-    """One `tritonserver` process with its Python stubs, as a context manager.
+    """One `tritonserver` process with its Python stubs and its gateway, as a context manager.
 
     Every server gets its own process session and its own prefix of shared-memory regions, so that stopping it
     never touches another server on the same machine.
@@ -104,60 +97,66 @@ class TritonServer:
         self._startup_timeout_s = startup_timeout_s
         self._lame_duck_s, self._grace_s = lame_duck_s, grace_s
         self._log: ServerLog | None = None
-        self._running = False
-        self._process: subprocess.Popen[bytes] | None = None
-        self._admin: Admin | None = None
-        self._watches: list[StubWatch | StandstillWatch] = []
+        self._triton: TritonProcess | None = None
+        self._gateway: GatewayProcess | None = None
 
     @property
     def http_url(self) -> str:
-        """`host:port` as tritonclient wants it (no scheme)."""
+        """`host:port` of the gateway, as tritonclient wants it (no scheme)."""
         return self._url("http")
 
     @property
     def grpc_url(self) -> str:
-        """`host:port` as tritonclient wants it (no scheme)."""
+        """`host:port` of Triton, as tritonclient wants it (no scheme)."""
         return self._url("grpc")
 
     @property
     def metrics_url(self) -> str:
-        """Full URL of the Prometheus page."""
+        """Full URL of the Prometheus page: the gateway's metrics and Triton's."""
         return f"http://{self._url('metrics')}/metrics"
 
     @property
     def pid(self) -> int:
         """Process id of `tritonserver`, which is also the id of its session and process group."""
-        if self._process is None:
-            raise ServerError("the Triton server is not started")
-        return self._process.pid
+        return self._running().pid
 
     @property
     def admin(self) -> Admin:
         """What an operator may ask it."""
-        if self._admin is None:
+        return self._running().admin
+
+    @property
+    def gateway(self) -> GatewayProcess:
+        """Its HTTP."""
+        if self._gateway is None:
             raise ServerError("the Triton server is not started")
-        return self._admin
+        return self._gateway
+
+    @property
+    def log(self) -> ServerLog:
+        """Its log, that of its last run."""
+        if self._log is None:
+            raise ServerError("the Triton server is not started")
+        return self._log
 
     def start(self) -> TritonServer:
-        """Starts the server and returns when it is ready.
+        """Starts the server and returns when it answers requests.
 
         Raises:
             ServerError: No server files, no repository, a taken port, an exit before ready (a model that does
                 not load, for instance) or a timeout; with the last lines of the log.
         """
-        if self._running:
-            raise ServerError("the Triton server is already started")
+        if self._triton is not None:
+            raise ServerError(f"the Triton server is already started, pid {self.pid}")
         if not self.options.repository.is_dir():
             raise ServerError(f"no model repository at {self.options.repository} (filled by `make export`)")
         self._files = self._files or prepare_server(DEFAULT_CACHE)
-        self.ports = choose_ports(
-            self._wanted_ports, hosts=dict.fromkeys(self._wanted_ports, self.options.host)
-        )
+        hosts = dict.fromkeys(self._wanted_ports, self.options.host) | {"triton_metrics": "127.0.0.1"}
+        self.ports = choose_ports({**self._wanted_ports, "triton_metrics": None}, hosts=hosts)
         self._log = ServerLog(self.log_file)
-        self._running = True
         atexit.register(self.stop)
         try:
-            self._start_triton(self._files)
+            self._begin()
         except BaseException:  # also Ctrl-C while it starts
             self._keeps_log = True
             self.stop()
@@ -167,13 +166,13 @@ class TritonServer:
     def restart(self) -> None:
         """Starts Triton again, after it died or hangs, on the same ports; nothing of the old one stays.
 
+        The gateway goes on: whoever asks is told that there is no server.
+
         Raises:
             ServerError: as `start`.
         """
-        if self._files is None or not self._running:
-            raise ServerError("the Triton server is not started")
-        self._stop_triton(grace_s=0.0)
-        self._start_triton(self._files)
+        self._running().stop()
+        self._begin()
 
     def stop(self) -> None:
         """Stops the server: drains it, SIGTERM, then SIGKILL to its own group; removes its leftovers.
@@ -181,31 +180,25 @@ class TritonServer:
         Safe to repeat.
         """
         atexit.unregister(self.stop)
-        if not self._running:
-            return
-        self._running = False
-        died_by_itself = self._process is not None and self._process.poll() is not None
-        self._stop_triton(grace_s=self._grace_s)
-        if self._log is not None:
-            self._log.close()
-        if self.log_file is not None and not (self._keeps_log or died_by_itself):
-            for path in rotated(self.log_file):
-                path.unlink(missing_ok=True)
+        triton, self._triton = self._triton, None
+        gateway, self._gateway = self._gateway, None
+        with ExitStack() as last:
+            if self._log is not None:
+                last.callback(self._end_log, failed=triton is None or triton.poll() is not None)
+            if triton is not None:
+                last.callback(triton.stop)
+            if gateway is not None:
+                last.callback(gateway.stop)
+            if triton is not None and self._grace_s > 0:  # a second Ctrl-C ends the waiting, not the order
+                triton.drain(lame_duck_s=self._lame_duck_s, grace_s=self._grace_s)
 
     def poll(self) -> int | None:
-        """Exit status of the server, None while it runs."""
-        return None if self._process is None else self._process.poll()
+        """Exit status of Triton, None while it runs."""
+        return None if self._triton is None else self._triton.poll()
 
     def log_tail(self, lines: int = _LOG_LINES_IN_ERROR) -> str:
         """The last lines of the server's log."""
         return "" if self._log is None else "\n".join(self._log.lines()[-lines:])
-
-    @property
-    def log_stream(self) -> TextIO:
-        """A file that adds lines to the server's log."""
-        if self._log is None:
-            raise ServerError("the Triton server is not started")
-        return self._log.stream
 
     def __enter__(self) -> TritonServer:
         """Starts the server."""
@@ -217,6 +210,11 @@ class TritonServer:
         """Stops the server."""
         self.stop()
 
+    def _running(self) -> TritonProcess:
+        if self._triton is None:
+            raise ServerError("the Triton server is not started")
+        return self._triton
+
     def _url(self, service: str) -> str:
         if service not in self.ports:
             raise ServerError("the Triton server is not started")
@@ -225,49 +223,39 @@ class TritonServer:
     def _command(self, files: ServerFiles) -> list[str]:
         return self.options.command(files, ports=self.ports, shm_prefix=self.shm_prefix, key=self.key)
 
-    def _start_triton(self, files: ServerFiles) -> None:
-        assert self._log is not None
-        env = self.options.environment(files, metrics_url=self.metrics_url, shm_prefix=self.shm_prefix)
-        self._process = start_process(self._command(files), output=self._log.stream.fileno(), env=env)
-        self._admin = Admin(self.grpc_url, key=self.key)
-        self._wait_until_ready(self._process)
-        self._watches = [StubWatch(self._admin, shm_prefix=self.shm_prefix), StandstillWatch(self.shm_prefix)]
-        for watch in self._watches:
-            watch.start()
-
-    def _stop_triton(self, *, grace_s: float) -> None:
-        watches, self._watches = self._watches, []
-        for watch in watches:
-            watch.stop()
-        process, self._process = self._process, None
-        admin, self._admin = self._admin, None
-        try:
-            if grace_s > 0 and admin is not None and process is not None and process.poll() is None:
-                left = drain(
-                    admin, shm_prefix=self.shm_prefix, lame_duck_s=self._lame_duck_s, grace_s=grace_s
-                )
-                if left:
-                    logger.warning("%d requests in hand have no answer after %.0f s; ending", left, grace_s)
-        finally:  # also after a second Ctrl-C
-            if process is not None:
-                end_process(process, kill_after_s=self.options.exit_timeout_s + _KILL_AFTER_S)
-            if admin is not None:
-                admin.close()
-            remove_leftovers(self.shm_prefix)
-
-    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+    def _begin(self) -> None:
+        """Starts Triton, and the gateway if there is none yet."""
+        assert self._files is not None
         deadline = time.monotonic() + self._startup_timeout_s
-        while True:
-            exit_code = process.poll()
-            if exit_code is not None:
-                raise ServerError(f"Triton ended with status {exit_code} before it was ready{self._ending()}")
-            if self.admin.is_ready():
-                return
-            if time.monotonic() > deadline:
-                raise ServerError(f"Triton was not ready after {self._startup_timeout_s} s{self._ending()}")
-            time.sleep(0.05)
+        triton = self._triton = TritonProcess(
+            self.options,
+            self._files,
+            command=self._command(self._files),
+            ports=self.ports,
+            shm_prefix=self.shm_prefix,
+            key=self.key,
+            log=self.log,
+        )
+        try:
+            triton.wait_until_ready(deadline=deadline)
+            if self._gateway is None:
+                self._gateway = GatewayProcess(
+                    host=self.options.host,
+                    ports=self.ports,
+                    models=triton.admin.public(),
+                    draining=drain_file(self.shm_prefix),
+                    output=self.log.stream.fileno(),
+                )
+            triton.watch()
+            self._gateway.wait_until_ready(deadline=deadline)
+        except ServerError as error:
+            time.sleep(0.2)  # the thread of the log may be a moment behind
+            errors = "\n".join(self.log.errors())
+            end = f"last lines of {self.log_file or 'the log'}:\n{self.log_tail()}"
+            raise ServerError(f"{error}\n{errors}\n{end}") from error
 
-    def _ending(self) -> str:
-        time.sleep(0.2)  # the thread of the log may be a moment behind
-        errors = "" if self._log is None else "\n".join(self._log.errors())
-        return f"\n{errors}\nlast lines of {self.log_file}:\n{self.log_tail()}"
+    def _end_log(self, *, failed: bool) -> None:
+        self.log.close()
+        if self.log_file is not None and not (self._keeps_log or failed):
+            for path in rotated(self.log_file):
+                path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Sent(NamedTuple):
-    """One request: when it was sent and answered, in seconds since the start, and what was wrong, if anything."""
+    """One request: when it was sent and answered (seconds since the start), and what was wrong with it."""
 
     at: float
     until: float
@@ -80,7 +80,7 @@ class Traffic:
             at = self.now
             try:
                 problem = self._send()
-            except Exception as error:  # noqa: BLE001: whatever a client raises is a failed request
+            except Exception as error:  # noqa: BLE001 (whatever a client raises is a failed request)
                 problem = str(error) or type(error).__name__
             self.sent.append(Sent(at, self.now, problem))
             self._end.wait(self._pause_s)

@@ -14,11 +14,12 @@ import uuid
 from importlib import metadata
 from pathlib import Path
 
+from launcher.server_process import _stubs, choose_ports, is_ready, remove_leftovers
+
 from deploy import alive
 from examples.client import send
 from export.render import render
 from launcher import DEFAULT_CACHE, HOME, TritonServer, prepare_server
-from launcher.server_process import _stubs, choose_ports, is_ready, remove_leftovers
 from tests.deployment import IMAGE, container, image_packages, manifests
 from tests.pipeline import Pipeline, serving_config
 from tests.promql import TRITON

@@ -11,11 +11,11 @@ import uuid
 from pathlib import Path
 
 import pytest
+from launcher.server_process import choose_ports, is_ready, remove_leftovers
 
 from examples.client import send
 from export.render import render
 from launcher import DEFAULT_CACHE, HOME, prepare_server
-from launcher.server_process import choose_ports, is_ready, remove_leftovers
 from tests.pipeline import Pipeline, serving_config
 from tests.serving.ask import Reference, assert_same, request
 

@@ -142,7 +142,7 @@ def test_a_series_of_publishes_fails_no_request(own, other_graphs):
             with exported(other_graphs):
                 write_bundle(made, deployment.bundles, tokenizer=deployment.tokenizer, activate=False)
             render(deployment.bundles, deployment.repository, index=deployment.index, config=serving_config())
-            for model in sorted({v.model for v in server.admin.versions()}):
+            for model in server.admin.side_by_side():
                 server.admin.load(model)
             point_current(deployment.bundles, version)
             time.sleep(1.5)
