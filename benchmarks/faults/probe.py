@@ -6,6 +6,7 @@ import http.client
 import json
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ def ask(
     body: bytes | None = None,
     *,
     kind: str = "application/json",
+    headers: Mapping[str, str] | None = None,
     timeout_s: float = 60.0,
 ) -> tuple[int, bytes]:
     """Status and body of one request, its body of this content type, on a connection of its own.
@@ -31,7 +33,7 @@ def ask(
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=timeout_s)
     try:
-        connection.request(method, path, body, {"Content-Type": kind})
+        connection.request(method, path, body, {"Content-Type": kind, **(headers or {})})
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from indexer.sidecar.config import SidecarConfig, WorkerConfig
+from indexer.sidecar.log_limit import LogLimit
 from indexer.sidecar.sidecar import Sidecar
 from indexer.sources.config import KafkaConfig, RedisConfig
 from serving.index.layout import IndexStoreError
@@ -109,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = parser()
     options = made.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(LogLimit())
     # SIGTERM ends like Ctrl-C, so that it stops the service in order also while that is still starting.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

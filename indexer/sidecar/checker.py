@@ -11,7 +11,7 @@ from indexer.sidecar.beside import Beside
 from indexer.store.file import StoreFile
 from indexer.store.health import IndexHealth, check_index
 from serving.index.base import check_sizes
-from serving.index.layout import STORE, IndexStoreError, base_folder
+from serving.index.layout import BASE, STORE, IndexStoreError, base_folder
 
 log = logging.getLogger("gr4ad.indexer")
 
@@ -96,6 +96,10 @@ class Checker:
         store = [f"the store is damaged: {problem}; {_ADVICE}" for problem in self._store]
         bases = [f"new base arrays are made: {problem}" for _, problem in self._bases.values()]
         return [*store, *bases]
+
+    def damaged(self) -> dict[str, int]:
+        """How many problems of the store there are, and of base arrays."""
+        return {STORE: len(self._store), BASE: len(self._bases)}
 
     def close(self) -> None:
         """End a check that runs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from indexer.sidecar.checker import Checker
 from indexer.sidecar.compactor import Compactor
 from indexer.sidecar.gaps import Gaps
 from indexer.sidecar.metrics import Sample
@@ -61,6 +62,13 @@ def reader_samples(readers: Readers) -> Iterator[Sample]:
     yield "oldest_reader_lag", text, _NO_LABELS, readers.lag
     text = "Readers that died inside a transaction and were cleared."
     yield "dead_readers_total", text, _NO_LABELS, readers.cleared
+
+
+def damage_samples(checker: Checker) -> Iterator[Sample]:
+    """What is not as it was written; in any thread."""
+    text = "Damaged tables and files (store), generations with damaged base arrays (base)."
+    for part, count in checker.damaged().items():
+        yield "damaged", text, {"part": part}, count
 
 
 def writer_samples(index: Path, *, depth: int, ready: bool) -> Iterator[Sample]:

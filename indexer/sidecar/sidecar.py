@@ -17,6 +17,7 @@ from indexer.sidecar.metrics import Metrics, Sample
 from indexer.sidecar.readers import Readers
 from indexer.sidecar.samples import (
     compactor_samples,
+    damage_samples,
     gap_samples,
     reader_samples,
     source_samples,
@@ -121,7 +122,13 @@ class Sidecar:
             log.debug("metrics of the store are those of before: %r", error)
         ready = not self.ready()[0]
         writer = writer_samples(self.config.index, depth=self.worker.depth, ready=ready)
-        return [*self._last, *writer, *source_samples(self.sources), *gap_samples(self.gaps)]
+        return [
+            *self._last,
+            *writer,
+            *source_samples(self.sources),
+            *gap_samples(self.gaps),
+            *damage_samples(self.checker),
+        ]
 
     def _written(self) -> list[Sample]:
         file, readers = self.store.file, reader_samples(self.readers)

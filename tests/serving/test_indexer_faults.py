@@ -1,5 +1,6 @@
 """The true sidecar process under the faults of `benchmarks/faults/sidecar.py`: it lives and takes events."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -8,9 +9,14 @@ import pytest
 
 from benchmarks.faults import sidecar
 from indexer.store.index_store import IndexStore
+from indexer.store.verify import verify
 from launcher import HOME
+from launcher.indexer_process import IndexerError
 from tests.indexer_process import IndexerProcess
 from tests.indexing import LEVEL_SIZES, write_manifest
+from tests.recording_store import event
+from tests.redis_server import RedisServer, needs_redis
+from tests.waiting import wait_until
 
 ADS = 200
 
@@ -77,3 +83,41 @@ def test_fewer_files_than_connections_are_refused_at_the_start(folder):
     )  # fmt: skip
     assert ended.returncode == 1
     assert "open files (ulimit -n), got 200" in ended.stderr
+
+
+@needs_redis
+def test_events_trimmed_away_are_told(start, tmp_path):
+    (tmp_path / "redis").mkdir()
+    with contextlib.closing(RedisServer(tmp_path / "redis")) as server:
+        process = start("--redis-url", server.url, "--redis-stream", "ads")
+        server.client.xadd("ads", {"event": event(1, 2)})
+        wait_until(lambda: process.ask("GET", "/ads/1")[1]["status"] == "paused")
+        figures = sidecar.trimmed_stream(process, server.client, stream="ads", events=200)
+        assert (figures["failed"], figures["lost"], figures["false_health"]) == (0, 0, 0)
+        assert figures["recovered"]
+
+
+def test_dead_readers_hold_no_pages_for_long(start, folder):
+    figures = sidecar.dead_readers(start().url, folder / "index", ad_id=1)
+    assert (figures["failed"], figures["recovered"]) == (0, True)
+    assert figures["recovery_s"] < 10
+    assert figures["grown_bytes"] < 1_000_000
+
+
+def test_a_base_that_is_cut_off_is_told_and_made_anew(start, folder):
+    figures = sidecar.broken_base(start().url, folder / "index", cut_bytes=100)
+    assert (figures["false_health"], figures["recovered"]) == (0, True)
+    assert figures["recovery_s"] < 15
+    assert verify(folder / "index") == []
+
+
+def test_a_damaged_store_ends_the_start_with_a_reason(start, folder):
+    figures = sidecar.flipped_bits(folder / "index", folder / "copy", flips=20)
+    assert (figures["wrong"], figures["found"] > 0) == (0, True)
+    file = folder / "index" / "store" / "data.mdb"
+    raw = bytearray(file.read_bytes())
+    at = raw.index((77).to_bytes(8, "big") + b"\0" * 3)  # an ad's key and its record
+    raw[at + 9] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(IndexerError, match="damaged.*restore a backup"):
+        start()
