@@ -20,13 +20,15 @@ from examples.client import send
 from launcher.indexer_process import IndexerProcess
 from serving.index.reader import IndexReader
 from serving.model.bundle import read_manifest
+from serving.model.current import HISTORY, point_current
 from training.preset.preset import Preset
 
 CONFIG = "configs/demo.yaml"
+WIDTHS = "8-16-32:8"
 SMALL = (
     *("model.width=64", "model.layers=3", "model.shared_layers=2"),
     *("tokenizer.codebook_sizes=[32,32]", "tokenizer.hash_size=64"),
-    *("features.short_slots=8", "features.long_slots=8", "serving.widths=8-16-32:8", "serving.threads=1"),
+    *("features.short_slots=8", "features.long_slots=8", f"serving.widths={WIDTHS}", "serving.threads=1"),
     "serving.slo_ms=2000",  # load control has its own bench
 )
 """A request takes some milliseconds: faults are about processes and files, not about arithmetic."""
@@ -37,7 +39,17 @@ _TENSORS = ("ad_ids", "scores", "expected_value", "sids")
 
 def prepared(run: Path) -> None:
     """Bundle, tokenizer and repository below `run`, made once; the index made anew."""
-    prepare(run, ads=ADS, preset=Preset.load(CONFIG, SMALL))
+    for path in (run / "bundles").glob("[2-9]*"):  # of publishes
+        shutil.rmtree(path)
+    if (run / "bundles").is_dir():
+        (run / "bundles" / HISTORY).unlink(missing_ok=True)
+        point_current(run / "bundles", 1)
+    prepare(run, ads=ADS, preset=small_preset())
+
+
+def small_preset() -> Preset:
+    """Of the deployment."""
+    return Preset.load(CONFIG, SMALL)
 
 
 @dataclass
@@ -131,7 +143,7 @@ class Deployment:
             self.tensors[number % len(self.tensors)],
             protocol="http" if http else "grpc",
             timeout_s=TIMEOUT_S,
-            parameters={"cache": "bypass", "widths": "8-16-32:8"},
+            parameters={"cache": "bypass", "widths": WIDTHS},
         )
         return {name: answer[name] for name in _TENSORS}
 

@@ -22,8 +22,8 @@ def stop_under_load(deployment: Deployment) -> dict[str, Any]:
     """Send `IN_FLIGHT` requests at once and SIGTERM after the first answer.
 
     Returns:
-        `sigterm_failed` (accepted and not answered), `sigterm_refused` (told to go elsewhere), `status` of the
-        launcher, `stop_s`, `stub_segfaults` (None where the kernel's log may not be read), `left` (files in
+        `sigterm_failed` (accepted and not answered), `sigterm_refused` (told to go elsewhere), `status`
+        of the launcher, `stop_s`, `stub_segfaults` (None where the kernel's log may not be read), `left` (files in
         shared memory).
     """
     pids = {process.pid for group in deployment.processes().values() for process in group}
@@ -47,7 +47,7 @@ def stop_under_load(deployment: Deployment) -> dict[str, Any]:
 
 
 def segfaults(pids: set[int]) -> int | None:
-    """How many of these processes the kernel's log has as ended by a segmentation fault; None without a log."""
+    """Processes of these that the kernel's log has with a segmentation fault; None without a log."""
     log = subprocess.run(["dmesg"], capture_output=True, text=True, check=False)
     if log.returncode:
         return None
