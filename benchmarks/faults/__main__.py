@@ -1,4 +1,4 @@
-"""Break a deployment in every way that is known, and count what its users saw: python -m benchmarks.faults.
+"""Break a deployment in every known way and count what its users saw: python -m benchmarks.faults.
 
 Writes build/bench/faults.json: a row for each fault (failed requests, wrong answers, seconds to recovery, looks
 at which health was false), and the totals over all rows.

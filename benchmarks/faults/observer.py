@@ -164,7 +164,7 @@ def judge(seen: Seen, *, at: float, over: float | None = None) -> Verdict:
 
 
 def _is_false(asked: list[Asked], when: float, healthy: bool) -> bool:
-    """Whether health says the opposite of every request of the last seconds, of which there are some."""
-    near = [a.outcome == "ok" for a in asked if when - SLACK_S <= a.ended <= when + 0.2]
-    spans = len(near) >= 5 and any(a.ended <= when - SLACK_S for a in asked)
+    """Whether health says the opposite of every request that was sent in the last seconds, of some."""
+    near = [a.outcome == "ok" for a in asked if when - SLACK_S <= a.began <= when]
+    spans = len(near) >= 5 and any(a.began < when - SLACK_S for a in asked)
     return spans and all(good != healthy for good in near)

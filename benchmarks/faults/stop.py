@@ -23,7 +23,7 @@ def stop_under_load(deployment: Deployment) -> dict[str, Any]:
 
     Returns:
         `sigterm_failed` (accepted and not answered), `sigterm_refused` (told to go elsewhere), `status`
-        of the launcher, `stop_s`, `stub_segfaults` (None where the kernel's log may not be read), `left` (files in
+        of the launcher, `stop_s`, `stub_segfaults` (None without a log), `left` (files in
         shared memory).
     """
     pids = {process.pid for group in deployment.processes().values() for process in group}
