@@ -27,7 +27,8 @@ _EPILOG = """examples:
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Its options."""
     parser = argparse.ArgumentParser(
         prog="python -m launcher",
         description="Serves a model repository, starts again what dies, stops on Ctrl-C.",
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (0 fine, 1 the server failed, 2 wrong options)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     # SIGTERM ends like Ctrl-C, so that it stops the server also while that is still starting.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from launcher.processes import process_stat
 from launcher.server_files import ServerError
 from serving.files import new_file
 
-DEFAULT_RUN_FILE = Path(__file__).resolve().parents[1] / "build" / "triton" / "server.json"
+_IN_CHECKOUT = Path(__file__).resolve().parents[1] / "build" / "triton" / "server.json"
+DEFAULT_RUN_FILE = Path(os.environ.get("GR4AD_RUN_FILE") or _IN_CHECKOUT)
 
 
 @dataclass(frozen=True)
