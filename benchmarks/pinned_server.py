@@ -10,8 +10,8 @@ from typing import Any
 import psutil
 import tritonclient.grpc
 
-from launcher import ServerError, TritonServer
-from launcher.server_files import ServerFiles
+from launcher.server_files import ServerError, ServerFiles
+from launcher.triton_server import TritonServer
 
 
 class Server(TritonServer):

@@ -64,6 +64,7 @@ class ServerLog:
 
     def _run(self) -> None:
         left_over, budget, at, skipped = b"", float(_BURST_BYTES), time.monotonic(), 0
+        is_whole = True
         while chunk := os.read(self._reader, _CHUNK):
             now = time.monotonic()
             budget = min(budget + (now - at) * _BYTES_PER_S, _BURST_BYTES)
@@ -71,12 +72,13 @@ class ServerLog:
             # Whole seconds at once: where every byte that fits is taken, bits of lines get through.
             if len(chunk) > budget or (skipped and budget < _BYTES_PER_S):
                 skipped += chunk.count(b"\n")
+                is_whole = chunk.endswith(b"\n")
                 continue
             budget -= len(chunk)
             if skipped:
-                self._write(f"... {skipped + 1} lines left out: more than {_BYTES_PER_S >> 10} KiB a second")
+                self._write(f"... {skipped} lines left out: more than {_BYTES_PER_S >> 10} KiB a second")
                 left_over, skipped = b"", 0
-                chunk = chunk.partition(b"\n")[2]
+                chunk = chunk if is_whole else chunk.partition(b"\n")[2]
             *lines, left_over = (left_over + chunk).split(b"\n")
             for line in lines:
                 self._write(line.decode(errors="replace"))

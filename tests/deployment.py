@@ -20,8 +20,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from export import render
-from launcher import HOME, gateway_process, triton_process
-from launcher.__main__ import parser
+from launcher import gateway_process, triton_process
+from launcher.command import parser
+from launcher.paths import HOME
 from launcher.triton_command import TritonOptions
 from serving.backend import model_settings
 from serving.backend.settings import ServingConfig

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher import TritonServer
+from launcher.triton_server import TritonServer
 
 
 @pytest.fixture(scope="package")

@@ -23,7 +23,7 @@ from indexer.encode.ad_encoder import AdEncoder
 from indexer.events.event import AdEvent
 from indexer.store.incoming import Incoming
 from indexer.store.index_store import IndexStore
-from launcher import TritonServer
+from launcher.triton_server import TritonServer
 from serving.index.reader import MAX_WAIT_S
 from tests.index_store import create, delete, pause, resume
 from tests.pipeline import Pipeline, checkpoint, copy_of, exported, serving_config

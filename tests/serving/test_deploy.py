@@ -19,7 +19,9 @@ from launcher.server_process import _stubs, choose_ports, is_ready, remove_lefto
 from deploy import alive
 from examples.client import send
 from export.render import render
-from launcher import DEFAULT_CACHE, HOME, TritonServer, prepare_server
+from launcher.paths import DEFAULT_CACHE, HOME
+from launcher.server_files import prepare_server
+from launcher.triton_server import TritonServer
 from tests.deployment import IMAGE, container, image_packages, manifests
 from tests.pipeline import Pipeline, serving_config
 from tests.promql import TRITON

@@ -16,7 +16,7 @@ from indexer.encode.ad_encoder import AdEncoder
 from indexer.events.event import CONTENT_FIELDS
 from indexer.store.index_store import IndexStore
 from indexer.store.verify import verify
-from launcher import TritonServer
+from launcher.triton_server import TritonServer
 from tests.indexer_process import IndexerProcess
 from tests.pipeline import checkpoint, copy_of, exported, serving_config, small_ads
 from tests.serving.ask import LIVE, request

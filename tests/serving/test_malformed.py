@@ -15,7 +15,7 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from examples.client import send
-from launcher import TritonServer
+from launcher.triton_server import TritonServer
 from tests.malformed import generate
 from tests.malformed_sender import Outcome, Sender
 from tests.malformed_tensors import Case, Tensor, overflows

@@ -8,7 +8,7 @@ import tritonclient.grpc
 
 from examples.client import send
 from export.render import render
-from launcher import TritonServer
+from launcher.triton_server import TritonServer
 from serving.backend.settings import ServingConfig
 from tests.pipeline import WIDTHS
 from tests.serving.ask import Reference, assert_same, request

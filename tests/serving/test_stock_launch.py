@@ -15,7 +15,8 @@ from launcher.server_process import choose_ports, is_ready, remove_leftovers
 
 from examples.client import send
 from export.render import render
-from launcher import DEFAULT_CACHE, HOME, prepare_server
+from launcher.paths import DEFAULT_CACHE, HOME
+from launcher.server_files import prepare_server
 from tests.pipeline import Pipeline, serving_config
 from tests.serving.ask import Reference, assert_same, request
 
@@ -88,7 +89,7 @@ def test_the_onnxruntime_target_on_its_own_backend(pipeline: Pipeline, tmp_path:
     backends = files.backend_directory or Path("/opt/tritonserver/backends")
     if not (backends / "onnxruntime").is_dir():
         pytest.skip(f"no onnxruntime backend in {backends}: the Triton of the wheel has none")
-    from launcher import TritonServer
+    from launcher.triton_server import TritonServer
 
     repository = tmp_path / "model_repository"
     render(pipeline.bundles, repository, index=pipeline.index, config=serving_config(), target="onnxruntime")

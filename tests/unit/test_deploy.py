@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
-from launcher import HOME, ServerFiles, triton_command
+from launcher import triton_command
+from launcher.paths import HOME
+from launcher.server_files import ServerFiles
 from launcher.triton_command import TritonOptions
 from tests.deployment import (
     DEPLOY,

@@ -24,7 +24,7 @@ from indexer.commands import build, serve
 from indexer.http.guard import Guard
 from indexer.sidecar.worker import Worker
 from indexer.sources.source import Source
-from launcher import HOME
+from launcher.paths import HOME
 from tests.deployment import (
     COMPOSE,
     DEPLOY,

@@ -17,8 +17,8 @@ import yaml
 from indexer.commands import serve
 from indexer.sidecar.worker import Worker
 from indexer.sources.source import Source
-from launcher import HOME
-from launcher.__main__ import parser
+from launcher.command import parser
+from launcher.paths import HOME
 from tests.deployment import (
     DEPLOY,
     IMAGE,

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import HOME, keep
+from launcher import keep
+from launcher.paths import HOME
 from launcher.restarts import Restarts
 
 # Notes its start in a file, then does what the second argument says.

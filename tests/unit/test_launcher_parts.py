@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher import HOME, ServerError
 from launcher.drain import in_hand
+from launcher.paths import HOME
 from launcher.processes import process_stat, raise_file_limit
 from launcher.restarts import Restarts
 from launcher.run_file import RunFile, start_time
+from launcher.server_files import ServerError
 from launcher.server_log import ServerLog, rotated, tail
 from tests.waiting import wait_until
 
