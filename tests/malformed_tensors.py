@@ -127,6 +127,13 @@ def _lying_shape(random: np.random.Generator, case: Case) -> Case:
     return _put(case, i, shape=odd[random.integers(len(odd))])
 
 
+def _large_shape(random: np.random.Generator, case: Case) -> Case:
+    """A shape that asks for gigabytes, whatever data came."""
+    i, _ = _pick(random, case)
+    shapes = [(1, 10**10), (10**10, 1), (1, 2**31), (1, 2**40), (2**20, 2**20), (0, 2**62), (2**62, 0)]
+    return _put(case, i, shape=shapes[random.integers(len(shapes))])
+
+
 def _lying_data(random: np.random.Generator, case: Case) -> Case:
     i, tensor = _pick(random, case)
     cut = int(random.integers(len(tensor.data) + 1))
@@ -288,6 +295,7 @@ TENSOR_FAULTS = {
         _unknown_dtype,
         _wrong_rank,
         _lying_shape,
+        _large_shape,
         _lying_data,
         _random_bits,
         _odd_value,
