@@ -10,12 +10,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from launcher.paths import HOME
 from launcher.ports import reachable
 from launcher.processes import end_process, start_process
 from launcher.server_files import ServerError
-from launcher.triton_command import HOME
 
-_KILL_AFTER_S = 30.0
+_KILL_AFTER_S = 25.0  # above its --grace-s
 
 
 class GatewayProcess:

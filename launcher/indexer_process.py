@@ -11,8 +11,8 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
+from launcher.paths import HOME
 from launcher.server_log import tail
-from launcher.triton_command import HOME
 
 
 class IndexerError(RuntimeError):

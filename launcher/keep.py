@@ -33,6 +33,7 @@ class Keeper:
         failures: int = 6,
         start_s: float = 300.0,
         stop_s: float = 30.0,
+        restarts: Restarts | None = None,
     ) -> None:
         """Prepare.
 
@@ -43,11 +44,12 @@ class Keeper:
             failures: looks without an answer in a row after which the command is ended and started again.
             start_s: seconds that a start may take, until the first answer; looks do not count before.
             stop_s: from SIGTERM to SIGKILL then.
+            restarts: pauses between two starts; None for a second at first, a minute at most.
         """
         self._command, self._url = list(command), url
         self._interval_s, self._failures = interval_s, failures
         self._start_s, self._stop_s = start_s, stop_s
-        self._restarts = Restarts(first_s=1.0, most_s=60.0)
+        self._restarts = restarts or Restarts(first_s=1.0, most_s=60.0)
         self._stopping = threading.Event()
         self._child: subprocess.Popen[bytes] | None = None
 

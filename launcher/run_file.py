@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from launcher.paths import DEFAULT_CACHE
 from launcher.processes import process_stat
 from launcher.server_files import ServerError
 from serving.files import new_file
 
-DEFAULT_RUN_FILE = Path(__file__).resolve().parents[1] / "build" / "triton" / "server.json"
+DEFAULT_RUN_FILE = Path(os.environ.get("GR4AD_RUN_FILE") or DEFAULT_CACHE / "server.json")
 
 
 @dataclass(frozen=True)

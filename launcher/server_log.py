@@ -15,7 +15,7 @@ MAX_BYTES = 16 << 20
 BACKUPS = 2  # <log>.1 and <log>.2
 _BURST_BYTES = 1 << 20
 _BYTES_PER_S = 64 << 10
-_CHUNK = 1 << 18
+_CHUNK = 64 << 10
 _KEPT_LINES, _KEPT_CHARACTERS = 1000, 4000
 _NOISE = ("CudaDriverHelper", "CUDA driver version is insufficient")  # said wherever there is no GPU
 
@@ -64,17 +64,21 @@ class ServerLog:
 
     def _run(self) -> None:
         left_over, budget, at, skipped = b"", float(_BURST_BYTES), time.monotonic(), 0
+        is_whole = True
         while chunk := os.read(self._reader, _CHUNK):
             now = time.monotonic()
             budget = min(budget + (now - at) * _BYTES_PER_S, _BURST_BYTES)
             at = now
-            if len(chunk) > budget:
+            # Whole seconds at once: where every byte that fits is taken, bits of lines get through.
+            if len(chunk) > budget or (skipped and budget < _BYTES_PER_S):
                 skipped += chunk.count(b"\n")
+                is_whole = chunk.endswith(b"\n")
                 continue
             budget -= len(chunk)
             if skipped:
                 self._write(f"... {skipped} lines left out: more than {_BYTES_PER_S >> 10} KiB a second")
                 left_over, skipped = b"", 0
+                chunk = chunk if is_whole else chunk.partition(b"\n")[2]
             *lines, left_over = (left_over + chunk).split(b"\n")
             for line in lines:
                 self._write(line.decode(errors="replace"))

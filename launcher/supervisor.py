@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 RESTART_LIMIT = 5
 """Ends within a minute that are put up with."""
 
+_GIVEN_UP = f"given up after {RESTART_LIMIT} new starts within a minute"
 _EVERY_S = 0.1
 _ASK_EVERY_S = 1.0
 _HANGS_AFTER = 4  # asked in vain, each for 2 s
@@ -58,9 +59,7 @@ class Supervisor:
     def _restart_gateway(self, status: int) -> None:
         pause = self._gateways.next_pause()
         if pause is None:
-            raise ServerError(
-                f"the gateway ended with status {status}; given up after {RESTART_LIMIT} new starts"
-            )
+            raise ServerError(f"the gateway ended with status {status}; {_GIVEN_UP}")
         logger.error("the gateway ended with status %d; starting it again in %.1f s", status, pause)
         time.sleep(pause)
         self._server.gateway.restart()
@@ -69,7 +68,7 @@ class Supervisor:
         while True:
             pause = self._restarts.next_pause()
             if pause is None:
-                raise ServerError(f"{problem}; given up after {RESTART_LIMIT} new starts within a minute")
+                raise ServerError(f"{problem}; {_GIVEN_UP}")
             logger.error("%s; starting it again in %.1f s", problem, pause)
             time.sleep(pause)
             try:

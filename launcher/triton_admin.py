@@ -13,7 +13,6 @@ import time
 from typing import Any, NamedTuple
 
 import tritonclient.grpc
-from google.protobuf import json_format
 from tritonclient.utils import InferenceServerException
 
 from launcher.server_files import ServerError
@@ -85,8 +84,8 @@ class Admin:
 
     def config(self, model: str) -> dict[str, Any]:
         """Config of a loaded model, as JSON has it."""
-        found = self._call("get_model_config", model)
-        return json_format.MessageToDict(found.config, preserving_proto_field_name=True)
+        found: dict[str, Any] = self._call("get_model_config", model, as_json=True)["config"]
+        return found
 
     def public(self) -> list[str]:
         """Loaded models that are for clients: the ensembles, or all where there is none."""

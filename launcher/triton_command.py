@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launcher.paths import HOME
 from launcher.server_files import ServerFiles
 from launcher.triton_admin import lock_options
-
-HOME = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)

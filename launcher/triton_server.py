@@ -15,14 +15,14 @@ from types import TracebackType
 
 from launcher.drain import drain_file
 from launcher.gateway_process import GatewayProcess
+from launcher.paths import DEFAULT_CACHE
 from launcher.ports import choose_ports, reachable
 from launcher.server_files import ServerError, ServerFiles, prepare_server
 from launcher.server_log import ServerLog, rotated
 from launcher.triton_admin import Admin, new_key
-from launcher.triton_command import HOME, TritonOptions
+from launcher.triton_command import TritonOptions
 from launcher.triton_process import TritonProcess
 
-DEFAULT_CACHE = HOME / "build" / "triton"
 _LOG_LINES_IN_ERROR = 25
 _NUMBERS = itertools.count()
 

@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 from tritonclient import grpc, http
 
-from launcher import HOME, ServerError, TritonServer, prepare_server
-from launcher.__main__ import main
+from launcher.command import main
+from launcher.paths import HOME
 from launcher.run_file import RunFile
+from launcher.server_files import ServerError, prepare_server
 from launcher.triton_admin import Admin
+from launcher.triton_server import TritonServer
 
 _CONFIG = """
 backend: "python"

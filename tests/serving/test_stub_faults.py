@@ -14,8 +14,8 @@ from benchmarks.faults.traffic import Outcome, Traffic
 from examples.client import send
 from export.bundle import point_current, write_bundle
 from export.render import render
-from launcher import TritonServer
 from launcher.stubs import SHM, stubs
+from launcher.triton_server import TritonServer
 from tests.pipeline import Pipeline, checkpoint, copy_of, exported, serving_config
 from tests.serving.ask import Reference, request
 from tests.waiting import wait_until

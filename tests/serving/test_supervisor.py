@@ -17,7 +17,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from examples.client import send
-from launcher import HOME
+from launcher.paths import HOME
 from launcher.run_file import RunFile
 from launcher.stubs import SHM, stubs
 from tests.pipeline import Pipeline
