@@ -26,9 +26,10 @@ from export.render import ADAPTERS, ENGINES, SOURCE, render
 from serving.backend.settings import ServingConfig
 from serving.files import write_file
 from serving.index.layout import IndexStoreError
-from serving.model.bundle import BundleError, read_manifest, versions
+from serving.model.bundle import BundleError, check_file, read_manifest, versions
 from serving.model.current import point_current, read_current
 from serving.model.manifest import Manifest
+from serving.model.placed import placed_files
 from training.preset.preset import ConfigError, Preset, add_preset_arguments
 
 logger = logging.getLogger(__name__)
@@ -84,11 +85,11 @@ def publish(version: int, place: Place, *, load: Callable[[str], object], roll_b
     """
     bundles, repository = place.bundles, place.repository
     with _lock(bundles):
-        serving = _serving(bundles)
+        serving, manifest = _serving(bundles), read_manifest(bundles / str(version), verify=False)
         if serving is not None:
             if version < serving.version and not roll_back:
                 return False
-            _require_same_shape(read_manifest(bundles / str(version), verify=False), serving)
+            _require_same_shape(manifest, serving)
         before = _Before.of(repository, version)
         loaded: list[str] = []
         try:
@@ -102,10 +103,12 @@ def publish(version: int, place: Place, *, load: Callable[[str], object], roll_b
                 device=place.device,
                 serving=version,
             )
-            for name in models:
-                if name.startswith("lazyar_"):
-                    loaded.append(name)
-                    _load(name, load, version=version)
+            graphs = [name for name in models if name.startswith("lazyar_")]
+            for path, digest in placed_files(repository, manifest).items() if graphs else ():
+                check_file(path.parent, path.name, digest)
+            for name in graphs:
+                loaded.append(name)
+                _load(name, load, version=version)
             point_current(bundles, version)
         except BaseException:
             before.restore()

@@ -1,5 +1,6 @@
 """Adapter of the cpu target: one ONNX graph on ONNX Runtime, for a Triton without a backend for it."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -15,18 +16,28 @@ from serving.backend.adapter import array
 from serving.backend.answers import answer_each
 from serving.backend.model_settings import GraphSettings
 from serving.engines.ort import open_checked
-from serving.model.bundle import read_manifest
+from serving.model.bundle import BundleError, read_manifest
 
 
 class TritonPythonModel:
     """Tensor names of model and graph are the same."""
 
     def initialize(self, args):
-        """Open the graph beside this file, if it is the one of the bundle."""
+        """Open the graph beside this file, if it is the one of the bundle.
+
+        With another one it loads as well, answers nothing, and the scheduler refuses its version: a version
+        that does not load would keep Triton from loading the good ones at its start.
+        """
         settings = GraphSettings.read(args)
-        manifest = read_manifest(settings.bundle(args["model_version"]), verify=False)
         file = Path(__file__).with_name("model.onnx")
-        self.session = open_checked(file, manifest, stem=settings.graph, threads=settings.threads)
+        self.session, self.refusal = None, None
+        try:
+            manifest = read_manifest(settings.bundle(args["model_version"]), verify=False)
+            self.session = open_checked(file, manifest, stem=settings.graph, threads=settings.threads)
+        except BundleError as error:
+            logging.getLogger(__name__).error("%s", error)
+            self.refusal = error
+            return
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.outputs = [o.name for o in self.session.get_outputs()]
 
@@ -36,5 +47,7 @@ class TritonPythonModel:
 
     def run(self, request):
         """Outputs of the graph."""
+        if self.refusal is not None:
+            raise self.refusal
         found = self.session.run(self.outputs, {n: array(pb_utils, request, n) for n in self.inputs})
         return dict(zip(self.outputs, found, strict=True))

@@ -479,6 +479,20 @@ def test_graph_model_with_a_wrong_shape(load):
     np.testing.assert_allclose(np.exp(answers[0].arrays()["logprob"]).sum(axis=1), 1, atol=1e-5)
 
 
+def test_a_graph_model_whose_file_is_not_the_bundles(triton, pipeline, tmp_path, caplog):
+    """It loads, so that Triton loads the other versions at its start, and answers nothing."""
+    folder = shutil.copytree(pipeline.repository / "lazyar_prefix", tmp_path / "lazyar_prefix")
+    graph = folder / "1" / "model.onnx"
+    data = bytearray(graph.read_bytes())
+    data[len(data) // 2] ^= 1
+    graph.write_bytes(data)
+    model = load_model(folder / "1" / "model.py", triton, config=folder / "config.pbtxt")
+    slots, profile = random_requests(1)
+    (answer,) = model.execute([Request({"slots": slots, "profile": profile})])
+    assert "model.onnx: expected sha256" in answer.error().message()
+    assert "graph prefix of version 1" in caplog.text
+
+
 def test_from_request_to_ads(graphs, load):
     """The three adapters one after the other, as the ensemble wires them."""
     features = load("request_features")
