@@ -166,14 +166,13 @@ class Worker:
             self._probe()
 
     def _run_calls(self) -> None:
-        with suppress(queue.Empty):
-            while True:
-                function, future = self._calls.get_nowait()
-                if future.set_running_or_notify_cancel():
-                    try:
-                        future.set_result(function())
-                    except Exception as error:
-                        future.set_exception(error)
+        for _ in range(self._calls.qsize()):  # not those that come meanwhile: events have their turn, too
+            function, future = self._calls.get_nowait()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except Exception as error:
+                    future.set_exception(error)
 
     def _commit(self, queued: list[Queued]) -> bool:
         """Apply and settle; False when the store failed and they were given back."""

@@ -21,6 +21,7 @@ from indexer.store.transaction import ReadTransaction, WriteTransaction
 from serving.index.layout import ad_key, number_key
 
 RAW_BYTES = 64 << 10
+MAX_BYTES = 1 << 30  # of all letters, as they lie on disk; the oldest make room
 MAX_WAITING = 256  # events of one ad that are tried again at each of its changes
 
 
@@ -175,12 +176,17 @@ class DeadLetters:
             self._txn.delete(ad_key(ad_id), db=self._tables.waiting)
 
     def _make_room(self) -> None:
-        while self._txn.stat(self._tables.dead)["entries"] > self._most:
+        while self._too_many():
             with self._txn.cursor(db=self._tables.dead) as cursor:
                 cursor.first()
                 number = int.from_bytes(cursor.key(), "big")
             self.remove(self.get(number))
             self._writing.count("dead_letters_forgotten")
+
+    def _too_many(self) -> bool:
+        stat = self._txn.stat(self._tables.dead)
+        pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        return stat["entries"] > self._most or (stat["entries"] > 1 and pages * stat["psize"] > MAX_BYTES)
 
 
 def get_dead_letter(reading: ReadTransaction, number: int) -> DeadLetter:

@@ -10,7 +10,13 @@ from benchmarks.faults.sidecar import BIG, NESTED
 from indexer.events.error import EventError
 from indexer.events.parse import parse_event
 from indexer.http.body import split_list
+from indexer.sidecar.metrics import Metrics
+from indexer.sidecar.worker import Worker
+from indexer.sources.submission import Item
+from indexer.store.incoming import Incoming
+from tests.index_store import empty_store, sound
 from tests.indexing import sidecar_client, write_manifest
+from tests.recording_store import RecordingStore, event
 from web.errors import HttpError
 
 
@@ -81,3 +87,35 @@ def test_pages_of_dead_letters_are_bounded_by_bytes_and_leave_none_out(tmp_path)
         assert [x["number"] for x in seen] == list(range(40))
         assert {x["raw"] for x in seen} == {'{"' + "\\xff" * ((64 << 10) - 2)}
         assert client.get("/dead-letters?limit=1&after=38").json()["next"] is None
+
+
+def test_dead_letters_are_bounded_by_bytes_too(tmp_path, monkeypatch):
+    """100,000 of them could have 39 GB."""
+    monkeypatch.setattr("indexer.store.dead_letters.MAX_BYTES", 4 << 20)
+    with empty_store(tmp_path) as store:
+        refused = EventError("invalid_json", "no event")
+        for _ in range(6):
+            store.apply([Incoming(refused, BIG, "test") for _ in range(10)])
+        assert (tmp_path / "store" / "data.mdb").stat().st_size < 24 << 20  # 60 would have 24 MB
+        numbers = [letter.number for letter in store.dead_letters()]
+        assert numbers == list(range(60 - len(numbers), 60))
+        assert 5 < len(numbers) < 12
+        assert store.file.counters["dead_letters_forgotten"] == 60 - len(numbers)
+        assert sound(store)
+
+
+def test_calls_that_keep_coming_do_not_hold_events_up(tmp_path):
+    store = RecordingStore()
+    worker = Worker(store, heartbeat=tmp_path / "beat", metrics=Metrics())
+
+    def again() -> None:
+        if not store.applied:
+            worker.call(again)
+
+    worker.call(again)
+    worker.start()
+    try:
+        submission = worker.submit([Item(event(1), "http")])
+        assert submission.future.result(5)[0].result == "applied"
+    finally:
+        worker.stop()
