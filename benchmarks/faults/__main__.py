@@ -1,7 +1,7 @@
-"""Break a deployment in every known way and count what its users saw: python -m benchmarks.faults.
+"""Break a deployment in every known way, count what its users saw: python -m benchmarks.faults.
 
-Writes build/bench/faults.json: a row for each fault (failed requests, wrong answers, seconds to recovery, looks
-at which health was false), and the totals over all rows.
+Writes build/bench/faults.json: a row for each fault (failed requests, wrong answers, seconds to recovery,
+looks at which health was false), and the totals over all rows.
 """
 
 from __future__ import annotations

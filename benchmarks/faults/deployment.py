@@ -19,7 +19,7 @@ from benchmarks.live_index.deployment import free_port, prepare, sidecar
 from examples.client import send
 from launcher.indexer_process import IndexerProcess
 from serving.index.reader import IndexReader
-from serving.model.bundle import read_manifest
+from serving.model.bundle import read_manifest, versions
 from serving.model.current import HISTORY, point_current
 from training.preset.preset import Preset
 
@@ -37,19 +37,21 @@ TIMEOUT_S = 3.0  # of a request
 _TENSORS = ("ad_ids", "scores", "expected_value", "sids")
 
 
-def prepared(run: Path) -> None:
-    """Bundle, tokenizer and repository below `run`, made once; the index made anew."""
-    for path in (run / "bundles").glob("[2-9]*"):  # of publishes
-        shutil.rmtree(path)
+def prepared(run: Path, *more: str) -> Preset:
+    """Bundle, tokenizer and repository below `run`, made once, and the index, made anew.
+
+    Args:
+        run: folder to work in.
+        more: settings of the preset that differ.
+    """
+    for version in versions(run / "bundles")[1:]:  # of publishes
+        shutil.rmtree(run / "bundles" / str(version))
     if (run / "bundles").is_dir():
         (run / "bundles" / HISTORY).unlink(missing_ok=True)
         point_current(run / "bundles", 1)
-    prepare(run, ads=ADS, preset=small_preset())
-
-
-def small_preset() -> Preset:
-    """Of the deployment."""
-    return Preset.load(CONFIG, SMALL)
+    preset = Preset.load(CONFIG, (*SMALL, *more))
+    prepare(run, ads=ADS, preset=preset)
+    return preset
 
 
 @dataclass

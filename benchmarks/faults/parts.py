@@ -9,7 +9,7 @@ from typing import Any
 import redis
 
 from benchmarks.faults import sidecar as sidecar_faults
-from benchmarks.faults.deployment import WIDTHS, Deployment, prepared, small_preset
+from benchmarks.faults.deployment import WIDTHS, Deployment, prepared
 from benchmarks.faults.fuzz import fuzz as send_malformed
 from benchmarks.faults.publishes import publish_series
 from benchmarks.faults.server import server_faults
@@ -54,7 +54,7 @@ def stop(run: Path, *, quick: bool, say: Say) -> Part:
 
 def publishes(run: Path, *, quick: bool, say: Say) -> Part:
     """Versions in a row, under half load, with every watch on."""
-    prepared(run)
+    preset = prepared(run, "serving.load_control=fixed")  # each request at the widths that it asks for
     with Deployment(run) as deployment:
         deployment.observer()
         link = RunFile.read(deployment.run_file)
@@ -66,7 +66,7 @@ def publishes(run: Path, *, quick: bool, say: Say) -> Part:
                     timeout_s=10.0,
                     parameters={"cache": "bypass", "widths": WIDTHS},
                 ),
-                Place(run / "bundles", run / "repository", run / "index", small_preset().serving),
+                Place(run / "bundles", run / "repository", run / "index", preset.serving),
                 requests=deployment.tensors,
                 load=admin.load,
                 processes=lambda: [p for group in deployment.processes().values() for p in group],
@@ -99,9 +99,9 @@ def sidecar(run: Path, *, quick: bool, say: Say) -> Part:
     store = Redis(run / "redis")
     store.start()
     try:
-        with sidecar_of(run, f"--redis-url={store.url}", "--redis-stream=ads") as process:
-            with redis.Redis.from_url(store.url) as client:
-                row("stream trimmed while away", sidecar_faults.trimmed_stream(process, client, stream="ads"))
+        options = f"--redis-url={store.url}", "--redis-stream=ads"
+        with sidecar_of(run, *options) as process, redis.Redis.from_url(store.url) as client:
+            row("stream trimmed while away", sidecar_faults.trimmed_stream(process, client, stream="ads"))
     finally:
         store.kill()
     return {}, rows

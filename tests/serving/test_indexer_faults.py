@@ -10,8 +10,8 @@ import pytest
 from benchmarks.faults import sidecar
 from indexer.store.index_store import IndexStore
 from indexer.store.verify import verify
-from launcher import HOME
 from launcher.indexer_process import IndexerError
+from launcher.triton_command import HOME
 from tests.indexer_process import IndexerProcess
 from tests.indexing import LEVEL_SIZES, write_manifest
 from tests.recording_store import event

@@ -19,7 +19,7 @@ from benchmarks.faults.publishes import publish_series
 from benchmarks.faults.variants import add_variant
 from examples.client import infer_inputs, send
 from export.publish import Place, publish
-from launcher import TritonServer
+from launcher.triton_server import TritonServer
 from serving.model.current import CURRENT, point_current
 from tests.pipeline import Pipeline, copy_of, serving_config
 from tests.serving.ask import Reference, assert_same, request
