@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import redis
 from benchmarks.faults import sidecar as sidecar_faults
 from benchmarks.faults.deployment import WIDTHS, Deployment, prepared
 from benchmarks.faults.fuzz import fuzz as send_malformed
+from benchmarks.faults.probe import ask
 from benchmarks.faults.publishes import publish_series
 from benchmarks.faults.server import server_faults
 from benchmarks.faults.stop import stop_under_load
@@ -101,6 +103,9 @@ def sidecar(run: Path, *, quick: bool, say: Say) -> Part:
     try:
         options = f"--redis-url={store.url}", "--redis-stream=ads"
         with sidecar_of(run, *options) as process, redis.Redis.from_url(store.url) as client:
+            client.xadd("ads", {"event": '{"kind": "pause", "ad_id": 1, "version": 1}'})
+            while b"paused" not in ask(process.url, "GET", "/ads/1")[1]:  # it has a position in the stream
+                time.sleep(0.1)
             row("stream trimmed while away", sidecar_faults.trimmed_stream(process, client, stream="ads"))
     finally:
         store.kill()
