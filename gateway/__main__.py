@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 _EPILOG = """examples:
   python -m gateway                           listens on 8000 (HTTP) and 8002 (metrics), Triton's gRPC on 8001
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--triton-metrics", metavar="URL", help="Triton's metrics page, shown behind the gateway's own [none]"
     )
+    add("--draining", type=Path, metavar="FILE", help="not ready while that file exists [none]")
     add("--model", action="append", help="model that may be asked for; repeat for several [gr4ad]")
     limits = parser.add_argument_group("bounds")
     add = limits.add_argument
@@ -114,7 +116,10 @@ def _serve(options: argparse.Namespace, stopped: list[int]) -> None:
             scrape=Scrape(options.triton_metrics) if options.triton_metrics else None,
             metrics_port=page.getsockname()[1],
             own_host=is_loopback(options.host),
-            stopping=lambda: connections.draining_since is not None,
+            stopping=lambda: (
+                connections.draining_since is not None
+                or (options.draining is not None and options.draining.exists())
+            ),
         )
         url, metrics_url = listen(listener), listen(page)  # whoever reads the line below may connect
         print(

@@ -21,6 +21,10 @@ class ResolverMetrics:
         """Register."""
         self._metrics, self._reader, self._due = Metrics(triton, RESOLVER, labels={}), reader, 0.0
 
+    def close(self) -> None:
+        """See `Metrics.close`."""
+        self._metrics.close()
+
     def look(self) -> None:
         """Show the index as it is; call between batches."""
         now = time.monotonic()

@@ -57,7 +57,8 @@ class SchedulerLoad:
         self._metrics.observe("gr4ad_level_seconds", seconds, level=name)
 
     def close(self) -> None:
-        """Stop watching the queue."""
+        """Stop watching the queue, and see `Metrics.close`."""
+        self._metrics.close()
         if self._depth is not None:
             self._depth.close()
         if self._limit is not None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher import TritonServer
+from launcher.triton_server import TritonServer
 from tests.gateway_process import running_gateway
 
 

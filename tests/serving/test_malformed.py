@@ -10,11 +10,10 @@ from dataclasses import replace
 import numpy as np
 import psutil
 import pytest
-import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from examples.client import send
-from launcher import TritonServer
+from launcher.triton_server import TritonServer
 from tests.malformed import generate
 from tests.malformed_run import run
 from tests.malformed_sender import Outcome, Sender
@@ -46,10 +45,7 @@ def _stubs(server) -> set[int]:
 
 
 def _all_models_ready(server) -> bool:
-    client = tritonclient.grpc.InferenceServerClient(server.grpc_url)
-    states = client.get_model_repository_index(as_json=True)["models"]
-    client.close()
-    return all(model.get("state") == "READY" for model in states)
+    return all(version.state == "READY" for version in server.admin.versions())
 
 
 def _assert_fits_the_contract(case: Case, outcome: Outcome) -> None:

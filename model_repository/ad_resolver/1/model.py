@@ -39,6 +39,10 @@ class TritonPythonModel:
         self.metrics = ResolverMetrics(pb_utils, self.reader)
         self.limits = settings.serving.limits
 
+    def finalize(self):
+        """Leave nothing behind."""
+        self.metrics.close()
+
     def execute(self, requests):
         """Resolve request by request with the index as of now."""
         self.reader.refresh()
