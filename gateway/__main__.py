@@ -62,21 +62,23 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (0 stopped, 1 failed, 2 wrong options)."""
-    # SIGTERM ends like Ctrl-C, so that both end it in order also while it is still starting.
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stopped: list[int] = []
+    # Noted, not raised: an exception in the middle of an import would come out as another one.
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, lambda got, _: stopped.append(got)) for number in numbers}
     try:
-        return _serve(_parser().parse_args(arguments))
-    except KeyboardInterrupt:
-        print("stopped", flush=True)
-        return 0
+        _serve(_parser().parse_args(arguments), stopped)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    print("stopped", flush=True)
+    return 0
 
 
-def _serve(options: argparse.Namespace) -> int:
+def _serve(options: argparse.Namespace, stopped: list[int]) -> None:
     from gateway.app import HEALTH, Gateway  # gRPC takes a moment to import; --help need not wait for it
     from gateway.errors import error_body
     from gateway.limits import Limits
@@ -124,8 +126,13 @@ def _serve(options: argparse.Namespace) -> int:
             f"gateway on {url}, metrics on {metrics_url}, Triton at {options.triton} (pid {os.getpid()})",
             flush=True,
         )
-        serve(app, listener, page, connections=connections, grace_s=options.grace_s)
-    return 0
+        serve(
+            app,
+            *(listener, page),
+            connections=connections,
+            grace_s=options.grace_s,
+            ended=lambda: bool(stopped),  # a signal before the server listened for it
+        )
 
 
 if __name__ == "__main__":

@@ -119,6 +119,9 @@ class Gateway:
 
     async def _read(self, scope: Any) -> tuple[int, Answer]:
         path = scope["path"]
+        if _CLOSED.fullmatch(path):
+            self._metrics.refused("closed")
+            raise HttpError(403, "closed", f"expected inference, metadata or health, got {ascii(path[:100])}")
         if path == "/v2":
             _allow(scope, "GET")
             return 200, server_answer(await self._triton.server_metadata())
@@ -137,11 +140,6 @@ class Gateway:
         if path == LIVE:
             return 200, json_answer({"live": True})
         if path != READY:
-            if _CLOSED.fullmatch(path):
-                self._metrics.refused("closed")
-                raise HttpError(
-                    403, "closed", f"expected inference, metadata or health, got {ascii(path[:100])}"
-                )
             raise HttpError(404, "not_found", "Not Found")
         if self._stopping():
             ready, reason = False, "the gateway is stopping"

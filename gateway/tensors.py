@@ -108,7 +108,7 @@ def from_json(name: str, data: Any, *, datatype: str, count: int) -> bytes:
         texts = list(_flat(data))
         if not all(isinstance(text, str) for text in texts):
             raise invalid(f"input {name!r}: expected texts as data of BYTES")
-        made = b"".join(_LENGTH.pack(len(raw)) + raw for raw in (_encoded(name, text) for text in texts))
+        made = b"".join(_LENGTH.pack(len(raw)) + raw for raw in map(str.encode, texts))
         found = len(texts)
     else:
         values = _numbers(name, data, datatype)
@@ -137,6 +137,8 @@ def _numbers(name: str, data: list[Any], datatype: str) -> np.ndarray:
     if datatype in ("FP16", "BF16"):
         raise invalid(f"input {name!r}: expected binary_data_size for {datatype}, got data")
     wanted = _NUMPY[datatype]
+    if datatype == "UINT64":  # NumPy makes floats of numbers on both sides of 2 ** 63
+        return _unsigned(name, data)
     try:
         values = np.array(data)
     except (ValueError, OverflowError):
@@ -154,19 +156,19 @@ def _numbers(name: str, data: list[Any], datatype: str) -> np.ndarray:
     return made
 
 
+def _unsigned(name: str, data: list[Any]) -> np.ndarray:
+    values = list(_flat(data))
+    if not all(type(value) is int and 0 <= value < 1 << 64 for value in values):
+        raise invalid(f"input {name!r}: expected UINT64 as data, got {shown(data)}")
+    return np.array(values, _NUMPY["UINT64"])
+
+
 def _flat(data: Sequence[Any]) -> Iterator[Any]:
     for item in data:
         if isinstance(item, list):
             yield from _flat(item)  # as deep as the parser let it be
         else:
             yield item
-
-
-def _encoded(name: str, text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise invalid(f"input {name!r}: expected texts of Unicode, got half of a surrogate pair") from None
 
 
 def _elements(data: bytes) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ from web.errors import HttpError
 _OPTIONS = [
     # Away for a restart: tried again soon and often, so that the service is back within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2000),  # which also is the time for a connection to come about
     ("grpc.max_reconnect_backoff_ms", 400),
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", -1),  # bounded before
