@@ -14,12 +14,14 @@ from typing import Any
 
 from loadtest.accounting import plan_changes, settle_time, summary, timeline
 from loadtest.json_file import write_json
-from loadtest.simulator import Cluster, Run, Service, simulate
+from loadtest.service import Service
+from loadtest.simulator import Cluster, Run, simulate
 from loadtest.threshold_policy import ThresholdPolicy
 from loadtest.workload import SHAPES, poisson, shape
-from serving.load.controller import ControlSettings, LoadController
+from serving.load.controller import LoadController
 from serving.load.ladder import Ladder, plan_rows
 from serving.load.policy import FixedPolicy, Policy
+from serving.load.settings import ControlSettings
 from serving.search.widths import WidthPlan
 
 POLICIES = ("fixed", "fixed-admission", "threshold", "controller")

@@ -1,0 +1,83 @@
+"""What a scheduler process tells the entry: what it has taken, when it is free, what the floor takes.
+
+The entry and the schedulers are processes of their own: each scheduler writes into its slot of a small file,
+the entry reads all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Outlook(NamedTuple):
+    """State of one scheduler process. Times are seconds of the host's monotonic clock.
+
+    Attributes:
+        taken: when the newest request came in that has been taken: who came before it does not wait.
+        free_at: when the search in hand ends, as predicted; in the past while there is none.
+        batch_s: of a search on the floor, whatever its size.
+        request_s: of a search on the floor, for each of its requests.
+        spread: standard deviation of a search's time over its mean.
+        slo_s: time within which a request must be answered, from its arrival.
+        max_batch: most requests of a search.
+        floor: whether there is no width left to give up.
+    """
+
+    taken: float
+    free_at: float
+    batch_s: float
+    request_s: float
+    spread: float
+    slo_s: float
+    max_batch: int
+    floor: bool
+
+
+_BODY = struct.Struct("<6dqqd")  # an Outlook and the time of writing
+_CHECK = struct.Struct("<I")
+_SLOT = _BODY.size + _CHECK.size
+
+
+class OutlookFile:
+    """A slot for each scheduler in a file that processes of one host share, best in memory (/dev/shm).
+
+    Written in place, a few bytes a batch; a checksum tells a half-written slot from a whole one.
+    """
+
+    def __init__(self, path: str | Path, *, stale_s: float = 5.0) -> None:
+        """Open or create.
+
+        Args:
+            path: the file.
+            stale_s: an outlook older than that is nobody's.
+        """
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._stale = stale_s
+
+    def write(self, now: float, outlook: Outlook, *, slot: int) -> None:
+        """Publish; `now` in seconds of the host's monotonic clock, `slot` the number of the scheduler."""
+        body = _BODY.pack(*outlook, now)
+        os.pwrite(self._file, body + _CHECK.pack(zlib.crc32(body)), slot * _SLOT)
+
+    def read(self, now: float) -> list[Outlook]:
+        """Of every scheduler that has written lately; torn ones are left out."""
+        data = os.pread(self._file, os.fstat(self._file).st_size, 0)
+        found = []
+        for at in range(0, len(data) - _SLOT + 1, _SLOT):
+            body = data[at : at + _BODY.size]
+            if _CHECK.unpack(data[at + _BODY.size : at + _SLOT])[0] != zlib.crc32(body):
+                continue
+            *values, max_batch, floor, written = _BODY.unpack(body)
+            fresh = -1.0 <= now - written <= self._stale
+            if fresh and all(map(math.isfinite, values)) and min(values[2:]) >= 0 and max_batch >= 1:
+                found.append(Outlook(*values, max_batch=max_batch, floor=bool(floor)))
+        return found
+
+    def close(self) -> None:
+        """Close the file; it stays, for the others."""
+        os.close(self._file)
