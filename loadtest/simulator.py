@@ -274,7 +274,7 @@ class _Simulation:
         policy = replica.policies[instance]
         policy.observe(now, BatchCost(len(search.requests), search.rows, now - search.start))
         if instance in replica.outlooks:
-            replica.outlooks[instance] = replica.outlooks[instance]._replace(free_at=now)
+            replica.outlooks[instance] = replica.outlooks[instance]._replace(search_s=0.0)
         replica.idle.append(instance)
         if replica.waiting:
             self._start(now, at)

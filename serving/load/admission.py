@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
 from serving.load.outlook import Outlook
 
 MARGIN = 0.9  # of the SLO that the prediction may fill: the answer's way back to the client is not in it
-DEVIATIONS = 1.0  # by which a search may take longer than predicted
+DEVIATIONS = 1.8  # by which a search may take longer than predicted
 
 
 class Admission:
@@ -45,31 +46,31 @@ class Admission:
 
     def _forget(self, now: float, outlooks: Sequence[Outlook]) -> None:
         taken = max(o.taken for o in outlooks)
-        if min(o.free_at for o in outlooks) <= now:
+        if not all(o.search_s for o in outlooks):
             taken = max(taken, now - outlooks[0].slo_s)
         while self._waiting and self._waiting[0] <= taken:
             self._waiting.popleft()
 
     def _late(self, now: float, outlooks: Sequence[Outlook], rows: int) -> str | None:
         """Whether the batch that the request would be part of ends too late for the oldest in it."""
-        first = min(outlooks, key=lambda o: o.free_at)
+        first = min(outlooks, key=lambda o: o.free_in(now))
         ahead, waiting = divmod(len(self._waiting), first.max_batch)
-        if not self._waiting and first.free_at <= now:
+        if not self._waiting and not first.search_s:
             return None  # who does not wait is not turned away
-        free_in = max(first.free_at - now, 0.0)
-        free_in += ahead * _search(first, first.max_batch) / len(outlooks)
+        free_in = first.free_in(now) + ahead * _search(first, first.max_batch) / len(outlooks)
         mates = min(waiting + rows, first.max_batch)
-        longest = _search(first, mates) * (1 + DEVIATIONS * first.spread)
+        own = _search(first, mates)
+        # What is left of the search in hand and the own one are off independently of each other.
+        takes = free_in + own + DEVIATIONS * first.spread * math.hypot(free_in, own)
         if _search(first, 1) > MARGIN * first.slo_s:
             # Too slow a machine for the SLO, whatever waits: then a batch may, so that it works at its best.
             late = ahead > 0
         else:
             oldest = self._waiting[ahead * first.max_batch] if waiting else now
-            late = now + free_in + longest > oldest + MARGIN * first.slo_s
+            late = now + takes > oldest + MARGIN * first.slo_s
         if not late:
             return None
-        takes = 1e3 * (free_in + longest)
-        return f"overloaded: {len(self._waiting)} requests wait, the narrowest answer would take {takes:.0f} ms"
+        return f"overloaded: {len(self._waiting)} requests wait, the narrowest answer takes {1e3 * takes:.0f} ms"
 
 
 def _search(outlook: Outlook, requests: int) -> float:

@@ -119,7 +119,8 @@ class LoadController:
         batch, request, row = self.cost.coefficients
         return Outlook(
             taken=self._taken,
-            free_at=now + (self.cost.seconds(admit, self.ladder.rows[rung]) if admit else 0.0),
+            began=now,
+            search_s=self.cost.seconds(admit, self.ladder.rows[rung]) if admit else 0.0,
             batch_s=batch,
             request_s=request + self.ladder.rows[0] * row,
             spread=self.cost.spread,

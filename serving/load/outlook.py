@@ -19,7 +19,8 @@ class Outlook(NamedTuple):
 
     Attributes:
         taken: when the newest request came in that has been taken: who came before it does not wait.
-        free_at: when the search in hand ends, as predicted; in the past while there is none.
+        began: when the search in hand began.
+        search_s: how long it takes, as predicted; 0 while there is none.
         batch_s: of a search on the floor, whatever its size.
         request_s: of a search on the floor, for each of its requests.
         spread: standard deviation of a search's time over its mean.
@@ -29,7 +30,8 @@ class Outlook(NamedTuple):
     """
 
     taken: float
-    free_at: float
+    began: float
+    search_s: float
     batch_s: float
     request_s: float
     spread: float
@@ -37,8 +39,16 @@ class Outlook(NamedTuple):
     max_batch: int
     floor: bool
 
+    def free_in(self, now: float) -> float:
+        """Seconds until the search in hand ends.
 
-_BODY = struct.Struct("<6dqqd")  # an Outlook and the time of writing
+        One that takes longer than predicted goes on for about the spread: so much is left, on average, of a
+        normal time beyond its mean (mean residual life, sqrt(2 / pi) deviations).
+        """
+        return max(self.began + self.search_s - now, 0.8 * self.spread * self.search_s)
+
+
+_BODY = struct.Struct("<7dqqd")  # an Outlook and the time of writing
 _CHECK = struct.Struct("<I")
 _SLOT = _BODY.size + _CHECK.size
 
