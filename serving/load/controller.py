@@ -55,7 +55,7 @@ class LoadController:
         self._rate.update(now, load)
         rate = self._rate.value(now)
         queue = self._queue.update(now, load, rate=rate)
-        self._planner.update(now, rate=rate, age=self._rate.age)
+        self._planner.update(now, self._rate)
         rung, reason = self._planner.rung, self._reason()
         crowded = self._narrow(rung, len(load.requests), queue)
         if crowded < rung:

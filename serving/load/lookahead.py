@@ -24,12 +24,21 @@ QUANTILE = 0.99
 _RANDOM = np.random.default_rng(6)
 # Midpoints of equal probabilities, shuffled: mean and tail of the sample are those of the distribution.
 _EVEN = (np.arange(REQUESTS) + 0.5) / REQUESTS
-_ARRIVALS: list[float] = np.cumsum(_RANDOM.permutation(-np.log1p(-_EVEN))).tolist()  # at rate 1
-_NORMAL = _RANDOM.permutation([NormalDist().inv_cdf(p) for p in _EVEN])
+_ARRIVALS = np.cumsum(_RANDOM.permutation(-np.log1p(-_EVEN)))  # at rate 1
+_SORTED = np.array([NormalDist().inv_cdf(p) for p in _EVEN])
+_ORDER = _RANDOM.permutation(REQUESTS)
+_NORMAL = _SORTED[_ORDER]
+BURST_S = 0.1
 
 
 def tail_seconds(
-    seconds: Callable[[int], float], *, rate: float, instances: int, max_batch: int, spread: float
+    seconds: Callable[[int], float],
+    *,
+    rate: float,
+    instances: int,
+    max_batch: int,
+    spread: float,
+    burst: float = 0.0,
 ) -> float:
     """Time within which 99 of 100 requests are answered, in seconds.
 
@@ -39,23 +48,39 @@ def tail_seconds(
         instances: servers that share the queue.
         max_batch: largest batch.
         spread: standard deviation of a search's time over its mean; the times are lognormal.
+        burst: standard deviation of the rate over its mean, from one fifth of a second to the next.
     """
-    sigma2 = math.log1p(spread * spread)
-    factors = np.exp(math.sqrt(sigma2) * _NORMAL - sigma2 / 2).tolist()
+    factors = _lognormal(_NORMAL, spread).tolist()
+    arrivals = _arrivals(rate, burst).tolist()
     means = [seconds(k) for k in range(max_batch + 1)]
     free = [0.0] * instances
     times: list[float] = []
     first, search = 0, 0
-    unit = 1.0 / rate
     while first < REQUESTS:
-        start = max(free[0], _ARRIVALS[first] * unit)
+        start = max(free[0], arrivals[first])
         end, most = first + 1, min(first + max_batch, REQUESTS)
-        came = start * rate
-        while end < most and _ARRIVALS[end] <= came:
+        while end < most and arrivals[end] <= start:
             end += 1
         done = start + means[end - first] * factors[search]
-        times += [done - a * unit for a in _ARRIVALS[first:end]]
+        times += [done - arrived for arrived in arrivals[first:end]]
         heapreplace(free, done)
         first, search = end, search + 1
     times.sort()
     return times[math.ceil(QUANTILE * REQUESTS) - 1]
+
+
+def _arrivals(rate: float, burst: float) -> np.ndarray:
+    """Times of a Poisson process whose rate has a factor of its own in every `BURST_S`; float [REQUESTS]."""
+    if burst <= 0:
+        return _ARRIVALS / rate
+    windows = max(int(_ARRIVALS[-1] / (rate * BURST_S)), 1)
+    order = np.argsort(_ORDER[np.arange(windows) % REQUESTS], kind="stable")
+    factors = _lognormal(np.interp((order + 0.5) / windows, _EVEN, _SORTED), burst)
+    expected = np.concatenate([[0.0], np.cumsum(factors / factors.mean())]) * (_ARRIVALS[-1] / windows)
+    return np.interp(_ARRIVALS, expected, np.arange(windows + 1) * (_ARRIVALS[-1] / (rate * windows)))
+
+
+def _lognormal(normal: np.ndarray, deviation: float) -> np.ndarray:
+    """Factors of mean 1 and that standard deviation, from standard normal ones."""
+    variance = math.log1p(deviation * deviation)
+    return np.exp(math.sqrt(variance) * normal - variance / 2)

@@ -7,7 +7,9 @@ fills it with beams of 1.6 times the width, and one with four instances at 80 % 
 from __future__ import annotations
 
 import math
+from functools import partial
 
+from serving.load.arrivals import ArrivalRate
 from serving.load.cost_model import CostModel
 from serving.load.ladder import Ladder
 from serving.load.lookahead import tail_seconds
@@ -29,33 +31,34 @@ class RungPlanner:
         """The clock was set by that much."""
         self._planned_at += seconds
 
-    def update(self, now: float, *, rate: float, age: float) -> None:
-        """Plan for arrivals of `rate` a second, unless that was done a moment ago.
+    def update(self, now: float, arrivals: ArrivalRate) -> None:
+        """Plan for what arrives, unless that was done a moment ago.
 
-        For `settle_s` after the load has changed (`age`) the rung is the widest that fits with some room
-        (`aim`). From then on it stays while it fits, and a wider one is taken when that has much room
-        (`rise`): an estimate that scatters does not make widths flap.
+        For `settle_s` after the load has changed the rung is the widest that fits with some room (`aim`).
+        From then on it stays while it fits, and a wider one is taken when that has much room (`rise`): an
+        estimate that scatters does not make widths flap.
         """
         s = self._settings
-        if not self._cost.known or rate <= 0 or 0 <= now - self._planned_at < s.plan_every_s:
+        if not self._cost.known or arrivals.value(now) <= 0 or 0 <= now - self._planned_at < s.plan_every_s:
             return
         self._planned_at = now
+        tail = partial(self._tail, rate=arrivals.value(now), burst=arrivals.burst)
         rung = self.rung
-        while rung > 0 and not self._fits(rung, rate, room=1.0):
+        while rung > 0 and tail(rung) > self._bound(rung):
             rung -= 1
         if rung == self.rung:
-            room = s.aim if age < s.settle_s else s.rise
-            while rung + 1 < len(self._ladder) and self._fits(rung + 1, rate, room=room):
+            room = s.aim if arrivals.age < s.settle_s else s.rise
+            while rung + 1 < len(self._ladder) and tail(rung + 1) <= room * self._bound(rung + 1):
                 rung += 1
         self.rung = rung
-        self.overloaded = rung == 0 and self._tail(0, rate) > s.slo_s
+        self.overloaded = rung == 0 and tail(0) > s.slo_s
 
-    def _fits(self, rung: int, rate: float, *, room: float) -> bool:
+    def _bound(self, rung: int) -> float:
+        """Seconds that the tail may take on a rung."""
         s = self._settings
-        margin = s.wide_margin if rung > self._ladder.base else s.margin
-        return self._tail(rung, rate) <= room * margin * s.slo_s
+        return s.slo_s * (s.wide_margin if rung > self._ladder.base else s.margin)
 
-    def _tail(self, rung: int, rate: float) -> float:
+    def _tail(self, rung: int, *, rate: float, burst: float) -> float:
         """99th percentile of the time from arrival to answer, seconds; endless where the queue only grows."""
         s, rows = self._settings, self._ladder.rows[rung]
         if rate * self._cost.seconds(s.max_batch, rows) >= s.instances * s.max_batch:
@@ -66,4 +69,5 @@ class RungPlanner:
             instances=s.instances,
             max_batch=s.max_batch,
             spread=self._cost.spread,
+            burst=burst,
         )
