@@ -235,9 +235,7 @@ class _Simulation:
             instance = replica.idle[-1]
             decision = replica.policies[instance].decide(
                 now,
-                LoadView(
-                    [Waiting(stamp if cluster.stamps else None) for _, stamp in taken], replica.reading
-                ),
+                LoadView([Waiting(stamp if cluster.stamps else None) for _, stamp in taken], replica.reading),
             )
             if decision.outlook is not None:
                 replica.outlooks[instance] = decision.outlook

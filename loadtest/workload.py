@@ -53,8 +53,8 @@ def poisson(
         qps: requests a second at a load of 1.
         duration_s: length.
         seed: of the random numbers.
-        burst: standard deviation of the bursts: every `burst_s` has a factor of its own, gamma distributed with
-            mean 1, so that counts of it scatter by more than a Poisson process's (a Cox process); 0 for none.
+        burst: every `burst_s` has a factor of its own, gamma distributed with mean 1 and this standard
+            deviation, so that counts scatter by more than a Poisson process's (a Cox process); 0 for none.
         burst_s: see there.
     """
     rng = np.random.default_rng(seed)

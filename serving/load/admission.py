@@ -70,7 +70,9 @@ class Admission:
             late = now + takes > oldest + MARGIN * first.slo_s
         if not late:
             return None
-        return f"overloaded: {len(self._waiting)} requests wait, the narrowest answer takes {1e3 * takes:.0f} ms"
+        return (
+            f"overloaded: {len(self._waiting)} requests wait, the narrowest answer takes {1e3 * takes:.0f} ms"
+        )
 
 
 def _search(outlook: Outlook, requests: int) -> float:

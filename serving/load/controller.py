@@ -96,7 +96,9 @@ class LoadController:
 
     def _narrow(self, rung: int, taken: int, queue: float) -> int:
         """The widest rung up to `rung` on which the newest waiting request is in time."""
-        while rung > 0 and self._newest_takes(rung, taken, queue) > self.settings.margin * self.settings.slo_s:
+        while (
+            rung > 0 and self._newest_takes(rung, taken, queue) > self.settings.margin * self.settings.slo_s
+        ):
             rung -= 1
         return rung
 

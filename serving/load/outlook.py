@@ -39,6 +39,12 @@ class Outlook(NamedTuple):
     max_batch: int
     floor: bool
 
+    def usable(self) -> bool:
+        """Whether it can be true."""
+        times = self.search_s, self.batch_s, self.request_s, self.spread, self.slo_s
+        finite = all(map(math.isfinite, (self.taken, self.began, *times)))
+        return finite and min(times) >= 0 and self.max_batch >= 1
+
     def free_in(self, now: float) -> float:
         """Seconds until the search in hand ends.
 
@@ -48,7 +54,7 @@ class Outlook(NamedTuple):
         return max(self.began + self.search_s - now, 0.8 * self.spread * self.search_s)
 
 
-_BODY = struct.Struct("<7dqqd")  # an Outlook and the time of writing
+_BODY = struct.Struct("<7dq?7xd")  # an Outlook and the time of writing
 _CHECK = struct.Struct("<I")
 _SLOT = _BODY.size + _CHECK.size
 
@@ -82,10 +88,10 @@ class OutlookFile:
             body = data[at : at + _BODY.size]
             if _CHECK.unpack(data[at + _BODY.size : at + _SLOT])[0] != zlib.crc32(body):
                 continue
-            *values, max_batch, floor, written = _BODY.unpack(body)
-            fresh = -1.0 <= now - written <= self._stale
-            if fresh and all(map(math.isfinite, values)) and min(values[2:]) >= 0 and max_batch >= 1:
-                found.append(Outlook(*values, max_batch=max_batch, floor=bool(floor)))
+            *values, written = _BODY.unpack(body)
+            outlook = Outlook(*values)
+            if -1.0 <= now - written <= self._stale and outlook.usable():
+                found.append(outlook)
         return found
 
     def close(self) -> None:
