@@ -116,7 +116,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def capacity_qps(service: Service, cluster: Cluster, rows: float) -> float:
     """Requests a second that the cluster serves at full batches of a plan."""
-    each = cluster.max_batch / service.seconds(cluster.max_batch, rows)
+    host = (service.entry_s + service.answer_s) if service.shared_core else 0.0
+    each = cluster.max_batch / (service.seconds(cluster.max_batch, rows) + cluster.max_batch * host)
     return cluster.replicas * cluster.instances * each
 
 

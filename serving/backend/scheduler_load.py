@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from typing import Any
 
 from serving.backend.entry import outlook_path
@@ -39,31 +40,29 @@ class SchedulerLoad:
             instance: name of the process among those of the model.
         """
         self._metrics = Metrics(triton, SCHEDULER, labels={"process": instance})
-        self._policy: Policy = FixedPolicy(ladder.plans[ladder.base])
+        self.policy: Policy = FixedPolicy(ladder.plans[ladder.base])
         self._depth: QueueDepth | None = None
         self._outlooks: OutlookFile | None = None
         self._outlook: Outlook | None = None  # the one that the entry sees
-        self._slot = int(instance.rpartition("_")[2])
         self._plan = ladder.plans[ladder.base]
         if config.control is not None:
-            self._policy = LoadController(ladder, settings=config.control)
+            self.policy = LoadController(ladder, settings=config.control)
             self._depth = QueueDepth(METRICS_URL, entry="request_features")
             self._outlooks = OutlookFile(outlook_path())
+            self._slot = int(instance.rpartition("_")[2])  # <model>_<group>_<number>
         self._metrics.set("gr4ad_max_queue", config.max_queue)
         self._metrics.set("gr4ad_beam_rows_base", plan_rows(self._plan))
         self._metrics.set("gr4ad_beam_rows", plan_rows(self._plan))
 
     def decide(self, now: float, load: LoadView) -> Decision:
         """See `Policy`; the entry knows before the search begins."""
-        decision = self._policy.decide(now, load)
+        decision = self.policy.decide(now, load)
         self._tell(now, decision.outlook)
         return decision
 
     def observe(self, now: float, batch: BatchCost) -> None:
-        """See `Policy`; the entry knows that the search has ended."""
-        self._policy.observe(now, batch)
-        if self._outlook is not None:
-            self._tell(now, self._outlook._replace(search_s=0.0))
+        """See `Policy`."""
+        self.policy.observe(now, batch)
 
     def _tell(self, now: float, outlook: Outlook | None) -> None:
         if self._outlooks is not None and outlook is not None:
@@ -86,7 +85,9 @@ class SchedulerLoad:
             self._outlooks.close()
 
     def show(self, report: BatchReport) -> None:
-        """Publish metrics of a batch."""
+        """Publish metrics of a batch, and tell the entry that the process is free."""
+        if self._outlook is not None:
+            self._tell(time.monotonic(), self._outlook._replace(search_s=0.0))
         show, decision = self._metrics, report.decision
         if decision is not None:
             if decision.plan != self._plan and decision.reason not in ("deadline", "queue"):
@@ -98,12 +99,12 @@ class SchedulerLoad:
                 show.add("gr4ad_rejected_total", reason=reason.partition(":")[0].partition(" ")[0])
         if report.queue_depth is not None:
             show.set("gr4ad_queue_depth", report.queue_depth)
-        if isinstance(self._policy, LoadController):
-            fixed, request, row = self._policy.cost.coefficients
+        if isinstance(self.policy, LoadController):
+            fixed, request, row = self.policy.cost.coefficients
             show.set("gr4ad_batch_fixed_seconds", fixed)
             show.set("gr4ad_request_seconds", request)
             show.set("gr4ad_beam_row_seconds", row)
-            show.set("gr4ad_arrival_rate", self._policy.arrivals_qps)
+            show.set("gr4ad_arrival_rate", self.policy.arrivals_qps)
         show.add("gr4ad_cache_lookups_total", report.hits, result="hit")
         show.add("gr4ad_cache_lookups_total", report.misses, result="miss")
         show.add("gr4ad_searches_total", report.hits, result="cached")

@@ -27,8 +27,9 @@ class Admission:
     def admit(self, now: float, outlooks: Sequence[Outlook], *, rows: int = 1) -> str | None:
         """None for come in, else the message for the client.
 
-        While a scheduler searches wider than on the floor nobody is turned away: the next batch gives up
-        width first. Without an outlook everybody comes in: the scheduler still refuses what is late.
+        While a scheduler has width left to give up, or the floor keeps up with what comes, nobody is turned
+        away: it would spare nobody else a wait. Without an outlook everybody comes in: the scheduler still
+        refuses what is late.
 
         Args:
             now: seconds, of the clock of the outlooks.
@@ -37,7 +38,7 @@ class Admission:
         """
         if outlooks:
             self._forget(now, outlooks)
-            if all(o.floor for o in outlooks):
+            if all(o.overloaded for o in outlooks):
                 reason = self._late(now, outlooks, rows)
                 if reason is not None:
                     return reason

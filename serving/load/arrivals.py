@@ -84,11 +84,11 @@ class ArrivalRate:
     def _counted(self, now: float, load: LoadView) -> tuple[float, float]:
         """A time, and the requests that came until then since the last one."""
         reading = load.reading
-        if reading is not None and reading.total is not None:
+        if reading is not None and reading.total is not None and math.isfinite(reading.at):
             before, self._total = self._total, reading.total
             # The first reading, or a restarted server's, has no difference yet.
-            new = before is not None and reading.total >= before
-            return min(reading.at, now), float(reading.total - before if new and before is not None else 0)
+            new = 0 if before is None or reading.total < before else reading.total - before
+            return min(reading.at, now), float(new)
         self._total = None  # what comes meanwhile is not counted again when the counter is back
         stamp = newest(load, now)
         return now if stamp is None else stamp, float(len(load.requests) * self._instances)

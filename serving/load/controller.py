@@ -61,7 +61,8 @@ class LoadController:
         if crowded < rung:
             rung, reason = crowded, "queue"
         deadlines = [self._deadline(r) for r in load.requests]
-        rejected = self._late(now, load, deadlines, queue)
+        overloaded = rung == 0 and self._overloaded(len(load.requests), queue)
+        rejected = self._late(now, load, deadlines, overloaded=overloaded)
         admit = len(load.requests) - len(rejected)
         if admit and self.cost.known:
             # For this batch only: a client's tight deadline is no reason to narrow the batches after it.
@@ -73,7 +74,7 @@ class LoadController:
             above_base=rung - self.ladder.base,
             admit=admit,
             rejected=rejected,
-            outlook=self._outlook(now, load, rung=rung, admit=admit),
+            outlook=self._outlook(now, load, rung=rung, admit=admit, overloaded=overloaded),
             reason=reason,
         )
 
@@ -112,7 +113,13 @@ class LoadController:
         ahead = max(queue - s.max_batch, 0.0) / s.max_batch * self.cost.seconds(s.max_batch, rows)
         return max(time, (time + ahead) / s.instances + self.cost.seconds(min(queue, s.max_batch), rows))
 
-    def _outlook(self, now: float, load: LoadView, *, rung: int, admit: int) -> Outlook | None:
+    def _overloaded(self, taken: int, queue: float) -> bool:
+        """Whether more comes, or waits already, than even the floor answers in time."""
+        return self._planner.overloaded or self._newest_takes(0, taken, queue) > self.settings.slo_s
+
+    def _outlook(
+        self, now: float, load: LoadView, *, rung: int, admit: int, overloaded: bool
+    ) -> Outlook | None:
         """For the entry; None before any cost is known."""
         if not self.cost.known:
             return None
@@ -128,7 +135,7 @@ class LoadController:
             spread=self.cost.spread,
             slo_s=self.settings.slo_s,
             max_batch=self.settings.max_batch,
-            floor=rung == 0,
+            overloaded=overloaded,
         )
 
     def _deadline(self, request: Waiting) -> float:
@@ -141,7 +148,7 @@ class LoadController:
         return math.inf
 
     def _late(
-        self, now: float, load: LoadView, deadlines: list[float], queue: float
+        self, now: float, load: LoadView, deadlines: list[float], *, overloaded: bool
     ) -> tuple[tuple[int, str], ...]:
         """Requests that the floor cannot answer in time; the tightest go first, the others gain by it.
 
@@ -150,9 +157,6 @@ class LoadController:
         """
         if min(deadlines, default=math.inf) - now > self.cost.longest(len(deadlines), self.ladder.rows[0]):
             return ()
-        overloaded = self._planner.overloaded or (
-            self._newest_takes(0, len(deadlines), queue) > self.settings.slo_s
-        )
         rejected = []
         order = sorted(range(len(deadlines)), key=deadlines.__getitem__)
         left = len(order)

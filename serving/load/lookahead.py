@@ -48,7 +48,7 @@ def tail_seconds(
         instances: servers that share the queue.
         max_batch: largest batch.
         spread: standard deviation of a search's time over its mean; the times are lognormal.
-        burst: standard deviation of the rate over its mean, from one fifth of a second to the next.
+        burst: standard deviation of the rate over its mean, from one tenth of a second to the next.
     """
     factors = _lognormal(_NORMAL, spread).tolist()
     arrivals = _arrivals(rate, burst).tolist()
@@ -71,7 +71,7 @@ def tail_seconds(
 
 def _arrivals(rate: float, burst: float) -> np.ndarray:
     """Times of a Poisson process whose rate has a factor of its own in every `BURST_S`; float [REQUESTS]."""
-    if burst <= 0:
+    if burst <= 0 or rate * BURST_S < 0.1:  # with an arrival in ten windows there are no bursts
         return _ARRIVALS / rate
     windows = max(int(_ARRIVALS[-1] / (rate * BURST_S)), 1)
     order = np.argsort(_ORDER[np.arange(windows) % REQUESTS], kind="stable")

@@ -26,7 +26,7 @@ class Outlook(NamedTuple):
         spread: standard deviation of a search's time over its mean.
         slo_s: time within which a request must be answered, from its arrival.
         max_batch: most requests of a search.
-        floor: whether there is no width left to give up.
+        overloaded: whether more comes than even the floor answers in time.
     """
 
     taken: float
@@ -37,7 +37,7 @@ class Outlook(NamedTuple):
     spread: float
     slo_s: float
     max_batch: int
-    floor: bool
+    overloaded: bool
 
     def usable(self) -> bool:
         """Whether it can be true."""

@@ -15,6 +15,8 @@ from serving.load.ladder import Ladder
 from serving.load.lookahead import tail_seconds
 from serving.load.settings import ControlSettings
 
+_NONE_QPS = 1e-6  # a request in eleven days is no load to plan for
+
 
 class RungPlanner:
     """Chooses a rung from arrival rate, cost of a search and its spread, some times a second."""
@@ -39,10 +41,11 @@ class RungPlanner:
         estimate that scatters does not make widths flap.
         """
         s = self._settings
-        if not self._cost.known or arrivals.value(now) <= 0 or 0 <= now - self._planned_at < s.plan_every_s:
+        rate = arrivals.value(now)
+        if not self._cost.known or rate < _NONE_QPS or 0 <= now - self._planned_at < s.plan_every_s:
             return
         self._planned_at = now
-        tail = partial(self._tail, rate=arrivals.value(now), burst=arrivals.burst)
+        tail = partial(self._tail, rate=rate, burst=arrivals.burst)
         rung = self.rung
         while rung > 0 and tail(rung) > self._bound(rung):
             rung -= 1
