@@ -124,10 +124,12 @@ class LoadController:
         if not self.cost.known:
             return None
         stamp = newest(load, now)
-        self._taken = max(self._taken, now if stamp is None else stamp)
+        if stamp is None and len(load.requests) < self.settings.max_batch:
+            stamp = now  # no stamps, but nothing was left behind
+        self._taken = max(self._taken, -math.inf if stamp is None else stamp)
         batch, request, row = self.cost.coefficients
         return Outlook(
-            taken=self._taken,
+            taken=max(self._taken, 0.0),
             began=now,
             search_s=self.cost.seconds(admit, self.ladder.rows[rung]) if admit else 0.0,
             batch_s=batch,

@@ -49,16 +49,19 @@ def test_who_has_waited_is_not_made_late_by_who_comes_later():
     entry = Admission()
     outlook = busy(1.0, 0.05)
     assert let_in(entry, [outlook], now=1.0, tries=1) == 1
-    # 40 ms later a newcomer alone had time for a batch of 4, but the first one has not: 50 + 10 + 10 k <= 94.5.
+    # 40 ms later a newcomer alone had time for a batch of 4, the first one has not: 50 + 10 + 10 k <= 94.5.
     assert let_in(entry, [outlook], now=1.04) == 2
 
 
 def test_noise_leaves_room():
     """Both searches are off independently of each other."""
     spread, count = 0.2, 0
-    while (
-        0.05 + 0.01 * (2 + count) + DEVIATIONS * spread * math.hypot(0.05, 0.01 * (2 + count)) <= MARGIN * 0.105
-    ):
+
+    def takes(requests):
+        own = 0.01 + 0.01 * requests
+        return 0.05 + own + DEVIATIONS * spread * math.hypot(0.05, own)
+
+    while takes(count + 1) <= MARGIN * 0.105:
         count += 1
     assert let_in(Admission(), [busy(1.0, 0.05, spread=spread)], now=1.0) == count == 1
 
