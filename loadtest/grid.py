@@ -85,7 +85,7 @@ class Found:
 
 def cells(*, quick: bool) -> Iterator[Cell]:
     """All cells, or the corners."""
-    axes: tuple[tuple, ...] = ((0.2, 0.35, 0.5, 0.7), (1, 2, 4), (1, 4, 16), (0.1, 0.25, 0.4), (0.0, 0.7))
+    axes: tuple[tuple, ...] = ((0.2, 0.45, 0.7), (1, 2, 4), (1, 4, 16), (0.1, 0.25, 0.4), (0.0, 0.7))
     if quick:
         axes = ((0.2, 0.5), (1, 4), (4, 16), (0.1, 0.25), (0.0,))
     for values in itertools.product(*axes):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from serving.load.outlook import Outlook
 
 MARGIN = 0.9  # of the SLO that the prediction may fill: the answer's way back to the client is not in it
-DEVIATIONS = 1.8  # by which a search may take longer than predicted
+DEVIATIONS = 2.0  # by which a search may take longer than predicted
 
 
 class Admission:
