@@ -23,8 +23,7 @@ CONFIG = {
     "data": {
         "source": "parquet",
         "path": "",
-        "validation_weeks": 1,
-        "test_weeks": 1,
+        "split": {"by": "weeks", "validation": 1, "test": 1},
         "target_behaviors": ["conversion"],
     },
     "features": {"short_slots": 4, "long_slots": 4, "max_history": 32},
@@ -82,7 +81,7 @@ def write_run(folder: Path, *, users: int = 12, seed: int = 0) -> tuple[Path, Pa
     content = CONFIG | {"data": CONFIG["data"] | {"path": str(source)}}
     preset = folder / "preset.yaml"
     preset.write_text(json.dumps(content))  # JSON is YAML
-    tables = prepare(DataConfig(**content["data"]), run / "data")
+    tables = prepare(DataConfig(**content["data"]), run / "data").tables
     tokenizer = Tokenizer.fit(
         tables.ads, TokenizerConfig(codebook_sizes=(6, 5), hash_size=16, embedding_dim=8)
     )

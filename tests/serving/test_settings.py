@@ -28,7 +28,7 @@ def other(request, pipeline, tmp_path_factory):
         cache="off",
     )
     folder = tmp_path_factory.mktemp("settings")
-    repository, bundles = folder / request.param, folder / 'of "others" \\n \'$x\' {}'
+    repository, bundles = folder / request.param, folder / "of \"others\" \\n '$x' {}"
     shutil.copytree(pipeline.bundles, bundles)
     render(bundles, repository, index=pipeline.index, config=config)
     with TritonServer(repository) as running:

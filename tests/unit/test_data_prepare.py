@@ -76,7 +76,7 @@ def test_parquet_source_names_the_bad_file(source: Path) -> None:
 def test_prepare_and_load(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "build" / "data"
     config = DataConfig(source="parquet", path=str(source))
-    tables = prepare(config, out)
+    tables = prepare(config, out).tables
     names = {path.name for path in out.iterdir()}
     assert names == {
         "ads.parquet",
@@ -111,7 +111,7 @@ def test_prepare_refuses_foreign_folders_and_leaves_the_old_one_on_errors(
     out = tmp_path / "data"
     prepare(config, out)
     with pytest.raises(ValueError, match="at least 21 weeks"):
-        prepare(DataConfig(source="parquet", path=str(source), test_weeks=18), out)
+        prepare(DataConfig(source="parquet", path=str(source), split={"test": 18}), out)
     assert json.loads((out / "stats.json").read_text())["events"] == 20
 
 
