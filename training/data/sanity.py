@@ -22,14 +22,16 @@ def far_times(log: EventLog) -> str:
     low = int(np.quantile(times, _FAR_SHARE, method="higher"))
     high = int(np.quantile(times, 1 - _FAR_SHARE, method="lower"))
     span = max(high - low, DAY)
-    far = np.flatnonzero((times < low - span) | (times > high + span))
-    if not len(far):
+    near = (times >= low - span) & (times <= high + span)
+    if near.all():
         return ""
+    first, last = int(times[near].min()), int(times[near].max())
+    far = np.flatnonzero(~near)
     event = int(far[np.argmax(np.abs(times[far] - low))])
     user = log.user_ids[np.searchsorted(log.user_ptr, event, side="right") - 1]
     more = f" (and {len(far) - 1} more such events)" if len(far) > 1 else ""
     return (
-        f"column 'timestamp': far from the rest, which lies in {date_of(low)} .. {date_of(high)}: "
+        f"column 'timestamp': far from the rest, which lies in {date_of(first)} .. {date_of(last)}: "
         f"{date_of(int(times[event]))} ({times[event]}) of user {user}, ad {log.ad_ids[event]}{more}"
     )
 
