@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from training.data import log as module
 from training.data.groups import TargetGroups, history, target_groups
 from training.data.log import EventLog
 from training.data.parts import Parts
@@ -240,6 +241,17 @@ def test_all_exposures_equal_the_loops(kind: str) -> None:
         said = tables.events["position"].fill_null(-1).to_list()
         place = {row[2]: max(said[r[2]] for r in e["rows"]) for e in want for row in e["rows"]}
         assert log.position.tolist() == [place[int(row)] for row in table_rows(tables)]
+
+
+@pytest.mark.parametrize("rows", [1, 40, 150])
+def test_blocks_of_users_do_not_change_what_is_found(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = random_tables(4, ids=6, null=0.5)
+    whole = EventLog.from_tables(tables, attribution_window_s=9).exposures
+    monkeypatch.setattr(module, "_BLOCK", rows)
+    blocks = EventLog.from_tables(tables, attribution_window_s=9).exposures
+    for name, column in vars(whole).items():
+        np.testing.assert_array_equal(getattr(blocks, name), column)
+        assert getattr(blocks, name).dtype == np.int32
 
 
 def one_user(*rows: tuple, split: list[str] | None = None) -> Tables:

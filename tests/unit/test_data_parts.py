@@ -28,7 +28,7 @@ def long_log(seed: int = 0) -> tuple[Tables, EventLog]:
 def requests_with_targets(log: EventLog) -> list[tuple[int, int, int]]:
     """User row, time and number of every request with a conversion, by a loop."""
     conversions = {int(r) for r, b in zip(log.exposures.request, log.behavior, strict=True) if b == 3}
-    return sorted((int(log.user_rows()[r]), int(log.times()[r]), r) for r in conversions)
+    return sorted((int(log.exposures.user_row[r]), int(log.times()[r]), r) for r in conversions)
 
 
 @pytest.mark.parametrize(("by", "unit"), [("weeks", 7 * DAY), ("days", DAY)])
@@ -82,7 +82,7 @@ def test_by_the_last_requests_of_each_user(validation, test):
     order = {r: i for i, r in enumerate(sorted(range(len(log.times())), key=lambda r: (log.times()[r], r)))}
     want = []
     for request in range(len(log.times())):
-        own = by_user.get(int(log.user_rows()[request]), [])
+        own = by_user.get(int(log.exposures.user_row[request]), [])
         part = 0
         if len(own) > validation + test:
             part += order[request] >= order[own[-test]]

@@ -21,6 +21,7 @@ class TargetGroups:
         request: int64 [N], number of the request in the log.
         user_row: int64 [N], row in `EventLog.user_ids`.
         now: int64 [N], unix seconds of the request.
+        history: int64 [N], events of the user before it, its own ones not counted.
         target_ptr: int64 [N+1]; targets of sample i are `target_events[target_ptr[i]:target_ptr[i+1]]`.
         target_events: int64, one event of each exposure that is a target: its outcome.
     """
@@ -28,6 +29,7 @@ class TargetGroups:
     request: Int64
     user_row: Int64
     now: Int64
+    history: Int64
     target_ptr: Int64
     target_events: Int64
 
@@ -72,14 +74,14 @@ def target_groups(
     targets = log.outcomes(events & np.isin(log.behavior, codes))
     targets = targets[np.argsort(found.request[targets], kind="stable")]
     counts = np.bincount(found.request[targets], minlength=len(found.anchor))
-    user_row = log.user_rows()
-    history = found.history_end - log.user_ptr[user_row] - found.own_before
+    history = found.history_end - log.user_ptr[found.user_row] - found.own_before
     keep = requests & (counts > 0) & (history >= min_history)
     request = np.flatnonzero(keep)
     return TargetGroups(
         request=request,
-        user_row=user_row[request],
+        user_row=found.user_row[request].astype(np.int64),
         now=log.timestamp[found.anchor[request]],
+        history=history[request],
         target_ptr=np.append(0, np.cumsum(counts[request])),
         target_events=targets[keep[found.request[targets]]],
     )
@@ -89,7 +91,7 @@ def history(log: EventLog, request: int, *, newest: int | None = None) -> Int64:
     """Events of the user strictly before a request, without its own, oldest first; of them the `newest`."""
     found, end = log.exposures, int(log.exposures.history_end[request])
     own = int(found.own_before[request])
-    first = int(log.user_ptr[np.searchsorted(log.user_ptr, end, side="right") - 1])
+    first = int(log.user_ptr[found.user_row[request]])
     if newest is not None:
         first = max(first, end - own - newest)
     past = np.arange(first, end)

@@ -6,7 +6,9 @@ Without request ids a basket is a set: the logs give one timestamp to all its it
 is not real. So all that a user did at one timestamp is one request, and its history ends before that.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -20,10 +22,12 @@ from training.data.split import PARTS
 
 Int64 = npt.NDArray[np.int64]
 
+_BLOCK = 4_000_000  # events whose exposures are found at once: bounds the memory, not the result
+
 
 @dataclass(frozen=True, eq=False)
 class EventLog:
-    """All events, in the order of `in_log_order`.
+    """All events, in the order of the table: by user, time, ad, behavior.
 
     Attributes:
         user_ids: int64 [U], ascending; every user of the users table, also those without events (row i =
@@ -50,24 +54,30 @@ class EventLog:
 
     @classmethod
     def from_tables(cls, tables: Tables, *, attribution_window_s: int) -> Self:
-        """Sort the events of checked tables into arrays, and find their exposures."""
-        events = in_log_order(tables.events)
+        """Put the events of checked tables into arrays, and find their exposures."""
+        events = tables.events
         user_ids = tables.users["user_id"].sort().to_numpy()
         event_users = events["user_id"].to_numpy()
         starts = np.searchsorted(event_users, user_ids, side="left")
         ad_ids, timestamp = events["ad_id"].to_numpy(), events["timestamp"].to_numpy()
-        behavior = events["behavior"].to_numpy()
-        exposures = find_exposures(
-            event_users,
-            ad_ids,
-            timestamps=timestamp,
-            behaviors=behavior,
-            request_ids=_request_codes(events),
-            window_s=attribution_window_s,
-        )
+        behavior = events["behavior"].replace_strict(dict(BEHAVIORS), return_dtype=pl.Int8).to_numpy()
+        user_ptr = np.append(starts, event_users.size).astype(np.int64)
+        request_ids, found = _request_codes(events), []
+        for first, last in _blocks(user_ptr, rows=_BLOCK):
+            rows = slice(user_ptr[first], user_ptr[last])
+            block = find_exposures(
+                np.repeat(np.arange(first, last), np.diff(user_ptr[first : last + 1])),
+                ad_ids[rows],
+                timestamps=timestamp[rows],
+                behaviors=behavior[rows],
+                request_ids=request_ids[rows],
+                window_s=attribution_window_s,
+            )
+            found.append(block)
+        exposures = Exposures.join(found)
         return cls(
             user_ids=user_ids,
-            user_ptr=np.append(starts, event_users.size).astype(np.int64),
+            user_ptr=user_ptr,
             ad_ids=ad_ids,
             behavior=behavior,
             timestamp=timestamp,
@@ -81,20 +91,16 @@ class EventLog:
         """Time of each request, int64 [R] unix seconds."""
         return self.timestamp[self.exposures.anchor]
 
-    def user_rows(self) -> Int64:
-        """Row in `user_ids` of the user of each request, int64 [R]."""
-        return np.searchsorted(self.user_ptr, self.exposures.anchor, side="right") - 1
-
     def outcomes(self, rows: npt.NDArray[np.bool_]) -> Int64:
         """What came of each exposure: of those events [E] that count its last one of the highest behavior."""
         return last_of_highest(self.exposures.exposure, self.behavior, rows=np.flatnonzero(rows))
 
 
-def in_log_order(events: pl.DataFrame) -> pl.DataFrame:
-    """Events by user, time, ad, behavior (as its code) and, where they have one, request id."""
-    code = pl.col("behavior").replace_strict(dict(BEHAVIORS), return_dtype=pl.Int8)
-    key = ["user_id", "timestamp", "ad_id", "behavior", *(n for n in ("request_id",) if n in events.columns)]
-    return events.with_columns(code).sort(key)
+def _blocks(user_ptr: Int64, *, rows: int) -> Iterator[tuple[int, int]]:
+    """Users, first and one past the last, that have about so many rows together; at least one block."""
+    ends = np.searchsorted(user_ptr, np.arange(rows, user_ptr[-1], rows), side="left")
+    bounds = np.unique([0, *ends, len(user_ptr) - 1])
+    return pairwise(bounds.tolist())
 
 
 def _request_codes(events: pl.DataFrame) -> Int64:

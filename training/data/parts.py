@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from training.data.groups import TargetGroups, target_groups
-from training.data.log import EventLog, in_log_order
+from training.data.log import EventLog
 from training.data.schema import SPLIT_COLUMN
 from training.data.split import PARTS, Split
 from training.preset.data import SplitConfig
@@ -109,7 +109,7 @@ def _last_requests(log: EventLog, groups: TargetGroups, *, validation: int, test
     for back in (test, test + validation):
         begins = np.full(len(log.user_ids), len(part))
         begins[users] = groups.request[ends - back]  # requests are numbered by user and time
-        part += np.arange(len(part)) >= begins[log.user_rows()]
+        part += np.arange(len(part)) >= begins[log.exposures.user_row]
     return part
 
 
@@ -127,7 +127,7 @@ def _check_one_part(log: EventLog, parts: Parts) -> None:
     if not len(bad):
         return
     count, event = len(np.unique(requests[bad])), bad[0]
-    user = log.user_ids[log.user_rows()[requests[event]]]
+    user = log.user_ids[log.exposures.user_row[requests[event]]]
     names = sorted({PARTS[parts.event[event]], PARTS[parts.request[requests[event]]]}, key=PARTS.index)
     raise ValueError(
         f"column {SPLIT_COLUMN!r}: expected one part for all events of a request, got {' and '.join(names)} "
@@ -137,8 +137,6 @@ def _check_one_part(log: EventLog, parts: Parts) -> None:
 
 def with_parts(events: pl.DataFrame, parts: Parts) -> pl.DataFrame:
     """Events of a table with the column `split`."""
-    rows = in_log_order(events.with_row_index("row"))["row"].to_numpy()
-    codes = np.empty(len(parts.event), np.int8)
-    codes[rows] = parts.event
-    names = pl.Series(SPLIT_COLUMN, codes).replace_strict(dict(enumerate(PARTS)), return_dtype=pl.String)
+    codes = pl.Series(SPLIT_COLUMN, parts.event)
+    names = codes.replace_strict(dict(enumerate(PARTS)), return_dtype=pl.String)
     return events.with_columns(names)

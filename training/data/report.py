@@ -28,20 +28,18 @@ def report(prepared: Prepared, *, target_behaviors: Sequence[str], rules: Traini
     log, parts = prepared.log, prepared.parts
     lines, recent = [*_exposures(log), _row(_TITLES)], []
     for part, name in enumerate(PARTS):
-        found, kept = (
-            parts.groups(log, part, target_behaviors=target_behaviors, min_history=least)
-            for least in (0, rules.min_history)
-        )
-        users, users_kept = (len(np.unique(groups.user_row)) for groups in (found, kept))
+        found = parts.groups(log, part, target_behaviors=target_behaviors, min_history=0)
+        kept = found.history >= rules.min_history
+        users, users_kept = (len(np.unique(rows)) for rows in (found.user_row, found.user_row[kept]))
         span = (date_of(int(time)) for time in (found.now.min(), found.now.max()))
         counts = (f"{count:,}" for count in ((parts.event == part).sum(), len(found), users))
         dropped = (
-            f"{1 - kept / every:.1%}" for kept, every in ((len(kept), len(found)), (users_kept, users))
+            f"{1 - kept / every:.1%}" for kept, every in ((kept.sum(), len(found)), (users_kept, users))
         )
         lines.append(_row((name, *span, *counts, *dropped)))
         if part == TRAIN and rules.recent_weeks is not None:
-            old = kept.now < prepared.split.train_end - rules.recent_weeks * WEEK
-            share = old.sum() / max(len(kept), 1)
+            old = found.now[kept] < prepared.split.train_end - rules.recent_weeks * WEEK
+            share = old.sum() / max(kept.sum(), 1)
             recent.append(
                 f"training.recent_weeks {rules.recent_weeks} drops {share:.1%} of those left to train on"
             )

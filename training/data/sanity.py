@@ -56,11 +56,10 @@ def check_parts(log: EventLog, parts: Parts, *, target_behaviors: Sequence[str])
     Raises:
         ValueError: names the empty parts, and times that may be the reason.
     """
-    empty = [
-        name
-        for part, name in enumerate(PARTS)
-        if not len(parts.groups(log, part, target_behaviors=target_behaviors, min_history=0))
-    ]
+    part = parts.request[log.exposures.request]
+    known = np.isin(log.behavior, [BEHAVIORS[name] for name in target_behaviors]) & (parts.event <= part)
+    targets = np.bincount(part[known], minlength=len(PARTS))
+    empty = [name for name, count in zip(PARTS, targets, strict=True) if not count]
     if empty:
         far = far_times(log)
         raise ValueError(

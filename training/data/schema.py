@@ -59,7 +59,7 @@ class Tables:
         ads: columns `ADS_COLUMNS`, sorted by ad_id.
         users: user_id and String profile columns, sorted by user_id.
         events: columns `EVENTS_COLUMNS` and those of `OPTIONAL_EVENTS_COLUMNS` that the source has, sorted by
-            user_id, timestamp, ad_id, behavior name, request_id.
+            user_id, timestamp, ad_id, behavior (impression, click, conversion), request_id.
         stats: rows read and dropped.
         provenance: the sentence that belongs beside every result made from these tables.
     """
@@ -173,7 +173,8 @@ def make_tables(
         faults.append(TableError(users_name, expected, actual=actual, column=missing[0]))
     raise_faults(faults)
     optional = [name for name in OPTIONAL_EVENTS_COLUMNS if name in events.columns]
-    key = [*("user_id", "timestamp", "ad_id", "behavior"), *(n for n in optional if n == "request_id")]
+    code = pl.col("behavior").replace_strict(dict(BEHAVIORS), return_dtype=pl.Int8)
+    key = ["user_id", "timestamp", "ad_id", code, *(name for name in optional if name == "request_id")]
     # Sorted, so that row i of users is user i of the EventLog and of the encoded profiles, and so that the
     # same logs give the same files.
     return Tables(
