@@ -64,7 +64,7 @@ $(VENV)/.installed: requirements.lock Makefile
 	@touch $@
 
 .PHONY: data tokenize train
-data: $(RUN)/data/stats.json ## read the logs, check the tables, split by weeks
+data: $(RUN)/data/stats.json ## read the logs, check the tables, split them, say what looks wrong
 $(RUN)/data/stats.json: $(VENV)/.installed
 	$(PY) -m training.data.prepare --config $(CONFIG) --out $(RUN)/data
 	@touch $@

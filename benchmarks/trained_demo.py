@@ -26,7 +26,8 @@ from serving.search.beam_search import beam_search
 from serving.search.cold_start import ColdStart
 from serving.search.normalise import Normalise
 from serving.search.widths import WidthPlan
-from training.data.log import TargetGroups
+from training.data.groups import TargetGroups
+from training.data.parts import TRAIN
 from training.data.samples import RequestDataset
 from training.evaluation.requests import draw_requests
 from training.loop.retention import open_checkpoint
@@ -86,7 +87,7 @@ class TrainedDemo:
             seed=0,
         )
         log = dataset.log
-        warm = np.unique(log.ad_ids[log.timestamp < dataset.split.train_end])
+        warm = np.unique(log.ad_ids[dataset.parts.event == TRAIN])
         return cls(
             spec=spec,
             plan=WidthPlan.parse(widths, levels=spec.features.levels),

@@ -23,6 +23,9 @@ def events_of(ads, sids, *, behaviors, timestamps) -> list[Event]:
 def plain_slots(spec: FeatureSpec, events: list[Event], now: int) -> tuple[np.ndarray, int]:
     """Slots int32 [S, T + 3] as one would say it, and the number of events that are left out."""
     past = sorted((e for e in events if e[3] <= now), key=lambda e: e[3])[-spec.max_history :]
+    left_out = len(events) - len(past)
+    if spec.attribution_window_s:
+        past = plain_exposures(past, spec.attribution_window_s)
     newest_first = past[::-1]
     count = {ad: sum(e[0] == ad for e in past) for ad in {e[0] for e in past}}
 
@@ -39,4 +42,17 @@ def plain_slots(spec: FeatureSpec, events: list[Event], now: int) -> tuple[np.nd
     empty = [0] * (spec.levels + 3)
     rows = [row(e) for e in short] + [empty] * (spec.short_slots - len(short))
     rows += [row(e) for _, e in long] + [empty] * (spec.long_slots - len(long))
-    return np.array(rows, np.int32), len(events) - len(past)
+    return np.array(rows, np.int32), left_out
+
+
+def plain_exposures(past: list[Event], window_s: int) -> list[Event]:
+    """Of events, oldest first, those that open an exposure, each with its highest behavior."""
+    opened: list[list] = []
+    last: dict[int, list] = {}
+    for ad, sid, behavior, time in past:
+        exposure = last.get(ad)
+        if exposure is None or time - exposure[3] > window_s:
+            exposure = last[ad] = [ad, sid, behavior, time]
+            opened.append(exposure)
+        exposure[2] = max(exposure[2], behavior)
+    return [tuple(exposure) for exposure in opened]

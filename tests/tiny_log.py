@@ -23,8 +23,7 @@ CONFIG = {
     "data": {
         "source": "parquet",
         "path": "",
-        "validation_weeks": 1,
-        "test_weeks": 1,
+        "split": {"by": "weeks", "validation": 1, "test": 1},
         "target_behaviors": ["conversion"],
     },
     "features": {"short_slots": 4, "long_slots": 4, "max_history": 32},
@@ -54,12 +53,6 @@ def open_run(run: tuple[Path, Path], *overrides: str) -> tuple[Preset, ModelSpec
 def write_run(folder: Path, *, users: int = 12, seed: int = 0) -> tuple[Path, Path]:
     """Tables, prepared data, tokenizer and SIDs; returns the preset (YAML) and the run folder."""
     random = np.random.default_rng(seed)
-    source, run = folder / "source", folder / "run"
-    source.mkdir(parents=True)
-    small_ads().write_parquet(source / "ads.parquet")
-    pl.DataFrame(
-        {"user_id": np.arange(users), "age": [("old", "young")[u % 2] for u in range(users)]}
-    ).write_parquet(source / "users.parquet")
     rows = []
     for user in range(users):
         own = random.choice(60, 4, replace=False)
@@ -76,13 +69,23 @@ def write_run(folder: Path, *, users: int = 12, seed: int = 0) -> tuple[Path, Pa
                     )
                 )
             rows.append((user, int(random.integers(60)), day * DAY + 3600, "impression", 0.0, "made up"))
+    names = ["user_id", "ad_id", "timestamp", "behavior", "value", "provenance"]
+    return run_of(folder, pl.DataFrame(rows, schema=names, orient="row"), users=users, config=CONFIG)
+
+
+def run_of(folder: Path, events: pl.DataFrame, *, users: int, config: dict) -> tuple[Path, Path]:
+    """A run of these events of users 0, 1, .. and ads 0 .. 59; returns preset (YAML) and run folder."""
+    source, run = folder / "source", folder / "run"
+    source.mkdir(parents=True)
+    small_ads().write_parquet(source / "ads.parquet")
     pl.DataFrame(
-        rows, schema=["user_id", "ad_id", "timestamp", "behavior", "value", "provenance"], orient="row"
-    ).write_parquet(source / "events.parquet")
-    content = CONFIG | {"data": CONFIG["data"] | {"path": str(source)}}
+        {"user_id": np.arange(users), "age": [("old", "young")[u % 2] for u in range(users)]}
+    ).write_parquet(source / "users.parquet")
+    events.write_parquet(source / "events.parquet")
+    content = config | {"data": config["data"] | {"path": str(source)}}
     preset = folder / "preset.yaml"
     preset.write_text(json.dumps(content))  # JSON is YAML
-    tables = prepare(DataConfig(**content["data"]), run / "data")
+    tables = prepare(DataConfig(**content["data"]), run / "data").tables
     tokenizer = Tokenizer.fit(
         tables.ads, TokenizerConfig(codebook_sizes=(6, 5), hash_size=16, embedding_dim=8)
     )

@@ -9,6 +9,8 @@ from typing import Any, Self
 import numpy as np
 import polars as pl
 
+from serving.model.features import BEHAVIORS
+from training.data.parts import TRAIN
 from training.data.prepared import Prepared, load_prepared
 from training.data.profile import ProfileVocabulary
 from training.data.samples import RequestDataset, load_sids
@@ -69,7 +71,9 @@ class RunData:
         return ModelSpec(
             model=preset.model,
             features=preset.features.spec(
-                levels=len(self.level_sizes), profile_sizes=profile.cardinalities
+                levels=len(self.level_sizes),
+                profile_sizes=profile.cardinalities,
+                attribution_window_s=self.prepared.attribution_window_s,
             ),
             level_sizes=self.level_sizes,
             value_buckets=ValueBuckets.fit(self._target_values(preset), buckets=preset.model.value_buckets),
@@ -86,6 +90,13 @@ class RunData:
             SpecError: SIDs, contexts or sizes are not those of the model; says which.
         """
         self.check_tokenizer(spec)
+        window = self.prepared.attribution_window_s
+        if spec.features.attribution_window_s != window:
+            raise SpecError(
+                f"the model was made with data.attribution_window = {spec.features.attribution_window_s}, "
+                f"the prepared data with {window}; set it back and run `make data` again, or train a new "
+                "model with --fresh or in another folder"
+            )
         for section, was in (("model", spec.model.model_dump()), ("features", spec.features.to_json())):
             now: dict[str, Any] = getattr(preset, section).model_dump()
             for key, value in now.items():
@@ -118,9 +129,7 @@ class RunData:
         return RequestDataset(self.prepared, self.sids, spec=spec.features, profile=profile)
 
     def _target_values(self, preset: Preset) -> np.ndarray:
-        """Values float32 of the target events of the training weeks."""
-        events = self.prepared.tables.events.filter(
-            pl.col("behavior").is_in(preset.logs.target_behaviors),
-            pl.col("timestamp") < self.prepared.split.train_end,
-        )
-        return events["value"].cast(pl.Float32).to_numpy()
+        """Values float32 of the targets of the training part."""
+        log, parts = self.prepared.log, self.prepared.parts
+        codes = [BEHAVIORS[name] for name in preset.logs.target_behaviors]
+        return log.value[log.outcomes((parts.event == TRAIN) & np.isin(log.behavior, codes))]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from serving.index.snapshot import Snapshot
+from serving.model.exposures import join_exposures
 
 BEHAVIORS = {"impression": 1, "click": 2, "conversion": 3}  # 0 marks an empty slot
 EVENT_COLUMNS = 3  # columns of a slot beside the codes: behavior, gap bucket, count bucket
@@ -30,6 +31,8 @@ class FeatureSpec:
         profile_sizes: cardinality of each profile column, category 0 = unknown included.
         gap_edges_s: upper edges in seconds of the buckets of the time since an event.
         count_edges: upper edges of the buckets of how often the ad occurs in the history.
+        attribution_window_s: events of one ad so soon after its first one are one exposure and take one slot,
+            with the time of the first and the highest behavior; 0 gives every event its own.
     """
 
     levels: int = 3
@@ -53,6 +56,7 @@ class FeatureSpec:
         )
     )
     count_edges: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 18, 30)
+    attribution_window_s: int = 0
 
     def __post_init__(self) -> None:
         """Reject settings that no history can fill."""
@@ -61,6 +65,10 @@ class FeatureSpec:
                 raise ValueError(f"features.{name}: expected a positive number, got {getattr(self, name)}")
         if self.slots == 0:
             raise ValueError("features: expected short_slots + long_slots >= 1, got 0")
+        if self.attribution_window_s < 0:
+            raise ValueError(
+                f"features.attribution_window_s: expected seconds >= 0, got {self.attribution_window_s}"
+            )
         for name in ("gap_edges_s", "count_edges"):
             edges = getattr(self, name)
             if list(edges) != sorted(set(edges)):
@@ -131,6 +139,12 @@ def select_events(
     ignored = len(ad_ids) - len(order)
     if not len(order):
         return History(events, columns, ignored)
+    outcomes = behaviors[order]
+    if spec.attribution_window_s:
+        first, outcomes = join_exposures(
+            ad_ids[order], outcomes, times=timestamps[order], window_s=spec.attribution_window_s
+        )
+        order = order[first]
     last_seen, counts, group = _distinct(ad_ids[order])
     short = np.arange(len(order))[::-1][: spec.short_slots]
     # Most frequent first; of equals the most recently seen.
@@ -139,7 +153,7 @@ def select_events(
     shown = np.concatenate([short, long])
     slots = np.concatenate([np.arange(len(short)), spec.short_slots + np.arange(len(long))])
     events[slots] = order[shown]
-    columns[slots, 0] = behaviors[order[shown]]
+    columns[slots, 0] = outcomes[shown]
     columns[slots, 1] = np.searchsorted(spec.gap_edges_s, now - timestamps[order[shown]])
     columns[slots, 2] = np.searchsorted(spec.count_edges, counts)[group[shown]]
     return History(events, columns, ignored)

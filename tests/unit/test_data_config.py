@@ -8,7 +8,8 @@ from training.preset.data import DataConfig
 
 def test_defaults() -> None:
     config = DataConfig(source="completejourney")
-    assert (config.validation_weeks, config.test_weeks) == (2, 3)
+    assert (config.split.by, config.split.sizes) == ("weeks", (2, 3))
+    assert config.attribution_window == 1800
     assert config.target_behaviors == ("conversion",)
     assert config.profile_columns is None
 
@@ -23,7 +24,12 @@ def test_defaults() -> None:
             {"source": "completejourney", "path": "x"},
             "expected nothing for source 'completejourney', got 'x'",
         ),
-        ({"source": "completejourney", "test_weeks": 0}, "test_weeks"),
+        ({"source": "completejourney", "split": {"test": 0}}, "split.test"),
+        ({"source": "completejourney", "split": {"by": "months"}}, "split.by"),
+        ({"source": "completejourney", "split": {"test": 1.5}}, "whole numbers for by: weeks, got .*1.5"),
+        ({"source": "completejourney", "split": {"by": "fractions", "test": 0.9}}, "below 1 together, got"),
+        ({"source": "completejourney", "split": {"by": "column", "test": 2}}, "no amounts beside by: column"),
+        ({"source": "completejourney", "attribution_window": -1}, "attribution_window"),
         ({"source": "completejourney", "target_behaviors": ["buy"]}, r"conversion.*got \['buy'\]"),
         ({"source": "completejourney", "target_behaviors": []}, "target_behaviors"),
         ({"source": "completejourney", "profile_columns": ["age", "age"]}, "distinct"),
@@ -37,4 +43,4 @@ def test_bad_config(keys: dict, message: str) -> None:
 def test_frozen() -> None:
     config = DataConfig(source="completejourney")
     with pytest.raises(ValidationError, match="frozen"):
-        config.test_weeks = 5  # type: ignore[misc]
+        config.attribution_window = 5  # type: ignore[misc]

@@ -76,7 +76,7 @@ def test_parquet_source_names_the_bad_file(source: Path) -> None:
 def test_prepare_and_load(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "build" / "data"
     config = DataConfig(source="parquet", path=str(source))
-    tables = prepare(config, out)
+    tables = prepare(config, out).tables
     names = {path.name for path in out.iterdir()}
     assert names == {
         "ads.parquet",
@@ -111,7 +111,7 @@ def test_prepare_refuses_foreign_folders_and_leaves_the_old_one_on_errors(
     out = tmp_path / "data"
     prepare(config, out)
     with pytest.raises(ValueError, match="at least 21 weeks"):
-        prepare(DataConfig(source="parquet", path=str(source), test_weeks=18), out)
+        prepare(DataConfig(source="parquet", path=str(source), split={"test": 18}), out)
     assert json.loads((out / "stats.json").read_text())["events"] == 20
 
 
@@ -141,3 +141,101 @@ def test_damaged_stats(source: Path, tmp_path: Path) -> None:
 
 def test_every_source_has_a_loader() -> None:
     assert set(module._LOADERS) == set(DataConfig.model_fields["source"].annotation.__args__)
+
+
+def changed(source: Path, *more: tuple, **replace: object) -> Path:
+    """The events with rows (user, ad, timestamp, behavior) added and columns replaced."""
+    events = pl.read_parquet(source / "events.parquet")
+    rows = [(*row, 1.0, "tracker-1") for row in more]
+    events = pl.concat([events, pl.DataFrame(rows, schema=events.schema, orient="row")])
+    events.with_columns(**replace).write_parquet(source / "events.parquet")
+    return source
+
+
+def said(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[str, str, int]:
+    """What the command line prints, its errors and warnings, and its status."""
+    config = tmp_path / "c.yaml"
+    config.write_text(f"data: {{source: parquet, path: {source}}}\n")
+    sets = [word for text in words for word in ("--set", text)]
+    status = main(["--config", str(config), "--out", str(tmp_path / "out"), *sets])
+    printed = capsys.readouterr()
+    return printed.out, printed.err, status
+
+
+def test_parts_and_what_rules_drop_are_printed(source, tmp_path, capsys) -> None:
+    words = ["data.split={validation: 1, test: 2}", "training.min_history=4", "training.recent_weeks=1"]
+    out, err, status = said(source, tmp_path, capsys, *words)
+    assert (err, status) == ("", 0)
+    lines = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line}
+    # Days 0, 3, .. 57, users 4 and 9 in turn; the validation begins right after day 36, the test after 43.
+    assert lines["train"] == [
+        *("1970-01-01", "00:00", "1970-02-06", "00:00"),
+        *("13", "13", "2", "61.5%", "0.0%"),
+    ]
+    assert lines["validation"] == [
+        *("1970-02-09", "00:00", "1970-02-12", "00:00"),
+        *("2", "2", "2", "0.0%", "0.0%"),
+    ]
+    assert lines["test"] == [
+        *("1970-02-15", "00:00", "1970-02-27", "00:00"),
+        *("5", "5", "2", "0.0%", "0.0%"),
+    ]
+    assert "20 exposures of 20 events, by what came of them: 0 impression, 0 click, 20 conversion" in out
+    assert "(conversion); dropped are those with fewer than training.min_history 4 earlier events" in out
+    assert "training.recent_weeks 1 drops 40.0% of those left to train on" in out
+
+
+def test_impressions_and_late_outcomes_are_counted(source, tmp_path, capsys) -> None:
+    more = [
+        (9, 1, 43 * DAY - 100, "impression"),
+        (9, 1, 43 * DAY + 200, "conversion"),
+        (9, 2, 5, "impression"),
+    ]
+    out, err, _ = said(changed(source, *more), tmp_path, capsys, "data.split={validation: 1, test: 2}")
+    assert "22 exposures of 23 events, by what came of them: 1 impression, 0 click, 21 conversion" in out
+    assert "20 of them have a click or a conversion and no impression" in out
+    assert "1 outcomes come after the end of their request's part and are not known in it" in out
+    assert not err
+
+
+def test_a_time_far_from_the_rest_is_named(source, tmp_path, capsys) -> None:
+    far = (4, 2, 1_893_456_000, "conversion")
+    out, err, status = said(changed(source, far), tmp_path, capsys)
+    assert status == 1
+    assert not (tmp_path / "out").exists()
+    assert (
+        "got none in validation; column 'timestamp': far from the rest, which lies in 1970-01-01 00:00 .. "
+        "1970-02-27 00:00: 2030-01-01 00:00 (1893456000) of user 4, ad 2; see data.split" in err
+    )
+    out, err, status = said(source, tmp_path, capsys, "data.split={by: fractions}")
+    assert status == 0
+    assert err.startswith("warning: column 'timestamp': far from the rest")
+
+
+def test_no_event_of_the_target_behavior(source, tmp_path, capsys) -> None:
+    _, err, status = said(source, tmp_path, capsys, "data.target_behaviors=[click]")
+    assert (status, err) == (
+        1,
+        "error: data.target_behaviors: expected events of click, got none among 20 conversion\n",
+    )
+
+
+def test_parts_of_users_and_of_a_column_are_kept(source, tmp_path, capsys) -> None:
+    assert said(source, tmp_path, capsys, "data.split={by: last_events, test: 2}")[2] == 0
+    loaded = load_prepared(tmp_path / "out")
+    for user in (4, 9):
+        own = loaded.tables.events.filter(pl.col("user_id") == user)
+        assert own["split"].to_list() == ["train"] * 7 + ["validation"] + ["test"] * 2
+    assert loaded.split.train_end == 39 * DAY + 1
+    names = ["train"] * 10 + ["validation"] * 4 + ["test"] * 6
+    changed(source, split=pl.Series(names))
+    assert said(source, tmp_path, capsys, "data.split={by: column}")[2] == 0
+    loaded = load_prepared(tmp_path / "out")
+    assert loaded.tables.events.sort("timestamp")["split"].to_list() == names
+    assert loaded.parts.request.tolist() == [
+        ["train", "validation", "test"].index(n) for user in (0, 1) for n in names[user::2]
+    ]
+    assert said(source, tmp_path, capsys)[2] == 0  # by weeks: the column is not kept, nothing reads it
+    assert "split" not in load_prepared(tmp_path / "out").tables.events.columns

@@ -7,6 +7,7 @@ import pytest
 from serving.index.keys import unpack
 from tests.slots import plain_slots
 from tests.tiny_log import open_run, write_run
+from training.data.parts import Parts
 from training.data.prepared import load_prepared
 from training.data.samples import RequestDataset, load_sids
 
@@ -98,7 +99,7 @@ def test_recent_weeks_cut_targets_not_histories(run):
     week = dataset.split.train_end - 7 * 86400
     assert recent.now.tolist() == every.now[every.now >= week].tolist()
     assert 0 < len(recent) < len(every)
-    assert (recent.begin == every.begin[every.now >= week]).all()
+    assert (recent.request == every.request[every.now >= week]).all()
 
 
 def test_targets_are_counted(run):
@@ -112,6 +113,7 @@ def test_seen_sids_are_those_of_the_training_weeks(run):
     _, spec, dataset = open_run(run)
     early = int(np.quantile(dataset.log.timestamp, 0.02))  # the whole tiny catalogue is in the training weeks
     dataset.split = dataset.split.model_copy(update={"train_end": early})
+    dataset.parts = Parts.of(dataset.split, dataset.log)
     sids = dict(zip(dataset.ad_ids.tolist(), dataset.ad_sids.tolist(), strict=True))
     log = dataset.log
     events = list(zip(log.ad_ids.tolist(), log.timestamp.tolist(), strict=True))

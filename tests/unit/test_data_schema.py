@@ -1,16 +1,17 @@
 """Table schemas: every kind of bad row is refused with file, row, column, expected and actual."""
 
+import re
+
 import polars as pl
 import pytest
 
 from training.data.checks import TableError
 from training.data.schema import (
     LoadStats,
+    check_ads,
+    check_events,
+    check_users,
     make_tables,
-    validate_ads,
-    validate_events,
-    validate_tables,
-    validate_users,
 )
 
 
@@ -79,18 +80,21 @@ BAD = [
     ("events", {"value": [0.0, 1.0, 1.0, -0.5]}, 3, "value", "finite value >= 0", "-0.5", 0),
     ("events", {"value": [0, 1, 1, 5]}, None, "value", "Float64", "Int64", 0),
     ("events", {"provenance": ["t", "t", "t", None]}, 3, "provenance", "a value", "None", 0),
+    ("events", {"position": [0, None, -2, 7]}, 2, "position", "a position in [0, 2^31)", "-2", 0),
+    ("events", {"position": [0, 1, 2, 1 << 31]}, 3, "position", "a position in", "2147483648", 0),
+    ("events", {"request_id": [0.5, 1.0, 2.0, 3.0]}, None, "request_id", "Int64 or String", "Float64", 0),
+    ("events", {"split": ["train", None, "dev", "test"]}, 1, "split", "train|validation|test", "None", 1),
 ]
-VALIDATE = {"ads": (ads, validate_ads), "users": (users, validate_users), "events": (events, validate_events)}
+CHECK = {"ads": (ads, check_ads), "users": (users, check_users), "events": (events, check_events)}
 
 
 @pytest.mark.parametrize(("table", "replace", "row", "column", "expected", "actual", "more"), BAD)
 def test_bad_row_is_named(
     table: str, replace: dict, row: int | None, column: str, expected: str, actual: str, more: int
 ) -> None:
-    make, validate = VALIDATE[table]
-    with pytest.raises(TableError) as caught:
-        validate(make(**replace), "some/file.parquet")
-    message = str(caught.value)
+    make, check = CHECK[table]
+    [fault] = check(make(**replace), "some/file.parquet").faults
+    message = str(fault)
     assert message.startswith("some/file.parquet")
     assert f"column '{column}'" in message
     assert (f"row {row}," in message) if row is not None else ("row" not in message)
@@ -100,25 +104,86 @@ def test_bad_row_is_named(
     assert ("more such rows" in got) == (more > 0)
     if more:
         assert f"(and {more} more such rows)" in got
-    assert (caught.value.row, caught.value.column, caught.value.more) == (row, column, more)
+    assert (fault.row, fault.column, fault.more) == (row, column, more)
 
 
 def test_repeated_event_is_refused() -> None:
-    with pytest.raises(
-        TableError, match=r"row 3, .*user_id, ad_id, timestamp, behavior.*each key once"
-    ) as caught:
-        validate_events(pl.concat([events().head(3), events().slice(1, 1)]), "e")
-    assert "(1, 5, 100, 'conversion') again" in str(caught.value)
+    [fault] = check_events(pl.concat([events().head(3), events().slice(1, 1)]), "e").faults
+    assert "row 3, column 'user_id, ad_id, timestamp, behavior': expected each key once" in str(fault)
+    assert "(1, 5, 100, 'conversion') again" in str(fault)
+
+
+def test_an_event_of_two_requests_is_two_events() -> None:
+    twice = pl.concat([events(request_id=["a", "b", None, "a"])] * 2)
+    assert len(check_events(twice, "e").faults) == 1
+    other = twice.with_columns(pl.Series("request_id", ["a", "b", None, "a", "c", "d", "e", None]))
+    assert not check_events(other, "e").faults
 
 
 @pytest.mark.parametrize("table", ["ads", "users", "events"])
 def test_missing_column_and_empty_table(table: str) -> None:
-    make, validate = VALIDATE[table]
+    make, check = CHECK[table]
     column = "user_id" if table != "ads" else "text"
-    with pytest.raises(TableError, match=f"column '{column}': expected columns .* got columns"):
-        validate(make().drop(column), "f")
-    with pytest.raises(TableError, match="f: expected at least one row, got an empty table"):
-        validate(make().clear(), "f")
+    [fault] = check(make().drop(column), "f").faults
+    assert re.search(f"column '{column}': expected columns .* got columns", str(fault))
+    [fault] = check(make().clear(), "f").faults
+    assert str(fault) == "f: expected at least one row, got an empty table"
+
+
+def test_all_faults_of_the_three_tables_in_one_report() -> None:
+    bad_events = events(
+        value=[0.0, -1.0, 0.0, 1.0],
+        user_id=[1, 9, 2, 2],
+        behavior=["click", "buy", "x", "click"],
+        rank=[1] * 4,
+    ).drop("provenance")
+    with pytest.raises(TableError) as caught:
+        make_tables(
+            ads(status=["gone"] * 3, text=["a", "", "c"]),
+            users(age=[1, 2]),
+            events=bad_events,
+            stats=LoadStats(4),
+            provenance="",
+            where=("A", "U", "E"),
+            profile_columns=("income",),
+        )
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "9 faults:"
+    for line, start in zip(
+        lines[1:],
+        [
+            "A, row 1, column 'text': expected non-empty text, got ''",
+            "A, row 0, column 'status': expected one of active|paused|deleted, got 'gone' (and 2 more",
+            "U, column 'age': expected dtype String, got dtype Int64",
+            "E, column 'provenance': expected columns",
+            "E, column 'rank': expected only the columns",
+            "E, row 1, column 'behavior': expected one of impression|click|conversion, got 'buy' (and 1 more",
+            "E, row 1, column 'value': expected a finite value >= 0, got -1.0",
+            "E, row 1, column 'user_id': expected an id of the users table, got 9",
+            "U, column 'income': expected profile columns ['income'], got profile columns ['age']",
+        ],
+        strict=True,
+    ):
+        assert line.strip().startswith(start)
+    assert len(caught.value.faults) == 9
+    assert (caught.value.where, caught.value.row, caught.value.column) == ("A", 1, "text")
+
+
+@pytest.mark.parametrize(
+    ("time", "said"),
+    [
+        (1_500_000_000_000, "1500000000000: milliseconds? As such it is 2017-07-14 02:40"),
+        (1_500_000_000_000_000, "1500000000000000: microseconds? As such it is 2017-07-14 02:40"),
+        (1_500_000_000_000_000_000, "1500000000000000000: nanoseconds? As such it is 2017-07-14 02:40"),
+        (-1_500_000_000_000, "-1500000000000"),
+    ],
+)
+def test_finer_times_are_called_by_their_name(time: int, said: str) -> None:
+    [fault] = check_events(events(timestamp=[100, time, 50, time]), "e").faults
+    expected = "e, row 1, column 'timestamp': expected unix seconds in [0, 100000000000), got "
+    assert str(fault) == f"{expected}{said} (and 1 more such rows)"
+    [fault] = check_ads(ads(created_at=[0, 0, time]), "a").faults
+    assert said in str(fault)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +193,14 @@ def test_missing_column_and_empty_table(table: str) -> None:
 def test_unknown_ids(replace: dict, row: int, column: str, name: str) -> None:
     bad = events(**replace)
     with pytest.raises(TableError) as caught:
-        validate_tables(ads(), users(), bad, where="events.parquet")
+        make_tables(
+            ads(),
+            users(),
+            events=bad,
+            stats=LoadStats(4),
+            provenance="",
+            where=("ads", "users", "events.parquet"),
+        )
     assert f"events.parquet, row {row}, column '{column}': expected an id of the {name} table" in str(
         caught.value
     )

@@ -21,8 +21,9 @@ def built_slots(spec, events, now):
     return join_codes(codes, history.columns, shown=history.events >= 0), history.ignored
 
 
+@pytest.mark.parametrize("window", [0, 1, 30])
 @pytest.mark.parametrize("ids", [range(8), range(0, 1 << 63, 1 << 60), range(-4, 4)], ids=str)
-def test_equals_a_plain_loop(ids):
+def test_equals_a_plain_loop(ids, window):
     random = np.random.default_rng(0)
     for _ in range(40):
         spec = FeatureSpec(
@@ -32,6 +33,7 @@ def test_equals_a_plain_loop(ids):
             max_history=int(random.integers(1, 25)),
             gap_edges_s=(0, 5, 20, 60),
             count_edges=(1, 2, 4),
+            attribution_window_s=window,
         )
         catalogue, now = random.integers(0, 9, (8, 3)).tolist(), 100
         # Few ads and few seconds: repeats, equal times, events of the second of the request, and later ones.
@@ -68,6 +70,23 @@ def test_an_example_by_hand():
     assert ignored == 2
 
 
+def test_a_funnel_takes_one_slot_with_the_outcome_known_by_then():
+    spec = FeatureSpec(levels=1, short_slots=3, long_slots=0, gap_edges_s=(10, 100), attribution_window_s=60)
+    shown = [(5, (1,), 1, 880), (5, (1,), 2, 882), (5, (1,), 3, 940), (5, (1,), 1, 941), (9, (2,), 1, 930)]
+    got, ignored = built_slots(spec, shown, 1000)
+    # 941 is more than a minute after 880. A conversion 60 s later is still the first one's, at its time.
+    assert got.tolist() == [[2, 1, 1, 1], [3, 1, 1, 0], [2, 3, 2, 1]]
+    assert ignored == 0
+    assert built_slots(spec, shown, 881)[0].tolist() == [[2, 1, 0, 0], [0] * 4, [0] * 4]
+
+
+def test_times_of_a_client_may_lie_as_far_apart_as_int64_allows():
+    spec = FeatureSpec(levels=1, short_slots=4, long_slots=0, attribution_window_s=60)
+    events = [(5, (1,), 1, -(1 << 63)), (5, (1,), 2, -5), (5, (1,), 3, 50), (5, (1,), 1, (1 << 63) - 1)]
+    got, _ = built_slots(spec, events, (1 << 63) - 1)
+    assert got[:, 1].tolist() == [1, 3, 1, 0]
+
+
 def test_order_of_the_request_does_not_matter_when_times_differ():
     spec = FeatureSpec(levels=1, short_slots=5, long_slots=5)
     random = np.random.default_rng(0)
@@ -89,6 +108,7 @@ def test_columns_stay_within_the_embedding_tables():
     [
         ({"max_history": 0}, "max_history: expected a positive number, got 0"),
         ({"short_slots": 0, "long_slots": 0}, r"short_slots \+ long_slots >= 1, got 0"),
+        ({"attribution_window_s": -1}, "attribution_window_s: expected seconds >= 0, got -1"),
         ({"gap_edges_s": (5, 5)}, r"gap_edges_s: expected strictly increasing edges, got \(5, 5\)"),
     ],
 )

@@ -86,7 +86,19 @@ def test_every_command_checks_all_sections(command, preset, monkeypatch, capsys)
     [
         ("trainig:\n  steps: 1\n", r"p.yaml: unknown section 'trainig'; known: data, features, .*serving"),
         ("training:\n  step: 1\n", r"p.yaml: training: unknown key 'step'; known: batch_size, .*steps"),
-        ("data: {source: parquet, pth: x}\n", r"data: unknown key 'pth'; known: path, .*source"),
+        ("data: {source: parquet, pth: x}\n", r"data: unknown key 'pth'; known: .*path, .*source"),
+        (
+            "data: {source: completejourney, split: {bye: days}}\n",
+            r"data.split: unknown key 'bye'; known: by, test, validation$",
+        ),
+        (
+            "data: {source: completejourney, split: weeks}\n",
+            r"data.split: expected keys and values, got 'weeks'",
+        ),
+        (
+            "data: {source: completejourney, split: {test: 1.5}}\n",
+            r"data.split: expected whole numbers for by: weeks, got .*1.5",
+        ),
         ("data: {}\n", r"data.source: Field required"),
         ("training:\n  steps: many\n", r"training.steps: .*integer.*got 'many'"),
         ("training:\n  steps: 1.5\n", r"training.steps: .*integer.*got 1.5"),

@@ -15,6 +15,7 @@ import torch
 
 from serving.index.keys import unpack
 from tests.tiny_log import open_run, write_run
+from training.data.parts import Parts
 from training.data.prepare import prepare
 from training.loop.device import Device
 from training.loop.retention import find_checkpoint, open_checkpoint, save_checkpoint
@@ -95,6 +96,7 @@ def test_seen_sids_are_those_of_the_training_weeks(run, trained):
     np.testing.assert_array_equal(open_checkpoint(trained).seen_sids, dataset.seen_sids(spec.level_sizes))
     early = int(np.quantile(dataset.log.timestamp, 0.02))  # the whole tiny catalogue is in the training weeks
     dataset.split = dataset.split.model_copy(update={"train_end": early})
+    dataset.parts = Parts.of(dataset.split, dataset.log)
     sids = dict(zip(dataset.ad_ids.tolist(), dataset.ad_sids.tolist(), strict=True))
     log = dataset.log
     events = list(zip(log.ad_ids.tolist(), log.timestamp.tolist(), strict=True))

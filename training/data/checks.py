@@ -4,12 +4,14 @@ Rows in messages are counted from 0, as in the file (`pl.read_parquet(file)[row]
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
 
 # Unix seconds stay below this until the year 5138; milliseconds, the usual mistake, are above it since 1973.
 _SECONDS_LIMIT = 100_000_000_000
+_FINER = {"milliseconds": 1_000, "microseconds": 1_000_000, "nanoseconds": 1_000_000_000}
 
 
 class TableError(ValueError):
@@ -49,69 +51,126 @@ class TableError(ValueError):
         super().__init__(f"{', '.join(place)}: expected {expected}, got {shown}{tail}")
 
 
+class TableFaultsError(TableError):
+    """Several faults in one report; its attributes are those of the first.
+
+    Attributes:
+        faults: all of them, at least two.
+    """
+
+    def __init__(self, faults: Sequence[TableError]) -> None:
+        """Write them below each other."""
+        self.__dict__.update(vars(faults[0]))
+        self.faults = tuple(faults)
+        ValueError.__init__(self, f"{len(faults)} faults:\n  " + "\n  ".join(map(str, faults)))
+
+
+def raise_faults(faults: Sequence[TableError]) -> None:
+    """Raise one fault as it is and several as one report; nothing happens where there is none."""
+    if faults:
+        raise faults[0] if len(faults) == 1 else TableFaultsError(faults)
+
+
 def one_of(names: Iterable[str]) -> str:
     """Write the allowed names for a message."""
     return "one of " + "|".join(names)
 
 
-def check_columns(
-    df: pl.DataFrame, where: str, *, schema: Mapping[str, pl.DataType], nullable: Sequence[str] = ()
-) -> None:
-    """Refuse missing and unknown columns, an empty table, wrong dtypes, and nulls outside `nullable`."""
-    for name in schema:
-        if name not in df.columns:
-            raise TableError(where, f"columns {list(schema)}", actual=f"columns {df.columns}", column=name)
-    for name in df.columns:
-        if name not in schema:
-            raise TableError(
-                where, f"only the columns {list(schema)}", actual=f"the unknown column {name!r}", column=name
-            )
-    if df.height == 0:
-        raise TableError(where, "at least one row", actual="an empty table")
-    for name, dtype in schema.items():
-        if df.schema[name] != dtype:
-            raise TableError(where, f"dtype {dtype}", actual=f"dtype {df.schema[name]}", column=name)
-        if name not in nullable:
-            check_rows(df, where, column=name, bad=pl.col(name).is_null(), expected="a value")
+def date_of(seconds: int) -> str:
+    """Unix seconds as a date for a message; beyond the year 9999 the number itself."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):
+        return str(seconds)
 
 
-def check_ids(df: pl.DataFrame, where: str, *, column: str) -> None:
-    """Refuse negative ids."""
-    check_rows(df, where, column=column, bad=pl.col(column) < 0, expected="an id >= 0")
+class TableChecks:
+    """Checks of one table, which collect what is wrong with it in `faults`."""
 
+    def __init__(self, df: pl.DataFrame, where: str) -> None:
+        """Start without a fault.
 
-def check_seconds(df: pl.DataFrame, where: str, *, column: str) -> None:
-    """Refuse times that are negative or cannot be unix seconds."""
-    bad = ~pl.col(column).is_between(0, _SECONDS_LIMIT, closed="left")
-    check_rows(df, where, column=column, bad=bad, expected=f"unix seconds in [0, {_SECONDS_LIMIT})")
+        Args:
+            df: the table.
+            where: its name in messages.
+        """
+        self.df, self.where = df, where
+        self.faults: list[TableError] = []
+        self._unusable: set[str] = set()  # columns of which nothing more can be asked
 
+    def columns(
+        self,
+        schema: Mapping[str, pl.DataType],
+        *,
+        nullable: Sequence[str] = (),
+        optional: Mapping[str, Sequence[pl.DataType]] | None = None,
+    ) -> None:
+        """Ask for these columns and no others, at least one row, their dtypes, and values outside `nullable`.
 
-def check_unique(df: pl.DataFrame, where: str, *, key: Sequence[str]) -> None:
-    """Refuse the second and later rows with the same key."""
-    first = pl.struct(key).is_first_distinct() if len(key) > 1 else pl.col(key[0]).is_first_distinct()
-    column = key[0] if len(key) == 1 else ", ".join(key)
-    check_rows(df, where, column=column, bad=~first, expected="each key once", show=key)
+        Args:
+            schema: columns that must be there.
+            nullable: those that may hold nulls.
+            optional: columns that may be there, with the dtypes that each may have; they may hold nulls.
+        """
+        allowed = {name: (dtype,) for name, dtype in schema.items()} | dict(optional or {})
+        missing = [name for name in schema if name not in self.df.columns]
+        for name in missing:
+            self._add(f"columns {list(schema)}", actual=f"columns {self.df.columns}", column=name)
+        for name in self.df.columns:
+            if name not in allowed:
+                known = f"only the columns {list(allowed)}"
+                self._add(known, actual=f"the unknown column {name!r}", column=name)
+        if self.df.height == 0:
+            self._add("at least one row", actual="an empty table")
+        self._unusable.update(missing)
+        for name in [name for name in allowed if name in self.df.columns]:
+            if self.df.schema[name] not in allowed[name]:
+                self._unusable.add(name)
+                dtypes = " or ".join(map(str, allowed[name]))
+                self._add(f"dtype {dtypes}", actual=f"dtype {self.df.schema[name]}", column=name)
+            elif name in schema and name not in nullable:
+                self.rows(name, bad=pl.col(name).is_null(), expected="a value")
 
+    def ids(self, column: str) -> None:
+        """Refuse negative ids."""
+        self.rows(column, bad=pl.col(column) < 0, expected="an id >= 0")
 
-def check_rows(
-    df: pl.DataFrame,
-    where: str,
-    *,
-    column: str,
-    bad: pl.Expr,
-    expected: str,
-    show: Sequence[str] | None = None,
-) -> None:
-    """Refuse rows where `bad` is true; the message shows `column`, or the columns `show`, of the first."""
-    mask = df.select(bad.alias("bad"))["bad"]
-    count = int(mask.sum() or 0)
-    if count == 0:
-        return
-    row = int(mask.arg_max() or 0)  # first True
-    values: list[Any] = [df[name][row] for name in (show or (column,))]
-    actual: object = values[0] if len(values) == 1 else tuple(values)
-    if show is not None:
-        actual = f"{actual!r} again"
-    elif isinstance(actual, str):
-        actual = repr(actual)
-    raise TableError(where, expected, actual=actual, row=row, column=column, more=count - 1)
+    def seconds(self, column: str) -> None:
+        """Refuse times that are negative or cannot be unix seconds."""
+        bad = ~pl.col(column).is_between(0, _SECONDS_LIMIT, closed="left")
+        expected = f"unix seconds in [0, {_SECONDS_LIMIT})"
+        if not self.rows(column, bad=bad, expected=expected):
+            return
+        fault = self.faults[-1]
+        for name, a_second in _FINER.items():
+            if isinstance(fault.actual, int) and _SECONDS_LIMIT <= fault.actual < _SECONDS_LIMIT * a_second:
+                actual = f"{fault.actual}: {name}? As such it is {date_of(fault.actual // a_second)}"
+                self.faults.pop()
+                self._add(expected, actual=actual, column=column, row=fault.row, more=fault.more)
+                return
+
+    def unique(self, key: Sequence[str]) -> None:
+        """Refuse the second and later rows with the same key."""
+        first = pl.struct(key).is_first_distinct() if len(key) > 1 else pl.col(key[0]).is_first_distinct()
+        self.rows(*key, bad=~first, expected="each key once", again=True)
+
+    def rows(self, *columns: str, bad: pl.Expr, expected: str, again: bool = False) -> bool:
+        """Refuse rows where `bad` is true, the message showing the first's columns; true if there are any."""
+        if not self._unusable.isdisjoint(columns):
+            return False
+        mask = self.df.select(bad.alias("bad"))["bad"]
+        count = int(mask.sum() or 0)
+        if count == 0:
+            return False
+        row = int(mask.arg_max() or 0)  # first True
+        values: list[Any] = [self.df[name][row] for name in columns]
+        actual: object = values[0] if len(values) == 1 else tuple(values)
+        if again:
+            actual = f"{actual!r} again"
+        elif isinstance(actual, str):
+            actual = repr(actual)
+        self._add(expected, actual=actual, row=row, column=", ".join(columns), more=count - 1)
+        return True
+
+    def _add(self, expected: str, **found: Any) -> None:
+        self.faults.append(TableError(self.where, expected, **found))

@@ -1,13 +1,14 @@
-"""Events as flat arrays, and where in them the samples lie.
+"""Events as flat arrays, with the exposures and requests that they belong to.
 
-Letters: U users, E events, N samples.
+Letters: U users, E events, R requests.
 
-A basket is a set: the logs give one timestamp to all its items, and the order among them is not real. So a
-sample is a whole (user, timestamp) group, and its history ends before the group begins.
+Without request ids a basket is a set: the logs give one timestamp to all its items, and the order among them
+is not real. So all that a user did at one timestamp is one request, and its history ends before that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -15,14 +16,18 @@ import numpy.typing as npt
 import polars as pl
 
 from serving.model.features import BEHAVIORS
-from training.data.schema import Tables
+from training.data.exposures import NO_ID, Exposures, find_exposures, last_of_highest
+from training.data.schema import SPLIT_COLUMN, Tables
+from training.data.split import PARTS
 
 Int64 = npt.NDArray[np.int64]
+
+_BLOCK = 4_000_000  # events whose exposures are found at once: bounds the memory, not the result
 
 
 @dataclass(frozen=True, eq=False)
 class EventLog:
-    """All events, sorted by (user_id, timestamp, ad_id, behavior code).
+    """All events, in the order of the table: by user, time, ad, behavior.
 
     Attributes:
         user_ids: int64 [U], ascending; every user of the users table, also those without events (row i =
@@ -32,6 +37,9 @@ class EventLog:
         behavior: int8 [E], codes of `BEHAVIORS`.
         timestamp: int64 [E], unix seconds.
         value: float32 [E].
+        position: int32 [E], place of the event's exposure in its request; -1 where no event of it says one.
+        split: int8 [E], part that the event itself names, place in `PARTS`; None where no event does.
+        exposures: which events are one exposure, and which exposures one request.
     """
 
     user_ids: Int64
@@ -40,91 +48,76 @@ class EventLog:
     behavior: npt.NDArray[np.int8]
     timestamp: Int64
     value: npt.NDArray[np.float32]
+    position: npt.NDArray[np.int32]
+    split: npt.NDArray[np.int8] | None
+    exposures: Exposures
 
     @classmethod
-    def from_tables(cls, tables: Tables) -> Self:
-        """Sort the events of checked tables into arrays."""
-        code = pl.col("behavior").replace_strict(dict(BEHAVIORS), return_dtype=pl.Int8)
-        events = tables.events.select(
-            "user_id", "timestamp", "ad_id", code, pl.col("value").cast(pl.Float32)
-        ).sort("user_id", "timestamp", "ad_id", "behavior")
+    def from_tables(cls, tables: Tables, *, attribution_window_s: int) -> Self:
+        """Put the events of checked tables into arrays, and find their exposures."""
+        events = tables.events
         user_ids = tables.users["user_id"].sort().to_numpy()
         event_users = events["user_id"].to_numpy()
         starts = np.searchsorted(event_users, user_ids, side="left")
+        ad_ids, timestamp = events["ad_id"].to_numpy(), events["timestamp"].to_numpy()
+        behavior = events["behavior"].replace_strict(dict(BEHAVIORS), return_dtype=pl.Int8).to_numpy()
+        user_ptr = np.append(starts, event_users.size).astype(np.int64)
+        request_ids, found = _request_codes(events), []
+        for first, last in _blocks(user_ptr, rows=_BLOCK):
+            rows = slice(user_ptr[first], user_ptr[last])
+            block = find_exposures(
+                np.repeat(np.arange(first, last), np.diff(user_ptr[first : last + 1])),
+                ad_ids[rows],
+                timestamps=timestamp[rows],
+                behaviors=behavior[rows],
+                request_ids=request_ids[rows],
+                window_s=attribution_window_s,
+            )
+            found.append(block)
+        exposures = Exposures.join(found)
         return cls(
             user_ids=user_ids,
-            user_ptr=np.append(starts, event_users.size).astype(np.int64),
-            ad_ids=events["ad_id"].to_numpy(),
-            behavior=events["behavior"].to_numpy(),
-            timestamp=events["timestamp"].to_numpy(),
-            value=events["value"].to_numpy(),
+            user_ptr=user_ptr,
+            ad_ids=ad_ids,
+            behavior=behavior,
+            timestamp=timestamp,
+            value=events["value"].cast(pl.Float32).to_numpy(),
+            position=_positions(events, exposures),
+            split=_part_codes(events) if SPLIT_COLUMN in events.columns else None,
+            exposures=exposures,
         )
 
+    def times(self) -> Int64:
+        """Time of each request, int64 [R] unix seconds."""
+        return self.timestamp[self.exposures.anchor]
 
-@dataclass(frozen=True, eq=False)
-class TargetGroups:
-    """Samples, in log order (user row, then time).
-
-    Attributes:
-        user_row: int64 [N], row in `EventLog.user_ids`.
-        begin: int64 [N], first event of the group; the history is [user_ptr[user_row], begin).
-        end: int64 [N], one past the last event of the group.
-        now: int64 [N], unix seconds of the group.
-        target_codes: behavior codes that count as targets within [begin, end).
-    """
-
-    user_row: Int64
-    begin: Int64
-    end: Int64
-    now: Int64
-    target_codes: tuple[int, ...]
-
-    def __len__(self) -> int:
-        """Number of samples, N."""
-        return int(self.begin.size)
+    def outcomes(self, rows: npt.NDArray[np.bool_]) -> Int64:
+        """What came of each exposure: of those events [E] that count its last one of the highest behavior."""
+        return last_of_highest(self.exposures.exposure, self.behavior, rows=np.flatnonzero(rows))
 
 
-def target_groups(
-    log: EventLog, *, start: int, stop: int, target_behaviors: Sequence[str], min_history: int = 1
-) -> TargetGroups:
-    """Find every distinct (user, timestamp) that makes a sample.
+def _blocks(user_ptr: Int64, *, rows: int) -> Iterator[tuple[int, int]]:
+    """Users, first and one past the last, that have about so many rows together; at least one block."""
+    ends = np.searchsorted(user_ptr, np.arange(rows, user_ptr[-1], rows), side="left")
+    bounds = np.unique([0, *ends, len(user_ptr) - 1])
+    return pairwise(bounds.tolist())
 
-    It lies in [start, stop), has at least one target event, and the user has `min_history` earlier events.
 
-    Args:
-        log: the events.
-        start: first second, inclusive; 0 for the training range.
-        stop: last second, exclusive.
-        target_behaviors: names of `BEHAVIORS`.
-        min_history: events of the user needed strictly before the group; 0 keeps cold-start users.
+def _request_codes(events: pl.DataFrame) -> Int64:
+    """Request ids of any type as numbers, `NO_ID` for none."""
+    if "request_id" not in events.columns:
+        return np.full(events.height, NO_ID)
+    return events["request_id"].rank("dense").cast(pl.Int64).fill_null(NO_ID).to_numpy()
 
-    Raises:
-        ValueError: unknown or no behavior, negative min_history, start > stop.
-    """
-    unknown = [name for name in target_behaviors if name not in BEHAVIORS]
-    if unknown or not target_behaviors or isinstance(target_behaviors, str):
-        raise ValueError(
-            f"target_behaviors: expected a list of some of {list(BEHAVIORS)}, got {target_behaviors!r}"
-        )
-    if min_history < 0 or start > stop:
-        raise ValueError(f"expected min_history >= 0 and start <= stop, got {min_history}, {start}, {stop}")
-    codes = tuple(BEHAVIORS[name] for name in target_behaviors)
-    event_count = log.ad_ids.size
-    event_row = np.repeat(np.arange(log.user_ids.size, dtype=np.int64), np.diff(log.user_ptr))  # [E]
-    first = np.ones(event_count, dtype=bool)  # [E]: opens a new (user, timestamp)
-    first[1:] = (event_row[1:] != event_row[:-1]) | (log.timestamp[1:] != log.timestamp[:-1])
-    begin = np.flatnonzero(first)
-    end = np.append(begin, event_count)[1:]
-    seen = np.concatenate(
-        ([0], np.cumsum(np.isin(log.behavior, codes)))
-    )  # [E+1]: target events before each event
-    now, user_row = log.timestamp[begin], event_row[begin]
-    keep = (
-        (now >= start)
-        & (now < stop)
-        & (seen[end] > seen[begin])
-        & (begin - log.user_ptr[user_row] >= min_history)
-    )
-    return TargetGroups(
-        user_row=user_row[keep], begin=begin[keep], end=end[keep], now=now[keep], target_codes=codes
-    )
+
+def _positions(events: pl.DataFrame, exposures: Exposures) -> npt.NDArray[np.int32]:
+    known = np.full(events.height, -1, np.int32)
+    if "position" in events.columns:
+        said = events["position"].cast(pl.Int32).fill_null(-1).to_numpy()
+        np.maximum.at(known, exposures.exposure, said)
+    return known[exposures.exposure]
+
+
+def _part_codes(events: pl.DataFrame) -> npt.NDArray[np.int8]:
+    codes = {name: code for code, name in enumerate(PARTS)}
+    return events[SPLIT_COLUMN].replace_strict(codes, return_dtype=pl.Int8).to_numpy()

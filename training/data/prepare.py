@@ -6,22 +6,26 @@ python -m training.data.prepare --config configs/demo.yaml --out build/demo/data
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from serving.files import new_folder
 from training.data.completejourney import load_completejourney
+from training.data.log import EventLog
 from training.data.parquet import NAMES, load_parquet
-from training.data.prepared import FILES
+from training.data.parts import cut, with_parts
+from training.data.prepared import FILES, Prepared
 from training.data.profile import ProfileVocabulary
-from training.data.schema import Tables
-from training.data.split import TimeSplit
+from training.data.report import report, warnings
+from training.data.sanity import check_parts, check_targets
+from training.data.schema import SPLIT_COLUMN, Tables
 from training.preset.data import DataConfig
 from training.preset.preset import Preset, add_preset_arguments
 
 _LOADERS = {"completejourney": load_completejourney, "parquet": load_parquet}
 
 
-def prepare(config: DataConfig, out: Path) -> Tables:
+def prepare(config: DataConfig, out: Path) -> Prepared:
     """Load the source of `config` and write the tables, split.json, profile.json and stats.json into `out`.
 
     Written to a folder beside `out` and renamed at the end, so `out` is complete or absent, never half
@@ -29,34 +33,47 @@ def prepare(config: DataConfig, out: Path) -> Tables:
 
     Raises:
         TableError: the source breaks a schema.
-        ValueError: the log is too short for the split.
+        ValueError: the log is too short for the split, or leaves a part without a request.
         FileNotFoundError: the source is not there.
         FileExistsError: `out` exists and holds something this function did not write, or is the source
             itself.
     """
     _check_replaceable(out, config.path)
-    tables = _LOADERS[config.source](config)
-    times = tables.events["timestamp"].to_numpy()
-    split = TimeSplit.by_weeks(
-        int(times.min()),
-        int(times.max()),
-        validation_weeks=config.validation_weeks,
-        test_weeks=config.test_weeks,
-    )
+    prepared = _prepared(config, _LOADERS[config.source](config))
+    tables = prepared.tables
     stats = {
         "source": config.source,
         "rows_read": tables.stats.rows_read,
         "rows_dropped": dict(tables.stats.rows_dropped),
         **{name: getattr(tables, name).height for name in NAMES},
+        "attribution_window_s": prepared.attribution_window_s,
         "provenance": tables.provenance,
     }
     with new_folder(out, replace=True) as new:
         for name in NAMES:
             getattr(tables, name).write_parquet(new / f"{name}.parquet")
-        split.save(new / "split.json")
-        ProfileVocabulary.fit(tables.users).save(new / "profile.json")
+        prepared.split.save(new / "split.json")
+        prepared.profile.save(new / "profile.json")
         (new / "stats.json").write_text(json.dumps(stats, indent=2) + "\n", encoding="utf-8")
-    return tables
+    return prepared
+
+
+def _prepared(config: DataConfig, tables: Tables) -> Prepared:
+    log = EventLog.from_tables(tables, attribution_window_s=config.attribution_window)
+    check_targets(log, target_behaviors=config.target_behaviors)
+    split, parts = cut(config.split, log, target_behaviors=config.target_behaviors)
+    check_parts(log, parts, target_behaviors=config.target_behaviors)
+    # What is not cut by time is said by a column, whichever way it came about.
+    events = tables.events.drop(SPLIT_COLUMN, strict=False)
+    events = with_parts(events, parts) if split.by == "column" else events
+    return Prepared(
+        tables=replace(tables, events=events),
+        split=split,
+        profile=ProfileVocabulary.fit(tables.users),
+        attribution_window_s=config.attribution_window,
+        log=log,
+        parts=parts,
+    )
 
 
 def _check_replaceable(out: Path, source: str | None) -> None:
@@ -78,7 +95,7 @@ def _summary(tables: Tables) -> str:
     counts = tables.events["behavior"].value_counts(sort=True).rows()
     rows += [(f"  {behavior}", count) for behavior, count in counts]
     width = max(len(label) for label, _ in rows)
-    return "\n".join(f"{label:<{width}}  {count:>12,}" for label, count in rows) + f"\n{tables.provenance}"
+    return "\n".join(f"{label:<{width}}  {count:>12,}" for label, count in rows)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -90,11 +107,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
     try:
-        tables = prepare(Preset.load(options.config, options.overrides).logs, options.out)
+        preset = Preset.load(options.config, options.overrides)
+        prepared = prepare(preset.logs, options.out)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(_summary(tables))
+    targets = preset.logs.target_behaviors
+    print(_summary(prepared.tables))
+    print("\n".join(report(prepared, target_behaviors=targets, rules=preset.training)))
+    print(prepared.tables.provenance)
+    for warning in warnings(prepared, target_behaviors=targets):
+        print(f"warning: {warning}", file=sys.stderr)
     return 0
 
 

@@ -1,24 +1,38 @@
-"""The prepared data folder: checked tables, the split in time, the profile vocabulary."""
+"""The prepared data folder: checked tables, their parts, the profile vocabulary."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.data.log import EventLog
 from training.data.parquet import NAMES, read_table
+from training.data.parts import Parts
 from training.data.profile import ProfileVocabulary
 from training.data.schema import LoadStats, Tables, make_tables
-from training.data.split import TimeSplit
+from training.data.split import Split
 
 FILES = {"ads.parquet", "users.parquet", "events.parquet", "split.json", "profile.json", "stats.json"}
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `training.data.prepare` wrote: the checked tables, the split in time, the profile vocabulary."""
+    """What `training.data.prepare` wrote.
+
+    Attributes:
+        tables: the checked tables.
+        split: where train, validation and test are cut.
+        profile: categories of the profile columns.
+        attribution_window_s: events of one user and ad so close together are one exposure.
+        log: the events as arrays, with their exposures.
+        parts: the part of each event and request of `log`.
+    """
 
     tables: Tables
-    split: TimeSplit
+    split: Split
     profile: ProfileVocabulary
+    attribution_window_s: int
+    log: EventLog
+    parts: Parts
 
 
 def load_prepared(folder: Path) -> Prepared:
@@ -34,14 +48,23 @@ def load_prepared(folder: Path) -> Prepared:
     try:
         loaded = LoadStats(rows_read=int(stats["rows_read"]), rows_dropped=dict(stats["rows_dropped"]))
         provenance = str(stats["provenance"])
+        window = int(
+            stats.get("attribution_window_s", 0)
+        )  # a folder from before there was one joined nothing
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: expected rows_read, rows_dropped, provenance, got {str(stats)[:120]}"
         ) from error
     ads, users, events = (read_table(folder / f"{name}.parquet") for name in NAMES)
     where = [str(folder / f"{name}.parquet") for name in NAMES]
+    tables = make_tables(ads, users, events=events, stats=loaded, provenance=provenance, where=where)
+    split = Split.load(folder / "split.json")
+    log = EventLog.from_tables(tables, attribution_window_s=window)
     return Prepared(
-        tables=make_tables(ads, users, events=events, stats=loaded, provenance=provenance, where=where),
-        split=TimeSplit.load(folder / "split.json"),
+        tables=tables,
+        split=split,
         profile=ProfileVocabulary.load(folder / "profile.json"),
+        attribution_window_s=window,
+        log=log,
+        parts=Parts.of(split, log),
     )

@@ -15,10 +15,12 @@ import polars as pl
 from serving.index.keys import pack
 from serving.model.features import BEHAVIORS, EVENT_COLUMNS, FeatureSpec, join_codes, select_events
 from training.data.batch import Batch, Sample, collate
-from training.data.log import EventLog, TargetGroups, target_groups
+from training.data.groups import TargetGroups, history
+from training.data.lists import CandidateFlag, CandidateList
+from training.data.parts import TRAIN
 from training.data.prepared import Prepared
 from training.data.profile import ProfileVocabulary
-from training.data.split import WEEK
+from training.data.split import PARTS, WEEK
 from training.data.values import ValueBuckets
 
 
@@ -39,7 +41,7 @@ class TargetSettings(Protocol):
 
 
 class RequestDataset:
-    """Requests cut from an event log: a target group is a request, its history lies strictly before it."""
+    """Requests cut from an event log, each with the history that was known strictly before it."""
 
     def __init__(
         self, prepared: Prepared, sids: pl.DataFrame, *, spec: FeatureSpec, profile: ProfileVocabulary
@@ -56,7 +58,7 @@ class RequestDataset:
             ValueError: an ad of the log has no SID, or users lack a profile column.
         """
         self.spec, self.split = spec, prepared.split
-        self.log = EventLog.from_tables(prepared.tables)
+        self.log, self.parts = prepared.log, prepared.parts
         self.profile = profile.encode(prepared.tables.users.sort("user_id"))
         sids = sids.sort("ad_id")
         self.ad_ids = sids["ad_id"].to_numpy()
@@ -70,8 +72,8 @@ class RequestDataset:
             )
 
     def seen_sids(self, level_sizes: tuple[int, ...]) -> np.ndarray:
-        """Packed SIDs of the ads of the training weeks' events, int64 ascending."""
-        seen = np.unique(self.event_ad[self.log.timestamp < self.split.train_end])
+        """Packed SIDs of the ads of the training part's events, int64 ascending."""
+        seen = np.unique(self.event_ad[self.parts.event == TRAIN])
         return np.unique(pack(self.ad_sids[seen], level_sizes))
 
     def groups(
@@ -82,28 +84,49 @@ class RequestDataset:
         min_history: int,
         recent_weeks: int | None = None,
     ) -> TargetGroups:
-        """Requests of `part`: train, validation or test; only its last `recent_weeks` if given."""
-        bounds = {
-            "train": (0, self.split.train_end),
-            "validation": (self.split.train_end, self.split.validation_end),
-            "test": (self.split.validation_end, self.split.end),
-        }
-        start, stop = bounds[part]
-        if recent_weeks is not None:
-            start = max(start, stop - recent_weeks * WEEK)
-        return target_groups(
-            self.log, start=start, stop=stop, target_behaviors=target_behaviors, min_history=min_history
+        """Requests of `part`: train, validation or test; of train only the last `recent_weeks` if given."""
+        start = 0
+        if recent_weeks is not None and part == PARTS[TRAIN]:
+            start = self.split.train_end - recent_weeks * WEEK
+        return self.parts.groups(
+            self.log,
+            PARTS.index(part),
+            target_behaviors=target_behaviors,
+            min_history=min_history,
+            start=start,
         )
 
     def target_counts(self, groups: TargetGroups) -> np.ndarray:
         """Number of targets of each request, int64 [N]."""
-        before = np.concatenate([[0], np.cumsum(np.isin(self.log.behavior, groups.target_codes))])
-        return before[groups.end] - before[groups.begin]
+        return np.diff(groups.target_ptr)
 
     def targets(self, groups: TargetGroups, row: int) -> np.ndarray:
-        """Events, positions in the log, that are the targets of request `row`."""
-        events = np.arange(groups.begin[row], groups.end[row])
-        return events[np.isin(self.log.behavior[events], groups.target_codes)]
+        """Events, positions in the log, that are the outcomes of the targets of request `row`."""
+        return groups.target_events[groups.target_ptr[row] : groups.target_ptr[row + 1]]
+
+    def history(self, groups: TargetGroups, row: int, *, newest: int | None = None) -> np.ndarray:
+        """Events, positions in the log, known before request `row` and not its own, oldest first."""
+        return history(self.log, int(groups.request[row]), newest=newest)
+
+    def candidates(self, groups: TargetGroups, row: int, *, rewarded: tuple[str, ...]) -> CandidateList:
+        """The targets of request `row` as the list of what was shown; what came of each is its reward.
+
+        With groups of all behaviors as targets these are all exposures of the request, so that an impression
+        without a click is a candidate of reward 0. Where each was shown, says `log.position` of its event.
+
+        Args:
+            groups: requests.
+            row: one of them.
+            rewarded: behaviors whose value is a reward; an exposure that came to no more than others has 0.
+        """
+        events = self.targets(groups, row)
+        counts = np.isin(self.log.behavior[events], [BEHAVIORS[name] for name in rewarded])
+        return CandidateList(
+            sids=self.ad_sids[self.event_ad[events]],
+            reward=np.where(counts, self.log.value[events], np.float32(0)),
+            flags=np.full(len(events), CandidateFlag.LOGGED, np.uint8),
+            ads=self.log.ad_ids[events],
+        )
 
     def context(self, groups: TargetGroups, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Slots int32 [B, S, T + 3] and profile int32 [B, P] of requests."""
@@ -111,18 +134,16 @@ class RequestDataset:
         events = np.empty((len(rows), spec.slots), np.int64)
         columns = np.empty((len(rows), spec.slots, EVENT_COLUMNS), np.int32)
         for i, row in enumerate(rows):
-            begin = groups.begin[row]
-            first = max(log.user_ptr[groups.user_row[row]], begin - spec.max_history)
-            past = slice(first, begin)
-            history = select_events(
+            past = self.history(groups, row, newest=spec.max_history)
+            shown = select_events(
                 spec,
                 log.ad_ids[past],
                 behaviors=log.behavior[past],
                 timestamps=log.timestamp[past],
                 now=int(groups.now[row]),
             )
-            events[i] = np.where(history.events >= 0, first + history.events, -1)
-            columns[i] = history.columns
+            events[i] = np.where(shown.events >= 0, past[shown.events] if len(past) else -1, -1)
+            columns[i] = shown.columns
         codes = self.ad_sids[self.event_ad[events]]  # [B, S, T]; of empty slots anything
         return join_codes(codes, columns, shown=events >= 0), self.profile[groups.user_row[rows]]
 

@@ -6,15 +6,8 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from serving.model.features import BEHAVIORS
-from training.data.checks import (
-    TableError,
-    check_columns,
-    check_ids,
-    check_rows,
-    check_seconds,
-    check_unique,
-    one_of,
-)
+from training.data.checks import TableChecks, TableError, one_of, raise_faults
+from training.data.split import PARTS
 
 STATUSES = ("active", "paused", "deleted")
 UNKNOWN = "unknown"
@@ -35,6 +28,12 @@ EVENTS_COLUMNS: dict[str, pl.DataType] = {
     "behavior": pl.String(),
     "value": pl.Float64(),
     "provenance": pl.String(),
+}
+SPLIT_COLUMN = "split"
+OPTIONAL_EVENTS_COLUMNS: dict[str, tuple[pl.DataType, ...]] = {
+    "request_id": (pl.Int64(), pl.String()),
+    "position": (pl.Int64(),),
+    SPLIT_COLUMN: (pl.String(),),
 }
 EVENT_KEY = ("user_id", "ad_id", "timestamp", "behavior")
 
@@ -59,7 +58,8 @@ class Tables:
     Attributes:
         ads: columns `ADS_COLUMNS`, sorted by ad_id.
         users: user_id and String profile columns, sorted by user_id.
-        events: columns `EVENTS_COLUMNS`, sorted by user_id, timestamp, ad_id, behavior name.
+        events: columns `EVENTS_COLUMNS` and those of `OPTIONAL_EVENTS_COLUMNS` that the source has, sorted by
+            user_id, timestamp, ad_id, behavior (impression, click, conversion), request_id.
         stats: rows read and dropped.
         provenance: the sentence that belongs beside every result made from these tables.
     """
@@ -71,82 +71,69 @@ class Tables:
     provenance: str
 
 
-def validate_ads(df: pl.DataFrame, where: str) -> pl.DataFrame:
-    """Check the ads table; returns it with its columns in schema order.
+def check_ads(df: pl.DataFrame, where: str) -> TableChecks:
+    """Check the ads table.
 
-    Raises:
-        TableError: missing or unknown column, wrong dtype, empty table, null, negative id or time, time not
-            in seconds, empty text, unknown status, ad_id twice.
+    Faults: missing or unknown column, wrong dtype, empty table, null, negative id or time, time not in
+    seconds, empty text, unknown status, ad_id twice.
     """
-    check_columns(df, where, schema=ADS_COLUMNS)
-    check_ids(df, where, column="ad_id")
-    check_seconds(df, where, column="created_at")
-    check_rows(
-        df, where, column="text", bad=pl.col("text").str.strip_chars() == "", expected="non-empty text"
-    )
-    check_rows(df, where, column="status", bad=~pl.col("status").is_in(STATUSES), expected=one_of(STATUSES))
-    check_unique(df, where, key=("ad_id",))
-    return df.select(list(ADS_COLUMNS))
+    checks = TableChecks(df, where)
+    checks.columns(ADS_COLUMNS)
+    checks.ids("ad_id")
+    checks.seconds("created_at")
+    checks.rows("text", bad=pl.col("text").str.strip_chars() == "", expected="non-empty text")
+    checks.rows("status", bad=~pl.col("status").is_in(STATUSES), expected=one_of(STATUSES))
+    checks.unique(("ad_id",))
+    return checks
 
 
-def validate_users(df: pl.DataFrame, where: str) -> pl.DataFrame:
-    """Check the users table and replace null in its profile columns, which are all but user_id, by "unknown".
+def check_users(df: pl.DataFrame, where: str) -> TableChecks:
+    """Check the users table; all of its columns but user_id are profile columns.
 
-    Raises:
-        TableError: user_id missing, a dtype other than Int64 (user_id) or String (profile), empty table,
-            null, negative or repeated user_id.
+    Faults: user_id missing, a dtype other than Int64 (user_id) or String (profile), empty table, null,
+    negative or repeated user_id.
     """
     profile = {name: pl.String() for name in df.columns if name != "user_id"}
-    check_columns(df, where, schema={"user_id": pl.Int64(), **profile}, nullable=tuple(profile))
-    check_ids(df, where, column="user_id")
-    check_unique(df, where, key=("user_id",))
-    return df.select("user_id", *(pl.col(name).fill_null(UNKNOWN) for name in profile))
+    checks = TableChecks(df, where)
+    checks.columns({"user_id": pl.Int64(), **profile}, nullable=tuple(profile))
+    checks.ids("user_id")
+    checks.unique(("user_id",))
+    return checks
 
 
-def validate_events(df: pl.DataFrame, where: str) -> pl.DataFrame:
-    """Check the events table; returns it with its columns in schema order.
+def check_events(df: pl.DataFrame, where: str) -> TableChecks:
+    """Check the events table.
 
-    Raises:
-        TableError: missing or unknown column, wrong dtype, empty table, null, negative id or time, time not
-            in seconds, unknown behavior, value that is negative, NaN or infinite, the same (user_id, ad_id,
-            timestamp, behavior) twice.
+    Faults: missing or unknown column, wrong dtype, empty table, null, negative id, time or position, time not
+    in seconds, unknown behavior or part, value that is negative, NaN or infinite, the same key (user_id,
+    ad_id, timestamp, behavior and, where there is one, request_id) twice.
     """
-    check_columns(df, where, schema=EVENTS_COLUMNS)
+    checks = TableChecks(df, where)
+    checks.columns(EVENTS_COLUMNS, optional=OPTIONAL_EVENTS_COLUMNS)
     for column in ("user_id", "ad_id"):
-        check_ids(df, where, column=column)
-    check_seconds(df, where, column="timestamp")
-    check_rows(
-        df,
-        where,
-        column="behavior",
-        bad=~pl.col("behavior").is_in(list(BEHAVIORS)),
-        expected=one_of(BEHAVIORS),
-    )
+        checks.ids(column)
+    checks.seconds("timestamp")
+    checks.rows("behavior", bad=~pl.col("behavior").is_in(list(BEHAVIORS)), expected=one_of(BEHAVIORS))
     value = pl.col("value")
-    check_rows(
-        df, where, column="value", bad=~value.is_finite() | (value < 0), expected="a finite value >= 0"
-    )
+    checks.rows("value", bad=~value.is_finite() | (value < 0), expected="a finite value >= 0")
+    if "position" in df.columns:
+        bad = ~pl.col("position").is_between(0, 2**31, closed="left")
+        checks.rows("position", bad=bad, expected="a position in [0, 2^31)")
+    if SPLIT_COLUMN in df.columns:
+        known = pl.col(SPLIT_COLUMN).is_in(PARTS)
+        checks.rows(SPLIT_COLUMN, bad=~known.fill_null(False), expected=one_of(PARTS))
     # Delivery "at least once" repeats events, and a repeated purchase would count its value twice: only the
     # writer of the logs can tell.
-    check_unique(df, where, key=EVENT_KEY)
-    return df.select(list(EVENTS_COLUMNS))
+    checks.unique((*EVENT_KEY, *(name for name in ("request_id",) if name in df.columns)))
+    return checks
 
 
-def validate_tables(ads: pl.DataFrame, users: pl.DataFrame, events: pl.DataFrame, *, where: str) -> None:
-    """Check that every user_id and ad_id of events exists.
-
-    Raises:
-        TableError: an event names an unknown user or ad.
-    """
+def _check_references(events: TableChecks, ads: pl.DataFrame, users: pl.DataFrame) -> None:
+    """Every user_id and ad_id of events must exist."""
     for column, table, name in (("user_id", users, "users"), ("ad_id", ads, "ads")):
-        known = pl.lit(table[column].implode())
-        check_rows(
-            events,
-            where,
-            column=column,
-            bad=~pl.col(column).is_in(known),
-            expected=f"an id of the {name} table",
-        )
+        if column in table.columns and table.schema[column] == events.df.schema.get(column):
+            known = pl.col(column).is_in(pl.lit(table[column].implode()))
+            events.rows(column, bad=~known, expected=f"an id of the {name} table")
 
 
 def make_tables(
@@ -171,33 +158,29 @@ def make_tables(
         profile_columns: profile columns to keep, in this order; None keeps all.
 
     Raises:
-        TableError: any fault of `validate_ads`, `validate_users`, `validate_events`, `validate_tables`, or a
-            profile column that users does not have.
+        TableError: any fault of `check_ads`, `check_users` and `check_events`, an event of an unknown user or
+            ad, or a profile column that users does not have; all faults of the three tables in one report.
     """
     ads_name, users_name, events_name = where
-    ads, users, events = (
-        validate_ads(ads, ads_name),
-        validate_users(users, users_name),
-        validate_events(events, events_name),
-    )
-    if profile_columns is not None:
-        available = [name for name in users.columns if name != "user_id"]
-        missing = [name for name in profile_columns if name not in available]
-        if missing:
-            raise TableError(
-                users_name,
-                f"profile columns {missing}",
-                actual=f"profile columns {available}",
-                column=missing[0],
-            )
-        users = users.select("user_id", *profile_columns)
-    validate_tables(ads, users, events, where=events_name)
+    checked = check_ads(ads, ads_name), check_users(users, users_name), check_events(events, events_name)
+    _check_references(checked[-1], ads, users)
+    faults = [fault for checks in checked for fault in checks.faults]
+    available = [name for name in users.columns if name != "user_id"]
+    kept = available if profile_columns is None else list(profile_columns)
+    missing = [name for name in kept if name not in available]
+    if missing:
+        expected, actual = f"profile columns {missing}", f"profile columns {available}"
+        faults.append(TableError(users_name, expected, actual=actual, column=missing[0]))
+    raise_faults(faults)
+    optional = [name for name in OPTIONAL_EVENTS_COLUMNS if name in events.columns]
+    code = pl.col("behavior").replace_strict(dict(BEHAVIORS), return_dtype=pl.Int8)
+    key = ["user_id", "timestamp", "ad_id", code, *(name for name in optional if name == "request_id")]
     # Sorted, so that row i of users is user i of the EventLog and of the encoded profiles, and so that the
     # same logs give the same files.
     return Tables(
-        ads=ads.sort("ad_id"),
-        users=users.sort("user_id"),
-        events=events.sort("user_id", "timestamp", "ad_id", "behavior"),
+        ads=ads.select(list(ADS_COLUMNS)).sort("ad_id"),
+        users=users.select("user_id", *(pl.col(name).fill_null(UNKNOWN) for name in kept)).sort("user_id"),
+        events=events.select(*EVENTS_COLUMNS, *optional).sort(key),
         stats=stats,
         provenance=provenance,
     )

@@ -9,9 +9,11 @@ from tqdm import tqdm
 
 from serving.backend.resolve import NO_AD, resolve
 from serving.index.snapshot import IndexSnapshot
+from serving.model.features import BEHAVIORS
 from serving.search.beam_search import beam_search
 from serving.search.executor import Executor
 from serving.search.widths import WidthPlan
+from training.data.parts import TRAIN
 from training.data.samples import RequestDataset
 from training.evaluation.metrics import personal_frequency, rank_by_count, ranking_metrics
 from training.evaluation.requests import Requests, draw_requests
@@ -100,15 +102,14 @@ def evaluate(
         batch_size=config.batch_size,
         value_table=value_table,
     )
-    log, codes = dataset.log, requests.groups.target_codes
-    is_target = np.isin(log.behavior, codes)
-    popular = rank_by_count(log.ad_ids[is_target & (log.timestamp < dataset.split.train_end)], limit=limit)
+    log = dataset.log
+    wanted = np.isin(log.behavior, [BEHAVIORS[name] for name in target_behaviors])
+    known = log.outcomes(wanted & (dataset.parts.event == TRAIN))
+    popular = rank_by_count(log.ad_ids[known], limit=limit)
     ranked["popularity"] = [popular] * len(requests.rows)
+    pasts = (dataset.history(requests.groups, row) for row in requests.rows)
     ranked["personal_frequency"] = [
-        personal_frequency(log.ad_ids[past][is_target[past]], popular, limit=limit)
-        for past in (
-            slice(log.user_ptr[requests.groups.user_row[r]], requests.groups.begin[r]) for r in requests.rows
-        )
+        personal_frequency(log.ad_ids[past[wanted[past]]], popular, limit=limit) for past in pasts
     ]
     report: dict = {
         "requests": len(requests.rows),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.data.log import TargetGroups
+from training.data.groups import TargetGroups
 from training.data.samples import RequestDataset
 
 

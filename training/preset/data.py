@@ -7,15 +7,59 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from serving.model.features import BEHAVIORS, FeatureSpec
 
 
+class SplitConfig(BaseModel):
+    """How the log is cut into train, validation and test.
+
+    Attributes:
+        by: `weeks` or `days`, whole ones off the end of the log; `fractions`, shares of the requests in the
+            order of time; `last_events`, the last requests of each user; `column`, as the column `split` of
+            the events says.
+        validation: how much is held out for validation; None is 2 weeks, 1 day, 0.1 of the requests, or 1
+            request of each user.
+        test: how much is held out for the test; None is 3 weeks, 1 day, 0.1, or 1 request.
+
+    Raises:
+        pydantic.ValidationError: on an unknown key, a wrong type, or an amount that `by` does not know.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    by: Literal["weeks", "days", "fractions", "last_events", "column"] = "weeks"
+    validation: float | None = Field(default=None, gt=0)
+    test: float | None = Field(default=None, gt=0)
+
+    @property
+    def sizes(self) -> tuple[float, float]:
+        """Amounts of validation and test; of a column nothing is asked."""
+        defaults = {"weeks": (2, 3), "days": (1, 1), "fractions": (0.1, 0.1), "last_events": (1, 1)}
+        validation, test = defaults.get(self.by, (0, 0))
+        return (
+            validation if self.validation is None else self.validation,
+            test if self.test is None else self.test,
+        )
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        sizes = dict(zip(("validation", "test"), self.sizes, strict=True))
+        if self.by == "column" and any(sizes.values()):
+            raise ValueError(f"expected no amounts beside by: column, got {sizes}")
+        if self.by == "fractions" and not sum(sizes.values()) < 1:
+            raise ValueError(f"expected fractions below 1 together, got {sizes}")
+        if self.by not in ("fractions", "column") and any(size != int(size) for size in sizes.values()):
+            raise ValueError(f"expected whole numbers for by: {self.by}, got {sizes}")
+        return self
+
+
 class DataConfig(BaseModel):
-    """Where the tables come from and how time is cut.
+    """Where the tables come from, what in them belongs together, and how they are cut.
 
     Attributes:
         source: `completejourney` (the demo's public logs) or `parquet` (the user's own tables).
         path: folder with ads.parquet, users.parquet and events.parquet; for `parquet` only, and required
             there.
-        validation_weeks: whole weeks before the test weeks that are held out for validation.
-        test_weeks: whole weeks at the end of the log that are held out for the test.
+        split: how train, validation and test are cut.
+        attribution_window: seconds; events without a request id of one user and ad, so soon after the first
+            of them, are one exposure (impression, click, conversion). 0 lets each be an exposure of its own.
         target_behaviors: behaviors the model learns to predict; the others appear in histories only.
         profile_columns: columns of users that become the profile, in this order; None takes all of them.
 
@@ -27,8 +71,8 @@ class DataConfig(BaseModel):
 
     source: Literal["completejourney", "parquet"]
     path: str | None = None
-    validation_weeks: int = Field(default=2, ge=1)
-    test_weeks: int = Field(default=3, ge=1)
+    split: SplitConfig = SplitConfig()
+    attribution_window: int = Field(default=1800, ge=0, le=10**9)
     target_behaviors: tuple[str, ...] = Field(default=("conversion",), min_length=1)
     profile_columns: tuple[str, ...] | None = None
 
@@ -62,10 +106,17 @@ class FeatureConfig(BaseModel):
     long_slots: int = Field(36, ge=0)
     max_history: int = Field(1024, ge=1)
 
-    def spec(self, *, levels: int, profile_sizes: tuple[int, ...]) -> FeatureSpec:
-        """With what the data know: SID levels and the cardinality of each profile column.
+    def spec(
+        self, *, levels: int, profile_sizes: tuple[int, ...], attribution_window_s: int = 0
+    ) -> FeatureSpec:
+        """With what the data know: SID levels, the cardinality of each profile column, what is one exposure.
 
         Raises:
             ValueError: no history could fill a slot.
         """
-        return FeatureSpec(levels=levels, profile_sizes=profile_sizes, **self.model_dump())
+        return FeatureSpec(
+            levels=levels,
+            profile_sizes=profile_sizes,
+            attribution_window_s=attribution_window_s,
+            **self.model_dump(),
+        )

@@ -200,9 +200,10 @@ def _faults(error: ValidationError, overridden: Collection[tuple[str, str]]) -> 
         elif fault["type"] == "extra_forbidden" and len(where) == 1:
             found.append(f"unknown section {where[0]!r}; known: {', '.join(SECTIONS)}")
         elif fault["type"] == "extra_forbidden":
-            found.append(f"{where[0]}: unknown key {where[1]!r}; known: {', '.join(_keys(where[0]))}")
+            *path, key = where
+            found.append(f"{'.'.join(path)}: unknown key {key!r}; known: {', '.join(_keys(*path))}")
         elif fault["type"] == "model_type":
-            found.append(f"{where[0]}: expected keys and values, got {came}")
+            found.append(f"{'.'.join(where)}: expected keys and values, got {came}")
         elif fault["type"] == "value_error" and len(where) == 1:  # of a section: the text says what came
             found.append(f"{where[0]}: {said}")
         else:
@@ -212,6 +213,9 @@ def _faults(error: ValidationError, overridden: Collection[tuple[str, str]]) -> 
     return found
 
 
-def _keys(section: str) -> list[str]:
+def _keys(section: str, *parts: str) -> list[str]:
     default = Preset.model_fields[section].default
-    return sorted((type(default) if default is not None else DataConfig).model_fields)
+    fields = (type(default) if default is not None else DataConfig).model_fields
+    for part in parts:
+        fields = type(fields[part].default).model_fields
+    return sorted(fields)

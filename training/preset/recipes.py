@@ -28,7 +28,7 @@ class TrainingConfig(LoopConfig):
     behavior_weights: dict[Literal["impression", "click", "conversion"], NonNegativeFloat] = Field(
         default={"impression": 1.0, "click": 1.0, "conversion": 1.0}
     )
-    min_history: int = Field(10, ge=0)
+    min_history: int = Field(1, ge=0)
     recent_weeks: int | None = Field(None, ge=1)
 
 

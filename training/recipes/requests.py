@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from training.data.batch import Batch
-from training.data.log import TargetGroups
+from training.data.groups import TargetGroups
 from training.data.order import BatchOrder
 from training.data.samples import RequestDataset
 from training.data.stream import stream
