@@ -44,7 +44,7 @@ def add_reads(app: FastAPI, api: Api) -> None:
         responses={503: {"model": Ready, "description": "not ready; `problems` says why"}},
         summary="Events are applied at the moment",
     )
-    def readyz() -> Response:
+    async def readyz() -> Response:  # from memory: other endpoints may hold all threads
         problems, sources = api.ready()
         ready = Ready(ready=not problems, problems=problems, sources=sources)
         return JSONResponse(ready.model_dump(), status_code=503 if problems else 200)

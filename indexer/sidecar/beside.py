@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -19,7 +20,12 @@ class Beside:
         context = multiprocessing.get_context("spawn")  # a fork would share the writer's LMDB
         self._result, theirs = context.Pipe(duplex=False)
         self._process = context.Process(target=_run, args=(theirs, function, arguments), daemon=True)
-        self._process.start()
+        # Ctrl-C goes to the whole group; only the sidecar shall answer it, and end this one by SIGTERM.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
     def wait(self, timeout_s: float) -> bool:

@@ -22,6 +22,7 @@ _COUNT = 256
 _MEASURE_S = 2.0
 _PARTITIONS_S = 60.0
 _TIMEOUT_S = 10.0
+_COMMIT_S = 0.05  # between two looks whether all that was handed over is committed
 
 
 class KafkaSource(Source):
@@ -101,8 +102,15 @@ class KafkaSource(Source):
         return at
 
     def _missing(self, partition: int, *, upto: int) -> None:
-        """Put on record that what lies between the next offset and this one is gone."""
+        """Put on record that what lies between the next offset and this one is gone.
+
+        Not before all that was handed over is committed: after a crash it is looked for from the committed
+        offset on, and must be the same one.
+        """
         following = self._next[partition]
+        while self._committed[partition] < following:
+            if self._stop.wait(_COMMIT_S):
+                return
         gap = Gap(f"offset {following - 1}", f"offset {upto}", upto - following if upto > following else None)
         log.error("%s: partition %d: %s", self.name, partition, gap)
         self._on_gap(self._key(partition), gap)

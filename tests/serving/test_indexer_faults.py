@@ -45,6 +45,7 @@ def start(folder):
         process.kill()
 
 
+@pytest.mark.alone
 def test_big_dead_letters_are_read_and_nobody_waits(start):
     figures = sidecar.big_dead_letters(start().url, ad_id=1, letters=300, readers=3)
     assert figures["largest_answer_bytes"] < 1_500_000
@@ -52,11 +53,12 @@ def test_big_dead_letters_are_read_and_nobody_waits(start):
     assert figures["healthz_p99_ms"] < 300  # 100 on an idle machine
 
 
+@pytest.mark.alone
 def test_bulks_that_nest_hold_nobody_up(start):
     figures = sidecar.nested_bulk(start().url, ad_id=1, rows=5_000)
     assert (figures["failed"], figures["wrong"]) == (0, 0)
     assert figures["healthz_p99_ms"] < 300
-    assert figures["seconds"] < 15
+    assert figures["seconds"] < 60
 
 
 def test_silent_connections_keep_nobody_away(start):

@@ -11,6 +11,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from indexer.sidecar.beside import Beside
 from indexer.sidecar.checker import Checker, StartCheck
 from indexer.store.file import StoreFile
 from indexer.store.health import IndexHealth, check_index
@@ -249,3 +250,14 @@ def test_a_check_that_takes_long_does_not_hold_up_the_start(built, monkeypatch):
         checker = Checker(file, first=check, make_base=lambda name: True)
         wait_until(lambda: (checker(), checker._running is None)[1], timeout_s=30)
         assert checker.problems() == []
+
+
+def test_a_process_beside_does_not_answer_ctrl_c(tmp_path):
+    running = Beside(own_interrupt)
+    assert running.wait(60)
+    assert running.result() == "alive"
+
+
+def own_interrupt() -> str:
+    os.kill(os.getpid(), signal.SIGINT)
+    return "alive"

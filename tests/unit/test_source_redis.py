@@ -130,6 +130,7 @@ def test_redis_killed_and_started_again_in_the_middle(server, store, start, capl
     assert ads(store) == list(range(250))
     assert sidecar.source.state.connected
     assert sidecar.source.state.error == ""
+    assert store.gaps == []
 
 
 def test_both_killed_in_turn_while_events_come_in(server, store, start):
@@ -166,6 +167,7 @@ def test_both_killed_in_turn_while_events_come_in(server, store, start):
     wait_until(lambda: len(store.applied) >= len(accepted))
     wait_until(lambda: pending(server) == 0)
     assert [event(a) for a in ads(store)] == accepted
+    assert store.gaps == []
 
 
 def test_a_lost_group_is_made_anew_from_the_committed_offset(server, store, start, caplog):
