@@ -85,7 +85,7 @@ def _assert_fits_the_contract(case: Case, outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize("seed", [0])
-def test_malformed_requests_do_no_harm(server, gateway, pipeline, seed):
+def test_malformed_requests_do_no_harm(server, pipeline, seed):
     reference, tensors = (
         Reference.of(pipeline),
         request(history=9, num_ads=11, exclude=LIVE[:3].tolist(), seed=99),
@@ -93,18 +93,18 @@ def test_malformed_requests_do_no_harm(server, gateway, pipeline, seed):
     expected = reference.answer(tensors)
     stubs = _stubs(server)
     assert stubs, "no stub processes found: the check below would be empty"
-    sender = Sender(grpc_url=server.grpc_url, http_url=gateway.http_url, timeout_s=TIMEOUT_S)
-    host, port = gateway.http_url.split(":")
+    sender = Sender(grpc_url=server.grpc_url, http_url=server.http_url, timeout_s=TIMEOUT_S)
+    host, port = server.http_url.split(":")
 
     def check_good() -> None:
         assert_same(send(server.grpc_url, tensors), expected)
-        assert_same(send(gateway.http_url, tensors, protocol="http"), expected)
+        assert_same(send(server.http_url, tensors, protocol="http"), expected)
 
     began = time.monotonic()
     found = run(
         generate(seed, COUNT, good=_good),
         sender,
-        processes=lambda: (server.poll(), gateway.process.poll()),
+        processes=lambda: (server.poll(), server.pid, server.gateway.poll()),
         check=_assert_fits_the_contract,
         check_good=check_good,
         slow_to=(host, int(port)),
