@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,8 +52,19 @@ def _is_whole(server: TritonServer) -> bool:
     return len(stubs(server.shm_prefix)) == STUBS == len(_regions(server))
 
 
+def _is_ready(server: TritonServer) -> bool:
+    try:
+        return urllib.request.urlopen(f"http://{server.http_url}/v2/health/ready", timeout=10).status == 200
+    except urllib.error.HTTPError:
+        return False
+
+
 def _regions(server: TritonServer) -> list[Path]:
-    return [path for path in SHM.glob(f"{server.shm_prefix}*") if path.stat().st_size > 1 << 20]
+    found = []
+    for path in SHM.glob(f"{server.shm_prefix}*"):
+        with contextlib.suppress(FileNotFoundError):  # freed at this moment
+            found += [path] * (path.stat().st_size > 1 << 20)
+    return found
 
 
 def _recovers(server: TritonServer, traffic: Traffic, *, since: float) -> Outcome:
@@ -114,7 +127,9 @@ def test_a_model_that_cannot_be_loaded_is_tried_until_it_can(own):
             kill_stub(server.shm_prefix, "ad_resolver")
             time.sleep(5)
             assert [s for s in traffic.sent if s.until > traffic.now - 1 and s.problem is None] == []
+            assert not _is_ready(server)
         _recovers(server, traffic, since=traffic.now)
+        assert _is_ready(server)
     wait_until(lambda: _is_whole(server), timeout_s=TIDY_S, what="as many processes and regions as before")
 
 
@@ -127,7 +142,9 @@ def test_a_base_array_that_is_cut_off_kills_nobody_for_good(own):
             for path in arrays:
                 stack.enter_context(truncated(path))
             time.sleep(4)
+            assert not _is_ready(server)
         _recovers(server, traffic, since=traffic.now)
+        assert _is_ready(server)
     wait_until(lambda: _is_whole(server), timeout_s=TIDY_S, what="as many processes and regions as before")
 
 

@@ -202,7 +202,8 @@ def test_what_a_killed_launcher_left_is_removed_by_the_next_one() -> None:
     prefix, alive = (f"gr4ad_test_{os.getpid()}_{name}_" for name in ("dead", "alive"))
     code = (
         "import time\nfrom launcher.claims import Claim\nfrom launcher.stubs import SHM\n"
-        f"claim = Claim({prefix!r})\n(SHM / '{prefix}region').touch()\nprint('claimed', flush=True)\ntime.sleep(60)"
+        f"claim = Claim({prefix!r})\n(SHM / '{prefix}region').touch()\n"
+        "print('claimed', flush=True)\ntime.sleep(60)"
     )
     regions = [SHM / f"{prefix}region", SHM / f"{alive}region"]
     claim = Claim(alive)
