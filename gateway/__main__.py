@@ -79,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace, stopped: list[int]) -> None:
+    # With gRPC's newer event engine a call passes one thread more: 138 us of CPU instead of 84.
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")
+
     from gateway.app import HEALTH, Gateway  # gRPC takes a moment to import; --help need not wait for it
     from gateway.errors import error_body
     from gateway.limits import Limits

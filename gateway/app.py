@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from gateway.answer import Answer, infer_answer, json_answer, model_answer, server_answer
@@ -36,6 +36,19 @@ _CLOSED = re.compile(
 
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
+
+
+class Headers:
+    """Headers of a request by name in lower case; of several of one name the last."""
+
+    def __init__(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+        """Of the ASGI scope; decoded where one is asked for."""
+        self._values = dict(pairs)
+
+    def get(self, name: bytes) -> str | None:
+        """Its value, None without it."""
+        value = self._values.get(name)
+        return None if value is None else value.decode("latin-1")
 
 
 class Gateway:
@@ -75,7 +88,7 @@ class Gateway:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = Headers(scope["headers"])
         try:
             self._check(headers)
             if scope["server"][1] == self._metrics_port:
@@ -92,7 +105,7 @@ class Gateway:
         await send({"type": "http.response.start", "status": status, "headers": own})
         await send({"type": "http.response.body", "body": body})
 
-    def _check(self, headers: dict[str, str]) -> None:
+    def _check(self, headers: Headers) -> None:
         """Refuse what a page of another site makes a browser send here.
 
         Raises:
@@ -100,9 +113,10 @@ class Gateway:
         """
         try:
             if self._own_host:
-                check_own_host(headers.get("host", ""))
+                check_own_host(headers.get(b"host") or "")
             # A browser names the page that sends: on every POST, and on a GET that could read the answer.
-            if "origin" in headers or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            site = headers.get(b"sec-fetch-site")
+            if headers.get(b"origin") is not None or site not in (None, "none", "same-origin"):
                 raise HttpError(403, "origin", "expected no request out of a web page")
         except HttpError as error:
             self._metrics.refused(error.reason)
@@ -156,7 +170,7 @@ class Gateway:
         health = await self._probes[model].health()
         return _readiness(health.ready, health.reason)
 
-    async def _infer(self, scope: Any, headers: dict[str, str], receive: Receive) -> Answer:
+    async def _infer(self, scope: Any, headers: Headers, receive: Receive) -> Answer:
         match, when_left = _MODEL.fullmatch(scope["path"]), scope[WHEN_LEFT]
         if match is None:
             raise HttpError(404, "not_found", "Not Found")
@@ -171,7 +185,7 @@ class Gateway:
             self._check_model(match[1])
             body = await read_body(
                 receive,
-                length=headers.get("content-length", ""),
+                length=headers.get(b"content-length") or "",
                 limit=self._limits.body_bytes,
                 timeout_s=None,
                 taken=hold,
@@ -189,16 +203,16 @@ class Gateway:
         self,
         model: str,
         version: str,
-        headers: dict[str, str],
+        headers: Headers,
         *,
         body: bytes,
         when_left: Callable[[Callable[[], object]], None],
     ) -> Answer:
         began = time.monotonic()
-        encoding = headers.get("content-encoding", "").strip().lower()
+        encoding = (headers.get(b"content-encoding") or "").strip().lower()
         request, wanted = read_request(
             unpack(body, encoding=encoding, limit=self._limits.body_bytes),
-            json_length=headers.get("inference-header-content-length"),
+            json_length=headers.get(b"inference-header-content-length"),
             model=model,
             version=version,
             limits=self._limits,
@@ -221,7 +235,7 @@ class Gateway:
             raise
         self._probes[model].answered()
         made, own = infer_answer(response, wanted)
-        if "accept-encoding" in headers and (packed := accepted(headers["accept-encoding"])):
+        if packed := accepted(headers.get(b"accept-encoding") or ""):
             made = pack(made, encoding=packed)
             own.append((b"content-encoding", packed.encode()))
         self._metrics.answered(time.monotonic() - began)
