@@ -2,7 +2,7 @@
 # Everything that needs a GPU, in one command: engines, parity, beams, a latency table, and a server with TensorRT.
 # Run it inside the Triton container whose TensorRT will serve, in a checkout:
 #   docker run --rm --gpus all --shm-size=1g -v "$PWD:/opt/gr4ad" -w /opt/gr4ad \
-#       nvcr.io/nvidia/tritonserver:26.04-py3 deploy/gpu_check.sh
+#       nvcr.io/nvidia/tritonserver:26.09-py3 deploy/gpu_check.sh
 # Writes build/gpu/ only: latency.json, check.log. With a demo (make demo) it also serves that model in FP8.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -3,13 +3,15 @@
 import signal
 import sys
 
+from launcher.signals import signals_held
+
 
 def main() -> int:
     """Runs the command; Ctrl-C and SIGTERM end it in order, also in its first second. Its exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        from launcher.command import main  # takes a while to import
-
+        with signals_held():
+            from launcher.command import main
         return main()
     except KeyboardInterrupt:
         print("stopped", flush=True)

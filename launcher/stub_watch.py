@@ -88,7 +88,7 @@ class StubWatch:
             for v in versions
             if v.state == "READY" and found[v.model, v.version] < self._wanted(v.model)
         }
-        for model in {model for model, _ in short & self._short} - set(self._repairs) - moving:
+        for model in {model for model, _ in short & self._short} - set(self._repairs):
             self._instances.pop(model)  # its config may be another by now
             if any(found[m, v] < self._wanted(m) for m, v in short if m == model):
                 logger.error("model %s has lost a process; loading it again", model)

@@ -89,7 +89,13 @@ def _stubs(shm_prefix: str) -> Iterator[Stub]:
         stat = process_stat(int(entry.name))
         if stat is not None:
             version = Path(words[1]).parent
-            yield Stub(int(entry.name), version.parent.name, version.name, int(stat[19]), words[2])
+            yield Stub(
+                pid=int(entry.name),
+                model=version.parent.name,
+                version=version.name,
+                started=int(stat[19]),
+                region=words[2],
+            )
 
 
 def _arguments(entry: Path) -> list[str]:

@@ -12,6 +12,7 @@ from launcher.ports import reachable
 from launcher.processes import end_process, start_process
 from launcher.server_files import ServerError, ServerFiles
 from launcher.server_log import ServerLog
+from launcher.signals import signals_held
 from launcher.standstill import StandstillWatch
 from launcher.stub_watch import StubWatch
 from launcher.stubs import remove_leftovers
@@ -53,7 +54,8 @@ class TritonProcess:
         env = options.environment(files, metrics_url=metrics_url, shm_prefix=shm_prefix)
         self._process = start_process(command, output=log.stream.fileno(), env=env)
         self.pid = self._process.pid
-        self.admin = Admin(f"{reachable(options.host)}:{ports['grpc']}", key=key)
+        with signals_held():
+            self.admin = Admin(f"{reachable(options.host)}:{ports['grpc']}", key=key)
         self._watches: list[StubWatch | StandstillWatch] = []
 
     def poll(self) -> int | None:

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
+from launcher.claims import Claim, remove_what_the_dead_left
 from launcher.drain import drain_file
 from launcher.gateway_process import GatewayProcess
 from launcher.paths import DEFAULT_CACHE
@@ -99,6 +100,7 @@ class TritonServer:
         self._log: ServerLog | None = None
         self._triton: TritonProcess | None = None
         self._gateway: GatewayProcess | None = None
+        self._claim: Claim | None = None
 
     @property
     def http_url(self) -> str:
@@ -153,6 +155,8 @@ class TritonServer:
         self._files = self._files or prepare_server(DEFAULT_CACHE)
         hosts = dict.fromkeys(self._wanted_ports, self.options.host) | {"triton_metrics": "127.0.0.1"}
         self.ports = choose_ports({**self._wanted_ports, "triton_metrics": None}, hosts=hosts)
+        remove_what_the_dead_left()
+        self._claim = Claim(self.shm_prefix)
         self._log = ServerLog(self.log_file)
         atexit.register(self.stop)
         try:
@@ -182,7 +186,10 @@ class TritonServer:
         atexit.unregister(self.stop)
         triton, self._triton = self._triton, None
         gateway, self._gateway = self._gateway, None
+        claim, self._claim = self._claim, None
         with ExitStack() as last:
+            if claim is not None:
+                last.callback(claim.release)
             if self._log is not None:
                 last.callback(self._end_log, failed=triton is None or triton.poll() is not None)
             if triton is not None:

@@ -51,7 +51,11 @@ def _is_whole(server: TritonServer) -> bool:
 
 
 def _regions(server: TritonServer) -> list[Path]:
-    return [path for path in SHM.glob(f"{server.shm_prefix}*") if path.stat().st_size > 1 << 20]
+    found = []
+    for path in SHM.glob(f"{server.shm_prefix}*"):
+        with contextlib.suppress(FileNotFoundError):  # freed at this moment
+            found += [path] * (path.stat().st_size > 1 << 20)
+    return found
 
 
 def _recovers(server: TritonServer, traffic: Traffic, *, since: float) -> Outcome:

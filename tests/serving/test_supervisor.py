@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -179,11 +180,18 @@ def test_a_stop_fails_none_of_48_requests_in_hand(up):
     assert up.leftovers() == []
 
 
+def _minds(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    caught = re.search(r"^SigCgt:\t(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.M)
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("after_s", [0.0, 0.2, 0.5, 1.0, 2.0])
 def test_ctrl_c_while_it_starts_ends_in_order(pipeline, tmp_path, after_s):
     with launched(pipeline, tmp_path) as found:
-        time.sleep(0.1 + after_s)
+        wait_until(lambda: _minds(found.process.pid, signal.SIGTERM), what="the interpreter is up")
+        time.sleep(after_s)
         found.process.send_signal(signal.SIGINT)
         assert found.process.wait(60) == 0
         assert "Traceback" not in found.printed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import resource
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.claims import Claim, remove_what_the_dead_left
 from launcher.drain import in_hand
 from launcher.paths import HOME
 from launcher.processes import process_stat, raise_file_limit
@@ -19,6 +21,7 @@ from launcher.restarts import Restarts
 from launcher.run_file import RunFile, start_time
 from launcher.server_files import ServerError
 from launcher.server_log import ServerLog, rotated, tail
+from launcher.stubs import SHM, free_region
 from tests.waiting import wait_until
 
 
@@ -193,3 +196,49 @@ def test_the_command_refuses_too_few_files(tmp_path: Path) -> None:
     )
     assert result.returncode == 1
     assert "expected a limit of at least 1024, got 64" in result.stderr
+
+
+def test_what_a_killed_launcher_left_is_removed_by_the_next_one() -> None:
+    prefix, alive = (f"gr4ad_test_{os.getpid()}_{name}_" for name in ("dead", "alive"))
+    code = (
+        "import time\nfrom launcher.claims import Claim\nfrom launcher.stubs import SHM\n"
+        f"claim = Claim({prefix!r})\n(SHM / '{prefix}region').touch()\n"
+        "print('claimed', flush=True)\ntime.sleep(60)"
+    )
+    regions = [SHM / f"{prefix}region", SHM / f"{alive}region"]
+    claim = Claim(alive)
+    try:
+        regions[1].touch()
+        with subprocess.Popen(
+            [sys.executable, "-c", code], cwd=HOME, stdout=subprocess.PIPE, text=True
+        ) as owner:
+            assert owner.stdout is not None
+            assert owner.stdout.readline() == "claimed\n"
+            remove_what_the_dead_left()
+            assert all(region.exists() for region in regions)
+            owner.kill()
+        remove_what_the_dead_left()
+        assert [region.exists() for region in regions] == [False, True]
+        assert [path.name for path in SHM.glob(f"gr4ad-launcher-gr4ad_test_{os.getpid()}*")] == [
+            f"gr4ad-launcher-{alive}"
+        ]
+    finally:
+        claim.release()
+        for region in regions:
+            region.unlink(missing_ok=True)
+
+
+def test_a_region_of_a_dead_process_gives_its_memory_back() -> None:
+    """Also while somebody has it mapped, as Triton has, and without killing him."""
+    path = SHM / f"gr4ad_test_{os.getpid()}_freed"
+    path.write_bytes(b"x" * (1 << 20))
+    try:
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+            assert os.fstat(file.fileno()).st_blocks > 0
+            free_region(path.name)
+            assert os.fstat(file.fileno()).st_blocks == 0
+            assert mapped[:4] == bytes(4)
+        assert not path.exists()
+    finally:
+        path.unlink(missing_ok=True)
+    free_region(path.name)  # nothing there: nothing to do
