@@ -113,7 +113,7 @@ def from_json(name: str, data: Any, *, datatype: str, count: int) -> bytes:
         made = b"".join(_LENGTH.pack(len(raw)) + raw for raw in map(str.encode, texts))
         found = len(texts)
     else:
-        values = _numbers(name, data, datatype)
+        values = _numbers(name, data, datatype=datatype)
         made, found = values.tobytes(), values.size
     if found != count:
         raise invalid(
@@ -135,7 +135,7 @@ def to_json(raw: bytes, *, datatype: str) -> list[Any]:
     return np.frombuffer(raw, _NUMPY[datatype]).tolist()
 
 
-def _numbers(name: str, data: list[Any], datatype: str) -> np.ndarray:
+def _numbers(name: str, data: list[Any], *, datatype: str) -> np.ndarray:
     if datatype in ("FP16", "BF16"):
         raise invalid(f"input {name!r}: expected binary_data_size for {datatype}, got data")
     wanted = _NUMPY[datatype]
