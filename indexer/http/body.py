@@ -20,7 +20,7 @@ async def read_body(request: Request, *, limit: int, timeout_s: float) -> bytes:
         HttpError: 413 too long, 408 too slow.
     """
     length = request.headers.get("content-length", "")
-    if length.isdigit() and (len(length) > 18 or int(length) > limit):
+    if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > limit):
         raise HttpError(413, "too_long", f"expected at most {limit:,} bytes, got {length[:30]}")
     body = bytearray()
     try:
