@@ -28,6 +28,7 @@ QPS ?= 5
 DURATION ?= 60
 LOADTEST ?=
 FINE_TUNED ?=
+LOAD ?= $(PY) -m launcher.admin load
 FRESH ?=
 TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
 BUILDER ?= tensorrt
@@ -102,9 +103,11 @@ engines: $(if $(filter tensorrt-rtx,$(BUILDER)),precision-setup,setup) ## Tensor
 precision-report: precision-setup ## FP8, FP16, FP32: compile every graph, compare beams; writes build/precision/report.json
 	$(PY) -m benchmarks.precision_report $(if $(QUICK),--quick)
 
-.PHONY: export index
+.PHONY: export publish index
 export: $(if $(filter fp8,$(PRECISION)),precision-setup,setup) ## bundle (ONNX, checked) in PRECISION and model_repository/ for TARGET
 	$(PY) -m export --config $(CONFIG) --run $(RUN) --target $(TARGET) $(if $(PRECISION),--precision $(PRECISION)) $(if $(FINE_TUNED),--fine-tuned)
+publish: setup ## hand the newest bundle to the running server; LOAD is the command that makes it load a model
+	$(PY) -m export.publish --config $(CONFIG) --run $(RUN) --target $(TARGET) --load "$(LOAD)"
 index: setup ## build the semantic-ID index of the bundle
 	$(PY) -m indexer build --bundles $(RUN)/bundles --ads $(RUN)/data/ads.parquet --sids $(RUN)/tokenizer/sids.parquet --out $(RUN)/index
 

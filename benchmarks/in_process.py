@@ -10,9 +10,10 @@ from benchmarks.burst import CHECKED, Tensors
 from serving.backend.request import request_features
 from serving.backend.resolve import resolve
 from serving.backend.settings import ServingConfig
-from serving.engines.ort import OrtExecutor
+from serving.engines.ort import OrtGraphs
 from serving.index.reader import IndexReader
 from serving.model.active_model import ActiveModel
+from serving.model.current import read_current
 from serving.scheduler import Scheduler, SearchRequest
 from serving.search.widths import WidthPlan
 
@@ -26,15 +27,14 @@ class InProcess:
         """Open bundle and index of a prepared run; LMDB allows that once a process."""
         bundles = run / "bundles"
         self.reader = IndexReader(run / "index")
-        active = ActiveModel(bundles, reader=self.reader, is_loaded=lambda manifest: True)
-        self.spec = active.manifest.features
+        self.spec = read_current(bundles, verify=False).features
+        graphs = OrtGraphs(bundles, threads=serving.threads)
+        active = ActiveModel(bundles, reader=self.reader, graphs=graphs, features=self.spec)
         self.scheduler = Scheduler(
             self.reader,
             active,
             plan=WidthPlan.parse(serving.widths, levels=active.manifest.levels),
-            make_executor=lambda m: OrtExecutor(
-                bundles / str(m.version), levels=m.levels, threads=serving.threads
-            ),
+            make_executor=graphs.executor,
         )
 
     def answer(self, batch: list[Tensors]) -> list[Tensors]:

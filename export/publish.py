@@ -201,7 +201,7 @@ def main() -> None:
         "--load",
         required=True,
         metavar="COMMAND",
-        help='loads one model, whose name is added to it: "python -m launcher.admin load"',
+        help="loads one model, whose name is added to it (`make publish` has one)",
     )
     arguments = parser.parse_args()
     try:

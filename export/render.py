@@ -107,8 +107,9 @@ def render(
             for name, source in files.items():
                 shutil.copyfile(source, work / name)
             # Where Python would put the compiled model.py at its first import: Triton would take that for a
-            # change, and load every version again whenever one is added.
-            (work / "__pycache__").touch()
+            # change, and load every version again whenever one is added. A file keeps it away.
+            if target == "cpu":
+                (work / "__pycache__").touch()
     if prune:
         remove_others(repository, stems, versions={manifest.version for manifest in manifests})
     for name, text in configs.items():

@@ -17,6 +17,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from serving.model.features import FeatureSpec
+from tests.manifest import manifest
 
 _DTYPES = {np.dtype(np.int64): "INT64", np.dtype(np.int32): "INT32", np.dtype(np.float32): "FP32"}
 _DTYPES |= {np.dtype(bool): "BOOL"}
@@ -183,16 +184,8 @@ def write_bundle(run: Path) -> Path:
     """Manifest of a bundle in a run folder: all that made-up requests need. Returns the run folder."""
     folder = run / "bundles" / "1"
     folder.mkdir(parents=True)
-    manifest = {
-        "format_version": 2,
-        "model_version": 1,
-        "tokenizer_id": "t",
-        "level_sizes": [6, 5, 7],
-        "features": SPEC.to_json(),
-        "value_means": [1.0],
-        "profile_columns": {"a": ["x", "y"], "b": ["x", "y", "z"]},
-        "sha256": {},
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    content = manifest(1, "t", features=SPEC, level_sizes=(6, 5, 7))
+    content["profile_columns"] = {"a": ["x", "y"], "b": ["x", "y", "z"]}
+    (folder / "manifest.json").write_text(json.dumps(content))
     (run / "bundles" / "CURRENT").write_text("1\n")
     return run

@@ -21,7 +21,7 @@ from indexer.sidecar.sidecar import Sidecar
 from serving.model.bundle import MANIFEST
 from serving.model.current import CURRENT
 from serving.model.features import FeatureSpec
-from serving.model.manifest import FORMAT_VERSION
+from tests.manifest import manifest
 
 LEVEL_SIZES = (6, 5, 7)
 
@@ -51,37 +51,14 @@ class HashEncoder:
         return np.array(rows, np.int32).reshape(len(ad_ids), len(self.level_sizes))
 
 
-def manifest_content(version: int, tokenizer_id: str) -> dict[str, object]:
-    """Of a model of `LEVEL_SIZES` whose graphs nobody has."""
-    stems = ["prefix", *(f"tail_{level}" for level in range(2, len(LEVEL_SIZES) + 2))]
-    return {
-        "format_version": FORMAT_VERSION,
-        "model_version": version,
-        "tokenizer_id": tokenizer_id,
-        "level_sizes": LEVEL_SIZES,
-        "features": FeatureSpec(levels=len(LEVEL_SIZES)).to_json(),
-        "value_means": [1.0],
-        "value_edges": [],
-        "profile_columns": {},
-        "precision": "fp32",
-        "graphs": {stem: {"inputs": [], "outputs": []} for stem in stems},
-        "sha256": {f"{stem}.onnx": "0" * 64 for stem in stems},
-        "model": {},
-        "step": 1,
-        "parity_max_error": 0.0,
-        "quality": {},
-        "quality_precision": None,
-        "config_hash": "",
-        "git_commit": "",
-        "export_seconds": 0.0,
-    }
-
-
 def write_manifest(bundles: Path, version: int, tokenizer_id: str, *, current: bool = True) -> None:
     """A bundle without graphs."""
     folder = bundles / str(version)
     folder.mkdir(parents=True)
-    (folder / MANIFEST).write_text(json.dumps(manifest_content(version, tokenizer_id)))
+    features = FeatureSpec(levels=len(LEVEL_SIZES))
+    (folder / MANIFEST).write_text(
+        json.dumps(manifest(version, tokenizer_id, features=features, level_sizes=LEVEL_SIZES))
+    )
     if current:
         (bundles / CURRENT).write_text(f"{version}\n")
 

@@ -52,7 +52,7 @@ async def read_body(
     Raises:
         HttpError: 413 too long, 408 too slow, 400 the client left.
     """
-    if length.isdigit() and (len(length) > 18 or int(length) > limit):
+    if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > limit):
         raise HttpError(413, "too_long", f"expected at most {limit:,} bytes, got {length[:30]}")
     body = bytearray()
     try:

@@ -12,7 +12,7 @@ from indexer.store.generations import fill
 from indexer.store.index_store import IndexStore
 from serving.index.layout import IndexStoreError
 from serving.model.bundle import MANIFEST, BundleError, read_manifest, versions
-from serving.model.current import current_version
+from serving.model.current import current_version, named_versions
 
 log = logging.getLogger("gr4ad.indexer")
 
@@ -64,7 +64,10 @@ class BundleWatch:
             current = current_version(self._bundles)
         except BundleError as error:
             self._refuse("bundles", error)
-            return
+            named = named_versions(self._bundles)
+            if not named:
+                return
+            current = named[0]  # what it named last is what servers use
         for version in reversed(versions(self._bundles)):
             bundle = self._bundles / str(version)
             try:

@@ -18,7 +18,7 @@ from indexer.store.file import fill_up
 from indexer.store.lock import WriterLock
 from indexer.store.tables import Tables, write_meta
 from indexer.store.transaction import ReadTransaction, read_environment, read_store
-from serving.files import new_folder, sha256
+from serving.files import new_folder, number_of, read_object, sha256
 from serving.index.layout import BASE, STORE, IndexStoreError, StoreMeta, open_environment
 
 BACKUP_FORMAT = 1
@@ -151,7 +151,7 @@ def _names(txn: lmdb.Transaction) -> list[bytes]:
 
 def _highest_sequence(path: Path) -> int:
     """Above it, no reader of the target has seen anything. A damaged store is moved aside."""
-    bases = max((int(f.name) for f in (path / BASE).glob("*/*") if f.name.isdigit()), default=0)
+    bases = max((number_of(f.name) or 0 for f in (path / BASE).glob("*/*")), default=0)
     if not (path / STORE / "data.mdb").exists():
         return bases
     try:
@@ -164,7 +164,7 @@ def _highest_sequence(path: Path) -> int:
 
 def _check(backup: Path) -> None:
     try:
-        manifest = json.loads((backup / MANIFEST).read_text())
+        manifest = read_object(backup / MANIFEST)
         format_, expected = manifest["format"], manifest["sha256"]
         if format_ != BACKUP_FORMAT:
             raise IndexStoreError(f"backup {backup}: expected format {BACKUP_FORMAT}, got {format_}")

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Self
 
+from serving.files import number_of
 from serving.index.base import write_base
 from serving.index.layout import BASE, IndexStoreError, base_folder
 from serving.index.snapshot import IndexSnapshot
@@ -49,7 +50,8 @@ def remove_bases(path: Path, tokenizer_id: str, *, keep: Collection[int]) -> Non
     """
     folder = path / BASE / tokenizer_id
     for old in folder.iterdir() if folder.is_dir() else ():
-        if old.name.isdigit() and int(old.name) not in keep and int(old.name) < max(keep, default=1 << 63):
+        number = number_of(old.name)
+        if number is not None and number not in keep and number < max(keep, default=1 << 63):
             shutil.rmtree(old, ignore_errors=True)
     if not keep:
         shutil.rmtree(folder, ignore_errors=True)

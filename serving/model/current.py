@@ -1,4 +1,4 @@
-"""CURRENT, the file that names the version to serve, and what it named before.
+"""CURRENT, the file that names the version to serve, and beside it the list of what it named.
 
 A server that cannot use the version of CURRENT stays at, or starts with, one that CURRENT named before. So
 that list also says which versions may be in use somewhere, and must not be taken away.
@@ -16,7 +16,7 @@ from serving.model.manifest import Manifest
 logger = logging.getLogger(__name__)
 
 CURRENT = "CURRENT"
-HISTORY = "CURRENT.before"  # versions, one a line, newest first
+HISTORY = "CURRENT.named"  # versions, one a line, newest first, that of CURRENT included
 _REMEMBERED = 16
 
 
@@ -27,9 +27,9 @@ def point_current(bundles: str | Path, version: int) -> None:
         OSError: the disk is full or not writable; the version that served before still does.
     """
     bundles = Path(bundles)
-    before = [known for known in named_versions(bundles) if known != version][:_REMEMBERED]
-    # First: whoever reads between the two writes finds one version twice, and misses none.
-    write_file(bundles / HISTORY, "".join(f"{known}\n" for known in before))
+    named = [version, *(known for known in named_versions(bundles) if known != version)]
+    # First: whoever reads between the two writes finds one version too many, and misses none.
+    write_file(bundles / HISTORY, "".join(f"{known}\n" for known in named[:_REMEMBERED]))
     write_file(bundles / CURRENT, f"{version}\n")
 
 
@@ -60,20 +60,20 @@ def current_version(bundles: str | Path) -> int:
 def named_versions(bundles: str | Path) -> list[int]:
     """Complete versions that CURRENT names or named, newest first.
 
-    Where the list of those before is missing or damaged, the versions older than that of CURRENT stand in.
+    Where the list is missing or damaged, the versions older than that of CURRENT stand in.
     """
     try:
         current = [current_version(bundles)]
     except BundleError:
         current = []
     try:
-        before = _history(Path(bundles) / HISTORY)
+        named = _history(Path(bundles) / HISTORY)
     except (OSError, ValueError) as error:
-        logger.warning("older versions stand in for those that CURRENT named before: %s", error)
-        before = []
-    if not before and current:
-        before = [version for version in reversed(versions(bundles)) if version < current[0]]
-    found = dict.fromkeys([*current, *before])
+        logger.warning("older versions stand in for those that CURRENT named: %s", error)
+        named = []
+    if not named and current:
+        named = [version for version in reversed(versions(bundles)) if version < current[0]]
+    found = dict.fromkeys([*current, *named])
     return [version for version in found if is_complete(bundles, version)]
 
 

@@ -180,7 +180,7 @@ def test_an_export_publishes_no_manifest_that_serving_would_refuse(pipeline, bun
     monkeypatch.setattr(module, "graph_shapes", lambda folder: {})
     with pytest.raises(BundleError, match="graphs: expected"):
         write_bundle(checkpoint(tokenizer_id=pipeline.tokenizer_id), bundles, tokenizer=pipeline.tokenizer)
-    assert sorted(p.name for p in bundles.iterdir()) == ["1", "CURRENT", "CURRENT.before"]
+    assert sorted(p.name for p in bundles.iterdir()) == ["1", "CURRENT", "CURRENT.named"]
 
 
 BAD = [b"2\n", b"", b"one", b"-1", b"+1", b" 1", b"1 ", b"01", b"1.0", b"../1", b"\xff", b"1\n\n", b"1\n2\n"]
@@ -235,21 +235,21 @@ def test_what_current_named_is_remembered(bundles):
     shutil.rmtree(bundles / "2")
     assert named_versions(bundles) == [1, 4, 3]
     (bundles / "CURRENT").write_text("x")  # whoever damaged it did not damage what it named before
-    assert named_versions(bundles) == [4, 3]
+    assert named_versions(bundles) == [1, 4, 3]
 
 
 def test_the_memory_is_bounded(bundles):
     copies(bundles, *range(2, 31))
     for version in range(2, 31):
         point_current(bundles, version)
-    assert named_versions(bundles) == list(range(30, 13, -1))
+    assert named_versions(bundles) == list(range(30, 14, -1))
 
 
 @pytest.mark.parametrize("damage", [None, b"", b"2\nx\n", b"\xff", "²\n".encode(), b"1" * 5_000, "folder"])
 def test_older_versions_stand_in_for_a_history_that_is_gone(bundles, damage):
     copies(bundles, 2, 3, 4)
     point_current(bundles, 3)
-    history = bundles / "CURRENT.before"
+    history = bundles / "CURRENT.named"
     history.unlink()
     if damage == "folder":
         history.mkdir()
@@ -302,7 +302,7 @@ def test_tokenizer_of_another_model_is_refused(pipeline, bundles, monkeypatch):
     fake_graphs(monkeypatch)
     with pytest.raises(ValueError, match=f"expected tokenizer other .*got {pipeline.tokenizer_id}"):
         write_bundle(checkpoint(tokenizer_id="other"), bundles, tokenizer=pipeline.tokenizer)
-    assert sorted(p.name for p in bundles.iterdir()) == ["1", "CURRENT", "CURRENT.before"]
+    assert sorted(p.name for p in bundles.iterdir()) == ["1", "CURRENT", "CURRENT.named"]
 
 
 def test_next_version_then_rollback(pipeline, bundles, monkeypatch):

@@ -17,6 +17,7 @@ from indexer.sidecar.bundle_watch import BundleWatch
 from indexer.sidecar.config import WorkerConfig
 from indexer.store.index_store import IndexStore
 from serving.model.bundle import BundleError
+from serving.model.current import point_current
 from tests.indexing import LEVEL_SIZES, HashEncoder, load_hash_encoder, sidecar_client, write_manifest
 from tests.recording_store import event
 from tests.waiting import wait_until
@@ -398,6 +399,18 @@ def test_a_bundle_without_an_encoder_is_a_problem_and_older_ones_begin_nothing(f
         watch()
         assert watch.missing() == []
         assert list(store.meta.generations) == ["tok-a"]
+
+
+@pytest.mark.parametrize("text", ["²".encode(), b"9" * 5_000, b"", b"\xff", b"7"])
+def test_a_current_that_names_nothing_keeps_no_sidecar_from_starting(start, folder, caplog, text):
+    """Encoders of what it named before are loaded; the reason is told once."""
+    point_current(folder / "bundles", 1)
+    (folder / "bundles" / "CURRENT").write_bytes(text)
+    client = start()
+    assert client.post("/events", json=create(1)).json()["result"] == "applied"
+    assert client.get("/readyz").status_code == 200
+    told = [record for record in caplog.records if "CURRENT: expected" in record.getMessage()]
+    assert len(told) == 1
 
 
 def test_metrics(client, tmp_path):

@@ -109,7 +109,7 @@ def test_every_target_renders_configs_that_fit_their_graphs(bundles, tmp_path, t
         assert (
             files
             == {
-                "cpu": {"model.onnx", "model.py"},
+                "cpu": {"model.onnx", "model.py", "__pycache__"},
                 "onnxruntime": {"model.onnx"},
                 "tensorrt": {"model.plan", "engine.json"},
             }[target]
@@ -421,7 +421,7 @@ def test_a_history_that_is_gone_keeps_too_much_rather_than_too_little(bundles, i
     folder = tmp_path / "r"
     for version in (2, 3):
         publish(bundles, folder, version, tokenizer_id="new")
-    history = bundles / "CURRENT.before"
+    history = bundles / "CURRENT.named"
     history.unlink() if damage is None else history.write_bytes(damage)
     publish(bundles, folder, 4, tokenizer_id="new")
     assert "1" in version_folders(folder)

@@ -197,15 +197,13 @@ def break_(bundles, version, how):
         (bundles / str(version) / "prefix.onnx").write_bytes(b"")
     elif how == "manifest":
         (bundles / str(version) / "manifest.json").write_text("{")
-    elif how == "CURRENT":
-        (bundles / "CURRENT").write_text("9" * 5_000)
     else:
         edit(bundles / str(version), **how)
 
 
 @pytest.mark.parametrize(
     "how",
-    ["file", "manifest", "CURRENT", {"tokenizer_id": "wrong"}, {"level_sizes": [6, 5, 8]}],
+    ["file", "manifest", {"tokenizer_id": "wrong"}, {"level_sizes": [6, 5, 8]}],
     ids=str,
 )
 def test_a_start_takes_the_last_version_that_can_be_used(deployment, start, how, caplog):
@@ -227,6 +225,17 @@ def test_a_start_takes_the_last_version_that_can_be_used(deployment, start, how,
     assert (active.manifest.version, active.refused) == (3, None)
 
 
+def test_a_start_without_a_readable_current_takes_what_it_named_last(deployment, start):
+    bundles = deployment[0]
+    add_version(bundles, 2)
+    point_current(bundles, 2)
+    (bundles / "CURRENT").write_text("9" * 5_000)
+    active = start()
+    assert active.manifest.version == 2
+    assert not active.refresh()
+    assert active.refused.reason == "manifest"
+
+
 def test_a_start_with_no_version_that_can_be_used(deployment, start):
     bundles, _, tokenizer_id = deployment
     edit(bundles / "1", tokenizer_id="wrong")
@@ -235,7 +244,7 @@ def test_a_start_with_no_version_that_can_be_used(deployment, start):
     ):
         start()
     os.unlink(bundles / "CURRENT")
-    os.unlink(bundles / "CURRENT.before")
+    os.unlink(bundles / "CURRENT.named")
     with pytest.raises(BundleError, match="CURRENT: expected the version to serve"):
         start()
 

@@ -17,6 +17,8 @@ from serving.load.queue_depth import QueueReading
 from serving.model.active_model import ActiveModel
 from serving.scheduler import Scheduler
 from serving.search.widths import WidthPlan
+from tests.recording import FakeGraphs
+from tests.tiny import SPEC
 from tests.unit.test_scheduler import PLAN, Recorder, deployment, requests
 
 __all__ = ["deployment"]
@@ -60,7 +62,7 @@ def make(deployment, *, cache=None, queue=lambda: None, searches=None):
     policy, seen = Policy(), [] if searches is None else searches
     scheduler = Scheduler(
         reader,
-        ActiveModel(bundles, reader=reader, is_loaded=lambda manifest: True),
+        ActiveModel(bundles, reader=reader, graphs=FakeGraphs(), features=SPEC),
         plan=PLAN,
         max_plan=WIDE,
         make_executor=lambda m: Recorder(m.version, seen),

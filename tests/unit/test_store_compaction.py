@@ -5,6 +5,7 @@ import time
 import pytest
 
 from indexer.sidecar.compactor import Compactor
+from indexer.store.bases import remove_bases
 from indexer.store.compaction import adopt_base, compact
 from indexer.store.forgetting import forget_deleted
 from serving.index.base import read_base
@@ -27,6 +28,16 @@ from tests.other_process import in_other_process
 def store(tmp_path):
     with empty_store(tmp_path / "index") as opened:
         yield opened
+
+
+@pytest.mark.parametrize("name", ["²", "01", "9" * 200, "-1"])
+def test_folders_that_are_no_bases_are_left_alone(store, name):
+    """A name that `isdigit` takes for a number ended the compaction."""
+    apply(store, *(create(i, 1) for i in range(5)))
+    other = base_folder(store.file.path, "tok", sequence=0).with_name(name)
+    other.mkdir(parents=True)
+    remove_bases(store.file.path, "tok", keep=[1])
+    assert other.is_dir()
 
 
 def test_compaction_beside_the_living_writer(store):

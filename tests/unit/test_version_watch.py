@@ -231,7 +231,7 @@ def test_what_nothing_describes_is_refused_until_something_does(deployment, foll
     def files(manifest):
         if manifest.version not in described:
             raise BundleError("engine.json: expected the description of the engine beside it")
-        return {deployment[0] / "CURRENT.before": sha256(deployment[0] / "CURRENT.before")}
+        return {deployment[0] / "CURRENT.named": sha256(deployment[0] / "CURRENT.named")}
 
     point_current(deployment[0], 1)
     active = follow(files=files)
