@@ -71,6 +71,6 @@ class RungPlanner:
             rate=rate,
             instances=s.instances,
             max_batch=s.max_batch,
-            spread=self._cost.spread,
+            factors=self._cost.factors,
             burst=burst,
         )

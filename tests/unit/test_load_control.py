@@ -430,7 +430,7 @@ def test_the_rung_is_the_widest_whose_predicted_tail_is_inside_the_margin():
         def tail(rung, rate=rate, made=made):
             rows = LADDER.rows[rung]
             return tail_seconds(
-                lambda k: true(COST, k, rows), rate=rate, instances=1, max_batch=16, spread=made.cost.spread
+                lambda k: true(COST, k, rows), rate=rate, instances=1, max_batch=16, factors=made.cost.factors
             )
 
         chosen = LADDER.base + made.above_base
