@@ -99,7 +99,7 @@ class ArrivalRate:
         mean = max((counts[-1] - counts[0]) / (times[-1] - times[0]), 1e-9)
         self.burst = _burst(np.diff(times), np.diff(counts), mean)
         # What is before each bin's end, and what came since.
-        old_s, new_s = times[1:-1] - times[0], times[-1] - times[1:-1]
+        old_s, new_s = np.maximum([times[1:-1] - times[0], times[-1] - times[1:-1]], 1e-9)
         old, new = counts[1:-1] - counts[0], counts[-1] - counts[1:-1]
         gap = new / new_s - old / old_s
         # One more on either side: a count of none or one says little. A burst is taken for BURST_BINS long.
@@ -144,7 +144,7 @@ def _burst(seconds: np.ndarray, counts: np.ndarray, mean: float) -> float:
         return 0.0
     rates, poisson = counts / seconds, mean / seconds
     gaps = (rates[_LAG:] - rates[:-_LAG]) ** 2 / (poisson[_LAG:] + poisson[:-_LAG])
-    beyond = float(np.minimum(gaps, _CLIP).mean()) - 1.0 - 2.0 * math.sqrt(3.0 / len(gaps))  # surely beyond
+    beyond = float(np.minimum(gaps, _CLIP).mean()) - 1.0 - math.sqrt(3.0 / len(gaps))  # by more than chance
     return math.sqrt(max(beyond, 0.0) / (mean * float(seconds.mean())))
 
 

@@ -27,7 +27,7 @@ _EVEN = (np.arange(REQUESTS) + 0.5) / REQUESTS
 _ARRIVALS = np.cumsum(_RANDOM.permutation(-np.log1p(-_EVEN)))  # at rate 1
 _SORTED = np.array([NormalDist().inv_cdf(p) for p in _EVEN])
 _ORDER = _RANDOM.permutation(REQUESTS)
-BURST_S = 0.1
+BURST_S = 0.15
 
 
 def tail_seconds(
@@ -47,7 +47,7 @@ def tail_seconds(
         instances: servers that share the queue.
         max_batch: largest batch.
         factors: times of searches over their means, as measured lately.
-        burst: standard deviation of the rate over its mean, from one tenth of a second to the next.
+        burst: standard deviation of the rate over its mean, from one fifth of a second to the next.
     """
     noise = np.interp(_EVEN, _positions(len(factors)), np.sort(factors))[_ORDER].tolist()
     arrivals = _arrivals(rate, burst).tolist()
