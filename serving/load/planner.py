@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from serving.load.arrivals import ArrivalRate
+from serving.load.arrival_rate import ArrivalRate
 from serving.load.cost_model import CostModel
 from serving.load.ladder import Ladder
 from serving.load.lookahead import tail_seconds

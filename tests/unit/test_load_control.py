@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.load.arrivals import ArrivalRate, LoadView, QueueLength, Waiting
+from serving.load.arrival_rate import ArrivalRate
+from serving.load.arrivals import LoadView, QueueLength, Waiting
 from serving.load.controller import LoadController
 from serving.load.cost_model import BatchCost, CostModel
 from serving.load.ladder import Ladder, plan_rows, searched_rows
