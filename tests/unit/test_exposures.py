@@ -161,7 +161,7 @@ def test_an_impression_without_a_click_is_a_candidate_of_reward_0(tmp_path):
     end, rewarded, late = dataset.split.train_end, 0, 0
     times = {(r["user_id"], r["timestamp"], r["ad_id"]): r["request_id"] for r in events.to_dicts()}
     for row in range(len(shown)):
-        found = dataset.candidates(shown, row, rewarded=("click",))
+        found = dataset.candidates(shown, row, least="click")
         user, now = int(dataset.log.user_ids[shown.user_row[row]]), int(shown.now[row])
         rows = by_request[times[user, now, int(found.ads[0])]]
         clicks = rows.filter(pl.col("behavior") == "click")
@@ -175,6 +175,16 @@ def test_an_impression_without_a_click_is_a_candidate_of_reward_0(tmp_path):
         rewarded += len(known)
     assert rewarded > 100
     assert late  # a click after the training part is not known in it
+
+
+def test_what_was_clicked_and_bought_was_clicked_too(runs):
+    *_, dataset = open_run(runs["joined"])
+    groups = dataset.groups("train", target_behaviors=tuple(BEHAVIORS), min_history=1)
+    bought = funnel().filter(pl.col("behavior") == "conversion")["value"].to_list()
+    for row in range(0, len(groups), 20):
+        for least in ("impression", "click", "conversion"):
+            [reward] = dataset.candidates(groups, row, least=least).reward.tolist()
+            assert any(reward == pytest.approx(value) for value in bought)
 
 
 def test_clicks_come_late_and_stay_with_their_request(tmp_path):
