@@ -26,15 +26,16 @@ def window_starts(first: np.ndarray, times: np.ndarray, *, window_s: int) -> np.
     apart = np.diff(times.astype(np.uint64), prepend=np.uint64(0))
     gaps = np.minimum(apart, np.uint64(window_s + 1)).astype(np.int64)
     gaps[first] = window_s + 1
-    starts = gaps > window_s  # whatever began before is over
     clock = np.cumsum(gaps)
-    ends = np.append(starts, True)  # where the next begin is known already
-    begin = np.flatnonzero(starts)
-    while len(begin):  # as often as exposures follow each other without a longer gap
-        begin = np.searchsorted(clock, clock[begin] + window_s, side="right")
-        begin = begin[~ends[begin]]
-        starts[begin] = True
-    return starts
+    # The event that would open the next exposure if this one opened one; behind the last there is none.
+    following = np.append(np.searchsorted(clock, clock + window_s, side="right"), len(clock))
+    starts = np.append(gaps > window_s, True)  # whatever began before is over
+    while True:  # each round looks twice as many exposures ahead
+        ahead = following[starts]
+        if starts[ahead].all():
+            return starts[:-1]
+        starts[ahead] = True
+        following = following[following]
 
 
 def join_exposures(

@@ -2,6 +2,7 @@
 
 import random
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -241,6 +242,15 @@ def test_all_exposures_equal_the_loops(kind: str) -> None:
         said = tables.events["position"].fill_null(-1).to_list()
         place = {row[2]: max(said[r[2]] for r in e["rows"]) for e in want for row in e["rows"]}
         assert log.position.tolist() == [place[int(row)] for row in table_rows(tables)]
+
+
+def test_ids_of_any_size() -> None:
+    tables = random_tables(4, ids=6, null=0.5)
+    ad = pl.col("ad_id") * 2**58
+    large = replace(tables, ads=tables.ads.with_columns(ad), events=tables.events.with_columns(ad))
+    found = EventLog.from_tables(large, attribution_window_s=9).exposures
+    for name, column in vars(EventLog.from_tables(tables, attribution_window_s=9).exposures).items():
+        np.testing.assert_array_equal(getattr(found, name), column)
 
 
 @pytest.mark.parametrize("rows", [1, 40, 150])

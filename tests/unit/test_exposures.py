@@ -24,7 +24,7 @@ def run(folder, events, **data):
 
 
 def recall(made, folder):
-    """Recall of a model after its training, by cut-off."""
+    """Recall of a model after its training, and of the baselines, by cut-off."""
     torch.set_num_threads(1)
     preset, spec, dataset = open_run(made)
     trainer = prepare_training(preset, made[1], folder=folder, device=Device())
@@ -38,7 +38,7 @@ def recall(made, folder):
         min_history=1,
         value_table=spec.value_buckets.means,
     )
-    return report["recall"]["model"]
+    return report["recall"]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def runs(tmp_path_factory, no_curves):
 
 
 def test_the_recall_of_a_funnel_is_that_of_its_conversions(runs, tmp_path):
-    found = {name: recall(made, tmp_path / name) for name, made in runs.items()}
+    found = {name: recall(made, tmp_path / name)["model"] for name, made in runs.items()}
     assert found["unjoined"]["3"] > 0.95  # copies the impression of 5 s before
     for k in ("3", "10"):
         assert found["joined"][k] == pytest.approx(found["conversions"][k], rel=0.05)
@@ -161,7 +161,7 @@ def test_an_impression_without_a_click_is_a_candidate_of_reward_0(tmp_path):
     end, rewarded, late = dataset.split.train_end, 0, 0
     times = {(r["user_id"], r["timestamp"], r["ad_id"]): r["request_id"] for r in events.to_dicts()}
     for row in range(len(shown)):
-        found = dataset.candidates(shown, row, rewarded=("click",))
+        found = dataset.candidates(shown, row, least="click")
         user, now = int(dataset.log.user_ids[shown.user_row[row]]), int(shown.now[row])
         rows = by_request[times[user, now, int(found.ads[0])]]
         clicks = rows.filter(pl.col("behavior") == "click")
@@ -175,6 +175,16 @@ def test_an_impression_without_a_click_is_a_candidate_of_reward_0(tmp_path):
         rewarded += len(known)
     assert rewarded > 100
     assert late  # a click after the training part is not known in it
+
+
+def test_what_was_clicked_and_bought_was_clicked_too(runs):
+    *_, dataset = open_run(runs["joined"])
+    groups = dataset.groups("train", target_behaviors=tuple(BEHAVIORS), min_history=1)
+    bought = funnel().filter(pl.col("behavior") == "conversion")["value"].to_list()
+    for row in range(0, len(groups), 20):
+        for least in ("impression", "click", "conversion"):
+            [reward] = dataset.candidates(groups, row, least=least).reward.tolist()
+            assert any(reward == pytest.approx(value) for value in bought)
 
 
 def test_clicks_come_late_and_stay_with_their_request(tmp_path):
@@ -209,3 +219,14 @@ def test_value_buckets_are_fitted_on_one_value_an_exposure(runs):
     highest = values.filter(pl.col("value") > float(spec.value_buckets.edges[-1]))["value"]
     assert spec.value_buckets.means[-1] == pytest.approx(highest.mean())
     assert spec.value_buckets.means[0] > 0  # clicks of the same exposures are worth 0
+
+
+@pytest.mark.parametrize(
+    "split", [{"by": "days"}, {"by": "fractions"}, {"by": "last_events", "test": 2}], ids=str
+)
+def test_impressions_and_clicks_go_through_training_and_evaluation(split, tmp_path):
+    made = run(tmp_path, impressions(clicks=True), target_behaviors=["click"], split=split)
+    found = recall(made, tmp_path / "model")
+    # Users click their own six ads, and a clicked one often again: that is in their histories.
+    assert found["personal_frequency"]["10"] > 1.3 * found["popularity"]["10"]
+    assert 0 < found["model"]["10"] < 1

@@ -80,6 +80,14 @@ def test_a_funnel_takes_one_slot_with_the_outcome_known_by_then():
     assert built_slots(spec, shown, 881)[0].tolist() == [[2, 1, 0, 0], [0] * 4, [0] * 4]
 
 
+@pytest.mark.parametrize("gap", [1, 7, 30, 31, 60, 61])
+def test_exposures_that_follow_each_other_for_long(gap):
+    spec = FeatureSpec(levels=1, short_slots=500, long_slots=2, max_history=500, attribution_window_s=60)
+    events = [(ad, (ad,), 1 + i % 3, gap * i + 5 * ad) for i in range(150) for ad in (1, 2)]
+    got, _ = built_slots(spec, events, 20_000)
+    np.testing.assert_array_equal(got, plain_slots(spec, events, 20_000)[0])
+
+
 def test_times_of_a_client_may_lie_as_far_apart_as_int64_allows():
     spec = FeatureSpec(levels=1, short_slots=4, long_slots=0, attribution_window_s=60)
     events = [(5, (1,), 1, -(1 << 63)), (5, (1,), 2, -5), (5, (1,), 3, 50), (5, (1,), 1, (1 << 63) - 1)]

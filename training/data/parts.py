@@ -5,6 +5,7 @@ Letters: E events, R requests.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -33,17 +34,28 @@ class Parts:
     request: Int8
 
     @classmethod
-    def of(cls, split: Split, log: EventLog) -> "Parts":
+    def of(cls, split: Split, log: EventLog) -> Self:
         """Parts as a split says.
 
         Raises:
-            ValueError: the events name no parts, or two for one request.
+            ValueError: the events name no parts.
         """
         if split.by == "column":
-            return cls(_named(log), _named(log)[log.exposures.anchor])
+            return cls.by_column(log)
         bounds = [split.train_end, split.validation_end]
         event, request = (np.searchsorted(bounds, t, side="right") for t in (log.timestamp, log.times()))
         return cls(event.astype(np.int8), request.astype(np.int8))
+
+    @classmethod
+    def by_column(cls, log: EventLog) -> Self:
+        """Parts as the events name them.
+
+        Raises:
+            ValueError: they name none.
+        """
+        if log.split is None:
+            raise ValueError(f"data.split: expected events with the column {SPLIT_COLUMN!r}, got none")
+        return cls(log.split, log.split[log.exposures.anchor])
 
     def groups(
         self, log: EventLog, part: int, *, target_behaviors: Sequence[str], min_history: int, start: int = 0
@@ -73,12 +85,11 @@ def cut(config: SplitConfig, log: EventLog, *, target_behaviors: Sequence[str]) 
         split = Split.by_fractions(every.now, last=last, validation=validation, test=test)
     else:
         if config.by == "last_events":
-            request = _last_requests(
-                log, _every_group(log, target_behaviors), validation=int(validation), test=int(test)
-            )
+            every = _every_group(log, target_behaviors)
+            request = _last_requests(log, every, validation=int(validation), test=int(test))
             parts = Parts(request[log.exposures.request], request)
         else:
-            parts = Parts(_named(log), _named(log)[log.exposures.anchor])
+            parts = Parts.by_column(log)
             _check_one_part(log, parts)
         times = log.times()
         ends = [int(times[parts.request == part].max(initial=0)) + 1 for part in range(len(PARTS))]
@@ -111,12 +122,6 @@ def _last_requests(log: EventLog, groups: TargetGroups, *, validation: int, test
         begins[users] = groups.request[ends - back]  # requests are numbered by user and time
         part += np.arange(len(part)) >= begins[log.exposures.user_row]
     return part
-
-
-def _named(log: EventLog) -> Int8:
-    if log.split is None:
-        raise ValueError(f"data.split: expected events with the column {SPLIT_COLUMN!r}, got none")
-    return log.split
 
 
 def _check_one_part(log: EventLog, parts: Parts) -> None:

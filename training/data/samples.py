@@ -108,7 +108,7 @@ class RequestDataset:
         """Events, positions in the log, known before request `row` and not its own, oldest first."""
         return history(self.log, int(groups.request[row]), newest=newest)
 
-    def candidates(self, groups: TargetGroups, row: int, *, rewarded: tuple[str, ...]) -> CandidateList:
+    def candidates(self, groups: TargetGroups, row: int, *, least: str) -> CandidateList:
         """The targets of request `row` as the list of what was shown; what came of each is its reward.
 
         With groups of all behaviors as targets these are all exposures of the request, so that an impression
@@ -117,10 +117,10 @@ class RequestDataset:
         Args:
             groups: requests.
             row: one of them.
-            rewarded: behaviors whose value is a reward; an exposure that came to no more than others has 0.
+            least: behavior from which on the value of an outcome is its reward; what came to less has 0.
         """
         events = self.targets(groups, row)
-        counts = np.isin(self.log.behavior[events], [BEHAVIORS[name] for name in rewarded])
+        counts = self.log.behavior[events] >= BEHAVIORS[least]
         return CandidateList(
             sids=self.ad_sids[self.event_ad[events]],
             reward=np.where(counts, self.log.value[events], np.float32(0)),

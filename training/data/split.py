@@ -61,7 +61,8 @@ class Split(BaseModel):
             raise ValueError(
                 f"expected events over at least {least} {unit} "
                 f"(1 train + {validation} validation + {test} test), "
-                f"got {(end - first) / seconds:.2f} {unit} ({first} .. {last}); see data.split"
+                f"got {(end - first) / seconds:.2f} {unit} ({first} .. {last}); "
+                "choose another data.split, as {by: fractions}"
             )
         validation_end = end - test * seconds
         return cls(train_end=validation_end - validation * seconds, validation_end=validation_end, end=end)
