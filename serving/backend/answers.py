@@ -97,6 +97,7 @@ def _responses(
         "failed": codes.INTERNAL,
     }
     logged: list[Exception] = []
+    found: list[Outcome] = []
 
     def respond(outputs: Mapping[str, np.ndarray]) -> Any:
         tensors = [triton.Tensor(name, np.ascontiguousarray(values)) for name, values in outputs.items()]
@@ -105,8 +106,7 @@ def _responses(
     for answer in answers:
         made = answer if isinstance(answer, Exception) else _attempt(respond, answer)
         outcome: Outcome = outcome_of(made) if isinstance(made, Exception) else "answered"
-        if outcomes is not None:
-            outcomes.count(outcome)
+        found.append(outcome)
         if not isinstance(made, Exception):
             responses.append(made)
             continue
@@ -115,4 +115,6 @@ def _responses(
             logged.append(made)
         error = triton.TritonError(str(made) or type(made).__name__, code_of[outcome])
         responses.append(triton.InferenceResponse(error=error))
+    if outcomes is not None:
+        outcomes.count(found)
     return responses

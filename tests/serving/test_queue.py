@@ -17,6 +17,7 @@ from examples.client import infer_inputs, send
 from export.render import render
 from launcher.triton_server import TritonServer
 from loadtest.outcomes import REJECTED, classify
+from serving.backend.outcomes import TELL_EVERY_S
 from tests.pipeline import serving_config
 from tests.serving.ask import request
 from tests.waiting import wait_until
@@ -96,7 +97,9 @@ def test_no_more_wait_than_may_and_the_rest_is_refused_at_once(server, priority)
         assert peak.pending[model] <= MAX_QUEUE + serving_config().max_batch_size, peak.pending
     assert sorted(s for s, _ in refused)[len(refused) // 2] < max(answered)
     # Each counts once; those that Triton itself turned away came to no model.
-    assert ended(server) - before == {"answered": len(answered)}
+    time.sleep(TELL_EVERY_S)
+    send(server.grpc_url, request())
+    assert ended(server) - before == {"answered": len(answered) + 1}
     wait_until(lambda: answers(server, "grpc"), timeout_s=10, what="the server itself again")
 
 

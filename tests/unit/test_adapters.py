@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import serving.backend.adapter
+import serving.backend.outcomes
 import serving.backend.resolve
 from serving.backend import draining
 from serving.backend.resolver_metrics import ResolverMetrics
@@ -175,6 +176,7 @@ def counted(triton):
 
 
 def test_every_request_counts_once_by_how_it_ended(graphs, load, monkeypatch):
+    monkeypatch.setattr(serving.backend.outcomes, "TELL_EVERY_S", 0.0)
     features = load("request_features")
     mistake = history([3]) | {"num_ads": np.array([[0]], np.int32)}
     good, _ = features.execute([Request(history([3])), Request(mistake)])
@@ -196,7 +198,7 @@ def test_every_request_counts_once_by_how_it_ended(graphs, load, monkeypatch):
 class Full:
     """An entry that lets nobody in."""
 
-    def check(self, now):
+    def check(self, now, *, rows):
         raise OverloadError("overloaded: the queue is full")
 
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from serving.backend import scheduler_load
+from serving.backend import outcomes, scheduler_load
 from serving.backend.metrics import REQUESTS, RESOLVER, SCHEDULER, Metrics, names
 from serving.backend.scheduler_load import SchedulerLoad, make_cache
 from serving.backend.settings import ServingConfig
@@ -134,7 +134,7 @@ def test_a_batch_is_shown_and_the_entry_told(triton, tmp_path, monkeypatch):
 
 def test_the_version_in_use_and_why_it_is_not_that_of_current(triton):
     fixed = CONFIG.model_copy(update={"load_control": "fixed"})
-    load = SchedulerLoad(triton, fixed, ladder=Ladder((PLAN,), 0), instance="p")
+    load = SchedulerLoad(triton, fixed, ladder=Ladder((PLAN,), 0), instance="p_1")
     for version, reason in ((3, None), (3, "graphs"), (3, "files"), (4, None)):
         refused = None if reason is None else Refusal(reason, "version 4 ..")
         load.show(BatchReport(version=version, refused=refused))
@@ -161,3 +161,26 @@ def test_the_cache_is_the_configured_one(monkeypatch):
     monkeypatch.setenv("GR4AD_CACHE_URL", "redis://127.0.0.1:2/3")  # a password is kept out of the repository
     found = make_cache(CONFIG.model_copy(update={"cache": "redis"}))
     assert found._client.connection_pool.connection_kwargs["port"] == 2
+
+
+def test_outcomes_are_told_in_few_messages_and_none_is_lost(triton, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(outcomes.time, "monotonic", lambda: now[0])
+    counts = outcomes.Outcomes(triton, model="p", last=True)
+    family = triton.MetricFamily.shown["gr4ad_requests_total"]
+
+    def told(outcome):
+        return family.values[(("outcome", outcome), ("process", "p"))]
+
+    counts.count(["answered", "failed", "answered"])
+    for _ in range(50):
+        now[0] += 0.001
+        counts.count(["answered"])
+    assert told("answered") == [2.0]
+    now[0] += outcomes.TELL_EVERY_S
+    counts.count(["cancelled"])
+    assert told("answered") == [2.0, 52.0]
+    assert told("failed") == told("cancelled") == [1.0]
+    counts.count(["answered"])
+    counts.close()
+    assert told("answered") == [2.0, 52.0, 53.0]
