@@ -79,8 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace, stopped: list[int]) -> None:
+    # With gRPC's newer event engine a call passes one thread more: 138 us of CPU instead of 84.
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")
+
     from gateway.app import HEALTH, Gateway  # gRPC takes a moment to import; --help need not wait for it
     from gateway.errors import error_body
+    from gateway.health import Probe
+    from gateway.inference import Inference
     from gateway.limits import Limits
     from gateway.metrics import Metrics
     from gateway.scrape import Scrape
@@ -104,14 +109,17 @@ def _serve(options: argparse.Namespace, stopped: list[int]) -> None:
     )
     metrics.count_connections(lambda: len(connections.open))
     with bind(options.host, options.port) as listener, bind(options.host, options.metrics_port) as page:
+        triton = Triton(options.triton, timeout_s=options.request_s)
+        probes = {model: Probe(triton, model) for model in options.model or ["gr4ad"]}
+        limits = Limits(
+            body_bytes=int(options.body_mib * (1 << 20)),
+            json_bytes=int(options.json_mib * (1 << 20)),
+            pending_bytes=int(options.pending_mib * (1 << 20)),
+        )
         app = Gateway(
-            Triton(options.triton, timeout_s=options.request_s),
-            options.model or ["gr4ad"],
-            limits=Limits(
-                body_bytes=int(options.body_mib * (1 << 20)),
-                json_bytes=int(options.json_mib * (1 << 20)),
-                pending_bytes=int(options.pending_mib * (1 << 20)),
-            ),
+            triton,
+            probes,
+            inference=Inference(triton, probes, limits=limits, metrics=metrics),
             metrics=metrics,
             scrape=Scrape(options.triton_metrics) if options.triton_metrics else None,
             metrics_port=page.getsockname()[1],

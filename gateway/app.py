@@ -1,29 +1,28 @@
 """The gateway's endpoints: inference, metadata and health of KServe v2, and on another port metrics.
 
-A plain ASGI application: what stands between a client and its ads is this module.
+A plain ASGI application: a framework would take longer than all that is done here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from gateway.answer import Answer, infer_answer, json_answer, model_answer, server_answer
-from gateway.compression import accepted, pack, unpack
+from gateway.answer import Answer, json_answer, model_answer, server_answer
 from gateway.errors import error_body
 from gateway.health import Probe
-from gateway.limits import Limits
+from gateway.inference import Headers, Inference
 from gateway.metrics import Metrics
-from gateway.request import read_request
 from gateway.scrape import Scrape
 from gateway.triton import Triton
-from web.body import BodyBudget, read_body
 from web.errors import HttpError
 from web.hosts import check_own_host
 from web.protocol import WHEN_LEFT
+
+logger = logging.getLogger(__name__)
 
 LIVE, READY, METRICS = "/v2/health/live", "/v2/health/ready", "/metrics"
 HEALTH = frozenset({LIVE, READY, METRICS})  # answered also when all connections are taken
@@ -43,8 +42,8 @@ class Gateway:
 
     Args:
         triton: where inferences go.
-        models: names that may be asked for.
-        limits: of requests.
+        probes: of the models that may be asked for.
+        inference: answers theirs.
         metrics: of this gateway.
         scrape: Triton's metrics, None where they are not to be had.
         metrics_port: port on which there are metrics and nothing but metrics and health.
@@ -55,9 +54,9 @@ class Gateway:
     def __init__(
         self,
         triton: Triton,
-        models: Sequence[str],
+        probes: Mapping[str, Probe],
         *,
-        limits: Limits,
+        inference: Inference,
         metrics: Metrics,
         scrape: Scrape | None,
         metrics_port: int,
@@ -65,34 +64,34 @@ class Gateway:
         stopping: Callable[[], bool],
     ) -> None:
         """Keep all; nothing is asked before the first request."""
-        self._triton, self._limits, self._metrics, self._scrape = triton, limits, metrics, scrape
-        self._metrics_port, self._own_host = metrics_port, own_host
-        self._stopping = stopping
-        self._probes = {model: Probe(triton, model) for model in models}
-        self._budget = BodyBudget(limits.pending_bytes)
+        self._triton, self._probes, self._inference = triton, probes, inference
+        self._metrics, self._scrape, self._metrics_port = metrics, scrape, metrics_port
+        self._own_host, self._stopping = own_host, stopping
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = Headers(scope["headers"])
         try:
             self._check(headers)
             if scope["server"][1] == self._metrics_port:
                 status, (body, own) = await self._page(scope)
-            elif scope["method"] == "POST" and scope["path"].endswith("/infer"):
-                status, (body, own) = 200, await self._infer(scope, headers, receive)
             else:
-                status, (body, own) = await self._read(scope)
+                status, (body, own) = await self._route(scope, headers, receive=receive)
             own = [(b"content-length", str(len(body)).encode()), *own]
         except HttpError as error:
             status, body = error.status, error_body(error)
             own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
             own += [(name.encode(), value.encode()) for name, value in error.headers.items()]
+        except Exception:
+            logger.exception("a request failed")
+            status, body = 500, error_body(HttpError(500, "failed", "the gateway failed; its log says why"))
+            own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": own})
         await send({"type": "http.response.body", "body": body})
 
-    def _check(self, headers: dict[str, str]) -> None:
+    def _check(self, headers: Headers) -> None:
         """Refuse what a page of another site makes a browser send here.
 
         Raises:
@@ -100,9 +99,10 @@ class Gateway:
         """
         try:
             if self._own_host:
-                check_own_host(headers.get("host", ""))
+                check_own_host(headers.get(b"host") or "")
             # A browser names the page that sends: on every POST, and on a GET that could read the answer.
-            if "origin" in headers or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            site = headers.get(b"sec-fetch-site")
+            if headers.get(b"origin") is not None or site not in (None, "none", "same-origin"):
                 raise HttpError(403, "origin", "expected no request out of a web page")
         except HttpError as error:
             self._metrics.refused(error.reason)
@@ -117,7 +117,7 @@ class Gateway:
             page += await self._scrape.page()
         return 200, (page, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
 
-    async def _read(self, scope: Any) -> tuple[int, Answer]:
+    async def _route(self, scope: Any, headers: Headers, *, receive: Receive) -> tuple[int, Answer]:
         path = scope["path"]
         if _CLOSED.fullmatch(path):
             self._metrics.refused("closed")
@@ -128,7 +128,13 @@ class Gateway:
         if match := _MODEL.fullmatch(path):
             model, version, what = match[1], match[2] or "", match[3]
             _allow(scope, "POST" if what == "/infer" else "GET")
-            self._check_model(model)
+            if model not in self._probes:
+                raise HttpError(404, "not_found", f"Request for unknown model: '{model[:200]}' is not found")
+            if what == "/infer":
+                left = scope[WHEN_LEFT]
+                return 200, await self._inference.answer(
+                    model, version, headers=headers, receive=receive, when_left=left
+                )
             if what == "/ready":
                 return await self._model_ready(model, version)
             return 200, model_answer(await self._triton.model_metadata(model, version))
@@ -142,7 +148,7 @@ class Gateway:
         if path != READY:
             raise HttpError(404, "not_found", "Not Found")
         if self._stopping():
-            ready, reason = False, "the gateway is stopping"
+            ready, reason = False, "the server is stopping"
         else:
             found = await asyncio.gather(*(probe.health() for probe in self._probes.values()))
             ready = all(health.ready for health in found)
@@ -155,81 +161,6 @@ class Gateway:
             return _readiness(False, f"{model}: version {version} is not ready")
         health = await self._probes[model].health()
         return _readiness(health.ready, health.reason)
-
-    async def _infer(self, scope: Any, headers: dict[str, str], receive: Receive) -> Answer:
-        match, when_left = _MODEL.fullmatch(scope["path"]), scope[WHEN_LEFT]
-        if match is None:
-            raise HttpError(404, "not_found", "Not Found")
-        held = 0
-
-        def hold(size: int) -> None:
-            nonlocal held
-            self._budget.take(size)
-            held += size
-
-        try:
-            self._check_model(match[1])
-            body = await read_body(
-                receive,
-                length=headers.get("content-length", ""),
-                limit=self._limits.body_bytes,
-                timeout_s=None,
-                taken=hold,
-            )
-            return await self._answer(match[1], match[2] or "", headers, body=body, when_left=when_left)
-        except HttpError as error:
-            self._metrics.outcome(
-                error.reason if error.status >= 500 or error.reason == "gone" else "invalid"
-            )
-            raise
-        finally:
-            self._budget.give_back(held)
-
-    async def _answer(
-        self,
-        model: str,
-        version: str,
-        headers: dict[str, str],
-        *,
-        body: bytes,
-        when_left: Callable[[Callable[[], object]], None],
-    ) -> Answer:
-        began = time.monotonic()
-        encoding = headers.get("content-encoding", "").strip().lower()
-        request, wanted = read_request(
-            unpack(body, encoding=encoding, limit=self._limits.body_bytes),
-            json_length=headers.get("inference-header-content-length"),
-            model=model,
-            version=version,
-            limits=self._limits,
-        )
-        left = False
-
-        def cancel_when_left(call: Any) -> None:
-            def leave() -> None:
-                nonlocal left
-                left = True
-                call.cancel()
-
-            when_left(leave)
-
-        try:
-            response = await self._triton.infer(request, started=cancel_when_left)
-        except asyncio.CancelledError:
-            if left:
-                raise HttpError(499, "gone", "the client left before its answer") from None
-            raise
-        self._probes[model].answered()
-        made, own = infer_answer(response, wanted)
-        if "accept-encoding" in headers and (packed := accepted(headers["accept-encoding"])):
-            made = pack(made, encoding=packed)
-            own.append((b"content-encoding", packed.encode()))
-        self._metrics.answered(time.monotonic() - began)
-        return made, own
-
-    def _check_model(self, model: str) -> None:
-        if model not in self._probes:
-            raise HttpError(404, "not_found", f"Request for unknown model: '{model[:200]}' is not found")
 
 
 def _allow(scope: Any, method: str) -> None:

@@ -37,6 +37,8 @@ def unpack(body: bytes, *, encoding: str, limit: int) -> bytes:
 
 def accepted(header: str) -> str:
     """The encoding that `Accept-Encoding` asks for: gzip, deflate or nothing."""
+    if not header:
+        return ""
     weights = {}
     for part in header.lower().split(","):
         name, _, parameter = part.partition(";")

@@ -5,7 +5,6 @@ Of the bytes of a tensor nothing is taken on trust: its shape must say exactly w
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -71,12 +70,15 @@ def check_shape(name: str, shape: Any, *, dims: int, most: int) -> int:
     """
     if not isinstance(shape, list) or len(shape) > dims:
         raise invalid(f"input {name!r}: expected a shape of at most {dims} dimensions, got {shown(shape)}")
-    if any(type(size) is not int or size < 0 for size in shape):
-        raise invalid(f"input {name!r}: expected whole numbers >= 0 as shape, got {shown(shape)}")
-    # Bounded without the zeros too: [10 ** 18, 0] holds nothing, and not everybody who multiplies it knows.
-    if math.prod(size for size in shape if size) > most:
+    count = 1
+    for size in shape:
+        if type(size) is not int or size < 0:
+            raise invalid(f"input {name!r}: expected whole numbers >= 0 as shape, got {shown(shape)}")
+        # As if a 0 were a 1: [10 ** 18, 0] holds nothing, and not everybody who multiplies it knows.
+        count *= size or 1
+    if count > most:
         raise invalid(f"input {name!r}: expected a shape of at most {most:,} elements, got {shown(shape)}")
-    return math.prod(shape)
+    return 0 if 0 in shape else count
 
 
 def check_bytes(name: str, data: bytes, *, datatype: str, count: int) -> None:
@@ -111,7 +113,7 @@ def from_json(name: str, data: Any, *, datatype: str, count: int) -> bytes:
         made = b"".join(_LENGTH.pack(len(raw)) + raw for raw in map(str.encode, texts))
         found = len(texts)
     else:
-        values = _numbers(name, data, datatype)
+        values = _numbers(name, data, datatype=datatype)
         made, found = values.tobytes(), values.size
     if found != count:
         raise invalid(
@@ -133,7 +135,7 @@ def to_json(raw: bytes, *, datatype: str) -> list[Any]:
     return np.frombuffer(raw, _NUMPY[datatype]).tolist()
 
 
-def _numbers(name: str, data: list[Any], datatype: str) -> np.ndarray:
+def _numbers(name: str, data: list[Any], *, datatype: str) -> np.ndarray:
     if datatype in ("FP16", "BF16"):
         raise invalid(f"input {name!r}: expected binary_data_size for {datatype}, got data")
     wanted = _NUMPY[datatype]

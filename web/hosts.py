@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 
 from web.errors import HttpError
@@ -25,12 +26,19 @@ def check_own_host(host: str) -> None:
     Raises:
         HttpError: 421.
     """
+    if not _is_own(host[:300]):
+        raise HttpError(
+            421, "wrong_host", f"expected an address or localhost as Host, got {ascii(host[:100])}"
+        )
+
+
+@functools.lru_cache(maxsize=256)  # asked for every request, and nearly always of the same
+def _is_own(host: str) -> bool:
     name = host[1 : host.find("]")] if host.startswith("[") else host.rsplit(":", 1)[0]
     if name.lower() == "localhost":
-        return
+        return True
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        raise HttpError(
-            421, "wrong_host", f"expected an address or localhost as Host, got {ascii(host[:100])}"
-        ) from None
+        return False
+    return True

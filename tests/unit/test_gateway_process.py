@@ -33,7 +33,7 @@ class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Doubles a number, once `release` is set; or fails."""
 
     def __init__(self) -> None:
-        self.release, self.fail = threading.Event(), None
+        self.release, self.fail, self.odd = threading.Event(), None, False
         self.release.set()
         self.waiting = self.cancelled = self.requests = 0
         self.server, self.port = None, 0
@@ -64,7 +64,8 @@ class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):
         value = np.frombuffer(request.raw_input_contents[0], "<i4") * 2
         made = pb.ModelInferResponse(model_name="gr4ad", model_version="1")
         made.outputs.add(name="y", datatype="INT32", shape=[1])
-        made.raw_output_contents.append(value.tobytes())
+        if not self.odd:
+            made.raw_output_contents.append(value.tobytes())
         return made
 
     def ModelMetadata(self, request, context):  # noqa: N802
@@ -91,7 +92,7 @@ def gateway(shared_triton):
 
 @pytest.fixture
 def triton(shared_triton):
-    shared_triton.fail = None
+    shared_triton.fail, shared_triton.odd = None, False
     shared_triton.waiting = shared_triton.cancelled = shared_triton.requests = 0
     yield shared_triton
     shared_triton.release.set()
@@ -234,6 +235,14 @@ def test_errors_have_tritons_text_and_the_status_of_its_http_server(triton, gate
     tensor.set_data_from_numpy(np.array([7], np.int32))
     with pytest.raises(InferenceServerException, match="num_ads: expected 1..40, got 0"):
         client.infer("gr4ad", [tensor])
+
+
+def test_a_fault_of_the_gateway_is_an_error_in_the_same_form(triton, gateway):
+    triton.odd = True  # an output without its bytes, which no Triton sends
+    status, body, _ = infer(gateway.http_url)
+    assert (status, json.loads(body)) == (500, {"error": "the gateway failed; its log says why"})
+    triton.odd = False
+    assert is_right(infer(gateway.http_url))
 
 
 def test_a_request_that_triton_never_answers_ends(triton):
