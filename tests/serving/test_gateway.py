@@ -201,7 +201,7 @@ def test_readiness_is_false_while_a_process_is_dead_and_true_after(pipeline, mod
             reasons.append(content)
             return status == 503
 
-        wait_until(is_unready, timeout_s=2.5, every_s=0.02)
+        wait_until(is_unready, timeout_s=5, every_s=0.02)
         assert reasons[-1]["ready"] is False
         assert reasons[-1]["error"].startswith("gr4ad: ")
         wait_until(lambda: _ask(own, "GET", "/v2/health/ready")[0] == 200, timeout_s=15, every_s=0.1)
