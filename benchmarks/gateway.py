@@ -30,6 +30,7 @@ from examples.client import OUTPUTS, Catalogue
 from export.render import render
 from launcher.ports import choose_ports
 from launcher.triton_server import TritonServer
+from serving.backend.settings import ServingConfig
 from training.preset.preset import Preset, add_preset_arguments
 
 Tensors = dict[str, np.ndarray]
@@ -51,15 +52,16 @@ def main() -> int:
     add("--caddy", type=Path, help="the caddy program, to measure it beside")
     add("--out", type=Path, default=Path("build/bench/gateway.json"), help="[build/bench/gateway.json]")
     options = parser.parse_args()
-    catalogue = Catalogue.load(options.run)
-    users = catalogue.users["user_id"].sample(20, seed=0).to_list()
-    asked = [catalogue.request(user, num_ads=20) for user in users]
     serving = Preset.load(options.config, options.overrides).serving
-    fixed = serving.model_copy(update={"load_control": "fixed", "cache": "off"})
-    with tempfile.TemporaryDirectory() as folder:
-        repository = Path(folder) / "model_repository"
-        render(options.run / "bundles", repository, index=options.run / "index", config=fixed)
-        result = measured(repository, asked, options)
+    result = stamp() | compare(
+        options.run,
+        serving,
+        requests=options.requests,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        clients=options.clients,
+        caddy=options.caddy,
+    )
     text = json.dumps(result, indent=1)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text + "\n")
@@ -67,16 +69,49 @@ def main() -> int:
     return 0
 
 
-def measured(repository: Path, asked: list[Tensors], options: argparse.Namespace) -> dict[str, Any]:
-    """Figures of all ways to one server."""
-    with servers(repository, options.caddy) as ways:
-        same_answers(ways, asked)
-        result: dict[str, Any] = stamp() | {"lone": {}}
-        for encoding in ("binary", "json"):
-            result["lone"][encoding] = lone(ways, asked, binary=encoding == "binary", count=options.requests)
-        result["saturated"] = saturated(
-            ways, asked, rounds=options.rounds, seconds=options.seconds, clients=options.clients
-        )
+def compare(
+    run: Path,
+    serving: ServingConfig,
+    *,
+    requests: int = 300,
+    rounds: int = 6,
+    seconds: float = 6.0,
+    clients: int = 8,
+    caddy: Path | None = None,
+) -> dict[str, Any]:
+    """Figures of all ways to one server.
+
+    Args:
+        run: folder with bundles, index and tables.
+        serving: settings to render with; load control and cache are left out.
+        requests: lone requests of each way and encoding.
+        rounds: of saturation, each way in turn; 0 for none.
+        seconds: of one way in a round.
+        clients: at saturation.
+        caddy: the program, to measure it beside.
+
+    Returns:
+        `lone` by encoding (`p50_ms`, `p95_ms`, `added_p50_ms`), and `saturated` (`qps`, `qps_ratio`).
+
+    Raises:
+        ValueError: two ways answer differently.
+    """
+    catalogue = Catalogue.load(run)
+    asked = [catalogue.request(user, num_ads=20) for user in catalogue.users["user_id"].sample(20, seed=0)]
+    fixed = serving.model_copy(update={"load_control": "fixed", "cache": "off"})
+    with tempfile.TemporaryDirectory() as folder:
+        repository = Path(folder) / "model_repository"
+        render(run / "bundles", repository, index=run / "index", config=fixed)
+        with servers(repository, caddy) as ways:
+            same_answers(ways, asked)
+            result: dict[str, Any] = {
+                "lone": {
+                    encoding: lone(ways, asked, binary=encoding == "binary", count=requests)
+                    for encoding in ("binary", "json")
+                }
+            }
+            if rounds:
+                result["saturated"] = saturated(ways, asked, rounds=rounds, seconds=seconds, clients=clients)
     return result
 
 

@@ -58,7 +58,7 @@ class Probe:
         model: str,
         *,
         every_s: float = 1.0,
-        timeout_s: float = 3.0,
+        timeout_s: float = 2.0,
         overload_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

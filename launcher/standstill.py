@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 
-from launcher.stubs import is_stopped, stubs
+from launcher.stubs import stopped_after, stubs
 
 logger = logging.getLogger(__name__)
 
@@ -47,15 +47,15 @@ class StandstillWatch:
             self._thread.join()
 
     def _run(self) -> None:
-        since: dict[int, float] = {}  # pid -> when it was first seen standing still
+        since: dict[tuple[int, str], float] = {}  # process and how often it had run -> first seen stopped so
         known, scanned = {}, 0.0
         while not self._end.wait(_EVERY_S):
             now = time.monotonic()
             if now - scanned > _SCAN_EVERY_S:
                 known, scanned = {stub.pid: stub for stub in stubs(self._prefix)}, now
-            stopped = {pid for pid in known if is_stopped(pid)}
-            since = {pid: since.get(pid, now) for pid in stopped}
-            for pid, first in since.items():
+            stopped = {(pid, ran) for pid in known if (ran := stopped_after(pid)) is not None}
+            since = {key: since.get(key, now) for key in stopped}
+            for (pid, _), first in since.items():
                 if now - first >= self._limit_s:
                     logger.error(
                         "process %d of model %s stands still since %.1f s; killing it",

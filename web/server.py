@@ -59,7 +59,7 @@ def serve(
         listeners: from `bind`, listening.
         connections: the books; their limits hold.
         grace_s: seconds for requests in hand once it ends.
-        ended: asked twice a second.
+        ended: asked ten times a second.
 
     Raises:
         OSError: the limits allow more connections than the process may open files.
@@ -101,7 +101,7 @@ def _watched(ended: Callable[[], bool], server: uvicorn.Server) -> Iterator[None
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.5):
+        while not over.wait(0.1):
             if ended():
                 server.should_exit = True
 

@@ -15,13 +15,14 @@ import pytest
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-from benchmarks.faults.inject import kill_stub
+from benchmarks.faults.inject import away, kill_stub
 from examples.client import send
 from launcher.triton_server import TritonServer
 from tests.malformed_bodies import bomb, large_shape
 from tests.malformed_http import message
 from tests.malformed_sender import Sender
 from tests.malformed_tensors import Case
+from tests.pipeline import copy_of
 from tests.serving.ask import Reference, assert_same, request
 from tests.waiting import wait_until
 
@@ -189,21 +190,24 @@ def test_metrics_of_gateway_and_triton_are_one_page(server):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["ad_resolver", "lazyar_tail_2"])
-def test_readiness_is_false_while_a_process_is_dead_and_true_after(pipeline, model):
-    with TritonServer(pipeline.repository) as own:
+def test_readiness_is_false_while_a_process_is_dead_and_true_after(pipeline, tmp_path):
+    deployment = copy_of(pipeline, tmp_path)
+    with TritonServer(deployment.repository) as own:
         assert _ask(own, "GET", "/v2/health/ready")[0] == 200
-        kill_stub(own.shm_prefix, model)
         reasons = []
 
-        def is_unready() -> bool:
-            status, content = _ask(own, "GET", "/v2/health/ready")
+        def status() -> int:
+            found, content = _ask(own, "GET", "/v2/health/ready")
             reasons.append(content)
-            return status == 503
+            return found
 
-        wait_until(is_unready, timeout_s=2.5, every_s=0.02)
-        assert reasons[-1]["ready"] is False
-        assert reasons[-1]["error"].startswith("gr4ad: ")
-        wait_until(lambda: _ask(own, "GET", "/v2/health/ready")[0] == 200, timeout_s=15, every_s=0.1)
+        with away(deployment.index):  # without its index the model cannot come back
+            kill_stub(own.shm_prefix, "ad_resolver")
+            wait_until(lambda: status() == 503, timeout_s=5, every_s=0.02)
+            assert reasons[-1]["ready"] is False
+            assert reasons[-1]["error"].startswith("gr4ad: ")
+            time.sleep(2)
+            assert status() == 503
+        wait_until(lambda: status() == 200, timeout_s=15, every_s=0.1)
         answer = send(own.http_url, request(), protocol="http")
         assert (np.asarray(answer["ad_ids"]) >= 0).all()

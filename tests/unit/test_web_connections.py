@@ -108,7 +108,7 @@ def start():
     with contextlib.ExitStack() as running:
 
         def started(**limits) -> Service:
-            service = Service(ConnectionLimits(**limits))
+            service = Service(ConnectionLimits(**({"drain_s": 0.05} | limits)))
             running.callback(service.stop)
             return service
 
