@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import tritonclient.grpc
 
-from launcher import ServerError, TritonServer
-from launcher.server_files import ServerFiles
+from launcher.server_files import ServerError, ServerFiles
+from launcher.triton_server import TritonServer
 
 
 class Server(TritonServer):
@@ -54,11 +53,6 @@ class Server(TritonServer):
 
     def statistics(self) -> dict[str, Counter[str]]:
         """Triton's own counts and nanoseconds so far, by model."""
-        client = tritonclient.grpc.InferenceServerClient(self.grpc_url)
-        try:
-            models = client.get_inference_statistics().model_stats
-        finally:
-            client.close()
         return {
             m.name: Counter(
                 requests=m.inference_stats.success.count,
@@ -69,7 +63,7 @@ class Server(TritonServer):
                 infer=m.inference_stats.compute_infer.ns,
                 output=m.inference_stats.compute_output.ns,
             )
-            for m in models
+            for m in self.admin.statistics()
         }
 
     def _command(self, files: ServerFiles) -> list[str]:

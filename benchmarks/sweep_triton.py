@@ -26,7 +26,7 @@ from benchmarks.report import stamp
 from benchmarks.seeded_run import prepare
 from benchmarks.triton_load import Deployment, deployed, summary
 from export.render import render
-from launcher import ServerError
+from launcher.server_files import ServerError
 from serving.backend.settings import ServingConfig
 from training.preset.preset import Preset, add_preset_arguments
 

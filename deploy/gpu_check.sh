@@ -2,7 +2,7 @@
 # Everything that needs a GPU, in one command: engines, parity, beams, a latency table, and a server with TensorRT.
 # Run it inside the Triton container whose TensorRT will serve, in a checkout:
 #   docker run --rm --gpus all --shm-size=1g -v "$PWD:/opt/gr4ad" -w /opt/gr4ad \
-#       nvcr.io/nvidia/tritonserver:26.04-py3 deploy/gpu_check.sh
+#       nvcr.io/nvidia/tritonserver:26.09-py3 deploy/gpu_check.sh
 # Writes build/gpu/ only: latency.json, check.log. With a demo (make demo) it also serves that model in FP8.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -43,10 +43,10 @@ home=$PWD/build/gpu/home
 rm -rf "$home" && mkdir "$home"
 ln -s "$PWD/serving" "$PWD/build" "$home/" && ln -s "$venv" "$home/.venv"
 export GR4AD_HOME=$home PATH="$venv/bin:$PATH" PYTHONDONTWRITEBYTECODE=1
-pid_file=$PWD/build/gpu/server.pid
+export GR4AD_RUN_FILE=$PWD/build/gpu/server.json
 "$python" -m launcher --tritonserver "$(command -v tritonserver)" --repository build/gpu/model_repository \
-    --log build/gpu/triton.log --timeout 900 --pid-file "$pid_file" --detach
-trap '"$python" -m launcher --stop --pid-file "$pid_file"' EXIT
+    --log build/gpu/triton.log --timeout 900 --detach
+trap '"$python" -m launcher --stop' EXIT
 "$python" -m examples.request --run "$run" --url 127.0.0.1:8001
 if grep -E "pass through host memory|unable to record CUDA graph|[Ff]ailed to set .*[Gg]raph" build/gpu/triton.log; then
     echo "the server answers, but not as configured: see the lines above of build/gpu/triton.log" >&2

@@ -14,7 +14,10 @@ import grimp
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- rooms: made by `make rooms` -->", "<!-- rooms: end -->"
-PACKAGES = ("serving", "launcher", "indexer", "training", "export", "examples", "loadtest", "benchmarks")
+PACKAGES = (
+    *("serving", "web", "gateway", "launcher", "indexer", "training", "export"),
+    *("examples", "loadtest", "benchmarks"),
+)
 OPENED = ("serving", "indexer", "training")
 ADAPTERS = "model_repository"  # no package: Triton runs each model.py by its path
 

@@ -23,8 +23,9 @@ from examples.client import Catalogue, problems, send
 from examples.new_ad import create_like_the_best, describe
 from examples.request import format_answer
 from export.render import SOURCE
-from launcher import ServerError, TritonServer
 from launcher.indexer_process import IndexerError, IndexerProcess
+from launcher.server_files import ServerError
+from launcher.triton_server import TritonServer
 from serving.index.reader import IndexReader
 from serving.model.bundle import read_manifest
 from serving.model.current import current_version

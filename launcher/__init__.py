@@ -1,9 +1,4 @@
-"""Starts and watches a Triton server: the command `python -m launcher`, `TritonServer` for scripts.
+"""Starts and watches servers: the command `python -m launcher`, `launcher.triton_server` for scripts.
 
 `launcher.indexer_process` starts the sidecar.
 """
-
-from launcher.server_files import ServerError, ServerFiles, prepare_server
-from launcher.triton_server import DEFAULT_CACHE, HOME, TritonServer
-
-__all__ = ["DEFAULT_CACHE", "HOME", "ServerError", "ServerFiles", "TritonServer", "prepare_server"]

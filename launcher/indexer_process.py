@@ -11,7 +11,8 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
-from launcher.triton_server import HOME
+from launcher.paths import HOME
+from launcher.server_log import tail
 
 
 class IndexerError(RuntimeError):
@@ -35,8 +36,8 @@ class IndexerProcess:
 
     @property
     def log(self) -> str:
-        """What it has printed since its last start."""
-        return self.log_file.read_bytes()[self._from :].decode(errors="replace")
+        """What it has printed since its last start, at most the last mebibyte."""
+        return tail(self.log_file, max_bytes=1 << 20, start=self._from)
 
     def start(self, *, ready: bool = True, timeout_s: float = 60.0) -> IndexerProcess:
         """Start it and wait until it applies events, or with `ready` False until it listens.

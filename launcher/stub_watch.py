@@ -2,81 +2,152 @@
 
 from __future__ import annotations
 
-import http.client
-import json
+import contextlib
 import logging
+import os
+import signal
 import threading
-from pathlib import Path
+import time
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.server_process import instances_of, model_of, stub_models
+from launcher.restarts import Restarts
+from launcher.server_files import ServerError
+from launcher.stubs import Stub, free_region, stubs
+from launcher.triton_admin import Admin
 
 logger = logging.getLogger(__name__)
 
-INTERVAL_S = 0.5
-_RELOAD_TIMEOUT_S = 60.0
+INTERVAL_S = 0.25
+_LEFT_OVER_S = 10.0  # a model that was swapped out has answered everything by then
+
+
+@dataclass
+class _Repair:
+    """A model that lost a process, until every version has all of its processes again.
+
+    Attributes:
+        before: Its processes, dead ones included, before the last load that went well.
+    """
+
+    restarts: Restarts = field(default_factory=lambda: Restarts(first_s=0.5, most_s=5.0))
+    due: float = 0.0
+    before: list[Stub] = field(default_factory=list)
 
 
 class StubWatch:
-    """A thread that compares a server's stubs with those it should have, and loads a model that lost one.
+    """A thread that compares a server's stubs with those it should have, and reloads a model that lost one.
 
-    Every instance of a Python model has a stub. A model that is being reloaded has its new stubs before the
-    old ones end. One that somebody unloaded is not ready any more and is forgotten.
+    Every instance of every version of a Python model has a stub. Only versions count that Triton calls READY:
+    one that is loading has its stubs soon, one that is being retired loses them. The stubs are read before
+    the states, and twice, so that nothing that happens in between looks like a death.
     """
 
-    def __init__(self, shm_prefix: str, *, host: str, http_port: int) -> None:
+    def __init__(self, admin: Admin, *, shm_prefix: str) -> None:
         """Watch the stubs with this prefix; `start` begins."""
-        self._prefix, self._host, self._port = shm_prefix, host, http_port
-        self._expected: dict[Path, int] = {}  # file of a model -> stubs
+        self._admin, self._prefix = admin, shm_prefix
+        self._seen: dict[int, Stub] = {}
+        self._instances: dict[str, int] = {}  # stubs of each version of a model
+        self._short: set[tuple[str, str]] = set()  # versions that lacked a stub at the last look
+        self._repairs: dict[str, _Repair] = {}
+        self._left_over: list[tuple[float, Stub]] = []
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stub-watch", daemon=True)
 
     def start(self) -> None:
         """Begin."""
-        self._expected = {path: self._instances(path) for path in stub_models(self._prefix)}
+        self._seen = {stub.pid: stub for stub in stubs(self._prefix)}
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread; a reload in hand is waited for."""
+    def end(self) -> None:
+        """Begin no more; `join` waits for what is in hand."""
         self._end.set()
+
+    def join(self) -> None:
+        """Wait for the thread."""
         if self._thread.is_alive():
-            self._thread.join(_RELOAD_TIMEOUT_S)
+            self._thread.join()
 
     def _run(self) -> None:
-        missing: set[Path] = set()
         while not self._end.wait(INTERVAL_S):
-            found = stub_models(self._prefix)
-            self._expected |= {p: self._instances(p) for p in found if p not in self._expected}
-            short = {path for path, count in self._expected.items() if found[path] < count}
-            for path in short & missing:  # twice in a row: no moment between two processes
-                model, count = model_of(path), self._expected.pop(path)
-                if self._ask(f"/v2/models/{model}/ready")[0] != 200:
-                    continue  # unloaded by somebody
-                logger.error(
-                    "%d of %d processes of model %s live; loading it again", found[path], count, model
-                )
-                # A load alone does nothing where the model's files are unchanged.
-                self._ask(f"/v2/repository/models/{model}/unload", method="POST")
-                status, _ = self._ask(f"/v2/repository/models/{model}/load", method="POST")
-                if status != 200:
-                    self._expected[path] = count
-                    logger.error("model %s could not be loaded again: HTTP %s", model, status)
-            missing = short
+            try:
+                self.look()
+            except ServerError as error:  # it is busy; or it died, which is for its owner to see
+                logger.warning("stub watch: %s", error)
+                self._end.wait(1.0)
 
-    def _instances(self, path: Path) -> int:
-        status, content = self._ask(f"/v2/models/{model_of(path)}/config")
-        return instances_of(content) if status == 200 else 1
+    def look(self) -> None:
+        """Compares once, and does what is due."""
+        living = stubs(self._prefix)
+        versions = self._admin.versions()
+        found = Counter((stub.model, stub.version) for stub in living)
+        moving = {v.model for v in versions if v.state in ("LOADING", "UNLOADING")}
+        short = {
+            (v.model, v.version)
+            for v in versions
+            if v.state == "READY" and found[v.model, v.version] < self._wanted(v.model)
+        }
+        for model in {model for model, _ in short & self._short} - set(self._repairs):
+            self._instances.pop(model)  # its config may be another by now
+            if any(found[m, v] < self._wanted(m) for m, v in short if m == model):
+                logger.error("model %s has lost a process; loading it again", model)
+                self._repairs[model] = _Repair()
+        self._short = short
+        kept = {model for model, _ in short} | set(self._repairs)
+        self._seen = {pid: stub for pid, stub in self._seen.items() if stub.model in kept}
+        self._seen |= {stub.pid: stub for stub in living}
+        ready = {v.model for v in versions if v.state == "READY"}
+        for model in [model for model in self._repairs if model not in moving]:
+            self._repair(model, is_ready=model in ready, is_whole=all(model != m for m, _ in short))
+        self._end_left_over()
 
-    def _ask(self, url: str, *, method: str = "GET") -> tuple[int | None, dict[str, Any]]:
-        """Status and JSON of an answer; None without an answer."""
-        host = "127.0.0.1" if self._host == "0.0.0.0" else self._host
-        connection = http.client.HTTPConnection(host, self._port, timeout=_RELOAD_TIMEOUT_S)
+    def _wanted(self, model: str) -> int:
+        if model not in self._instances:
+            self._instances[model] = instances(self._admin.config(model))
+        return self._instances[model]
+
+    def _repair(self, model: str, *, is_ready: bool, is_whole: bool) -> None:
+        repair = self._repairs[model]
+        if is_whole or not is_ready:  # not ready: somebody has unloaded it
+            logger.warning(
+                "model %s has %s", model, "all of its processes again" if is_ready else "been unloaded"
+            )
+            self._left_over += [(time.monotonic() + _LEFT_OVER_S, stub) for stub in repair.before]
+            del self._repairs[model]
+            return
+        if time.monotonic() < repair.due:
+            return
+        before = [stub for stub in self._seen.values() if stub.model == model]
         try:
-            connection.request(method, url)
-            response = connection.getresponse()
-            content = response.read()
-            return response.status, json.loads(content) if response.status == 200 and content else {}
-        except (OSError, ValueError, http.client.HTTPException):
-            return None, {}
-        finally:
-            connection.close()
+            # Never unloaded first: where a request met the dead process, Triton unloads for ever, and takes
+            # the ensemble along.
+            self._admin.reload(model)
+            repair.before = before
+        except ServerError as error:
+            pause = repair.restarts.next_pause() or 0.0
+            repair.due = time.monotonic() + pause
+            logger.error("model %s could not be loaded, next try in %.1f s: %s", model, pause, error)
+
+    def _end_left_over(self) -> None:
+        """Ends processes of models that were swapped out, and frees the memory of all that they had.
+
+        Triton lets go of a model that lost a process only where no request met the dead one.
+        """
+        now = time.monotonic()
+        due = [stub for at, stub in self._left_over if at <= now]
+        self._left_over = [(at, stub) for at, stub in self._left_over if at > now]
+        living = set(stubs(self._prefix)) if due else set()
+        for stub in due:
+            if stub in living:
+                logger.warning("process %d is left over of model %s; ending it", stub.pid, stub.model)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(stub.pid, signal.SIGKILL)
+            free_region(stub.region)
+
+
+def instances(config: dict[str, Any]) -> int:
+    """Processes of each version of a model, from its config as Triton gives it; 0 for other backends."""
+    if config.get("backend") != "python":
+        return 0
+    return sum(int(group.get("count", 1)) for group in config.get("instance_group", [])) or 1

@@ -1,34 +1,35 @@
-"""A real Triton server as a context manager: starts it, waits until it is ready, stops what it started."""
+"""A server as a context manager, Triton and its gateway: starts both, waits until they answer, stops them."""
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import itertools
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
+from launcher.claims import Claim, remove_what_the_dead_left
+from launcher.drain import drain_file
+from launcher.gateway_process import GatewayProcess
+from launcher.paths import DEFAULT_CACHE
+from launcher.ports import choose_ports, reachable
 from launcher.server_files import ServerError, ServerFiles, prepare_server
-from launcher.server_process import choose_ports, error_lines, is_ready, remove_leftovers
-from launcher.stub_watch import StubWatch
+from launcher.server_log import ServerLog, rotated
+from launcher.triton_admin import Admin, new_key
+from launcher.triton_command import TritonOptions
+from launcher.triton_process import TritonProcess
 
-HOME = Path(__file__).resolve().parents[1]
-DEFAULT_CACHE = HOME / "build" / "triton"
 _LOG_LINES_IN_ERROR = 25
-_KILL_AFTER_S = 10.0
 _NUMBERS = itertools.count()
 
 
 class TritonServer:
-    """One `tritonserver` process with its Python stubs, as a context manager.
+    """One `tritonserver` process with its Python stubs and its gateway, as a context manager.
 
     Every server gets its own process session and its own prefix of shared-memory regions, so that stopping it
     never touches another server on the same machine.
@@ -48,6 +49,8 @@ class TritonServer:
         log_file: str | Path | None = None,
         startup_timeout_s: float = 120.0,
         exit_timeout_s: int = 5,
+        lame_duck_s: float = 0.0,
+        grace_s: float = 0.0,
         shm_default_bytes: int = 16 << 20,
         extra_args: Sequence[str] = (),
     ) -> None:
@@ -63,125 +66,146 @@ class TritonServer:
             host: The address to listen on.
             files: From `prepare_server`; None prepares the wheel's server under `build/triton`.
             env: Added to the environment of the server and of every `model.py`.
-            log_file: Where the server writes; None makes a file that stays only if the server failed or died.
+            log_file: Where the server's log goes (`launcher.server_log`), "-" for standard output; None
+            makes a
+                file that stays only if the server failed or died.
             startup_timeout_s: Seconds from start to ready before `start` gives up.
-            exit_timeout_s: Seconds Triton gives, after SIGTERM, requests in flight and clients that keep an
-                idle HTTP connection open. Unloading comes on top, so SIGKILL follows 10 s later.
+            exit_timeout_s: Seconds Triton gives, after SIGTERM, requests that are still in flight. Unloading
+                comes on top, so SIGKILL follows 10 s later.
+            lame_duck_s: Seconds at the start of a stop during which health says no and requests are taken.
+            grace_s: Seconds after that for the requests in hand, before Triton is told; 0 for no such care.
             shm_default_bytes: First size of a Python model instance's shared memory, which grows as needed.
             extra_args: More options of `tritonserver`.
         """
-        self.repository = Path(repository).resolve()
-        self.models = None if models is None else list(models)
-        self.host = host
+        self.options = TritonOptions(
+            Path(repository).resolve(),
+            models=None if models is None else tuple(models),
+            host=host,
+            exit_timeout_s=exit_timeout_s,
+            shm_default_bytes=shm_default_bytes,
+            extra=tuple(extra_args),
+            env=dict(env or {}),
+        )
         self.shm_prefix = f"gr4ad_{os.getpid()}_{next(_NUMBERS)}_{uuid.uuid4().hex[:8]}_"
+        self.key = new_key()
         self.ports: dict[str, int] = {}
         self._wanted_ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         self._files = files
-        self._env = dict(env or {})
         self._keeps_log = log_file is not None
-        self.log_file = Path(log_file or f"{tempfile.gettempdir()}/{self.shm_prefix}triton.log").resolve()
+        self.log_file: Path | None = None
+        if log_file != "-":
+            self.log_file = Path(log_file or f"{tempfile.gettempdir()}/{self.shm_prefix}triton.log").resolve()
         self._startup_timeout_s = startup_timeout_s
-        self._exit_timeout_s = exit_timeout_s
-        self._shm_default_bytes = shm_default_bytes
-        self._extra_args = list(extra_args)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._watch: StubWatch | None = None
+        self._lame_duck_s, self._grace_s = lame_duck_s, grace_s
+        self._log: ServerLog | None = None
+        self._triton: TritonProcess | None = None
+        self._gateway: GatewayProcess | None = None
+        self._claim: Claim | None = None
 
     @property
     def http_url(self) -> str:
-        """`host:port` as tritonclient wants it (no scheme)."""
-        return f"{self.host}:{self._port('http')}"
+        """`host:port` of the gateway, as tritonclient wants it (no scheme)."""
+        return self._url("http")
 
     @property
     def grpc_url(self) -> str:
-        """`host:port` as tritonclient wants it (no scheme)."""
-        return f"{self.host}:{self._port('grpc')}"
+        """`host:port` of Triton, as tritonclient wants it (no scheme)."""
+        return self._url("grpc")
 
     @property
     def metrics_url(self) -> str:
-        """Full URL of the Prometheus page."""
-        return f"http://{self.host}:{self._port('metrics')}/metrics"
+        """Full URL of the Prometheus page: the gateway's metrics and Triton's."""
+        return f"http://{self._url('metrics')}/metrics"
 
     @property
     def pid(self) -> int:
         """Process id of `tritonserver`, which is also the id of its session and process group."""
-        if self._process is None:
+        return self._running().pid
+
+    @property
+    def admin(self) -> Admin:
+        """What an operator may ask it."""
+        return self._running().admin
+
+    @property
+    def gateway(self) -> GatewayProcess:
+        """Its HTTP."""
+        if self._gateway is None:
             raise ServerError("the Triton server is not started")
-        return self._process.pid
+        return self._gateway
+
+    @property
+    def log(self) -> ServerLog:
+        """Its log, that of its last run."""
+        if self._log is None:
+            raise ServerError("the Triton server is not started")
+        return self._log
 
     def start(self) -> TritonServer:
-        """Starts the server and returns when it is ready.
+        """Starts the server and returns when it answers requests.
 
         Raises:
             ServerError: No server files, no repository, a taken port, an exit before ready (a model that does
                 not load, for instance) or a timeout; with the last lines of the log.
         """
-        if self._process is not None:
+        if self._triton is not None:
             raise ServerError(f"the Triton server is already started, pid {self.pid}")
-        if not self.repository.is_dir():
-            raise ServerError(f"no model repository at {self.repository} (filled by `make export`)")
-        files = self._files or prepare_server(DEFAULT_CACHE)
-        self.ports = choose_ports(self._wanted_ports, host=self.host)
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_file.open("wb") as log:
-            self._process = subprocess.Popen(
-                self._command(files),
-                env=self._environment(files),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        if not self.options.repository.is_dir():
+            raise ServerError(f"no model repository at {self.options.repository} (filled by `make export`)")
+        self._files = self._files or prepare_server(DEFAULT_CACHE)
+        hosts = dict.fromkeys(self._wanted_ports, self.options.host) | {"triton_metrics": "127.0.0.1"}
+        self.ports = choose_ports({**self._wanted_ports, "triton_metrics": None}, hosts=hosts)
+        remove_what_the_dead_left()
+        self._claim = Claim(self.shm_prefix)
+        self._log = ServerLog(self.log_file)
         atexit.register(self.stop)
         try:
-            self._wait_until_ready()
-            self._watch = StubWatch(self.shm_prefix, host=self.host, http_port=self.ports["http"])
-            self._watch.start()
+            self._begin()
         except BaseException:  # also Ctrl-C while it starts
             self._keeps_log = True
             self.stop()
             raise
         return self
 
-    def stop(self) -> None:
-        """Stops the server: SIGTERM, then SIGKILL to its own group; removes its leftovers. Safe to repeat."""
-        atexit.unregister(self.stop)
-        process, self._process = self._process, None
-        if process is None:
-            return
-        if self._watch is not None:
-            self._watch.stop()
-        died_by_itself = process.poll() is not None
-        if not died_by_itself:
-            process.terminate()
-            try:
-                process.wait(self._exit_timeout_s + _KILL_AFTER_S)
-            except subprocess.TimeoutExpired:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        remove_leftovers(self.shm_prefix)
-        if not (self._keeps_log or died_by_itself):
-            self.log_file.unlink(missing_ok=True)
+    def restart(self) -> None:
+        """Starts Triton again, after it died or hangs, on the same ports; nothing of the old one stays.
 
-    def detach(self) -> int:
-        """Lets the server outlive this Python process; returns its pid, to be stopped by `stop_pid`."""
+        The gateway goes on: whoever asks is told that there is no server.
+
+        Raises:
+            ServerError: as `start`.
+        """
+        self._running().stop()
+        self._begin()
+
+    def stop(self) -> None:
+        """Stops the server: drains it, SIGTERM, then SIGKILL to its own group; removes its leftovers.
+
+        Safe to repeat.
+        """
         atexit.unregister(self.stop)
-        pid, self._process = self.pid, None
-        if self._watch is not None:
-            self._watch.stop()  # a detached server is on its own: a probe should send it real requests
-        self._keeps_log = True
-        return pid
+        triton, self._triton = self._triton, None
+        gateway, self._gateway = self._gateway, None
+        claim, self._claim = self._claim, None
+        with ExitStack() as last:
+            if claim is not None:
+                last.callback(claim.release)
+            if self._log is not None:
+                last.callback(self._end_log, failed=triton is None or triton.poll() is not None)
+            if triton is not None:
+                last.callback(triton.stop)
+            if gateway is not None:
+                last.callback(gateway.stop)
+            if triton is not None and self._grace_s > 0:  # a second Ctrl-C ends the waiting, not the order
+                triton.drain(lame_duck_s=self._lame_duck_s, grace_s=self._grace_s)
 
     def poll(self) -> int | None:
-        """Exit status of the server, None while it runs."""
-        return None if self._process is None else self._process.poll()
+        """Exit status of Triton, None while it runs."""
+        return None if self._triton is None else self._triton.poll()
 
     def log_tail(self, lines: int = _LOG_LINES_IN_ERROR) -> str:
         """The last lines of the server's log."""
-        if not self.log_file.is_file():
-            return ""
-        return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
+        return "" if self._log is None else "\n".join(self._log.lines()[-lines:])
 
     def __enter__(self) -> TritonServer:
         """Starts the server."""
@@ -193,60 +217,52 @@ class TritonServer:
         """Stops the server."""
         self.stop()
 
-    def _port(self, service: str) -> int:
+    def _running(self) -> TritonProcess:
+        if self._triton is None:
+            raise ServerError("the Triton server is not started")
+        return self._triton
+
+    def _url(self, service: str) -> str:
         if service not in self.ports:
             raise ServerError("the Triton server is not started")
-        return self.ports[service]
+        return f"{reachable(self.options.host)}:{self.ports[service]}"
 
     def _command(self, files: ServerFiles) -> list[str]:
-        command = [str(files.binary), f"--model-repository={self.repository}"]
-        command += ["--model-control-mode=explicit", f"--exit-timeout-secs={self._exit_timeout_s}"]
-        # With strict readiness one new version that fails to load makes a server that serves well "not
-        # ready", for good. The start does not need it: HTTP opens once all models are loaded.
-        command.append("--strict-readiness=false")
-        # Our configs are complete. Completing them would start one more stub for each model first.
-        command.append("--disable-auto-complete-config")
-        command += [f"--load-model={name}" for name in (["*"] if self.models is None else self.models)]
-        for service, port in self.ports.items():
-            command += [f"--{service}-address={self.host}", f"--{service}-port={port}"]
-        if files.backend_directory is not None:
-            command.append(f"--backend-directory={files.backend_directory}")
-        if files.cache_directory is not None:
-            command.append(f"--cache-directory={files.cache_directory}")
-        if not files.has_gpu_metrics:
-            command.append("--allow-gpu-metrics=false")
-        command.append(f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}")
-        command.append(f"--backend-config=python,shm-default-byte-size={self._shm_default_bytes}")
-        return command + self._extra_args
+        return self.options.command(files, ports=self.ports, shm_prefix=self.shm_prefix, key=self.key)
 
-    def _environment(self, files: ServerFiles) -> dict[str, str]:
-        env = dict(os.environ)  # OMP_NUM_THREADS and the like pass through
-        # The stub runs Python isolated, but finds its prefix by the first `python3` in PATH: let it be ours.
-        env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
-        libraries = [str(path) for path in files.library_path]
-        if env.get("LD_LIBRARY_PATH"):
-            libraries.append(env["LD_LIBRARY_PATH"])
-        if libraries:
-            env["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
-        env["PYTHONDONTWRITEBYTECODE"] = "1"
-        env["GR4AD_HOME"] = str(HOME)
-        if self.ports:
-            env["GR4AD_METRICS_URL"] = self.metrics_url  # load control reads the queue there
-        return env | self._env
-
-    def _wait_until_ready(self) -> None:
-        assert self._process is not None
+    def _begin(self) -> None:
+        """Starts Triton, and the gateway if there is none yet."""
+        assert self._files is not None
         deadline = time.monotonic() + self._startup_timeout_s
-        while True:
-            exit_code = self._process.poll()
-            if exit_code is not None:
-                raise ServerError(f"Triton ended with status {exit_code} before it was ready{self._ending()}")
-            if is_ready(self.host, self.ports["http"]):
-                return
-            if time.monotonic() > deadline:
-                raise ServerError(f"Triton was not ready after {self._startup_timeout_s} s{self._ending()}")
-            time.sleep(0.05)
+        triton = self._triton = TritonProcess(
+            self.options,
+            self._files,
+            command=self._command(self._files),
+            ports=self.ports,
+            shm_prefix=self.shm_prefix,
+            key=self.key,
+            log=self.log,
+        )
+        try:
+            triton.wait_until_ready(deadline=deadline)
+            if self._gateway is None:
+                self._gateway = GatewayProcess(
+                    host=self.options.host,
+                    ports=self.ports,
+                    models=triton.admin.public(),
+                    draining=drain_file(self.shm_prefix),
+                    output=self.log.stream.fileno(),
+                )
+            triton.watch()
+            self._gateway.wait_until_ready(deadline=deadline)
+        except ServerError as error:
+            time.sleep(0.2)  # the thread of the log may be a moment behind
+            errors = "\n".join(self.log.errors())
+            end = f"last lines of {self.log_file or 'the log'}:\n{self.log_tail()}"
+            raise ServerError(f"{error}\n{errors}\n{end}") from error
 
-    def _ending(self) -> str:
-        errors = error_lines(self.log_file)
-        return f"\n{errors}\nlast lines of {self.log_file}:\n{self.log_tail()}"
+    def _end_log(self, *, failed: bool) -> None:
+        self.log.close()
+        if self.log_file is not None and not (self._keeps_log or failed):
+            for path in rotated(self.log_file):
+                path.unlink(missing_ok=True)

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import polars as pl
 
-from launcher import ServerError, TritonServer
+from launcher.server_files import ServerError
+from launcher.triton_server import TritonServer
 from loadtest import report, summary
 from loadtest.arguments import load_of, metrics_url_of, parser, settings_of, title_of
 from loadtest.measure import measure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import os
@@ -19,7 +20,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from export import render
-from launcher import HOME, ServerFiles, TritonServer
+from launcher import gateway_process, triton_process
+from launcher.command import parser
+from launcher.paths import HOME
+from launcher.triton_command import TritonOptions
 from serving.backend import model_settings
 from serving.backend.settings import ServingConfig
 from serving.model.features import FeatureSpec
@@ -59,14 +63,16 @@ class Stage:
         return json.loads(self.last("CMD"))
 
     @property
-    def ports(self) -> dict[str, int]:
-        """Ports by service, as the server is told."""
-        found = (re.fullmatch(r"--(\w+)-port=(\d+)", option) for option in self.command)
-        return {match[1]: int(match[2]) for match in found if match}
+    def launcher(self) -> argparse.Namespace:
+        """What the launcher makes of the command."""
+        python, *module = self.command[:3]
+        assert (python, module) == (f"{self.home}/.venv/bin/python", ["-m", "launcher"])
+        return parser().parse_args(self.command[3:])
 
     @property
-    def exit_timeout_s(self) -> int:
-        return next(int(o.split("=")[1]) for o in self.command if o.startswith("--exit-timeout-secs="))
+    def ports(self) -> dict[str, int]:
+        """Ports by service."""
+        return {name: getattr(self.launcher, f"{name}_port") for name in ("http", "grpc", "metrics")}
 
     @property
     def folders(self) -> set[str]:
@@ -112,14 +118,11 @@ def configured_folders(run: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str,
     return str(settings.bundles_folder), str(settings.index_folder)
 
 
-def launcher_options() -> list[str]:
-    """Command line that the launcher would use with the image's installed server."""
-    server = TritonServer(
-        f"{IMAGE.home}/model_repository", host="0.0.0.0", exit_timeout_s=IMAGE.exit_timeout_s
-    )
-    server.shm_prefix = "gr4ad_"  # a container has its own /dev/shm
-    server.ports = {"http": 8000, "grpc": 8001, "metrics": 8002}
-    return server._command(ServerFiles(binary=Path("tritonserver"), version="", has_gpu_metrics=True))
+def stop_seconds(options: argparse.Namespace) -> float:
+    """What a stop may take: lame duck, grace, what the gateway has in hand, Triton's end."""
+    gateway = gateway_process._KILL_AFTER_S
+    triton = TritonOptions(Path()).exit_timeout_s + triton_process._KILL_AFTER_S
+    return options.lame_duck + options.grace + gateway + triton
 
 
 def wanted_packages() -> set[str]:

@@ -1,13 +1,11 @@
 """Seeded generator of malformed requests: `generate(seed, count, good=...)`. `malformed_sender` sends them.
 
 A case is a good request with one or two faults, for gRPC (raw protobuf) or HTTP (raw bytes on a socket), so
-that it can lie about what no client library would let it: shapes, lengths, encodings. Each is below 2 MB.
+that it can lie about what no client library would let it: shapes, lengths, encodings. Each is below 4 MB.
 
-Left out on purpose, because the server of the wheel (Triton 24.10) itself dies of them (tried):
-JSON nested a million levels deep (1 MB of "[") and a body of a million HTTP chunks (6 MB), which end the
-server, though a tenth of either does no harm; and a shape whose number of bytes overflows to that of the data
-(`overflows`), which ends a stub. Nothing here calls the repository-control, trace or shared-memory endpoints
-with a name that exists: they do what they are told.
+Left out on purpose, because a stub of the wheel's server (Triton 24.10) dies of it: over gRPC a shape whose
+number of bytes overflows to that of the data (`overflows`). HTTP is for the gateway: Triton's own HTTP server
+ends on several of `malformed_bodies`.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from tests.malformed_bodies import BODY_FAULTS
 from tests.malformed_http import RAW_FAULTS
 from tests.malformed_tensors import TENSOR_FAULTS, Case, Tensor, overflows
 
@@ -30,7 +29,7 @@ def generate(seed: int, count: int, *, good: Callable[[int], dict[str, np.ndarra
         good: good request tensors for a seed; the faults are put into those.
     """
     random = np.random.default_rng(seed)
-    faults = [*TENSOR_FAULTS.values(), *RAW_FAULTS.values()]
+    faults = [*TENSOR_FAULTS.values(), *RAW_FAULTS.values(), *BODY_FAULTS.values()]
     for _ in range(count):
         fault = faults[random.integers(len(faults))]
         tensors = tuple(Tensor.of(n, v) for n, v in good(int(random.integers(2**31))).items())

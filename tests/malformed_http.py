@@ -21,7 +21,7 @@ def message(
 ) -> bytes:
     lines = [
         f"{method} {target} HTTP/1.1",
-        "Host: fuzz",
+        "Host: 127.0.0.1",
         "Connection: close",
         f"Content-Length: {len(body) if length is None else length}",
     ]
@@ -214,7 +214,7 @@ def _encoding(random: np.random.Generator, case: Case) -> Case:
 def _chunks(random: np.random.Generator, case: Case) -> Case:
     size, count = int(random.integers(1, 500)), int(random.integers(1, 500))
     ends = [b"0\r\n\r\n", b"", b"zz\r\n", b"ffffffffffffffff\r\n"][random.integers(4)]
-    head = b"POST /v2/models/gr4ad/infer HTTP/1.1\r\nHost: fuzz\r\nConnection: close\r\n"
+    head = b"POST /v2/models/gr4ad/infer HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
     head += b"Transfer-Encoding: chunked\r\n\r\n"
     return _raw(case, head + b"%x\r\n%s\r\n" % (size, random.bytes(size)) * count + ends, complete=False)
 

@@ -50,7 +50,8 @@ class Sender:
         if case.protocol == "grpc":
             return self._grpc(case)
         raw = case.raw if case.protocol == "raw" else _as_http(case)
-        return self._http(raw, piece=1_024 if piecewise else max(len(raw), 1))
+        piece = 1_024 if piecewise else max(len(raw), 1)
+        return self._http(raw, piece=piece, ends=case.protocol == "raw" and not case.complete)
 
     def close(self) -> None:
         """Release the channel."""
@@ -76,7 +77,7 @@ class Sender:
         pairs = zip(response.outputs, response.raw_output_contents, strict=True)
         return Outcome("valid", "OK", outputs={o.name: _decode(o.datatype, o.shape, raw) for o, raw in pairs})
 
-    def _http(self, raw: bytes, *, piece: int) -> Outcome:
+    def _http(self, raw: bytes, *, piece: int, ends: bool) -> Outcome:
         received = b""
         try:
             with socket.create_connection(self._address, timeout=self._timeout_s) as connection:
@@ -86,7 +87,8 @@ class Sender:
                         if start + piece < len(raw) and select.select([connection], [], [], _PAUSE_S)[0]:
                             break
                     else:
-                        connection.shutdown(socket.SHUT_WR)  # an incomplete message ends here, not never
+                        if ends:
+                            connection.shutdown(socket.SHUT_WR)  # an incomplete message ends here, not never
                     while more := connection.recv(1 << 16):
                         received += more
                 except TimeoutError:

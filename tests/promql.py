@@ -9,6 +9,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from serving.backend import metrics
 
@@ -104,17 +105,29 @@ def request_path() -> dict[str, set[str]]:
     return found
 
 
+def gateway() -> dict[str, set[str]]:
+    """Series of the gateway."""
+    from gateway.metrics import Metrics
+
+    return _registered(Metrics().registry)
+
+
+def _registered(registry: Any, *, without: Any = None) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for collector in set(registry._collector_to_names) - {without}:
+        kind = collector._type
+        name = collector._name + ("_total" if kind == "counter" else "")
+        found |= {p: {*collector._labelnames, "le"} for p in _parts(name, kind)}
+    return found
+
+
 def sidecar() -> dict[str, set[str]]:
     """Series of the sidecar: those of its registry, and those that it reads when it is asked."""
     from indexer.sidecar import metrics as indexer_metrics
     from indexer.sidecar import samples
 
-    found: dict[str, set[str]] = {}
     made = indexer_metrics.Metrics()
-    for collector in set(made.registry._collector_to_names) - {made}:
-        kind = collector._type
-        name = collector._name + ("_total" if kind == "counter" else "")
-        found |= {p: {*collector._labelnames, "le"} for p in _parts(name, kind)}
+    found = _registered(made.registry, without=made)
     tree = ast.parse(Path(samples.__file__).read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple):

@@ -127,8 +127,11 @@ def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
     began = time.monotonic()
     from indexer.http.api import Api  # FastAPI takes a second to import; --help need not wait for it
     from indexer.http.app import create_app
+    from indexer.http.errors import error_body
     from indexer.http.guard import Guard
-    from indexer.http.server import bind, listen, serve
+    from indexer.http.reads import HEALTH
+    from web.connections import ConnectionLimits, Connections
+    from web.server import bind, listen, serve
 
     try:
         guard = Guard(options.host, token=_token(options.token_file))
@@ -156,7 +159,12 @@ def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
             print(f"indexer ready to take events on {url} (pid {os.getpid()})")
             print(f"  index {config.index}, version {sidecar.store.meta.sequence}", end=", ")
             print(f"up after {time.monotonic() - began:.1f} s", flush=True)
-            serve(app, listener, worker=sidecar.worker)
+            serve(
+                app,
+                listener,
+                connections=Connections(ConnectionLimits(), body_of=error_body, health=HEALTH),
+                ended=lambda: sidecar.worker.crash is not None,
+            )
         finally:
             with _no_interrupts():
                 clean = sidecar.stop()

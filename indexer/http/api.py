@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from indexer.events.json_object import MAX_EVENT_BYTES
-from indexer.http.errors import HttpError
 from indexer.http.guard import Guard
 from indexer.sidecar.metrics import Metrics
 from indexer.sidecar.worker import Worker
@@ -18,6 +17,7 @@ from indexer.sources.submission import Item, UnavailableError
 from indexer.store.incoming import Outcome
 from indexer.store.index_store import IndexStore
 from serving.index.layout import IndexStoreError
+from web.errors import HttpError
 
 SOURCE = "http"
 _ANSWER_S = 30.0  # longest wait for a commit

@@ -1,37 +1,13 @@
-"""Bodies of requests: bounded while they arrive, and cut into rows without building what they hold."""
+"""Bodies of requests, cut into rows without building what they hold."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 
-from starlette.requests import Request
-
-from indexer.http.errors import HttpError
+from web.errors import HttpError
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-
-
-async def read_body(request: Request, *, limit: int, timeout_s: float) -> bytes:
-    """The body; of one that is too long, not more than the limit is ever held.
-
-    Raises:
-        HttpError: 413 too long, 408 too slow.
-    """
-    length = request.headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > limit):
-        raise HttpError(413, "too_long", f"expected at most {limit:,} bytes, got {length[:30]}")
-    body = bytearray()
-    try:
-        async with asyncio.timeout(timeout_s):
-            async for chunk in request.stream():
-                if len(body) + len(chunk) > limit:
-                    raise HttpError(413, "too_long", f"expected at most {limit:,} bytes, got more")
-                body += chunk
-    except TimeoutError:
-        raise HttpError(408, "too_slow", f"expected the whole body within {timeout_s:.0f} s") from None
-    return bytes(body)
 
 
 def split_lines(body: bytes, *, limit: int) -> list[tuple[int, bytes]]:

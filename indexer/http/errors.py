@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from indexer.events.error import shown
 from indexer.sources.submission import UnavailableError
+from web.errors import HttpError
 
 _BEFORE_THE_BODY = (401, 404, 405, 408, 413, 415, 421, 429)
 
 
-class HttpError(Exception):
-    """An answer that is not 2xx.
-
-    Attributes:
-        status: HTTP status.
-        reason: a word for programs.
-        message: what was expected and what came.
-        headers: further headers of the answer.
-    """
-
-    def __init__(
-        self, status: int, reason: str, message: str, *, headers: dict[str, str] | None = None
-    ) -> None:
-        """Keep all."""
-        super().__init__(message)
-        self.status, self.reason, self.message, self.headers = status, reason, message, headers or {}
-
-
-def error_answer(error: HttpError) -> JSONResponse:
+def error_answer(error: HttpError) -> Response:
     """The answer that says it."""
-    content = {"reason": error.reason, "message": error.message}
     # Of a body that nobody wants the rest need not be sent: without this the server would read all of it.
     closing = {"Connection": "close"} if error.status in _BEFORE_THE_BODY else {}
-    return JSONResponse(content, status_code=error.status, headers=error.headers | closing)
+    return Response(
+        error_body(error), error.status, headers=error.headers | closing, media_type="application/json"
+    )
+
+
+def error_body(error: HttpError) -> bytes:
+    """Its JSON."""
+    return json.dumps({"reason": error.reason, "message": error.message}).encode()
 
 
 def add_error_answers(app: FastAPI) -> None:

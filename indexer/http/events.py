@@ -13,11 +13,12 @@ from fastapi.responses import JSONResponse
 from indexer.events.error import MALFORMED
 from indexer.http.answers import BODY_FAILURES, REJECTED, TOO_MANY, WRITE_FAILURES, BulkOutcome, EventOutcome
 from indexer.http.api import Api
-from indexer.http.body import read_body, split_lines, split_list
-from indexer.http.errors import HttpError
+from indexer.http.body import split_lines, split_list
 from indexer.http.guard import JSON, NDJSON
 from indexer.http.schema import bulk_body, event_body
 from indexer.store.incoming import Outcome
+from web.body import read_body
+from web.errors import HttpError
 
 _BULKS = 4  # bodies of the largest size in memory at once
 
@@ -35,7 +36,7 @@ def add_events(app: FastAPI, api: Api) -> None:
     )
     async def post_event(request: Request) -> Response:
         api.guard.check_write(request.headers)
-        body = await read_body(request, limit=api.limits.event_bytes, timeout_s=api.limits.body_s)
+        body = await _body(request, limit=api.limits.event_bytes, timeout_s=api.limits.body_s)
         (outcome,) = await api.submit([body])
         return outcome_answer(outcome)
 
@@ -56,7 +57,7 @@ def add_events(app: FastAPI, api: Api) -> None:
             raise HttpError(429, "busy", message, headers={"Retry-After": "1"})
         async with bulks:
             limits = api.limits
-            body = await read_body(request, limit=limits.bulk_bytes, timeout_s=limits.body_s)
+            body = await _body(request, limit=limits.bulk_bytes, timeout_s=limits.body_s)
             split = split_list if kind == JSON else split_lines
             rows = await asyncio.to_thread(split, body, limit=limits.bulk_rows)
             del body
@@ -71,6 +72,11 @@ def outcome_answer(outcome: Outcome) -> JSONResponse:
     if outcome.result == "rejected":
         status = 500 if outcome.reason == "internal" else 422 if outcome.reason in MALFORMED else 409
     return JSONResponse(_fields(outcome), status_code=status)
+
+
+async def _body(request: Request, *, limit: int, timeout_s: float) -> bytes:
+    length = request.headers.get("content-length", "")
+    return await read_body(request.receive, length=length, limit=limit, timeout_s=timeout_s)
 
 
 def _fields(outcome: Outcome) -> dict[str, Any]:

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from indexer.http.errors import HttpError, error_answer
+from indexer.http.errors import error_answer
+from web.errors import HttpError
+from web.hosts import check_own_host, is_loopback
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens there."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @dataclass(frozen=True)
@@ -58,22 +49,12 @@ class Guard:
     def check_host(self, headers: Headers) -> None:
         """On loopback without a token, only addresses and `localhost` as Host.
 
-        A page on the web can point its own name at 127.0.0.1, and the browser then lets it talk to us.
-
         Raises:
             HttpError: 421.
         """
         if self.token is not None:
             return
-        host = headers.get("host", "")
-        name = host[1 : host.find("]")] if host.startswith("[") else host.rsplit(":", 1)[0]
-        if name.lower() != "localhost":
-            try:
-                ipaddress.ip_address(name)
-            except ValueError:
-                raise HttpError(
-                    421, "wrong_host", f"expected an address or localhost as Host, got {ascii(host[:100])}"
-                ) from None
+        check_own_host(headers.get("host", ""))
 
     def check_write(self, headers: Headers, *, types: tuple[str, ...] = (JSON,)) -> str:
         """Token, content type and encoding of a write; returns the content type.

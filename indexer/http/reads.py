@@ -10,9 +10,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from indexer.http.answers import READ_FAILURES, Ad, Alive, Failed, Ready
 from indexer.http.api import Api
-from indexer.http.errors import HttpError
 from indexer.store.index_store import IndexStore
+from web.errors import HttpError
 
+HEALTH = frozenset({"/healthz", "/readyz", "/metrics"})  # answered also when all connections are taken
 _AdId = Path(ge=0, lt=1 << 63, examples=[1017])
 
 

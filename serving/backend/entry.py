@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.backend.metrics import ENTRY, Metrics
+from serving.backend.shared_files import shared_file
 from serving.load.admission import Admission, LimitFile
 from serving.load.policy import OverloadError
 from serving.load.queue_depth import QueueDepth
@@ -21,7 +22,7 @@ METRICS_URL = os.environ.get("GR4AD_METRICS_URL", "http://127.0.0.1:8002/metrics
 
 def limit_path() -> Path:
     """File of the processes that one server started."""
-    return Path("/dev/shm") / f"gr4ad_queue_limit_{os.getppid()}"
+    return shared_file("queue_limit")
 
 
 class Entry:

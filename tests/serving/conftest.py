@@ -1,8 +1,8 @@
-"""One real tritonserver for the tests of this folder."""
+"""One real tritonserver, and a gateway in front of it, for the tests of this folder."""
 
 import pytest
 
-from launcher import TritonServer
+from launcher.triton_server import TritonServer
 
 
 @pytest.fixture(scope="package")

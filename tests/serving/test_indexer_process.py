@@ -14,7 +14,7 @@ import pytest
 
 from indexer.store.index_store import IndexStore
 from indexer.store.verify import verify
-from launcher import HOME
+from launcher.paths import HOME
 from tests.indexer_process import IndexerProcess
 from tests.indexing import LEVEL_SIZES, write_manifest
 from tests.recording_store import event

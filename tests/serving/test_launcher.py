@@ -15,10 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tritonclient import grpc, http
-from tritonclient.utils import InferenceServerException
 
-from launcher import HOME, ServerError, TritonServer, prepare_server
-from launcher.__main__ import main
+from launcher.command import main
+from launcher.paths import HOME
+from launcher.run_file import RunFile
+from launcher.server_files import ServerError, prepare_server
+from launcher.triton_admin import Admin
+from launcher.triton_server import TritonServer
 
 _CONFIG = """
 backend: "python"
@@ -89,7 +92,7 @@ def test_serves_the_whole_repository_and_leaves_nothing(repository: Path) -> Non
         assert _infer(server, "home", [0]) == [len(str(HOME))]
         client = http.InferenceServerClient(server.http_url)
         assert client.is_server_ready()
-        assert not client.is_model_ready("nobody")
+        assert client.is_model_ready("double")
         client.close()
         with urllib.request.urlopen(server.metrics_url, timeout=5) as page:
             assert 'nv_inference_request_success{model="double",version="1"} 1' in page.read().decode()
@@ -103,10 +106,7 @@ def test_serves_the_whole_repository_and_leaves_nothing(repository: Path) -> Non
 
 def test_loads_only_the_named_models_and_removes_what_a_crash_left(repository: Path) -> None:
     with TritonServer(repository, models=["double"]) as server:
-        client = http.InferenceServerClient(server.http_url)
-        assert client.is_model_ready("double")
-        assert not client.is_model_ready("home")
-        client.close()
+        assert {v.model for v in server.admin.versions() if v.state == "READY"} == {"double"}
         os.kill(server.pid, signal.SIGKILL)
         while server.poll() is None:
             time.sleep(0.01)
@@ -145,13 +145,11 @@ def test_failing_initialize_is_told_with_its_reason(repository: Path) -> None:
 
 def test_a_new_version_that_fails_leaves_the_server_ready(repository: Path) -> None:
     with TritonServer(repository, models=["double"]) as server:
-        client = http.InferenceServerClient(server.http_url)
         shutil.copytree(repository / "double" / "1", repository / "double" / "2")
         (repository / "double" / "2" / "model.py").write_text("raise ValueError('half a bundle')")
-        with pytest.raises(InferenceServerException, match="half a bundle"):
-            client.load_model("double")
-        assert client.is_server_ready()
-        client.close()
+        with pytest.raises(ServerError, match="half a bundle"):
+            server.admin.load("double")
+        assert server.admin.is_ready()
         assert _infer(server, "double", [4]) == [8]
 
 
@@ -169,7 +167,7 @@ def test_an_idle_http_client_does_not_hold_up_the_stop(repository: Path) -> None
 def test_too_slow_a_start_is_stopped(repository: Path) -> None:
     _write_model(repository, "slow", initialize="import time; time.sleep(4)")
     server = TritonServer(repository, models=["slow"], startup_timeout_s=1.0)
-    with pytest.raises(ServerError, match="not ready after 1.0 s"):
+    with pytest.raises(ServerError, match="not ready in time"):
         server.start()
     assert _leftovers(server.shm_prefix) == []
     server.log_file.unlink()
@@ -206,7 +204,7 @@ def test_files_are_copied_once(tmp_path: Path) -> None:
 
 def _command(repository: Path, tmp_path: Path, *more: str) -> list[str]:
     free = [f"--{service}-port=0" for service in ("http", "grpc", "metrics")]
-    log = ["--log", str(tmp_path / "server.log")]
+    log = ["--log", str(tmp_path / "server.log"), "--run-file", str(tmp_path / "run.json")]
     return [sys.executable, "-m", "launcher", "--repository", str(repository), *free, *log, *more]
 
 
@@ -228,19 +226,33 @@ def test_command_stops_cleanly_on_sigterm(repository: Path, tmp_path: Path) -> N
 
 
 def test_command_detaches_and_stops(repository: Path, tmp_path: Path) -> None:
-    pid_file = tmp_path / "server.pid"
-    command = _command(repository, tmp_path, "--detach", "--pid-file", str(pid_file))
-    subprocess.run(command, cwd=HOME, check=True, timeout=60, capture_output=True)
-    pid = int(pid_file.read_text())
-    os.kill(pid, 0)
-    assert main(["--stop", "--pid-file", str(pid_file)]) == 0
-    assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text()
-    assert not pid_file.exists()
+    command = _command(repository, tmp_path, "--detach", "--lame-duck", "0")
+    shown = subprocess.run(command, cwd=HOME, check=True, timeout=60, capture_output=True, text=True).stdout
+    assert "Triton is ready after" in shown
+    file = tmp_path / "run.json"
+    assert file.stat().st_mode & 0o777 == 0o600
+    run = RunFile.read(file)
+    assert run.runs
+    with Admin(run.grpc_url, key=run.key) as admin:
+        assert {v.model for v in admin.versions()} == {"double", "home"}
+    assert run.key not in (tmp_path / "server.log").read_text() + shown
+    assert main(["--stop", "--run-file", str(file)]) == 0
+    assert not run.runs
+    assert not file.exists()
+    assert _leftovers(f"gr4ad_{run.pid}_") == []
+
+
+def test_detaching_tells_why_it_failed(repository: Path, tmp_path: Path) -> None:
+    _write_model(repository, "broken", initialize="raise ValueError('no manifest at /nowhere')")
+    command = _command(repository, tmp_path, "--detach")
+    failed = subprocess.run(command, cwd=HOME, timeout=60, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert "no manifest at /nowhere" in failed.stderr
 
 
 def test_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--repository", str(tmp_path / "nowhere")]) == 1
+    run_file = str(tmp_path / "run.json")
+    assert main(["--repository", str(tmp_path / "nowhere"), "--run-file", run_file]) == 1
     assert "no model repository at" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["--detach"])
-    assert "need --pid-file" in capsys.readouterr().err
+    assert main(["--stop", "--run-file", run_file]) == 1
+    assert "no running server is described by" in capsys.readouterr().err

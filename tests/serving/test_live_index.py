@@ -7,7 +7,6 @@ import urllib.request
 
 import numpy as np
 import pytest
-import tritonclient.http
 
 from examples.client import send
 from export.bundle import write_bundle
@@ -16,7 +15,7 @@ from indexer.encode.ad_encoder import AdEncoder
 from indexer.events.event import CONTENT_FIELDS
 from indexer.store.index_store import IndexStore
 from indexer.store.verify import verify
-from launcher import TritonServer
+from launcher.triton_server import TritonServer
 from serving.model.current import point_current
 from tests.indexer_process import IndexerProcess
 from tests.pipeline import checkpoint, copy_of, exported, serving_config, small_ads
@@ -164,10 +163,8 @@ def test_a_model_of_another_tokenizer_takes_over_and_no_answer_mixes(pipeline, o
         encoders[2] = AdEncoder.load(deployment.bundles / "2")
         assert (sids(1) != sids(2)).any()
         render(deployment.bundles, deployment.repository, index=deployment.index, config=serving_config())
-        client = tritonclient.http.InferenceServerClient(live.server.http_url)
         for graph in GRAPHS:
-            client.load_model(graph)
-        client.close()
+            live.server.admin.load(graph)
         page = live.sidecar.ask
         wait_until(lambda: len(page("GET", "/ads/0")[1]["sids"]) == 2, what="both SIDs of an ad")
         point_current(deployment.bundles, 2)

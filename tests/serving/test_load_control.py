@@ -17,7 +17,7 @@ from export.render import render
 from indexer.events.event import PauseEvent
 from indexer.store.incoming import Incoming
 from indexer.store.index_store import IndexStore
-from launcher import TritonServer
+from launcher.triton_server import TritonServer
 from serving.index.reader import MAX_WAIT_S
 from tests.pipeline import copy_of, serving_config
 from tests.serving.ask import LIVE, request

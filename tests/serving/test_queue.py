@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from examples.client import infer_inputs, send
 from export.render import render
-from launcher import TritonServer
+from launcher.triton_server import TritonServer
 from loadtest.outcomes import REJECTED, classify
 from tests.pipeline import serving_config
 from tests.serving.ask import request

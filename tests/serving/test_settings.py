@@ -4,11 +4,10 @@ import shutil
 
 import numpy as np
 import pytest
-import tritonclient.grpc
 
 from examples.client import send
 from export.render import render
-from launcher import TritonServer
+from launcher.triton_server import TritonServer
 from serving.backend.settings import ServingConfig
 from tests.pipeline import WIDTHS
 from tests.serving.ask import Reference, assert_same, request
@@ -50,7 +49,6 @@ def test_answers_equal_the_search_in_this_process(other, pipeline, widths):
 
 
 def test_graphs_inside_the_scheduler_are_no_models(other):
-    client = tritonclient.grpc.InferenceServerClient(other.grpc_url)
-    names = {m.name for m in client.get_model_repository_index().models}
-    inside = "in_process" in other.repository.name
+    names = {v.model for v in other.admin.versions()}
+    inside = "in_process" in other.options.repository.name
     assert any(n.startswith("lazyar_") for n in names) != inside

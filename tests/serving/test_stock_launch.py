@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
 import pytest
+import tritonclient.http
 
 from examples.client import send
 from export.render import render
-from launcher import DEFAULT_CACHE, HOME, prepare_server
-from launcher.server_process import choose_ports, is_ready, remove_leftovers
+from launcher.paths import DEFAULT_CACHE, HOME
+from launcher.ports import choose_ports
+from launcher.server_files import prepare_server
+from launcher.stubs import remove_leftovers
 from tests.pipeline import Pipeline, serving_config
 from tests.serving.ask import Reference, assert_same, request
+from tests.waiting import wait_until
 
 
 def _checkout(folder: Path) -> Path:
@@ -41,7 +45,8 @@ def test_a_stock_tritonserver_serves_the_repository(pipeline: Pipeline, tmp_path
     repository = _checkout(tmp_path / "checkout")
     render(pipeline.bundles, repository, index=pipeline.index, config=serving_config())
     files = prepare_server(DEFAULT_CACHE)
-    ports = choose_ports({"http": None, "grpc": None, "metrics": None}, host="127.0.0.1")
+    services = ("http", "grpc", "metrics")
+    ports = choose_ports(dict.fromkeys(services), hosts=dict.fromkeys(services, "127.0.0.1"))
     shm_prefix = f"gr4ad_stock_{uuid.uuid4().hex[:8]}_"
     command = [str(files.binary), f"--model-repository={repository}"]
     # The rest says where things are without Triton's container, and how to clean up; not how to serve.
@@ -60,7 +65,7 @@ def test_a_stock_tritonserver_serves_the_repository(pipeline: Pipeline, tmp_path
         ) as process,
     ):
         try:
-            _wait(process, ports["http"], log)
+            _wait(process, f"127.0.0.1:{ports['http']}", log)
             tensors = request(num_ads=9, history=12)
             expected = Reference.of(pipeline).answer(tensors)
             assert_same(send(f"127.0.0.1:{ports['grpc']}", tensors), expected)
@@ -74,12 +79,17 @@ def test_a_stock_tritonserver_serves_the_repository(pipeline: Pipeline, tmp_path
             remove_leftovers(shm_prefix)
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while not is_ready("127.0.0.1", port):
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    client = tritonclient.http.InferenceServerClient(url)
+
+    def is_ready() -> bool:
         assert process.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.1)
+        with contextlib.suppress(OSError):
+            return bool(client.is_server_ready())
+        return False
+
+    wait_until(is_ready, timeout_s=90, every_s=0.1, what="a ready server")
+    client.close()
 
 
 def test_the_onnxruntime_target_on_its_own_backend(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -88,7 +98,7 @@ def test_the_onnxruntime_target_on_its_own_backend(pipeline: Pipeline, tmp_path:
     backends = files.backend_directory or Path("/opt/tritonserver/backends")
     if not (backends / "onnxruntime").is_dir():
         pytest.skip(f"no onnxruntime backend in {backends}: the Triton of the wheel has none")
-    from launcher import TritonServer
+    from launcher.triton_server import TritonServer
 
     repository = tmp_path / "model_repository"
     render(pipeline.bundles, repository, index=pipeline.index, config=serving_config(), target="onnxruntime")

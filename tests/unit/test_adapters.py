@@ -10,6 +10,7 @@ import pytest
 
 import serving.backend.adapter
 import serving.backend.resolve
+from serving.backend import draining
 from serving.backend.resolver_metrics import ResolverMetrics
 from serving.engines.bls import BlsExecutor, EngineError
 from serving.engines.ort import OrtExecutor
@@ -111,6 +112,32 @@ def test_request_features(load):
     assert sorted(first["slot_ads"][0, :3].tolist()) == sorted(ads.tolist())
     assert (first["slot_ads"][0, 3] == -1) == (SPEC.short_slots > 3)
     assert (second["slot_ads"] == -1).all()  # the ad is unknown
+
+
+@pytest.mark.parametrize("name", ["ad_resolver", "beam_scheduler"])
+def test_metrics_go_back_to_triton_when_a_model_is_finalized(load, triton, name):
+    model = load(name)
+    assert triton.MetricFamily.shown
+    model.finalize()
+    assert not triton.MetricFamily.shown
+
+
+def test_a_server_that_stops_takes_no_new_requests_from_its_time_on(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(draining, "shared_file", lambda name: tmp_path / name)
+    model = load("request_features")
+
+    def refused() -> bool:
+        (answer,) = model.execute([Request(history([3]))])
+        if answer.has_error():
+            assert answer.error().code() == TritonError.UNAVAILABLE
+            assert "the server is stopping" in answer.error().message()
+        return answer.has_error()
+
+    assert not refused()
+    (tmp_path / "draining").write_text(repr(time.monotonic() + 60))
+    assert not refused()
+    (tmp_path / "draining").write_text(repr(time.monotonic()))
+    assert refused()
 
 
 def test_optional_inputs_may_be_absent(load):

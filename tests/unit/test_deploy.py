@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
-from deploy import alive
-from launcher import HOME, ServerFiles, TritonServer, triton_server
+from launcher import triton_command
+from launcher.paths import HOME
+from launcher.server_files import ServerFiles
+from launcher.triton_command import TritonOptions
 from tests.deployment import (
     DEPLOY,
     IMAGE,
@@ -24,12 +26,11 @@ from tests.deployment import (
     TOOLS,
     dockerfile,
     image_packages,
-    launcher_options,
     wanted_packages,
 )
 
 EXTRAS = ("gpu", "kafka")  # values of the build argument PACKAGES, besides the default
-FIRST_PARTY = {"serving", "launcher", "indexer", "deploy", "triton_python_backend_utils"}
+FIRST_PARTY = {"serving", "web", "gateway", "launcher", "indexer", "triton_python_backend_utils"}
 
 
 def _pins(path: Path = HOME / "requirements.lock") -> dict[str, str]:
@@ -40,25 +41,30 @@ def _pins(path: Path = HOME / "requirements.lock") -> dict[str, str]:
 # The image
 
 
-def test_the_server_gets_the_options_of_the_launcher() -> None:
-    assert sorted(IMAGE.command) == sorted(launcher_options())
-    assert IMAGE.command[0] == "tritonserver"
+def test_the_launcher_starts_the_server_of_the_image_for_all_addresses() -> None:
+    options = IMAGE.launcher
+    assert (options.tritonserver, options.host, options.log) == ("tritonserver", "0.0.0.0", "-")
+    assert (options.detach, options.stop, options.model) == (False, False, None)
+    assert IMAGE.environment["GR4AD_RUN_FILE"].startswith("/tmp/")  # the root file system may be read-only
 
 
 def test_the_server_gets_the_variables_of_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/usr/bin")
     for name in ("GR4AD_HOME", "PYTHONDONTWRITEBYTECODE", "LD_LIBRARY_PATH"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(triton_server, "HOME", Path(IMAGE.home))
+    monkeypatch.setattr(triton_command, "HOME", Path(IMAGE.home))
     monkeypatch.setattr(sys, "executable", f"{IMAGE.home}/.venv/bin/python")
-    launched = TritonServer("/")._environment(ServerFiles(binary=Path("tritonserver"), version=""))
+    launched = TritonOptions(Path("/")).environment(
+        ServerFiles(binary=Path("tritonserver"), version=""), metrics_url="u", shm_prefix="p"
+    )
     added = {name: value for name, value in launched.items() if os.environ.get(name) != value}
-    assert added == {k: v.replace("${PATH}", "/usr/bin") for k, v in IMAGE.environment.items()}
+    expected = {k: v.replace("${PATH}", "/usr/bin") for k, v in IMAGE.environment.items()}
+    del expected["GR4AD_RUN_FILE"]
+    assert added == {**expected, "GR4AD_METRICS_URL": "u", "GR4AD_SHM_PREFIX": "p"}
 
 
 def test_exposed_ports_are_those_of_the_server() -> None:
     assert sorted(map(int, IMAGE.last("EXPOSE").split())) == sorted([*IMAGE.ports.values(), INDEXER_PORT])
-    assert all(f"--{service}-address=0.0.0.0" in IMAGE.command for service in IMAGE.ports)
 
 
 def test_the_image_does_not_run_as_root() -> None:
@@ -98,7 +104,7 @@ def test_everything_copied_exists_and_is_not_ignored() -> None:
     rules = [r for r in (HOME / ".dockerignore").read_text().split("\n") if r and not r.startswith("#")]
     copies = [value.split() for stage in dockerfile() for value in stage.all("COPY")]
     sources = [name for words in copies if "--from=builder" not in words for name in words[:-1]]
-    assert set(sources) >= FIRST_PARTY - {"deploy", "triton_python_backend_utils"}
+    assert set(sources) >= FIRST_PARTY - {"triton_python_backend_utils"}
     for pattern in sources:
         assert list(HOME.glob(pattern)), pattern
     for name in (str(path.relative_to(HOME)) for pattern in sources for path in HOME.glob(pattern)):
@@ -125,13 +131,9 @@ def _names(node: ast.AST) -> set[str]:
 
 def _imports() -> tuple[set[str], set[str]]:
     """What must be there, and what is only tried."""
-    rooms = ("serving", "launcher", "indexer", "model_repository", "export/templates")
+    rooms = ("serving", "web", "gateway", "launcher", "indexer", "model_repository", "export/templates")
     folders = [HOME / room for room in rooms]
-    files = [
-        DEPLOY / "alive.py",
-        DEPLOY / "keep.py",
-        *(path for folder in folders for path in folder.rglob("*.py")),
-    ]
+    files = [path for folder in folders for path in folder.rglob("*.py")]
     assert len(files) > 20
     trees = [ast.parse(path.read_text()) for path in files]
     tried = {
@@ -148,6 +150,7 @@ def _imports() -> tuple[set[str], set[str]]:
 def test_the_image_has_what_the_code_imports_and_no_more() -> None:
     needed, tried = _imports()
     distributions = metadata.packages_distributions()
+    needed |= {"httptools", "uvloop"}  # web/ names them to uvicorn, which imports them
     assert {canonicalize_name(distributions[name][0]) for name in needed} == wanted_packages()
     extra = [line for packages in EXTRAS for line in _extra_lines(packages)]
     assert all(re.fullmatch(r"[\w-]+==[\d.]+", line) for line in extra)  # the lock does not have them
@@ -180,12 +183,6 @@ def test_hadolint_has_nothing_to_say() -> None:
     command = [TOOLS / "hadolint", "--no-color", "--failure-threshold=style", DEPLOY / "Dockerfile"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stdout + result.stderr
-
-
-def test_the_liveness_probe_asks_this_server() -> None:
-    assert f"--backend-config=python,shm-region-prefix-name={alive.SHM_PREFIX}" in IMAGE.command
-    assert IMAGE.ports["http"] == alive.HTTP_PORT
-    assert "deploy/alive.py deploy/keep.py deploy/" in IMAGE.all("COPY")
 
 
 def test_the_readme_names_every_file() -> None:

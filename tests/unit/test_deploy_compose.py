@@ -24,7 +24,7 @@ from indexer.commands import build, serve
 from indexer.http.guard import Guard
 from indexer.sidecar.worker import Worker
 from indexer.sources.source import Source
-from launcher import HOME, triton_server
+from launcher.paths import HOME
 from tests.deployment import (
     COMPOSE,
     DEPLOY,
@@ -35,6 +35,7 @@ from tests.deployment import (
     configured_folders,
     dockerfile,
     run_compose,
+    stop_seconds,
 )
 from tests.redis_server import BINARY
 
@@ -58,6 +59,8 @@ def test_services_are_hardened_and_limited(name: str) -> None:
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["deploy"]["resources"]["limits"].keys() >= {"cpus", "memory", "pids"}
     assert not {"privileged", "cap_add", "ipc"} & service.keys()
+    assert service["logging"]["driver"] == "json-file"
+    assert service["logging"]["options"].keys() == {"max-size", "max-file"}  # without them, without end
     # LMDB readers must not have the same process id: the sidecar lives in the server's namespace. Nobody else
     # does, and nobody in the host's.
     assert service.get("pid") == ("service:server" if name == "indexer" else None)
@@ -84,7 +87,7 @@ def test_the_server_mounts_what_the_rendered_configs_name(monkeypatch: pytest.Mo
     mounts = {v["target"]: v for v in SERVICES["server"]["volumes"]}
     bundles, index = configured_folders(HOME / RUN, monkeypatch)
     assert mounts.keys() == {bundles, index, f"{IMAGE.home}/model_repository"}
-    assert f"--model-repository={IMAGE.home}/model_repository" in IMAGE.command
+    assert IMAGE.launcher.repository == HOME / "model_repository"  # the same folder of the image
     assert mounts[bundles]["source"] == str(HOME / RUN / "bundles")
     assert {target for target, v in mounts.items() if not v.get("read_only")} == {index}
 
@@ -229,8 +232,8 @@ def test_the_index_has_one_home() -> None:
 
 
 def test_the_server_has_time_to_end() -> None:
-    seconds = int(SERVICES["server"]["stop_grace_period"].removesuffix("s"))
-    assert seconds > IMAGE.exit_timeout_s + triton_server._KILL_AFTER_S
+    minutes, seconds = re.fullmatch(r"(\d+)m(\d+)s", SERVICES["server"]["stop_grace_period"]).groups()
+    assert 60 * int(minutes) + int(seconds) > stop_seconds(IMAGE.launcher)
 
 
 def test_the_sidecar_has_time_to_end() -> None:

@@ -17,7 +17,8 @@ import yaml
 from indexer.commands import serve
 from indexer.sidecar.worker import Worker
 from indexer.sources.source import Source
-from launcher import HOME, triton_server
+from launcher.command import parser
+from launcher.paths import HOME
 from tests.deployment import (
     DEPLOY,
     IMAGE,
@@ -29,6 +30,7 @@ from tests.deployment import (
     manifests,
     overlay,
     pod,
+    stop_seconds,
 )
 from tests.promql import selectors
 from tests.unit.test_prometheus import RECORDED
@@ -104,19 +106,18 @@ def test_grpc_clients_see_every_pod() -> None:
 def test_probes() -> None:
     for name in ("startupProbe", "readinessProbe"):
         assert SERVER[name]["httpGet"] == {"path": "/v2/health/ready", "port": "http"}
-    python, *module = SERVER["livenessProbe"]["exec"]["command"]
-    assert python == f"{IMAGE.home}/.venv/bin/python"
-    assert module == ["-m", "deploy.alive"]
-    assert IMAGE.last("WORKDIR") == IMAGE.home  # where `-m` looks
+    assert SERVER["livenessProbe"]["httpGet"] == {"path": "/v2/health/live", "port": "metrics"}
     startup = SERVER["startupProbe"]
     longest_start = startup["periodSeconds"] * startup["failureThreshold"]
     assert longest_start < DEPLOYMENT["spec"]["progressDeadlineSeconds"]
 
 
 def test_a_pod_has_time_to_drain() -> None:
-    (_, seconds) = SERVER["lifecycle"]["preStop"]["exec"]["command"]
-    needed = int(seconds) + IMAGE.exit_timeout_s + triton_server._KILL_AFTER_S
-    assert POD["terminationGracePeriodSeconds"] > needed
+    assert SERVER["args"][: len(IMAGE.command)] == IMAGE.command
+    options = parser().parse_args(SERVER["args"][3:])
+    assert options.lame_duck >= 10  # until the endpoints no longer name the pod
+    assert POD["terminationGracePeriodSeconds"] > stop_seconds(options)
+    assert "lifecycle" not in SERVER
     assert DEPLOYMENT["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 
 
@@ -197,11 +198,11 @@ def test_nothing_else_gets_in_or_out() -> None:
 
 
 def _options() -> Any:
-    """What the sidecar makes of its command: that of deploy.keep, and after it its own."""
+    """What the sidecar makes of its command: that of launcher.keep, and after it its own."""
     words = [*INDEXER["command"], *INDEXER["args"]]
     at = words.index("--")
     python = f"{IMAGE.home}/.venv/bin/python"
-    assert words[:3] == [python, "-m", "deploy.keep"]
+    assert words[:3] == [python, "-m", "launcher.keep"]
     assert words[3:at] == [f"--url=http://127.0.0.1:{INDEXER_PORT}/healthz"]
     assert words[at + 1 : at + 5] == [python, "-m", "indexer", "serve"]
     return serve.parser().parse_args(words[at + 5 :])
@@ -215,7 +216,7 @@ def test_all_who_open_the_index_share_a_pid_namespace() -> None:
 
 def test_a_sidecar_that_fails_does_not_make_the_pod_unready() -> None:
     assert not {"readinessProbe", "startupProbe", "livenessProbe"} & INDEXER.keys()
-    assert INDEXER["command"][2] == "deploy.keep"
+    assert INDEXER["command"][2] == "launcher.keep"
     assert "restartPolicy" not in INDEXER
 
 

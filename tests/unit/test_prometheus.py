@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.deployment import DEPLOY, HOME
-from tests.promql import TARGET, TRITON, request_path, selectors, sidecar
+from tests.promql import TARGET, TRITON, gateway, request_path, selectors, sidecar
 
 FOLDER = DEPLOY / "prometheus"
 RULES: list[dict[str, Any]] = [
@@ -60,7 +60,7 @@ def test_the_tests_of_the_rules_know_every_alert(expression: str, side: str, tmp
 
 
 def test_every_name_in_the_rules_exists() -> None:
-    known = TRITON | request_path() | sidecar() | {"up": set()}
+    known = TRITON | request_path() | gateway() | sidecar() | {"up": set()}
     used = set()
     for rule in RULES:
         for name, labels in selectors(rule["expr"]):

@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 from serving.backend.adapter import array, pad_rows
 from serving.backend.answers import answer_each
+from serving.backend.draining import Draining
 from serving.backend.entry import Entry
 from serving.backend.model_settings import ModelSettings
 from serving.backend.outcomes import Outcomes
@@ -33,6 +34,7 @@ class TritonPythonModel:
         self.reader = IndexReader(settings.index_folder, search=False, max_wait_s=0.0)
         self.limits = settings.serving.limits
         self.outcomes = Outcomes(pb_utils, model="request_features")
+        self.draining = Draining()
         self.entry = Entry(pb_utils) if settings.serving.load_control == "adaptive" else None
 
     def finalize(self):
@@ -49,6 +51,7 @@ class TritonPythonModel:
     def run(self, request):
         """Features of one request."""
         arrived = time.monotonic()
+        self.draining.check(arrived)
         if self.entry:
             self.entry.check(arrived)
         ad_ids = array(pb_utils, request, "history_ad_ids")  # [b, N]

@@ -1,4 +1,4 @@
-"""deploy.keep with real processes: starts again what ends or hangs, hands signals on."""
+"""launcher.keep with real processes: starts again what ends or hangs, hands signals on."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy import keep
-from launcher import HOME
+from launcher import keep
+from launcher.paths import HOME
+from launcher.restarts import Restarts
 
 # Notes its start in a file, then does what the second argument says.
 CHILD = """
@@ -49,6 +50,7 @@ def note(tmp_path: Path) -> Path:
 
 
 def _keeper(note: Path, what: str, **options) -> keep.Keeper:
+    options = {"restarts": Restarts(first_s=0.01), **options}
     return keep.Keeper([sys.executable, "-c", CHILD, str(note), what], interval_s=0.1, **options)
 
 
@@ -58,10 +60,7 @@ def _started(keeper: keep.Keeper) -> threading.Thread:
     return thread
 
 
-def test_a_command_that_ends_is_started_again_until_told_to_stop(
-    note: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(keep, "_FIRST_PAUSE_S", 0.01)
+def test_a_command_that_ends_is_started_again_until_told_to_stop(note: Path) -> None:
     keeper = _keeper(note, "end")
     thread = _started(keeper)
     _wait(lambda: len(_lines(note)) >= 3)
@@ -73,12 +72,8 @@ def test_a_command_that_ends_is_started_again_until_told_to_stop(
     assert len(_lines(note)) == count
 
 
-def test_pauses_grow_to_a_bound(
-    note: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(keep, "_FIRST_PAUSE_S", 0.05)
-    monkeypatch.setattr(keep, "_MAX_PAUSE_S", 0.2)
-    keeper = _keeper(note, "end")
+def test_pauses_grow_to_a_bound(note: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    keeper = _keeper(note, "end", restarts=Restarts(first_s=0.05, most_s=0.2))
     thread = _started(keeper)
     _wait(lambda: len(_lines(note)) >= 5)
     keeper.stop(signal.SIGKILL)
@@ -87,10 +82,7 @@ def test_pauses_grow_to_a_bound(
 
 
 @pytest.mark.parametrize("what", ["stay", "deaf"])
-def test_a_command_that_does_not_answer_is_ended_and_started_again(
-    note: Path, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    monkeypatch.setattr(keep, "_FIRST_PAUSE_S", 0.01)
+def test_a_command_that_does_not_answer_is_ended_and_started_again(note: Path, what: str) -> None:
     keeper = _keeper(note, what, url="http://127.0.0.1:9/", failures=10, start_s=0, stop_s=0.3)
     thread = _started(keeper)
     _wait(lambda: _lines(note).count("started") >= 2)
@@ -136,8 +128,7 @@ def test_an_answer_keeps_the_command(note: Path) -> None:
         assert _keep_asking(note, server, start_s=0) == ["started", "ended"]
 
 
-def test_an_error_is_no_answer(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keep, "_FIRST_PAUSE_S", 0.01)
+def test_an_error_is_no_answer(note: Path) -> None:
     with _server(503) as server:
         assert _keep_asking(note, server, start_s=0).count("started") > 1
 
@@ -147,8 +138,7 @@ def test_a_start_may_take_its_time(note: Path) -> None:
         assert _keep_asking(note, server, start_s=60) == ["started", "ended"]
 
 
-def test_a_command_that_answered_once_has_started(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keep, "_FIRST_PAUSE_S", 0.01)
+def test_a_command_that_answered_once_has_started(note: Path) -> None:
     with _server(200) as server:
         keeper = _keeper(note, "stay", url=f"http://127.0.0.1:{server.server_port}/", failures=5, start_s=60)
         thread = _started(keeper)
@@ -161,7 +151,7 @@ def test_a_command_that_answered_once_has_started(note: Path, monkeypatch: pytes
 
 
 def test_the_container_ends_as_the_command_does(note: Path) -> None:
-    command = [sys.executable, "-m", "deploy.keep", "--", sys.executable, "-c", CHILD, str(note), "stay"]
+    command = [sys.executable, "-m", "launcher.keep", "--", sys.executable, "-c", CHILD, str(note), "stay"]
     process = subprocess.Popen(command, cwd=HOME, env={**os.environ, "PYTHONPATH": str(HOME)})
     try:
         _wait(lambda: _lines(note) == ["started"])

@@ -1,4 +1,4 @@
-"""Keeps a command running: `python -m deploy.keep --url http://127.0.0.1:8010/healthz -- COMMAND ...`.
+"""Keeps a command running: `python -m launcher.keep --url http://127.0.0.1:8010/healthz -- COMMAND ...`.
 
 For the index sidecar in the server's pod. Kubernetes takes a pod out of its services while any of its
 containers is stopped, and waits up to five minutes before it starts one again that ends often. The sidecar
@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-_FIRST_PAUSE_S, _MAX_PAUSE_S = 1.0, 60.0
+from launcher.restarts import Restarts
 
 
 class Keeper:
@@ -33,6 +33,7 @@ class Keeper:
         failures: int = 6,
         start_s: float = 300.0,
         stop_s: float = 30.0,
+        restarts: Restarts | None = None,
     ) -> None:
         """Prepare.
 
@@ -43,10 +44,12 @@ class Keeper:
             failures: looks without an answer in a row after which the command is ended and started again.
             start_s: seconds that a start may take, until the first answer; looks do not count before.
             stop_s: from SIGTERM to SIGKILL then.
+            restarts: pauses between two starts; None for a second at first, a minute at most.
         """
         self._command, self._url = list(command), url
         self._interval_s, self._failures = interval_s, failures
         self._start_s, self._stop_s = start_s, stop_s
+        self._restarts = restarts or Restarts(first_s=1.0, most_s=60.0)
         self._stopping = threading.Event()
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -58,21 +61,17 @@ class Keeper:
 
     def run(self) -> int:
         """Until `stop`; returns the exit status of the last run."""
-        pause = _FIRST_PAUSE_S
         while True:
-            began = time.monotonic()
             self._child = subprocess.Popen(self._command)
             if self._stopping.is_set():  # told while it was being started
                 self._child.terminate()
             status = self._watch(self._child)
             if self._stopping.is_set():
                 return status
-            if time.monotonic() - began > 5 * _MAX_PAUSE_S:
-                pause = _FIRST_PAUSE_S
+            pause = self._restarts.next_pause() or 0.0
             print(f"keep: the command ended with {status}; again in {pause:g} s", file=sys.stderr, flush=True)
             if self._stopping.wait(pause):
                 return status
-            pause = min(2 * pause, _MAX_PAUSE_S)
 
     def _watch(self, child: subprocess.Popen[bytes]) -> int:
         failed, counts_from = 0, time.monotonic() + self._start_s
@@ -108,7 +107,7 @@ class Keeper:
 
 def main() -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.keep", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m launcher.keep", description=__doc__)
     add = parser.add_argument
     add("--url", help="answers with 200 while the command works")
     add("--interval", type=float, default=10.0, help="seconds between two looks at it [10]")

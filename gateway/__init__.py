@@ -1,0 +1,1 @@
+"""A KServe v2 front end for Triton: HTTP in, checked within bounds, gRPC out."""

@@ -1,0 +1,1 @@
+"""What HTTP services of ours share: a guarded server, bounded bodies, whose names are ours."""
