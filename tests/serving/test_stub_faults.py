@@ -14,10 +14,11 @@ import pytest
 from benchmarks.faults.inject import away, kill_stub, stubs_of, suspend_stub, truncated
 from benchmarks.faults.traffic import Outcome, Traffic
 from examples.client import send
-from export.bundle import point_current, write_bundle
+from export.bundle import write_bundle
 from export.render import render
 from launcher.stubs import SHM, stubs
 from launcher.triton_server import TritonServer
+from serving.model.current import point_current
 from tests.pipeline import Pipeline, checkpoint, copy_of, exported, serving_config
 from tests.serving.ask import Reference, request
 from tests.waiting import wait_until

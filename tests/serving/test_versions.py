@@ -12,7 +12,6 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc
-import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from benchmarks.faults.publishes import publish_series
@@ -36,11 +35,7 @@ class Deployed:
         self.tensors = request(num_ads=8)
 
     def load(self, name: str) -> None:
-        client = tritonclient.http.InferenceServerClient(self.server.http_url)
-        try:
-            client.load_model(name)
-        finally:
-            client.close()
+        self.server.admin.load(name)
 
     def add(self, version: int, **changes: object) -> None:
         add_variant(self.pipeline.bundles, version, source=1)
@@ -98,16 +93,14 @@ def test_graphs_that_are_gone_are_told_of_and_come_back(deployed):
         shutil.move(graph / "1", aside / graph.name / "1")
         deployed.load(graph.name)
     wait_until(lambda: deployed.version() == 2, what="the version of CURRENT")
-    client = tritonclient.http.InferenceServerClient(deployed.server.http_url)
     for graph in graphs:
-        client.unload_model(graph.name)
+        deployed.server.admin.unload(graph.name)
     text = "model version .: its graphs are not loaded any more; no version can answer: version .: "
     for _ in range(2):
         with pytest.raises(InferenceServerException, match=text):
             deployed.ask()
     for graph in graphs:
-        client.load_model(graph.name)
-    client.close()
+        deployed.load(graph.name)
     wait_until(lambda: deployed.version() == 2, what="version 2 without a hand")
 
 
