@@ -131,7 +131,7 @@ loadtest: setup ## load on a server of its own: make loadtest SHAPE=spike QPS=5 
 ablate-lazyar: $(RUN)/tokenizer/sids.parquet ## K = 0 against LazyAR: quality over 3 seeds, latency in process
 	$(PY) -m benchmarks.ablate_lazyar --config $(CONFIG) --run $(RUN) $(if $(QUICK),--quick)
 
-.PHONY: ablate-cold ablate-live bench bench-setup bench-index sweep
+.PHONY: ablate-cold ablate-live bench bench-setup bench-index bench-faults sweep
 ablate-cold: setup ## ads that the model never saw: what serving.cold_start gives them on the trained demo
 	$(PY) -m benchmarks.ablate_cold --config $(CONFIG) --run $(RUN)
 ablate-live: setup ## levels over live children: recall, cold ads, speed on the trained demo
@@ -144,6 +144,8 @@ bench: bench-setup ## every part of the engine on and off, in process and throug
 	$(PY) -m benchmarks.bench $(if $(QUICK),--quick)
 bench-index: setup ## the live index: freshness under load, kills, bulk builds, a day in fast-forward; QUICK=1 takes 5 minutes
 	$(PY) -m benchmarks.live_index $(if $(QUICK),--quick)
+bench-faults: setup ## break a small deployment in every known way: recovery, wrong answers, health; QUICK=1 takes 5 minutes
+	$(PY) -m benchmarks.faults $(if $(QUICK),--quick)
 sweep: bench-setup ## settings of ONNX Runtime and Triton, measured
 	$(PY) -m benchmarks.sweep_ort
 	$(PY) -m benchmarks.sweep_triton

@@ -54,6 +54,15 @@ def prepared(run: Path, *more: str) -> Preset:
     return preset
 
 
+def requests(run: Path) -> list[Answer]:
+    """Requests of sixteen users, whose ads are in the index of a prepared run."""
+    reader = IndexReader(run / "index")
+    spec = read_manifest(run / "bundles" / "1", verify=False).features
+    drawn = catalogue.requests(16, spec, reader.snapshot, num_ads=10)
+    reader.close()
+    return drawn
+
+
 @dataclass
 class Ports:
     """Where it listens, all on the loopback."""
@@ -106,10 +115,7 @@ class Deployment:
         """Start all, and draw requests."""
         self.start()
         self.sidecar.start()
-        reader = IndexReader(self.run / "index")
-        spec = read_manifest(self.run / "bundles" / "1", verify=False).features
-        self.tensors = catalogue.requests(16, spec, reader.snapshot, num_ads=10)
-        reader.close()
+        self.tensors = requests(self.run)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 import redis
 
 from benchmarks.faults import sidecar as sidecar_faults
-from benchmarks.faults.deployment import WIDTHS, Deployment, prepared
+from benchmarks.faults.deployment import WIDTHS, Deployment, prepared, requests
 from benchmarks.faults.fuzz import fuzz as send_malformed
 from benchmarks.faults.probe import ask
 from benchmarks.faults.publishes import publish_series
 from benchmarks.faults.server import server_faults
 from benchmarks.faults.stop import stop_under_load
 from benchmarks.faults.trial import Row
+from benchmarks.gateway import lone, servers
 from benchmarks.live_index.deployment import sidecar as sidecar_of
 from benchmarks.live_index.kills import Redis
 from examples.client import send
@@ -123,6 +124,15 @@ def fuzz(run: Path, *, quick: bool, say: Say) -> Part:
 
 
 def gateway(run: Path, *, quick: bool, say: Say) -> Part:
-    """What the gateway adds to a request, against Triton's own HTTP server."""
-    prepared(run)
-    return {"gateway_added_p50_ms": None}, []
+    """What the gateway adds to a lone request, against Triton's own HTTP server."""
+    prepared(run, "serving.load_control=fixed")
+    with servers(run / "repository", None) as ways:
+        figures = {
+            encoding: lone(ways, requests(run), binary=encoding == "binary", count=100 if quick else 500)
+            for encoding in ("binary", "json")
+        }
+    say(f"gateway: {figures}")
+    return {
+        "gateway_added_p50_ms": figures["binary"]["added_p50_ms"]["gateway"],
+        "gateway_added_p50_json_ms": figures["json"]["added_p50_ms"]["gateway"],
+    }, []

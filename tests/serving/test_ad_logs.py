@@ -8,7 +8,7 @@ from examples.client import send
 from export.bundle import write_bundle
 from export.render import render
 from indexer.store.index_store import IndexStore
-from launcher import TritonServer
+from launcher.triton_server import TritonServer
 from serving.backend.resolve import resolve
 from serving.index.snapshot import IndexSnapshot
 from serving.model.bundle import current_version, read_manifest

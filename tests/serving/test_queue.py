@@ -84,7 +84,9 @@ async def crowd(url: str, *, priority: int) -> tuple[list[float], list[tuple[flo
 
 @pytest.mark.parametrize("priority", [0, 1])
 def test_no_more_wait_than_may_and_the_rest_is_refused_at_once(server, priority):
-    send(server.grpc_url, request())
+    for pause_s in (TELL_EVERY_S, 0.0):
+        send(server.grpc_url, request())
+        time.sleep(pause_s)
     before = ended(server)
     with Peak(server.metrics_url) as peak:
         answered, refused = asyncio.run(crowd(server.grpc_url, priority=priority))

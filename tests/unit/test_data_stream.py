@@ -156,6 +156,26 @@ def test_ctrl_c_leaves_no_process(how, number):
     assert not [child for child in children if child.is_running()]
 
 
+INTERRUPTED = """
+import itertools, os, signal, threading, time
+from training.data.stream import stream
+def build(step):
+    time.sleep(1 if step else 0)
+    return step
+for step in stream(build, itertools.count(), workers=2):
+    threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+"""
+
+
+def test_ctrl_c_while_a_batch_is_waited_for_ends_the_process():
+    """The workers ignore the signal that `multiprocessing` ends them with."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=30
+    )
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr.count("Traceback") == 1, done.stderr
+
+
 def test_contexts_need_no_copy_of_the_log():
     """A worker reads the memory of the main process."""
     big = np.zeros(50_000_000, np.int8)

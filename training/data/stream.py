@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import signal
 import traceback
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import torch
@@ -107,19 +111,34 @@ def _by_processes(batches: _Guarded, steps: Iterable[int], workers: int) -> Gene
         generator=torch.Generator(),  # PyTorch would draw from the one that seeds the model
     )
     # No signal may reach a worker before it has said which it takes: until then they wait.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_MAIN_PROCESS)
+    mask, others = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_MAIN_PROCESS), set(active_children())
     try:
         iterator = iter(loader)  # its workers end when it goes
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    while True:
-        try:
-            item = next(iterator)
-        except StopIteration:
-            return
-        except RuntimeError as error:  # PyTorch's, of a worker that was killed
-            item = _Fault(str(error), traceback.format_exc())
-        yield item
+    # The traceback of an error that ends the process keeps it. Then `multiprocessing` would send SIGTERM, which
+    # they ignore, and wait for ever.
+    kill = functools.partial(_kill, set(active_children()) - others)
+    atexit.register(kill)
+    try:
+        while True:
+            try:
+                item = next(iterator)
+            except StopIteration:
+                break
+            except RuntimeError as error:  # PyTorch's, of a worker that was killed
+                item = _Fault(str(error), traceback.format_exc())
+            yield item
+    except GeneratorExit:
+        atexit.unregister(kill)
+        raise
+    atexit.unregister(kill)
+
+
+def _kill(workers: set[BaseProcess]) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's would raise
+    for worker in workers:
+        worker.kill()
 
 
 def _start_worker(_: int) -> None:
