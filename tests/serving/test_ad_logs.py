@@ -11,7 +11,8 @@ from indexer.store.index_store import IndexStore
 from launcher.triton_server import TritonServer
 from serving.backend.resolve import resolve
 from serving.index.snapshot import IndexSnapshot
-from serving.model.bundle import current_version, read_manifest
+from serving.model.bundle import read_manifest
+from serving.model.current import current_version
 from serving.model.features import BEHAVIORS
 from serving.search.beam_search import beam_search
 from serving.search.widths import WidthPlan

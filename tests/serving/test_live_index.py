@@ -114,7 +114,8 @@ def test_readers_go_on_without_the_sidecar_and_show_for_how_long(live):
     wait_until(lambda: live.ads().size and live.gauge("gr4ad_index_lag_seconds") < 3, what="the lag gone")
     version = int(send(live.server.grpc_url, request())["index_version"][0, 0])
     wait_until(
-        lambda: live.ads().size and live.gauge("gr4ad_index_version") >= version, what="the version in the gauge"
+        lambda: live.ads().size and live.gauge("gr4ad_index_version") >= version,
+        what="the version in the gauge",
     )
 
 

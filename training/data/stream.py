@@ -116,8 +116,8 @@ def _by_processes(batches: _Guarded, steps: Iterable[int], workers: int) -> Gene
         iterator = iter(loader)  # its workers end when it goes
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    # The traceback of an error that ends the process keeps it. Then `multiprocessing` would send SIGTERM, which
-    # they ignore, and wait for ever.
+    # The traceback of an error that ends the process keeps it. Then `multiprocessing` would send SIGTERM,
+    # which they ignore, and wait for ever.
     kill = functools.partial(_kill, set(active_children()) - others)
     atexit.register(kill)
     try:
