@@ -1,6 +1,6 @@
 """A neighbour that wants a core for itself: the same machine at half the speed.
 
-python -m benchmarks.neighbour CORE SECONDS PARENT
+python -m benchmarks.neighbour CORE SECONDS
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def neighbour(core: int, *, at_most_s: float) -> Iterator[int]:
 
     It ends by itself after `at_most_s` and when its parent is gone.
     """
-    command = [sys.executable, "-m", "benchmarks.neighbour", str(core), str(at_most_s), str(os.getpid())]
+    command = [sys.executable, "-m", "benchmarks.neighbour", str(core), str(at_most_s)]
     with subprocess.Popen(command) as process:
         try:
             yield process.pid
@@ -29,9 +29,9 @@ def neighbour(core: int, *, at_most_s: float) -> Iterator[int]:
 
 def main() -> None:
     """Compute."""
-    core, seconds, parent = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    core, seconds = int(sys.argv[1]), float(sys.argv[2])
     os.sched_setaffinity(0, {core})
-    end = time.monotonic() + seconds
+    parent, end = os.getppid(), time.monotonic() + seconds
     while time.monotonic() < end and os.getppid() == parent:
         sum(range(20_000))
 
