@@ -27,6 +27,7 @@ from pydantic import (
 from serving.model.features import FeatureSpec
 
 FORMAT_VERSION = 2  # goes up when tensors of the graphs change their names or shapes
+_ADDED = {"attribution_window_s": 0}  # features that older manifests do not name, and what they were
 MAX_VERSION = 10**18 - 1  # 18 digits, see `serving.files.number_of`
 
 Tensor = tuple[str, Literal["INT32", "INT64", "FLOAT", "FLOAT16"], tuple[int | str, ...]]
@@ -119,6 +120,7 @@ class Manifest(BaseModel):
         known = {field.name for field in fields(FeatureSpec)}
         if not isinstance(value, dict):
             return value
+        value = _ADDED | value
         if value.keys() != known:
             raise ValueError(
                 f"expected the keys {', '.join(sorted(known))}, missing: {_listed(known - value.keys())}, "

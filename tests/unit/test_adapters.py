@@ -198,7 +198,7 @@ def test_every_request_counts_once_by_how_it_ended(graphs, load, monkeypatch):
 class Full:
     """An entry that lets nobody in."""
 
-    def check(self, now, *, rows):
+    def check(self, now):
         raise OverloadError("overloaded: the queue is full")
 
 

@@ -14,6 +14,7 @@ from serving.files import sha256
 from serving.model import current
 from serving.model.bundle import BundleError, read_manifest, versions
 from serving.model.current import current_version, named_versions, point_current
+from serving.model.manifest import Manifest
 from tests.pipeline import checkpoint
 from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE
 
@@ -322,3 +323,9 @@ def test_next_version_then_rollback(pipeline, bundles, monkeypatch):
     assert write_bundle(ready, bundles, tokenizer=pipeline.tokenizer, activate=False) == bundles / "3"
     assert current_version(bundles) == 1
     assert versions(bundles) == [1, 2, 3]
+
+
+def test_a_manifest_of_before_the_attribution_window_is_read(pipeline):
+    content = json.loads((pipeline.bundles / "1" / "manifest.json").read_text())
+    del content["features"]["attribution_window_s"]
+    assert Manifest.parse(json.dumps(content)).features.attribution_window_s == 0

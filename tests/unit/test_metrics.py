@@ -124,7 +124,7 @@ def test_a_batch_is_shown_and_the_limit_published(triton, tmp_path, monkeypatch)
 
 def test_the_version_in_use_and_why_it_is_not_that_of_current(triton):
     fixed = CONFIG.model_copy(update={"load_control": "fixed"})
-    load = SchedulerLoad(triton, fixed, ladder=Ladder((PLAN,), 0), instance="p_1")
+    load = SchedulerLoad(triton, fixed, ladder=Ladder((PLAN,), 0), instance="p")
     for version, reason in ((3, None), (3, "graphs"), (3, "files"), (4, None)):
         refused = None if reason is None else Refusal(reason, "version 4 ..")
         load.show(BatchReport(version=version, refused=refused))
