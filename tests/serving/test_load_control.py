@@ -25,7 +25,6 @@ from tests.waiting import wait_until
 
 BASE = [4, 8, 16, 6]
 CROWD = 600
-ROWS = 4  # of a request: some seconds of work, on any machine
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +109,7 @@ async def crowd(url: str, count: int, *, leave_after: float | None = None) -> co
             asked = request(num_ads=3, seed=i, exclude=LIVE[i % 9 : i % 9 + 3].tolist())
             call = client.infer(
                 "gr4ad",
-                infer_inputs({name: np.repeat(values, ROWS, axis=0) for name, values in asked.items()}),
+                infer_inputs(asked),
                 parameters={"cache": "bypass"},
                 client_timeout=60,
             )
@@ -126,6 +125,7 @@ async def crowd(url: str, count: int, *, leave_after: float | None = None) -> co
     return outcomes
 
 
+@pytest.mark.alone
 def test_a_crowd_is_answered_or_turned_away_and_the_server_recovers(adaptive):
     _, server = adaptive
     outcomes = asyncio.run(crowd(server.grpc_url, CROWD))
@@ -136,6 +136,7 @@ def test_a_crowd_is_answered_or_turned_away_and_the_server_recovers(adaptive):
     wait_until(lambda: _quick(server), timeout_s=30, what="the server itself again")
 
 
+@pytest.mark.alone
 def test_clients_that_leave_are_not_searched_for(adaptive):
     """Of a crowd that has gone, hardly anybody is searched, and the next client is served at once."""
     _, server = adaptive

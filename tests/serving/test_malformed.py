@@ -145,6 +145,7 @@ def test_a_shape_that_overflows_harms_for_seconds_only(expendable):
     wait_until(recovered, timeout_s=30, every_s=0.1, what="other processes that answer")
 
 
+@pytest.mark.alone
 def test_one_dead_process_of_two_comes_back(expendable):
     """The other scheduler goes on answering, so neither health nor requests show that half of it is gone."""
     before = _schedulers(expendable)

@@ -27,6 +27,8 @@ RECOVERS_S = 10.0
 TIDY_S = 20.0
 STUBS = 8  # two schedulers, the entry, the resolver, four graphs
 
+pytestmark = [pytest.mark.slow, pytest.mark.alone]  # what dies is timed
+
 
 @pytest.fixture(scope="module")
 def own(pipeline, tmp_path_factory) -> Iterator[tuple[Pipeline, TritonServer]]:
@@ -83,7 +85,6 @@ def _recovers(server: TritonServer, traffic: Traffic, *, since: float) -> Outcom
     return outcome
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", ["ad_resolver", "beam_scheduler", "lazyar_tail_2", "request_features"])
 def test_a_killed_process_comes_back_and_leaves_nothing(own, model):
     deployment, server = own
@@ -101,7 +102,6 @@ def test_a_killed_process_comes_back_and_leaves_nothing(own, model):
     assert len(now) == len(before)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1.5, 5.0])
 def test_a_process_that_stands_still_does_not_end_the_server(own, seconds):
     deployment, server = own
@@ -119,7 +119,6 @@ def test_a_short_stop_is_left_alone(own):
     assert pid in {stub.pid for stub in stubs(server.shm_prefix)}
 
 
-@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_tried_until_it_can(own):
     """Its index is away for a while: one failed try must not be the last."""
     deployment, server = own
@@ -134,7 +133,6 @@ def test_a_model_that_cannot_be_loaded_is_tried_until_it_can(own):
     wait_until(lambda: _is_whole(server), timeout_s=TIDY_S, what="as many processes and regions as before")
 
 
-@pytest.mark.slow
 def test_a_base_array_that_is_cut_off_kills_nobody_for_good(own):
     deployment, server = own
     arrays = [path for path in deployment.index.glob("base/**/*") if path.is_file()]
@@ -149,7 +147,6 @@ def test_a_base_array_that_is_cut_off_kills_nobody_for_good(own):
     wait_until(lambda: _is_whole(server), timeout_s=TIDY_S, what="as many processes and regions as before")
 
 
-@pytest.mark.slow
 def test_a_series_of_publishes_fails_no_request(own, other_graphs):
     """Versions come and are retired while the watch looks."""
     deployment, server = own

@@ -27,6 +27,8 @@ from tests.waiting import wait_until
 
 RECOVERS_S = 10.0
 
+pytestmark = [pytest.mark.slow, pytest.mark.alone]  # what dies is timed
+
 
 class Launched:
     """The command, its run file, and what it prints."""
@@ -54,7 +56,7 @@ class Launched:
         """Processes of the launcher whose command line has that word."""
         tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
         pids = [int(pid) for task in tasks for pid in task.read_text().split()]
-        return [pid for pid in pids if name in Path(f"/proc/{pid}/cmdline").read_bytes().decode()]
+        return [pid for pid in pids if name in _words(pid)]
 
     def is_ready(self) -> bool:
         try:
@@ -99,7 +101,13 @@ def up(pipeline, tmp_path) -> Iterator[Launched]:
         yield found
 
 
-@pytest.mark.slow
+def _words(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+    except OSError:  # it has ended meanwhile
+        return ""
+
+
 @pytest.mark.parametrize("victim", ["tritonserver", "gateway"])
 def test_what_dies_is_started_again(up, pipeline, victim):
     (pid,) = up.children(victim)
@@ -118,7 +126,6 @@ def test_what_dies_is_started_again(up, pipeline, victim):
     assert up.leftovers() == []
 
 
-@pytest.mark.slow
 def test_a_server_that_hangs_is_started_again(up):
     (pid,) = up.children("tritonserver")
     os.kill(pid, signal.SIGSTOP)
@@ -128,7 +135,6 @@ def test_a_server_that_hangs_is_started_again(up):
     wait_until(up.is_ready, timeout_s=30, what="health says yes")
 
 
-@pytest.mark.slow
 def test_it_gives_up_what_dies_again_and_again(up):
     deadline = time.monotonic() + 90
     killed: set[int] = set()
@@ -143,7 +149,6 @@ def test_it_gives_up_what_dies_again_and_again(up):
     assert up.leftovers() == []
 
 
-@pytest.mark.slow
 def test_a_launcher_that_is_killed_takes_all_along(up):
     pids = up.children("tritonserver") + up.children("gateway")
     up.process.kill()
@@ -152,7 +157,6 @@ def test_a_launcher_that_is_killed_takes_all_along(up):
     )
 
 
-@pytest.mark.slow
 def test_a_stop_fails_none_of_48_requests_in_hand(up):
     url, outcomes = up.run.grpc_url, list[str]()
 
@@ -186,7 +190,6 @@ def _minds(pid: int, number: int) -> bool:
     return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("after_s", [0.0, 0.2, 0.5, 1.0, 2.0])
 def test_ctrl_c_while_it_starts_ends_in_order(pipeline, tmp_path, after_s):
     with launched(pipeline, tmp_path) as found:

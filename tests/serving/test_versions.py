@@ -79,6 +79,14 @@ def test_versions_that_wait_for_their_tokenizer_do_not_take_the_one_in_use_away(
     wait_until(lambda: deployed.version() == 4 and deployed.refused() == set(), what="version 4")
 
 
+def _answers_with(deployed, version: int) -> bool:
+    try:
+        return deployed.version() == version
+    except InferenceServerException:  # half of the graphs are those of one version, half of the other
+        return False
+
+
+@pytest.mark.alone
 def test_graphs_that_are_gone_are_told_of_and_come_back(deployed):
     deployed.publish(2)
     wait_until(lambda: deployed.version() == 2, what="version 2")
@@ -92,7 +100,7 @@ def test_graphs_that_are_gone_are_told_of_and_come_back(deployed):
         shutil.move(aside / graph.name / "2", graph / "2")
         shutil.move(graph / "1", aside / graph.name / "1")
         deployed.load(graph.name)
-    wait_until(lambda: deployed.version() == 2, what="the version of CURRENT")
+    wait_until(lambda: _answers_with(deployed, 2), what="the version of CURRENT")
     for graph in graphs:
         deployed.server.admin.unload(graph.name)
     text = "model version .: its graphs are not loaded any more; no version can answer: version .: "
