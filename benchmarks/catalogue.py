@@ -9,7 +9,8 @@ import math
 
 import numpy as np
 
-from serving.index.snapshot import IndexSnapshot
+from serving.backend.request import Features, request_features
+from serving.index.snapshot import IndexSnapshot, Snapshot
 from serving.model.features import BEHAVIORS, FeatureSpec
 
 TOKENIZER_ID = "seeded-0"  # as `export.seeded` names the tokenizer of its model
@@ -64,6 +65,22 @@ def snapshot(count: int, level_sizes: tuple[int, ...], seed: int = 0) -> IndexSn
         level_sizes=level_sizes,
         version=1,
         tokenizer_id=TOKENIZER_ID,
+    )
+
+
+def features(
+    spec: FeatureSpec, snapshot: Snapshot, tensors: dict[str, np.ndarray], *, row: int = 0
+) -> Features:
+    """What the server makes of one row of a request."""
+    values = {name: tensor[row] for name, tensor in tensors.items()}
+    return request_features(
+        spec,
+        snapshot,
+        ad_ids=values["history_ad_ids"],
+        behaviors=values["history_behaviors"],
+        timestamps=values["history_timestamps"],
+        profile=values["profile"],
+        now=int(values["timestamp"][0]),
     )
 
 

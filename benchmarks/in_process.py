@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import catalogue
 from benchmarks.burst import CHECKED, Tensors
-from serving.backend.request import request_features
 from serving.backend.resolve import resolve
 from serving.backend.settings import ServingConfig
 from serving.engines.ort import OrtGraphs
@@ -42,22 +42,13 @@ class InProcess:
         snapshot = self.reader.snapshot
         searches = []
         for tensors in batch:
-            row = {name: values[0] for name, values in tensors.items()}
-            features = request_features(
-                self.spec,
-                snapshot,
-                ad_ids=row["history_ad_ids"],
-                behaviors=row["history_behaviors"],
-                timestamps=row["history_timestamps"],
-                profile=row["profile"],
-                now=int(row["timestamp"][0]),
-            )
+            features = catalogue.features(self.spec, snapshot, tensors)
             searches.append(
                 SearchRequest(
                     slot_ads=features.slot_ads,
                     slots=features.slots,
                     profile=features.profile,
-                    num_ads=int(row["num_ads"][0]),
+                    num_ads=int(tensors["num_ads"][0, 0]),
                     exclude=_NO_ADS,
                 )
             )

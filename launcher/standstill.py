@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 import time
 
 from launcher.stubs import stopped_after, stubs
+from launcher.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -24,27 +24,13 @@ _EVERY_S = 0.05
 _SCAN_EVERY_S = 0.5  # for new processes: reading all of /proc costs a hundred times a look
 
 
-class StandstillWatch:
+class StandstillWatch(Watch):
     """A thread that looks at the state of every stub of a server."""
 
     def __init__(self, shm_prefix: str, *, limit_s: float = LIMIT_S) -> None:
         """Watch the stubs with this prefix; `start` begins."""
         self._prefix, self._limit_s = shm_prefix, limit_s
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="standstill-watch", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def end(self) -> None:
-        """Begin no more; `join` waits for what is in hand."""
-        self._end.set()
-
-    def join(self) -> None:
-        """Wait for the thread."""
-        if self._thread.is_alive():
-            self._thread.join()
+        super().__init__("standstill-watch")
 
     def _run(self) -> None:
         since: dict[tuple[int, str], float] = {}  # process and how often it had run -> first seen stopped so

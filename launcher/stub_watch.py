@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from launcher.restarts import Restarts
 from launcher.server_files import ServerError
 from launcher.stubs import Stub, free_region, stubs
 from launcher.triton_admin import Admin
+from launcher.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class _Repair:
     before: list[Stub] = field(default_factory=list)
 
 
-class StubWatch:
+class StubWatch(Watch):
     """A thread that compares a server's stubs with those it should have, and reloads a model that lost one.
 
     Every instance of every version of a Python model has a stub. Only versions count that Triton calls READY:
@@ -52,22 +52,12 @@ class StubWatch:
         self._short: set[tuple[str, str]] = set()  # versions that lacked a stub at the last look
         self._repairs: dict[str, _Repair] = {}
         self._left_over: list[tuple[float, Stub]] = []
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="stub-watch", daemon=True)
+        super().__init__("stub-watch")
 
     def start(self) -> None:
         """Begin."""
         self._seen = {stub.pid: stub for stub in stubs(self._prefix)}
-        self._thread.start()
-
-    def end(self) -> None:
-        """Begin no more; `join` waits for what is in hand."""
-        self._end.set()
-
-    def join(self) -> None:
-        """Wait for the thread."""
-        if self._thread.is_alive():
-            self._thread.join()
+        super().start()
 
     def _run(self) -> None:
         while not self._end.wait(INTERVAL_S):

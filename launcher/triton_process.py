@@ -18,6 +18,7 @@ from launcher.stub_watch import StubWatch
 from launcher.stubs import remove_leftovers
 from launcher.triton_admin import Admin
 from launcher.triton_command import TritonOptions
+from launcher.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class TritonProcess:
         self.pid = self._process.pid
         with signals_held():
             self.admin = Admin(f"{reachable(options.host)}:{ports['grpc']}", key=key)
-        self._watches: list[StubWatch | StandstillWatch] = []
+        self._watches: list[Watch] = []
 
     def poll(self) -> int | None:
         """Exit status, None while it runs."""

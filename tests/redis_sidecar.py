@@ -1,48 +1,49 @@
-"""Worker and Redis source on a recording store that outlives them."""
+"""Sidecars with a Redis source."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from indexer.sidecar.config import WorkerConfig
-from indexer.sidecar.metrics import Metrics
-from indexer.sidecar.worker import Worker
 from indexer.sources.config import RedisConfig
 from indexer.sources.redis_streams import RedisSource
 from tests.recording_store import RecordingStore, event
 from tests.redis_server import RedisServer
+from tests.source_sidecar import SourceSidecar
 
 STREAM, GROUP = "gr4ad:ads", "gr4ad-indexer"
 
 
-class RedisSidecar:
-    """Runs until `stop` or `crash`."""
+class RedisSidecar(SourceSidecar):
+    """Reads the stream of a server."""
 
     def __init__(
         self, server: RedisServer, store: RecordingStore, folder: Path, *, consumer="indexer", **settings
     ):
         store.gate.set()
-        metrics = Metrics()
-        self.store = store
-        self.worker = Worker(
-            store, heartbeat=folder / "beat", metrics=metrics, config=WorkerConfig(**settings)
-        )
         config = RedisConfig(server.url, consumer=consumer, count=50)
-        self.source = RedisSource(config, self.worker, offset_of=store.offset, on_gap=store.record_gap)
-        self.worker.start()
-        self.source.start()
+        super().__init__(
+            store,
+            folder,
+            lambda worker: RedisSource(config, worker, offset_of=store.offset, on_gap=store.record_gap),
+            **settings,
+        )
 
-    def stop(self) -> None:
-        self.source.stop()
-        self.worker.stop(timeout_s=5)
-        self.source.close()
 
-    def crash(self) -> None:
-        """End without committing, answering or acknowledging anything more."""
-        self.store.fail = OSError("the process is gone")
-        self.source._acknowledge = lambda: None
-        self.stop()
-        self.store.fail = None
+@contextmanager
+def sidecars(server: RedisServer, folder: Path) -> Iterator[Callable[..., RedisSidecar]]:
+    """Starts sidecars on a store; those that still run at the end are stopped."""
+    running: list[RedisSidecar] = []
+
+    def start(store: RecordingStore, **settings) -> RedisSidecar:
+        running.append(RedisSidecar(server, store, folder, **settings))
+        return running[-1]
+
+    yield start
+    for sidecar in running:
+        sidecar.store.gate.set()
+        sidecar.stop()
 
 
 def add(server: RedisServer, ads, *, version: int = 1) -> list[bytes]:

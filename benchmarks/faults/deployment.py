@@ -178,12 +178,6 @@ class Deployment:
         words = self.processes()["tritonserver"][0].cmdline()
         return next(word.partition("prefix-name=")[2] for word in words if "shm-region-prefix-name=" in word)
 
-    def fresh(self) -> None:
-        """Forget the last run of it: logs grow from here."""
-        for path in (self.log_file, self.run / "triton.log"):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(self.run / "work", ignore_errors=True)
-
 
 def _kind(words: list[str]) -> str:
     if not words:
@@ -194,14 +188,3 @@ def _kind(words: list[str]) -> str:
         return "tritonserver"
     modules = [after for before, after in zip(words, words[1:], strict=False) if before == "-m"]
     return modules[0] if modules else Path(words[0]).name
-
-
-def pss(processes: list[psutil.Process]) -> int:
-    """Bytes of memory, shared pages counted in part (PSS)."""
-    total = 0
-    for process in processes:
-        try:
-            total += process.memory_full_info().pss
-        except psutil.NoSuchProcess:
-            continue
-    return total

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from serving.backend.request import request_features
+from benchmarks import catalogue
 from serving.backend.resolve import resolve
 from serving.engines.ort import OrtExecutor
 from serving.files import new_folder, sha256
@@ -67,23 +67,14 @@ class Expected:
         executor = OrtExecutor(bundle, levels=manifest.levels)
         answers = []
         for request in self._requests:
-            row = {name: values[0] for name, values in request.items()}
-            features = request_features(
-                manifest.features,
-                snapshot,
-                ad_ids=row["history_ad_ids"],
-                behaviors=row["history_behaviors"],
-                timestamps=row["history_timestamps"],
-                profile=row["profile"],
-                now=int(row["timestamp"][0]),
-            )
+            features = catalogue.features(manifest.features, snapshot, request)
             beams = beam_search(
                 executor,
                 snapshot.trie,
                 fill_slots(snapshot, features.slot_ads[None], features.slots[None]),
                 features.profile[None],
                 plan=WidthPlan.parse(self._widths, levels=manifest.levels),
-                num_results=row["num_ads"],
+                num_results=request["num_ads"][0],
                 value_table=manifest.value_table,
             )
             ads = resolve(
@@ -91,7 +82,7 @@ class Expected:
                 beams.sids[0],
                 scores=beams.scores[0],
                 expected_value=beams.expected_value[0],
-                num_ads=int(row["num_ads"][0]),
+                num_ads=int(request["num_ads"][0, 0]),
                 exclude=np.zeros(0, np.int64),
             )
             answers.append({name: getattr(ads, name) for name in CHECKED})

@@ -71,7 +71,7 @@ def find_gap(info: StreamInfo, position: Position) -> Gap | None:
     caught_up = info.last == after
     if after == (0, 0):
         return None
-    resumes = text_of(info.first) if info.first else "the next event"
+    resumes = text_of(info.first) if info.first and not caught_up else "the next event"
     if info.last < after:
         return Gap(text_of(after), resumes, lost=None)  # flushed, or restored from an older copy
     if info.first and info.first <= after and not caught_up:

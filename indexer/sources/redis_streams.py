@@ -118,14 +118,15 @@ class RedisSource(Source):
         info = StreamInfo.decode(self._client.xinfo_stream(self._config.stream))
         handed = self._handed or Position()
         gap = find_gap(info, handed)
-        self._waits = gap is not None and gap != self._gap
+        self._waits = gap is not None and not gap.is_same(self._gap)
         if gap is not None and self._waits and (gap.lost is None or self._committed >= handed.entry):
             log.error("%s: %s", self.name, gap)
             self._on_gap(self.name, gap)
             self._gap, self._waits = gap, False
-        if (before := added_before_next(info, handed)) is not None:
+        # While a hole waits, the count goes on without it: when more comes first, it shows later.
+        if not self._waits and (before := added_before_next(info, handed)) is not None:
             self._added = before
-        if info.last == handed.entry and not self._waits:
+        if info.last == handed.entry and handed.added is None:
             self._handed = Position(handed.entry, info.added)
         return info
 

@@ -29,6 +29,10 @@ class Gap:
     resumes: str
     lost: int | None
 
+    def is_same(self, other: Gap | None) -> bool:
+        """Whether it is that one, not grown; the stream may hold events behind it by now."""
+        return other is not None and (self.after, self.lost) == (other.after, other.lost)
+
     def __str__(self) -> str:
         """What is to be said of it."""
         count = "an unknown number of" if self.lost is None else f"{self.lost:,}"

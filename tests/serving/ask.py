@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc
 
-from serving.backend.request import request_features
+from benchmarks import catalogue
 from serving.backend.resolve import resolve
 from serving.engines.ort import OrtExecutor
 from serving.index.reader import IndexReader
@@ -98,15 +98,7 @@ class Reference:
         t = {name: values[row] for name, values in tensors.items()}
         snapshot = self.snapshot
         num_ads, exclude = int(t["num_ads"][0]), t.get("exclude_ad_ids", np.zeros(0, np.int64))
-        features = request_features(
-            SPEC,
-            snapshot,
-            ad_ids=t["history_ad_ids"],
-            behaviors=t["history_behaviors"],
-            timestamps=t["history_timestamps"],
-            profile=t["profile"],
-            now=int(t["timestamp"][0]),
-        )
+        features = catalogue.features(SPEC, snapshot, tensors, row=row)
         beams = beam_search(
             self.executor,
             snapshot.trie,

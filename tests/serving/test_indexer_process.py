@@ -9,14 +9,12 @@ import sys
 import threading
 import time
 
-import numpy as np
 import pytest
 
 from indexer.store.index_store import IndexStore
 from indexer.store.verify import verify
 from launcher.paths import HOME
-from tests.indexer_process import IndexerProcess
-from tests.indexing import LEVEL_SIZES, write_manifest
+from tests.indexer_process import IndexerProcess, indexed, sidecars
 from tests.recording_store import event
 from tests.redis_server import BINARY, RedisServer
 from tests.waiting import wait_until
@@ -26,26 +24,13 @@ ADS = 200
 
 @pytest.fixture
 def folder(tmp_path):
-    write_manifest(tmp_path / "bundles", 1, "tok-a")
-    random = np.random.default_rng(0)
-    sids = np.stack([random.integers(0, v, ADS) for v in LEVEL_SIZES], axis=1).astype(np.int32)
-    with IndexStore(tmp_path / "index") as store:
-        store.build("tok-a", LEVEL_SIZES, ad_ids=np.arange(ADS), sids=sids, statuses=np.full(ADS, "active"))
-    return tmp_path
+    return indexed(tmp_path, ads=ADS)
 
 
 @pytest.fixture
 def start(folder):
-    running = []
-
-    def start(*options, **settings) -> IndexerProcess:
-        paths = ["--index", str(folder / "index"), "--bundles", str(folder / "bundles")]
-        running.append(IndexerProcess(folder, *paths, *options, **settings))
-        return running[-1]
-
-    yield start
-    for process in running:
-        process.kill()
+    with sidecars(folder) as start:
+        yield start
 
 
 def change(ad_id: int, version: int) -> dict:

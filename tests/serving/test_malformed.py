@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from dataclasses import replace
 
@@ -143,27 +141,6 @@ def test_a_shape_that_overflows_harms_for_seconds_only(expendable):
         return _stubs(expendable) != stubs and _all_models_ready(expendable) and _answers(expendable)
 
     wait_until(recovered, timeout_s=30, every_s=0.1, what="other processes that answer")
-
-
-@pytest.mark.alone
-def test_one_dead_process_of_two_comes_back(expendable):
-    """The other scheduler goes on answering, so neither health nor requests show that half of it is gone."""
-    before = _schedulers(expendable)
-    assert len(before) == 2
-    os.kill(min(before), signal.SIGKILL)
-
-    def recovered() -> bool:
-        now = _schedulers(expendable)
-        return len(now) == 2 and now.isdisjoint(before) and _answers(expendable)
-
-    wait_until(recovered, timeout_s=30, every_s=0.1, what="two other schedulers")
-
-
-def _schedulers(server) -> set[int]:
-    """Process ids of the beam schedulers."""
-    processes = psutil.Process(server.pid).children(recursive=True)
-    living = [p for p in processes if p.status() != psutil.STATUS_ZOMBIE]
-    return {p.pid for p in living if any("/beam_scheduler/" in word for word in p.cmdline())}
 
 
 def _answers(server) -> bool:

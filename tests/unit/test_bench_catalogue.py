@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from benchmarks import catalogue
-from serving.backend.request import request_features
 from serving.model.features import FeatureSpec
 
 SIZES = (64, 32, 16)
@@ -58,17 +57,8 @@ def test_requests_are_good_ones():
     snapshot = catalogue.snapshot(700, SIZES)
     requests = catalogue.requests(20, spec, snapshot, seed=5)
     for tensors in requests:
-        row = {name: values[0] for name, values in tensors.items()}
-        assert catalogue.HISTORY[0] <= len(row["history_ad_ids"]) <= catalogue.HISTORY[1]
-        features = request_features(
-            spec,
-            snapshot,
-            ad_ids=row["history_ad_ids"],
-            behaviors=row["history_behaviors"],
-            timestamps=row["history_timestamps"],
-            profile=row["profile"],
-            now=int(row["timestamp"][0]),
-        )
+        assert catalogue.HISTORY[0] <= tensors["history_ad_ids"].shape[1] <= catalogue.HISTORY[1]
+        features = catalogue.features(spec, snapshot, tensors)
         assert features.ignored == 0
         assert (features.slots[: spec.short_slots, 0] > 0).all()
     again = catalogue.requests(20, spec, snapshot, seed=5)

@@ -43,6 +43,12 @@ def test_health_may_lag_two_seconds_and_no_more():
     assert late.false_health == pytest.approx(20, abs=3)  # true from the third to the fifth second
     timid = judge(seen(untrue=[(1.0, 4.0)]), at=0.0)
     assert timid.false_health == pytest.approx(30, abs=3)
+    # It stood still for two seconds and answered all that had waited: health was right to say nothing.
+    stood = seen(untrue=[(1.0, 3.0)])
+    stood.asked = [
+        Asked(a.began, max(a.ended, 3.05) if 1.0 <= a.began < 3.0 else a.ended, "ok") for a in stood.asked
+    ]
+    assert judge(stood, at=0.0).false_health <= 2
 
 
 def test_other_answers_are_wrong():

@@ -5,13 +5,13 @@ import time
 
 import pytest
 
-from indexer.sidecar.config import WorkerConfig
 from indexer.sidecar.metrics import Metrics
 from indexer.sidecar.worker import Worker
 from indexer.sources.config import KafkaConfig
 from indexer.sources.kafka import KafkaSource
 from indexer.store.gaps import Gap
 from tests.recording_store import RecordingStore, event
+from tests.source_sidecar import SourceSidecar
 from tests.waiting import wait_until
 
 confluent_kafka = pytest.importorskip(
@@ -43,28 +43,15 @@ class Cluster:
         return found
 
 
-class Sidecar:
+class Sidecar(SourceSidecar):
     def __init__(self, cluster, store, folder, **settings):
-        self.store = store
-        self.worker = Worker(
-            store, heartbeat=folder / "beat", metrics=Metrics(), config=WorkerConfig(**settings)
+        config = KafkaConfig(cluster.brokers, TOPIC)
+        super().__init__(
+            store,
+            folder,
+            lambda worker: KafkaSource(config, worker, offset_of=store.offset, on_gap=store.record_gap),
+            **settings,
         )
-        self.source = KafkaSource(
-            KafkaConfig(cluster.brokers, TOPIC), self.worker, offset_of=store.offset, on_gap=store.record_gap
-        )
-        self.worker.start()
-        self.source.start()
-
-    def stop(self) -> None:
-        self.source.stop()
-        self.worker.stop(timeout_s=5)
-        self.source.close()
-
-    def crash(self) -> None:
-        self.store.fail = OSError("the process is gone")
-        self.source._acknowledge = lambda: None
-        self.stop()
-        self.store.fail = None
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from indexer.sources.config import RedisConfig
 from indexer.sources.redis_streams import RedisSource
 from tests.recording_store import RecordingStore, event
 from tests.redis_server import BINARY, RedisServer
-from tests.redis_sidecar import GROUP, STREAM, RedisSidecar, add, pending
+from tests.redis_sidecar import GROUP, STREAM, add, pending, sidecars
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="redis-server is not installed")
@@ -26,16 +26,8 @@ def server(tmp_path):
 
 @pytest.fixture
 def start(server, tmp_path):
-    running = []
-
-    def start(store, **settings) -> RedisSidecar:
-        running.append(RedisSidecar(server, store, tmp_path, **settings))
-        return running[-1]
-
-    yield start
-    for sidecar in running:
-        sidecar.store.gate.set()
-        sidecar.stop()
+    with sidecars(server, tmp_path) as start:
+        yield start
 
 
 @pytest.fixture

@@ -1,15 +1,16 @@
 """Events that a Redis stream lost before they were applied: each is counted, none is left out in silence."""
 
+import functools
 import random
 import time
 
 import pytest
 
-from indexer.sources.redis_position import Position, StreamInfo, added_before_next, find_gap
+from indexer.sources.redis_position import Position, StreamInfo, added_before_next, entry_id, find_gap
 from indexer.store.gaps import Gap
-from tests.recording_store import RecordingStore
+from tests.recording_store import RecordingStore, event
 from tests.redis_server import BINARY, RedisServer
-from tests.redis_sidecar import GROUP, STREAM, RedisSidecar, add
+from tests.redis_sidecar import GROUP, STREAM, add, sidecars
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="redis-server is not installed")
@@ -29,16 +30,8 @@ def store():
 
 @pytest.fixture
 def start(server, store, tmp_path):
-    running = []
-
-    def start(**settings) -> RedisSidecar:
-        running.append(RedisSidecar(server, store, tmp_path, **settings))
-        return running[-1]
-
-    yield start
-    for sidecar in running:
-        store.gate.set()
-        sidecar.stop()
+    with sidecars(server, tmp_path) as start:
+        yield functools.partial(start, store)
 
 
 def lost(store) -> int:
@@ -112,6 +105,55 @@ def test_trimming_that_overtakes_a_sidecar_that_is_behind(server, store, start, 
     wait_until(lambda: store.applied and store.applied[-1] == (1999, 1))
     wait_until(lambda: lost(store) == 2000 - len(store.applied))
     assert lost(store) > 1500
+
+
+def test_a_gap_that_grows_while_nothing_is_left_to_read_counts_all_of_it(server, store, start, monkeypatch):
+    """Its position stays: what is lost in two steps behind one entry is one gap of both."""
+    monkeypatch.setattr("indexer.sources.redis_streams._MEASURE_S", 0.05)
+    sidecar = start(queue_events=100)
+    add(server, range(10))
+    wait_until(lambda: len(store.applied) == 10)
+    at = sidecar.source._handed  # as if two were trimmed between a look at the stream and the next read
+    sidecar.source._handed = Position(at.entry, at.added - 2)
+    wait_until(lambda: lost(store) == 2)
+    unread = server.client.pipeline(transaction=True)
+    for _ in range(5):
+        unread.xadd(STREAM, {"event": event(0)})
+    unread.xtrim(STREAM, maxlen=0).execute()
+    wait_until(lambda: lost(store) == 7)
+
+
+def test_a_gap_that_waits_for_a_commit_is_not_forgotten_when_more_events_come_first(server, store, start):
+    ids = add(server, range(10))
+    source = start().source
+    wait_until(lambda: len(store.applied) == 10)
+    source.stop()  # from here on by hand
+    source._handed, source._added = Position(entry_id(ids[-1]), 7), 7  # three vanished before it
+    source._committed = entry_id(ids[-2])
+    source._look_for_gap()
+    assert source._waits
+    add(server, [10])
+    source._look_for_gap()
+    assert not source._waits  # what comes next may be read
+    assert source._added == 7
+    assert store.gaps == []
+
+
+def test_events_that_come_behind_a_gap_do_not_make_it_another(server, store, start, monkeypatch):
+    monkeypatch.setattr("indexer.sources.redis_streams._MEASURE_S", 0.01)
+    add(server, range(10))
+    first = start()
+    wait_until(lambda: len(store.applied) == 10)
+    first.stop()
+    add(server, range(10, 20))
+    trim(server, 0)
+    second = start()
+    wait_until(lambda: store.gaps)
+    second.source._look_for_gap()
+    add(server, [20])
+    second.source._look_for_gap()
+    wait_until(lambda: len(store.applied) == 11)
+    assert len(store.gaps) == 1
 
 
 def test_a_crash_before_the_next_event_finds_the_same_gap_again(server, store, start):
