@@ -6,7 +6,9 @@ import time
 
 import pytest
 
+from indexer.sources.config import RedisConfig
 from indexer.sources.redis_position import Position, StreamInfo, added_before_next, entry_id, find_gap
+from indexer.sources.redis_streams import RedisSource
 from indexer.store.gaps import Gap
 from tests.recording_store import RecordingStore, event
 from tests.redis_server import BINARY, RedisServer
@@ -123,11 +125,9 @@ def test_a_gap_that_grows_while_nothing_is_left_to_read_counts_all_of_it(server,
     wait_until(lambda: lost(store) == 7)
 
 
-def test_a_gap_that_waits_for_a_commit_is_not_forgotten_when_more_events_come_first(server, store, start):
+def test_a_gap_that_waits_for_a_commit_is_not_forgotten_when_more_events_come_first(server, store):
     ids = add(server, range(10))
-    source = start().source
-    wait_until(lambda: len(store.applied) == 10)
-    source.stop()  # from here on by hand
+    source = RedisSource(RedisConfig(server.url), None, offset_of=store.offset, on_gap=store.record_gap)
     source._handed, source._added = Position(entry_id(ids[-1]), 7), 7  # three vanished before it
     source._committed = entry_id(ids[-2])
     source._look_for_gap()
