@@ -1,6 +1,6 @@
 """ONNX graphs of the split generator: `prefix.onnx` and one `tail_<level>.onnx` a later level.
 
-Letters: B requests, n beams, C children, S slots, T SID levels, P profile columns, d width.
+Letters: B requests, n beams, C children, S slots, T SID levels, P columns of profile and request, d width.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ import onnx
 import torch
 from torch.export import Dim
 
-from serving.search.executor import prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
+from serving.search.executor import (
+    prefix_inputs,
+    prefix_outputs,
+    tail_carry_inputs,
+    tail_outputs,
+    tail_parent_inputs,
+)
 from training.model.gr4ad import Generator
 from training.model.split import PrefixGraph, TailGraph
 
@@ -39,7 +45,7 @@ def example_request(
     columns = [torch.randint(min(1, s - 1), s, (batch, spec.slots), generator=generator) for s in sizes]
     slots = torch.stack(columns, dim=-1).int()
     slots[:, spec.slots - spec.slots // 4 :] = 0
-    profile = [torch.randint(0, s, (batch,), generator=generator) for s in spec.profile_sizes]
+    profile = [torch.randint(0, s, (batch,), generator=generator) for s in spec.column_sizes]
     stacked = torch.stack(profile, dim=-1).int() if profile else torch.zeros(batch, 0, dtype=torch.int32)
     return slots, stacked
 
@@ -47,13 +53,15 @@ def example_request(
 def _export_prefix(model: Generator, path: Path) -> None:
     slots, profile = example_request(model, batch=3, generator=torch.Generator().manual_seed(0))
     batch = Dim("batch", min=1, max=4096)
+    inputs = list(prefix_inputs(slots.numpy(), profile.numpy()))
+    graph: torch.nn.Module = PrefixGraph(model)
     _export(
-        PrefixGraph(model),
-        (slots, profile),
+        graph if "profile" in inputs else _WithoutColumns(graph),
+        (slots, profile)[: len(inputs)],
         path,
-        inputs=["slots", "profile"],
+        inputs=inputs,
         outputs=prefix_outputs(),
-        dynamic=({0: batch}, {0: batch}),
+        dynamic=({0: batch}, {0: batch})[: len(inputs)],
     )
 
 
@@ -107,6 +115,17 @@ def _name_dimensions(graph: onnx.GraphProto, dynamic: tuple) -> None:
             if dim.dim_param:
                 dim.dim_param = names[dim.dim_param]
     del graph.value_info[:]  # they speak of the old names
+
+
+class _WithoutColumns(torch.nn.Module):
+    """The prefix of a model without a column, see `serving.search.executor.prefix_inputs`."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, slots: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.module(slots, slots.new_zeros((slots.shape[0], 0)))
 
 
 class _FirstOutput(torch.nn.Module):

@@ -18,7 +18,7 @@ from export.profiles import profiles
 from serving.backend.model_settings import HOME, ModelSettings
 from serving.backend.settings import ServingConfig
 from serving.files import new_folder, sha256, write_file
-from serving.model.features import EVENT_COLUMNS
+from serving.model.features import EVENT_COLUMNS, FeatureSpec
 from serving.model.manifest import Manifest
 from serving.model.placed import DESCRIPTION, GRAPH, PLAN, graph_folder
 
@@ -138,11 +138,32 @@ def _values(
         "scheduler_instances": config.scheduler_instances,
         "queue_delay_us": config.queue_delay_us,
         "max_queue": config.max_queue,
-        "profile_columns": len(manifest.features.profile_sizes),
+        **_context_tensors(manifest.features),
         "slots": manifest.features.slots,
         "event_columns": EVENT_COLUMNS,
         "levels": manifest.levels,
         "levels_and_value": manifest.levels + 1,
+    }
+
+
+def _context_tensors(features: FeatureSpec) -> dict[str, str]:
+    """Lines of the templates that depend on the columns of a context: what a model lacks has no tensor."""
+    inputs = {"profile": ("INT32", len(features.profile_sizes))} if features.profile_sizes else {}
+    inputs |= {f.name: ("INT32" if f.size else "STRING", 1) for f in features.request_features}
+    columns = len(features.column_sizes)
+    codes = f'  {{ name: "profile_codes" data_type: TYPE_INT32 dims: [ {columns} ] }},' if columns else ""
+    codes_map = 'key: "profile_codes" value: "profile_codes"' if columns else ""
+    return {
+        "context_inputs": "\n".join(
+            f'  {{ name: "{name}" data_type: TYPE_{kind} dims: [ {width} ] optional: true }},'
+            for name, (kind, width) in inputs.items()
+        ),
+        "context_map": "\n".join(
+            f'      input_map {{ key: "{name}" value: "{name}" }}' for name in inputs
+        ),
+        "profile_codes": codes,
+        "profile_codes_out": f"      output_map {{ {codes_map} }}" if columns else "",
+        "profile_codes_in": f"      input_map {{ {codes_map} }}" if columns else "",
     }
 
 

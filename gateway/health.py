@@ -21,7 +21,8 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelMetadataRespon
 
 from gateway.triton import Triton, TritonError
 
-_INPUTS = {"history_ad_ids", "history_behaviors", "history_timestamps", "profile", "num_ads"}
+_INPUTS = {"history_ad_ids", "history_behaviors", "history_timestamps", "num_ads"}
+_PROFILE = "profile"  # of models that have one
 _OUTPUTS = {"ad_ids", "sids"}
 _DTYPES = {"INT32": np.int32, "INT64": np.int64}
 
@@ -128,7 +129,7 @@ def cheapest_request(metadata: ModelMetadataResponse) -> ModelInferRequest:
     """A request of one row for such a model: whatever its profile and its number of levels."""
     request = ModelInferRequest(model_name=metadata.name)
     for tensor in metadata.inputs:
-        if tensor.name not in _INPUTS:
+        if tensor.name not in _INPUTS and tensor.name != _PROFILE:
             continue
         # The first dimension is the batch; of the others, what varies is the history, and it is empty.
         shape = [1, *(max(size, 0) for size in tensor.shape[1:])]

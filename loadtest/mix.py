@@ -142,11 +142,11 @@ def synthetic(bundle: Path, ad_ids: np.ndarray, *, users: int, num_ads: int, see
         ads = random.choice(random.choice(ad_ids, max(1, events // 2)), events)  # some come again
         profile = [random.integers(0, size) for size in spec.profile_sizes]
         found.append(
-            {
+            ({"profile": np.array([profile], np.int32)} if profile else {})
+            | {
                 "history_ad_ids": ads.astype(np.int64)[None],
                 "history_behaviors": random.integers(1, len(BEHAVIORS) + 1, (1, events)).astype(np.int32),
                 "history_timestamps": np.sort(_NOW - random.integers(0, 180 * _DAY, (1, events))),
-                "profile": np.array([profile], np.int32),
                 "num_ads": np.array([[num_ads]], np.int32),
                 "timestamp": np.array([[_NOW]], np.int64),
             }

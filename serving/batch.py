@@ -24,7 +24,7 @@ class SearchRequest:
     Attributes:
         slot_ads: int64 [S], ad of each history slot; -1 is an empty one.
         slots: int32 [S, 3], what else a slot holds.
-        profile: int32 [P].
+        profile: int32 [P], codes of the context's columns: of the profile, then of request features.
         num_ads: ads wanted, within the server's limits.
         exclude: int64, ads that must not come back.
         plan: widths; None for the configured ones.

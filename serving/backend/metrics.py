@@ -82,6 +82,13 @@ REQUESTS: dict[str, Family] = {
 ENTRY: dict[str, Family] = {"gr4ad_rejected_total": SCHEDULER["gr4ad_rejected_total"]}
 """Of request_features, where requests come in; one series of both with the reason `queue`."""
 
+REQUEST_FEATURES: dict[str, Family] = {
+    "gr4ad_unknown_values_total": Family(
+        "counter", "Values of request features that the model does not know, taken as unknown", ("feature",)
+    )
+}
+"""Of request_features, where the model has such features."""
+
 RESOLVER: dict[str, Family] = {
     "gr4ad_index_version": Family("gauge", "Sequence number of the index that answers are resolved with"),
     "gr4ad_index_lag_seconds": Family(
@@ -161,7 +168,9 @@ class Metrics:
         return self._metrics[key]
 
 
-def names(families: Iterable[Mapping[str, Family]] = (SCHEDULER, RESOLVER, REQUESTS)) -> set[str]:
+def names(
+    families: Iterable[Mapping[str, Family]] = (SCHEDULER, RESOLVER, REQUESTS, REQUEST_FEATURES),
+) -> set[str]:
     """Every series name that a query may use, the parts of histograms included."""
     found = set()
     for name, family in (item for group in families for item in group.items()):

@@ -1,11 +1,14 @@
 """Check one request and turn it into the prefix graph's features.
 
-Letters: N history events, E excluded ads, S history slots, T SID levels, P profile columns.
+Letters: N history events, E excluded ads, S history slots, T SID levels, P profile columns, Q request
+features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -41,15 +44,17 @@ class Features:
         slot_ads: int64 [S], ad that each slot shows; -1 is an empty slot.
         slots: int32 [S, 3]: behavior, gap bucket, count bucket. The SIDs are filled in where the model
             version is known, see `serving.model.features.fill_slots`.
-        profile: int32 [P].
+        profile: int32 [P + Q], codes of the profile, then of the request features.
         ignored: history events left out: unknown ads, later than the request, older than the newest
             max_history.
+        unknown: request features that came with a value that the model does not know.
     """
 
     slot_ads: np.ndarray
     slots: np.ndarray
     profile: np.ndarray
     ignored: int
+    unknown: tuple[str, ...] = ()
 
 
 def request_features(
@@ -61,6 +66,7 @@ def request_features(
     timestamps: np.ndarray,
     profile: np.ndarray,
     now: int,
+    given: Mapping[str, Any] | None = None,
 ) -> Features:
     """Features of a request; an empty history is a legal cold-start user.
 
@@ -72,6 +78,7 @@ def request_features(
         timestamps: int64 [N], unix seconds.
         profile: int32 [P].
         now: time of the request, unix seconds.
+        given: values of request features by name; those left out are unknown.
 
     Raises:
         RequestError: lengths that differ, values out of range.
@@ -104,7 +111,16 @@ def request_features(
     slot_ads, shown = np.full(spec.slots, PADDING, np.int64), history.events >= 0
     slot_ads[shown] = ad_ids[history.events[shown]]
     ignored = history.ignored + int((~known).sum())
-    return Features(slot_ads, history.columns, profile.astype(np.int32), ignored)
+    given = given or {}
+    codes = {f.name: f.code(given[f.name]) for f in spec.request_features if f.name in given}
+    columns = np.array([codes.get(f.name, 0) for f in spec.request_features], np.int32)
+    return Features(
+        slot_ads,
+        history.columns,
+        profile=np.concatenate([profile.astype(np.int32), columns]),
+        ignored=ignored,
+        unknown=tuple(name for name, code in codes.items() if code == 0),
+    )
 
 
 def check_present(**inputs: np.ndarray | None) -> None:

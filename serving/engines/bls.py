@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from serving.search.executor import Carry, prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
+from serving.search.executor import (
+    Carry,
+    prefix_inputs,
+    prefix_outputs,
+    tail_carry_inputs,
+    tail_outputs,
+    tail_parent_inputs,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +46,8 @@ class BlsExecutor:
     def prefix(self, slots: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, Carry]:
         """See `Executor.prefix`."""
         tensor = self._triton.Tensor
-        outputs = self._call(
-            "lazyar_prefix", [tensor("slots", slots), tensor("profile", profile)], prefix_outputs()
-        )
+        inputs = [tensor(name, values) for name, values in prefix_inputs(slots, profile).items()]
+        outputs = self._call("lazyar_prefix", inputs, prefix_outputs())
         return self._host(outputs.pop("logprob")), outputs
 
     def tail(

@@ -10,7 +10,14 @@ import onnxruntime
 
 from serving.model.bundle import BundleError
 from serving.model.manifest import Manifest, Tensor
-from serving.search.executor import Carry, prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
+from serving.search.executor import (
+    Carry,
+    prefix_inputs,
+    prefix_outputs,
+    tail_carry_inputs,
+    tail_outputs,
+    tail_parent_inputs,
+)
 from serving.search.probe import probe
 
 _TYPES = {
@@ -102,7 +109,7 @@ class OrtExecutor:
     def prefix(self, slots: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, Carry]:
         """See `Executor.prefix`."""
         names = prefix_outputs()
-        outputs = dict(zip(names, self._prefix.run(names, {"slots": slots, "profile": profile}), strict=True))
+        outputs = dict(zip(names, self._prefix.run(names, prefix_inputs(slots, profile)), strict=True))
         return outputs.pop("logprob"), outputs
 
     def tail(

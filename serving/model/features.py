@@ -5,18 +5,33 @@ Letters: N history events, S history slots (short + long), T SID levels, P profi
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from serving.index.snapshot import Snapshot
 from serving.model.exposures import join_exposures
+from serving.model.request_features import RequestFeature
 
 BEHAVIORS = {"impression": 1, "click": 2, "conversion": 3}  # 0 marks an empty slot
 EVENT_COLUMNS = 3  # columns of a slot beside the codes: behavior, gap bucket, count bucket
 
 _HOUR, _DAY, _WEEK = 3_600, 86_400, 604_800
+GAP_EDGES_S = (
+    _HOUR,
+    _DAY,
+    3 * _DAY,
+    _WEEK,
+    2 * _WEEK,
+    3 * _WEEK,
+    4 * _WEEK,
+    6 * _WEEK,
+    9 * _WEEK,
+    13 * _WEEK,
+    26 * _WEEK,
+)
+"""Of a log of purchases, weeks apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +48,7 @@ class FeatureSpec:
         count_edges: upper edges of the buckets of how often the ad occurs in the history.
         attribution_window_s: events of one ad so soon after its first one are one exposure and take one slot,
             with the time of the first and the highest behavior; 0 gives every event its own.
+        request_features: what is known of a request besides its user.
     """
 
     levels: int = 3
@@ -40,23 +56,10 @@ class FeatureSpec:
     long_slots: int = 36
     max_history: int = 1024
     profile_sizes: tuple[int, ...] = ()
-    gap_edges_s: tuple[int, ...] = field(
-        default=(
-            _HOUR,
-            _DAY,
-            3 * _DAY,
-            _WEEK,
-            2 * _WEEK,
-            3 * _WEEK,
-            4 * _WEEK,
-            6 * _WEEK,
-            9 * _WEEK,
-            13 * _WEEK,
-            26 * _WEEK,
-        )
-    )
+    gap_edges_s: tuple[int, ...] = GAP_EDGES_S
     count_edges: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 18, 30)
     attribution_window_s: int = 0
+    request_features: tuple[RequestFeature, ...] = ()
 
     def __post_init__(self) -> None:
         """Reject settings that no history can fill."""
@@ -73,11 +76,19 @@ class FeatureSpec:
             edges = getattr(self, name)
             if list(edges) != sorted(set(edges)):
                 raise ValueError(f"features.{name}: expected strictly increasing edges, got {edges}")
+        names = [feature.name for feature in self.request_features]
+        if len(set(names)) != len(names):
+            raise ValueError(f"features.request_features: expected distinct names, got {names}")
 
     @property
     def slots(self) -> int:
         """History slots S."""
         return self.short_slots + self.long_slots
+
+    @property
+    def column_sizes(self) -> tuple[int, ...]:
+        """Cardinality of each column that a context has once: the profile's, then those of the request."""
+        return (*self.profile_sizes, *(feature.codes for feature in self.request_features))
 
     @property
     def columns(self) -> int:
@@ -102,7 +113,11 @@ class FeatureSpec:
     def from_json(cls, values: dict) -> FeatureSpec:
         """Inverse of `to_json`."""
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**arguments)
+        features = [
+            RequestFeature(**feature | {"values": tuple(feature["values"])})
+            for feature in arguments.pop("request_features", ())
+        ]
+        return cls(**arguments, request_features=tuple(features))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from pydantic import (
 from serving.model.features import FeatureSpec
 
 FORMAT_VERSION = 2  # goes up when tensors of the graphs change their names or shapes
-_ADDED = {"attribution_window_s": 0}  # features that older manifests do not name, and what they were
+_ADDED = {"attribution_window_s": 0, "request_features": []}  # features that older manifests do not name, and what they were
 MAX_VERSION = 10**18 - 1  # 18 digits, see `serving.files.number_of`
 
 Tensor = tuple[str, Literal["INT32", "INT64", "FLOAT", "FLOAT16"], tuple[int | str, ...]]
@@ -126,7 +126,7 @@ class Manifest(BaseModel):
                 f"expected the keys {', '.join(sorted(known))}, missing: {_listed(known - value.keys())}, "
                 f"unknown: {_listed(value.keys() - known)}"
             )
-        return {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
+        return _with_tuples(value)
 
     @model_validator(mode="after")
     def _of_one_model(self) -> Self:
@@ -172,6 +172,13 @@ def _problem(error: Mapping[str, Any]) -> str:
 def _same(name: str, expected: object, got: object, *, of: str) -> None:
     if got != expected:
         raise ValueError(f"{name}: expected {expected} ({of}), got {got}")
+
+
+def _with_tuples(value: Any) -> Any:
+    """JSON with a tuple for every list, as the frozen classes have them."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(v) for name, v in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def _listed(names: set[str]) -> str:

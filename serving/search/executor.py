@@ -22,7 +22,7 @@ class Executor(Protocol):
 
         Args:
             slots: int32 [B, S, T + 3] (see `serving.model.features`).
-            profile: int32 [B, P].
+            profile: int32 [B, P], codes of the context's columns; P may be 0.
 
         Returns:
             log p(s_1 | X), float32 [B, V_1], and the carry for the tails.
@@ -46,6 +46,14 @@ class Executor(Protocol):
             undefined), and the carry for the next level.
         """
         ...
+
+
+def prefix_inputs(slots: np.ndarray, profile: np.ndarray) -> dict[str, np.ndarray]:
+    """Inputs of the prefix graph by name; a model without columns has no input for them.
+
+    A tensor of no width is none: graphs, engines and servers disagree about what a dimension of 0 is.
+    """
+    return {"slots": slots, "profile": profile} if profile.shape[1] else {"slots": slots}
 
 
 def prefix_outputs() -> list[str]:

@@ -26,7 +26,7 @@ def probe(executor: Executor, manifest: Manifest) -> None:
     spec, version = manifest.features, manifest.version
     codebooks = [*manifest.level_sizes, len(manifest.value_means)]
     slots = np.zeros((1, spec.slots, spec.columns), np.int32)
-    profile = np.zeros((1, len(spec.profile_sizes)), np.int32)
+    profile = np.zeros((1, len(spec.column_sizes)), np.int32)
     level = 1
     try:
         logprob, carry = executor.prefix(slots, profile)

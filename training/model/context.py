@@ -1,6 +1,6 @@
 """Context processor: profile and behavior sequences to context slots X (linear, in the style of OneRec-V2).
 
-Letters: B requests, S history slots, T SID levels, P profile columns, d width.
+Letters: B requests, S history slots, T SID levels, P columns of the profile and of the request, d width.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class ContextProcessor(nn.Module):
         self.gap = nn.Embedding(spec.gap_buckets, width)
         self.count = nn.Embedding(spec.count_buckets, width)
         self.slot = nn.Parameter(torch.zeros(spec.slots, width))
-        self.profile = nn.ModuleList(nn.Embedding(size, width) for size in spec.profile_sizes)
+        self.profile = nn.ModuleList(nn.Embedding(size, width) for size in spec.column_sizes)
         self.user = nn.Parameter(torch.zeros(1, 1, width))
         self.norm = nn.LayerNorm(width)
 
     @property
     def slots(self) -> int:
-        """Context slots: one user slot, one a profile column, the history slots."""
+        """Context slots: one user slot, one a column, the history slots."""
         return 1 + len(self.profile) + self.spec.slots
 
     def forward(self, slots: Tensor, profile: Tensor, codes: CodeEmbeddings) -> tuple[Tensor, Tensor]:

@@ -91,7 +91,7 @@ class TritonPythonModel:
         return answers
 
     def rows(self, request):
-        """Searches of one request: slot_ads [b, S], slots [b, S, 3], profile [b, P], num_ads [b, 1] .."""
+        """Searches of one request: slot_ads [b, S], slots [b, S, 3], profile [b, P + Q], num_ads [b, 1] .."""
         cap, widths = integer_parameter(request, "width_cap"), text_parameter(request, "widths")
         plan = None if widths is None else parse_widths(widths, levels=self.levels)
         deadline, use_cache = integer_parameter(request, "deadline_ms"), cache_parameter(request)
@@ -99,6 +99,7 @@ class TritonPythonModel:
             array(pb_utils, request, name)
             for name in ("slot_ads", "slots", "profile_codes", "num_ads", "exclude", "arrived")
         )
+        profile = np.zeros((len(ads), 0), np.int32) if profile is None else profile  # a model without columns
         # Again: whoever calls this model past the ensemble must not fill memory.
         check_num_ads(num_ads, self.limits)
         return [

@@ -21,6 +21,7 @@ from serving.backend.entry import Entry
 from serving.backend.model_settings import ModelSettings
 from serving.backend.outcomes import Outcomes
 from serving.backend.request import check_exclude, check_num_ads, check_present, request_features
+from serving.backend.unknown_values import UnknownValues
 from serving.index.reader import IndexReader
 
 
@@ -35,11 +36,14 @@ class TritonPythonModel:
         self.limits = settings.serving.limits
         self.outcomes = Outcomes(pb_utils, model="request_features")
         self.draining = Draining()
+        self.unknown = UnknownValues(pb_utils, self.spec) if self.spec.request_features else None
         self.entry = Entry(pb_utils) if settings.serving.load_control == "adaptive" else None
 
     def finalize(self):
         """Leave nothing behind."""
         self.outcomes.close()
+        if self.unknown:
+            self.unknown.close()
         if self.entry:
             self.entry.close()
 
@@ -57,7 +61,9 @@ class TritonPythonModel:
         ad_ids = array(pb_utils, request, "history_ad_ids")  # [b, N]
         behaviors = array(pb_utils, request, "history_behaviors")  # [b, N]
         timestamps = array(pb_utils, request, "history_timestamps")  # [b, N]
-        profile = array(pb_utils, request, "profile")  # [b, P]
+        spec = self.spec
+        profile = array(pb_utils, request, "profile") if spec.profile_sizes else None  # [b, P]
+        sent = {f.name: array(pb_utils, request, f.name) for f in spec.request_features}  # [b, 1] or None
         num_ads = array(pb_utils, request, "num_ads")  # [b, 1]
         now = array(pb_utils, request, "timestamp")  # [b, 1] or None
         exclude = array(pb_utils, request, "exclude_ad_ids")  # [b, E] or None
@@ -65,29 +71,33 @@ class TritonPythonModel:
             history_ad_ids=ad_ids,
             history_behaviors=behaviors,
             history_timestamps=timestamps,
-            profile=profile,
+            **({"profile": profile} if spec.profile_sizes else {}),
             num_ads=num_ads,
         )
         check_num_ads(num_ads[:, 0], self.limits)
         rows = len(ad_ids)
+        profile = np.zeros((rows, 0), np.int32) if profile is None else profile
         now = np.full((rows, 1), int(time.time())) if now is None else now
         exclude = np.zeros((rows, 0), np.int64) if exclude is None else exclude
         built = [
             request_features(
-                self.spec,
+                spec,
                 self.reader.snapshot,
                 ad_ids=ad_ids[i],
                 behaviors=behaviors[i],
                 timestamps=timestamps[i],
                 profile=profile[i],
                 now=int(now[i, 0]),
+                given={name: values[i, 0] for name, values in sent.items() if values is not None},
             )
             for i in range(rows)
         ]
+        if self.unknown:
+            self.unknown.count(name for f in built for name in f.unknown)
         return {
             "slot_ads": np.stack([f.slot_ads for f in built]),
             "slots": np.stack([f.slots for f in built]),
-            "profile_codes": np.stack([f.profile for f in built]),
+            **({"profile_codes": np.stack([f.profile for f in built])} if spec.column_sizes else {}),
             "excluded": pad_rows([check_exclude(e, self.limits) for e in exclude], fill=-1),
             "ignored_history": np.array([[f.ignored] for f in built], np.int32),
             "arrived": np.full((rows, 1), arrived),
