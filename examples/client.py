@@ -18,6 +18,7 @@ from tritonclient.utils import np_to_triton_dtype
 from serving.model.bundle import read_manifest
 from serving.model.current import current_version
 from serving.model.features import BEHAVIORS
+from serving.model.request_features import RequestFeature
 
 OUTPUTS = (
     "ad_ids",
@@ -85,6 +86,7 @@ class Catalogue:
     sids: pl.DataFrame
     profile_columns: dict[str, tuple[str, ...]]
     end: int
+    request_features: tuple[RequestFeature, ...] = ()
 
     @classmethod
     def load(cls, run: Path) -> Catalogue:
@@ -100,12 +102,22 @@ class Catalogue:
         )
         sids = pl.read_parquet(run / "tokenizer" / "sids.parquet")
         end = int(events["timestamp"].to_numpy().max()) + 1
-        return cls(ads, users, events, sids, profile_columns=manifest.profile_columns, end=end)
+        return cls(
+            ads,
+            users,
+            events,
+            sids,
+            profile_columns=manifest.profile_columns,
+            end=end,
+            request_features=manifest.features.request_features,
+        )
 
     def request(
         self, user_id: int, *, num_ads: int, exclude: list[int] | None = None, max_history: int = 1024
     ) -> dict[str, np.ndarray]:
         """Request of a user at the end of the logs: the newest events, the profile, the time.
+
+        Its request features are those of the user's last event; one that is not known there is left out.
 
         Raises:
             ValueError: no such user.
@@ -117,17 +129,24 @@ class Catalogue:
             raise ValueError(f"expected a user of the logs ({span}), got {user_id}")
         events = self.events.filter(pl.col("user_id") == user_id).sort("timestamp", "ad_id").tail(max_history)
         row = user.row(0, named=True)
-        profile = [_code(categories, row[column]) for column, categories in self.profile_columns.items()]
         behaviors = [BEHAVIORS[b] for b in events["behavior"]]
         tensors = {
             "history_ad_ids": events["ad_id"].to_numpy()[None],
             "history_behaviors": np.array([behaviors], np.int32),
             "history_timestamps": events["timestamp"].to_numpy()[None],
-            "profile": np.array([profile], np.int32),
             "num_ads": np.array([[num_ads]], np.int32),
             # The logs are of the past: without a time the server would count the gaps up to today.
             "timestamp": np.array([[self.end]], np.int64),
         }
+        profile = [_code(categories, row[column]) for column, categories in self.profile_columns.items()]
+        if profile:  # of a model without columns there is no such input
+            tensors["profile"] = np.array([profile], np.int32)
+        last = events.row(-1, named=True) if events.height else {}
+        for feature in self.request_features:
+            value = last.get(feature.column)
+            if value is not None:
+                sent = min(max(value, -1), 2**31 - 1) if feature.size else str(value).encode()
+                tensors[feature.name] = np.array([[sent]], np.int32 if feature.size else np.bytes_)
         if exclude:
             tensors["exclude_ad_ids"] = np.array([exclude], np.int64)
         return tensors

@@ -16,7 +16,7 @@ from export.encoder import write_encoder
 from export.graphs import export_graphs
 from export.lower import Lowering, lower
 from export.parity import check_parity
-from indexer.encode.ad_encoder import FOLDER as ENCODER
+from indexer.encode.settings import FOLDER as ENCODER
 from serving.files import new_folder, sha256
 from serving.model.bundle import MANIFEST, read_manifest, versions
 from serving.model.current import point_current
@@ -24,7 +24,7 @@ from serving.model.manifest import FORMAT_VERSION
 from serving.search.cold_start import SEEN_SIDS
 from training.loop.checkpoint import Checkpoint
 from training.preset.precision import Precision
-from training.tokenizer.tokenizer import Tokenizer
+from training.tokenizer import kinds
 
 
 def write_bundle(
@@ -71,7 +71,7 @@ def write_bundle(
         export_graphs(checkpoint.model, graphs)
         error = check_parity(checkpoint.model, graphs)
         if tokenizer is not None:
-            loaded = Tokenizer.load(tokenizer)
+            loaded = kinds.load(tokenizer)
             found, wanted = loaded.tokenizer_id, checkpoint.spec.tokenizer_id
             if found != wanted:
                 raise ValueError(

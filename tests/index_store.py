@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from indexer.events.content import Content
 from indexer.events.event import AdEvent, CreateEvent, DeleteEvent, PauseEvent, ResumeEvent, UpdateEvent
 from indexer.store.incoming import Incoming, Outcome
 from indexer.store.index_store import IndexStore
@@ -21,21 +22,19 @@ SIZES = (4, 3, 5)
 class FakeEncoder:
     """Digits of a hash of the ad and its content; other tokenizers give other SIDs."""
 
+    from_content = True
+
     def __init__(self, tokenizer_id: str = "tok", level_sizes: tuple[int, ...] = SIZES) -> None:
         self.tokenizer_id, self.level_sizes = tokenizer_id, level_sizes
         self.calls: list[list[int]] = []
 
-    def encode(
-        self,
-        ad_ids: np.ndarray,
-        *,
-        account_ids: Sequence[str],
-        conversion_types: Sequence[str],
-        texts: Sequence[str],
-    ) -> np.ndarray:
+    def refusal(self, content: Content) -> str | None:
+        return None
+
+    def encode(self, ad_ids: np.ndarray, contents: Sequence[Content]) -> np.ndarray:
         self.calls.append(ad_ids.tolist())
-        columns = zip(ad_ids.tolist(), account_ids, conversion_types, texts, strict=True)
-        return np.array([self.sid(*values) for values in columns], np.int32)
+        pairs = zip(ad_ids.tolist(), contents, strict=True)
+        return np.array([self.sid(ad_id, **content) for ad_id, content in pairs], np.int32)
 
     def sid(self, ad_id: int, account_id: str, conversion_type: str, text: str) -> tuple[int, ...]:
         content = repr((self.tokenizer_id, ad_id, account_id, conversion_type, text)).encode()

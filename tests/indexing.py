@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from fastapi.testclient import TestClient
 
+from indexer.events.content import Content
+from indexer.events.event import CONTENT_FIELDS
 from indexer.http.api import Api, ApiLimits
 from indexer.http.app import create_app
 from indexer.http.guard import Guard
@@ -29,22 +31,20 @@ LEVEL_SIZES = (6, 5, 7)
 class HashEncoder:
     """Codes are digits of a hash of the content; every tokenizer gives others."""
 
+    from_content = True
+
     def __init__(self, tokenizer_id: str, level_sizes: tuple[int, ...] = LEVEL_SIZES) -> None:
         self.tokenizer_id, self.level_sizes = tokenizer_id, level_sizes
 
-    def encode(
-        self,
-        ad_ids: np.ndarray,
-        *,
-        account_ids: Sequence[str],
-        conversion_types: Sequence[str],
-        texts: Sequence[str],
-    ) -> np.ndarray:
+    def refusal(self, content: Content) -> str | None:
+        return None
+
+    def encode(self, ad_ids: np.ndarray, contents: Sequence[Content]) -> np.ndarray:
         rows = []
-        for account, conversion, text in zip(account_ids, conversion_types, texts, strict=True):
-            if "poison" in text:
+        for content in contents:
+            if "poison" in content["text"]:
                 raise RuntimeError("the encoder does not like it")
-            words = json.dumps([self.tokenizer_id, account, conversion, text]).encode()
+            words = json.dumps([self.tokenizer_id, *(content[name] for name in CONTENT_FIELDS)]).encode()
             rows.append(
                 [b % size for b, size in zip(hashlib.sha256(words).digest(), self.level_sizes, strict=False)]
             )
@@ -64,7 +64,7 @@ def write_manifest(bundles: Path, version: int, tokenizer_id: str, *, current: b
 
 
 def load_hash_encoder(bundle: Path) -> HashEncoder:
-    """In place of `AdEncoder.load`."""
+    """In place of `bundle_encoder.load_encoder`."""
     return HashEncoder(json.loads((bundle / MANIFEST).read_text())["tokenizer_id"])
 
 

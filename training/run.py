@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from serving.model.features import BEHAVIORS
+from training.data.exportable import check_model
 from training.data.parts import TRAIN
 from training.data.prepared import Prepared, load_prepared
 from training.data.profile import ProfileVocabulary
@@ -65,16 +66,19 @@ class RunData:
         """Specification of a new model: value buckets of the training targets, profile categories of the log.
 
         Raises:
-            ValueError: no training target.
+            ValueError: no training target, or a model that could not be served.
         """
         profile = self.prepared.profile
+        features = preset.features.spec(
+            levels=len(self.level_sizes),
+            profile_sizes=profile.cardinalities,
+            attribution_window_s=self.prepared.attribution_window_s,
+            request_features=preset.request_features,
+        )
+        check_model(features, level_sizes=self.level_sizes, serving=preset.serving)
         return ModelSpec(
             model=preset.model,
-            features=preset.features.spec(
-                levels=len(self.level_sizes),
-                profile_sizes=profile.cardinalities,
-                attribution_window_s=self.prepared.attribution_window_s,
-            ),
+            features=features,
             level_sizes=self.level_sizes,
             value_buckets=ValueBuckets.fit(self._target_values(preset), buckets=preset.model.value_buckets),
             profile_columns=dict(profile.categories),

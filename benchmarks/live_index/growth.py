@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.live_index.build import private_bytes
 from benchmarks.live_index.deployment import build_index, text
-from indexer.encode.ad_encoder import AdEncoder
+from indexer.encode.bundle_encoder import load_encoder
 from indexer.events.event import AdEvent
 from indexer.events.parse import event_of
 from indexer.sidecar.compactor import Compactor
@@ -37,7 +37,7 @@ def measure(
     """
     work = run / "growth"
     shutil.rmtree(work, ignore_errors=True)
-    encoder = AdEncoder.load(run / "bundles" / "1")
+    encoder = load_encoder(run / "bundles" / "1")
     say(f"growth: index of {ads:,} ads")
     build_index(work / "index", ads=ads, level_sizes=encoder.level_sizes, tokenizer_id=encoder.tokenizer_id)
     context = multiprocessing.get_context("spawn")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from indexer.commands.given_content import GivenContent
 from indexer.events.event import CONTENT_FIELDS
 from indexer.store.index_store import IndexStore
 from serving.model.bundle import read_manifest
@@ -33,9 +34,10 @@ def build(
     """
     import polars as pl  # a sidecar need not wait for it
 
-    columns = pl.read_parquet_schema(ads)
-    content = list(CONTENT_FIELDS) if columns.keys() >= set(CONTENT_FIELDS) else []
-    table = pl.read_parquet(ads, columns=["ad_id", "status", *content]).join(
+    known = pl.read_parquet(ads)
+    content = list(CONTENT_FIELDS) if set(known.columns) >= set(CONTENT_FIELDS) else []
+    given = GivenContent(known)
+    table = known.select("ad_id", "status", *content).join(
         pl.read_parquet(sids), on="ad_id", how="left", maintain_order="left"
     )
     codes = table.drop("ad_id", "status", *content)
@@ -52,7 +54,9 @@ def build(
             ad_ids=table["ad_id"].to_numpy(),
             sids=codes.to_numpy().astype(np.int32),
             statuses=table["status"].to_numpy().astype(str),
-            content={name: table[name] for name in content} if content else None,
+            content={name: table[name] for name in content} | ({"given": given} if given else {})
+            if content
+            else None,
             replace_all=replace_all,
         )
 

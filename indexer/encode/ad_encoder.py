@@ -12,20 +12,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from serving.engines.ort import open_session
-from serving.files import read_object
+from indexer.encode.settings import graph_metadata, open_graph, read_settings
+from indexer.events.content import Content
 from serving.index.hashing import hash_level
-from serving.model.bundle import BundleError, check_file, read_manifest
 
-FORMAT_VERSION = 1
-FOLDER = "encoder"  # in the bundle
-GRAPH = "encoder.onnx"
-SETTINGS = "encoder.json"
-ANALYSIS = "word_ngrams"
+WORD_NGRAMS = "word_ngrams"
 BLOCK_ELEMENTS = (
     2**21
 )  # bounds every matrix of a block: 16 MiB of float64, unless one text alone has more features
@@ -39,10 +34,13 @@ class AdEncoder:
     Attributes:
         tokenizer_id: tokenizer whose SIDs it gives.
         level_sizes: V_1 .. V_T, the hash level last.
+        from_content: see `Encoder`.
     """
 
+    from_content = True
+
     def __init__(self, folder: str | Path, *, threads: int = 1) -> None:
-        """Open the encoder's own folder; `load` is the usual way in.
+        """Open the encoder's own folder.
 
         Args:
             folder: holds `encoder.onnx` and `encoder.json`.
@@ -52,29 +50,11 @@ class AdEncoder:
             BundleError: a file is missing, unreadable or of another format, or they are of two tokenizers.
         """
         folder = Path(folder)
-        path = folder / SETTINGS
-        try:
-            content = read_object(path)
-            found = content["format_version"], content["analysis"]
-            if found != (FORMAT_VERSION, ANALYSIS):
-                raise BundleError(
-                    f"{path}: expected format_version {FORMAT_VERSION} and analysis {ANALYSIS!r}, got "
-                    f"{found[0]!r} and {found[1]!r}; another release made it: run `make export` again"
-                )
-            self._read(content)
-        except (OSError, KeyError, TypeError, ValueError, re.error) as error:
-            raise BundleError(f"{path}: not readable: {type(error).__name__}: {error}") from error
-        path = folder / GRAPH
-        try:
-            self._session = open_session(path, threads=threads)
-        except Exception as error:  # ONNX Runtime raises many kinds
-            raise BundleError(f"{path}: not readable: {type(error).__name__}: {error}") from error
-        wanted = graph_metadata(
+        read_settings(folder, analyses=(WORD_NGRAMS,), read=self._read)
+        metadata = graph_metadata(
             self.tokenizer_id, self.level_sizes, features=len(self._columns), dim=self._dim
         )
-        actual = self._session.get_modelmeta().custom_metadata_map
-        if actual != wanted:
-            raise BundleError(f"{path}: expected the graph of {SETTINGS}, {wanted}, got {actual}")
+        self._session = open_graph(folder, threads=threads, metadata=metadata)
 
     def _read(self, content: dict[str, Any]) -> None:
         self.tokenizer_id = str(content["tokenizer_id"])
@@ -85,55 +65,19 @@ class AdEncoder:
         # What a row of a block costs at least: a score for every code, and the vector.
         self._width = max(*self.level_sizes[:-1], self._dim)
 
-    @classmethod
-    def load(cls, bundle: str | Path, *, threads: int = 1) -> Self:
-        """Open the encoder of a bundle and check it against the bundle's manifest.
+    def refusal(self, content: Content) -> str | None:
+        """See `Encoder`; any text will do."""
+        return None
 
-        Args:
-            bundle: folder of one version.
-            threads: of ONNX Runtime.
-
-        Raises:
-            BundleError: the bundle has no encoder, or one that is corrupted or of another tokenizer.
-        """
-        bundle = Path(bundle)
-        # The graphs of the model are not ours to hash: they are hundreds of times the size.
-        manifest = read_manifest(bundle, verify=False)
-        for name in (f"{FOLDER}/{SETTINGS}", f"{FOLDER}/{GRAPH}"):
-            if name not in manifest.sha256:
-                raise BundleError(
-                    f"bundle {bundle}: expected {name}, found none: the bundle was made by an earlier "
-                    "release or without a tokenizer; run `make export` again"
-                )
-            check_file(bundle, name, manifest.sha256[name])
-        encoder = cls(bundle / FOLDER, threads=threads)
-        wanted = manifest.tokenizer_id, manifest.level_sizes
-        actual = encoder.tokenizer_id, encoder.level_sizes
-        if wanted != actual:
-            raise BundleError(
-                f"bundle {bundle}: expected an encoder of tokenizer {wanted[0]} with levels {wanted[1]}, got "
-                f"{actual[0]} with {actual[1]}; run `make export` again"
-            )
-        return encoder
-
-    def encode(
-        self,
-        ad_ids: Sequence[int] | np.ndarray,
-        *,
-        account_ids: Sequence[str],
-        conversion_types: Sequence[str],
-        texts: Sequence[str],
-    ) -> np.ndarray:
-        """Return SIDs int32 [N, T]; a row depends on that ad alone, not on its neighbours in the call.
-
-        Memory beside the answer is bounded by the block, and by the longest text alone.
-
-        Raises:
-            ValueError: the columns differ in length.
-        """
-        if len(texts) != len(ad_ids):
-            raise ValueError(f"expected {len(ad_ids)} texts, one an ad, got {len(texts)}")
-        hashed = hash_level(account_ids, conversion_types, ad_ids, size=self.level_sizes[-1])
+    def encode(self, ad_ids: Sequence[int] | np.ndarray, contents: Sequence[Content]) -> np.ndarray:
+        """See `Encoder`. Memory beside the answer is bounded by the block, and by the longest text alone."""
+        hashed = hash_level(
+            [content["account_id"] for content in contents],
+            [content["conversion_type"] for content in contents],
+            ad_ids,
+            size=self.level_sizes[-1],
+        )
+        texts = [content["text"] for content in contents]
         # Many ads share a text: encode each once. inverse [N] -> row of `distinct`.
         distinct: dict[str, int] = {}
         inverse = [distinct.setdefault(text, len(distinct)) for text in texts]
@@ -168,18 +112,6 @@ class AdEncoder:
                     counts[column] += 1
         # The graph adds in this order, as the tokenizer does.
         return sorted(counts.items())
-
-
-def graph_metadata(
-    tokenizer_id: str, level_sizes: tuple[int, ...], *, features: int, dim: int
-) -> dict[str, str]:
-    """What `encoder.onnx` says of itself, so that it is not run with the settings of another one."""
-    return {
-        "tokenizer_id": tokenizer_id,
-        "level_sizes": " ".join(map(str, level_sizes)),
-        "features": str(features),
-        "embedding_dim": str(dim),
-    }
 
 
 def _padded(block: list[Features]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What the index wants of an encoder; `ad_encoder` has the one that runs a bundle's tokenizer."""
+"""What the index wants of an encoder; `bundle_encoder` opens the one of a bundle's tokenizer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from indexer.events.content import Content
 from serving.index.layout import IndexStoreError
 
 
@@ -21,35 +22,34 @@ class Encoder(Protocol):
     def level_sizes(self) -> tuple[int, ...]:
         """Codebook size of each of the T levels."""
 
-    def encode(
-        self,
-        ad_ids: np.ndarray,
-        *,
-        account_ids: Sequence[str],
-        conversion_types: Sequence[str],
-        texts: Sequence[str],
-    ) -> np.ndarray:
-        """SIDs int32 [N, T] of ads int64 [N] with their content."""
+    @property
+    def from_content(self) -> bool:
+        """Whether SIDs follow from content alone, so that ads of another tokenizer's day get one too."""
+
+    def refusal(self, content: Content) -> str | None:
+        """Why an ad of this content gets no SID, what was expected and what came; None if it gets one."""
+
+    def encode(self, ad_ids: np.ndarray, contents: Sequence[Content]) -> np.ndarray:
+        """SIDs int32 [N, T] of ads int64 [N]; a row depends on that ad alone, not on its neighbours.
+
+        Args:
+            ad_ids: N ids.
+            contents: of the same N ads, of which `refusal` refuses none.
+        """
 
 
-def encode_contents(
-    encoder: Encoder, ad_ids: Sequence[int], *, contents: Sequence[dict[str, str]]
-) -> np.ndarray:
+def encode_contents(encoder: Encoder, ad_ids: Sequence[int], *, contents: Sequence[Content]) -> np.ndarray:
     """SIDs int32 [N, T] of ads with content as the index stores it.
 
     Raises:
-        IndexStoreError: the encoder failed, or gave what is not N SIDs of its levels.
+        IndexStoreError: the encoder refuses a content, failed, or gave what is not N SIDs of its levels.
     """
+    for ad_id, content in zip(ad_ids, contents, strict=True):
+        if (why := encoder.refusal(content)) is not None:
+            raise IndexStoreError(f"encoder {encoder.tokenizer_id}: ad {ad_id}: {why}")
     sizes = tuple(encoder.level_sizes)
     try:
-        sids = np.asarray(
-            encoder.encode(
-                np.asarray(ad_ids, np.int64),
-                account_ids=[c["account_id"] for c in contents],
-                conversion_types=[c["conversion_type"] for c in contents],
-                texts=[c["text"] for c in contents],
-            )
-        )
+        sids = np.asarray(encoder.encode(np.asarray(ad_ids, np.int64), contents))
     except Exception as error:
         raise IndexStoreError(
             f"encoder {encoder.tokenizer_id}: failed on {len(ad_ids)} ads, first ad {ad_ids[0]}: {error!r}"

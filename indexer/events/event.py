@@ -6,16 +6,30 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from indexer.events.content import GIVEN_FIELDS, Content, pack_vector
+
 Kind = Literal["create", "update", "pause", "resume", "delete"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 CONTENT_FIELDS = ("account_id", "conversion_type", "text")
-FIELDS = ("kind", "ad_id", "version", *CONTENT_FIELDS)
+FIELDS = ("kind", "ad_id", "version", *CONTENT_FIELDS, *GIVEN_FIELDS)
 MAX_NUMBER = (1 << 63) - 1
 
 _Number = Annotated[int, Field(ge=0, le=MAX_NUMBER)]
 _Account = Annotated[str, Field(max_length=256, description="advertiser the ad belongs to")]
 _Conversion = Annotated[str, Field(max_length=256, description="what the ad is paid for")]
 _Text = Annotated[str, Field(max_length=65_536, description="what the semantic ID is made from")]
+_Finite = Annotated[float, Field(ge=-3e38, le=3e38)]  # in float32, too
+_Embedding = Annotated[
+    list[_Finite], Field(min_length=1, max_length=8192, description="of a model of the sender's own")
+]
+_Numbers = Annotated[
+    dict[Annotated[str, Field(max_length=256)], _Finite],
+    Field(max_length=256, description="numeric columns by name; one that is left out counts as the mean"),
+]
+_Sid = Annotated[
+    list[Annotated[int, Field(ge=0, lt=1 << 20)]],
+    Field(min_length=1, max_length=8, description="semantic ID, a code a level, where SIDs are given"),
+]
 _LEFT_OUT: Any = None  # a null that was sent is no text, so it is refused
 
 
@@ -28,7 +42,12 @@ def _as_sent(schema: dict[str, Any]) -> None:
 
 def _sets_something(schema: dict[str, Any]) -> None:
     _as_sent(schema)
-    schema["anyOf"] = [{"required": [name]} for name in CONTENT_FIELDS]
+    schema["anyOf"] = [{"required": [name]} for name in (*CONTENT_FIELDS, *GIVEN_FIELDS)]
+
+
+def _has_something(schema: dict[str, Any]) -> None:
+    _as_sent(schema)
+    schema["anyOf"] = [{"required": [name]} for name in ("text", *GIVEN_FIELDS)]
 
 
 class AdEvent(BaseModel):
@@ -47,7 +66,7 @@ class AdEvent(BaseModel):
     version: Annotated[_Number, Field(description="of the ad; a later one wins, in whatever order they come")]
 
     @property
-    def content(self) -> dict[str, str]:
+    def content(self) -> Content:
         """Content fields that the event sets."""
         return {}
 
@@ -56,25 +75,48 @@ class AdEvent(BaseModel):
         return self.model_dump(exclude_none=True)
 
 
-class CreateEvent(AdEvent):
+class ContentEvent(AdEvent):
+    """What sets content; which of the fields a tokenizer reads is its own business."""
+
+    text: _Text = _LEFT_OUT
+    embedding: _Embedding = _LEFT_OUT
+    numbers: _Numbers = _LEFT_OUT
+    sid: _Sid = _LEFT_OUT
+
+    @property
+    def content(self) -> Content:
+        """Content fields that the event sets, as the index keeps them."""
+        names = (*CONTENT_FIELDS, *GIVEN_FIELDS)
+        found: Content = {n: value for n in names if (value := getattr(self, n)) is not None}
+        if "embedding" in found:
+            found["embedding"] = pack_vector(found["embedding"])
+        return found
+
+
+class CreateEvent(ContentEvent):
     """A new ad, or one that was deleted, with all of its content; it is active."""
+
+    model_config = ConfigDict(json_schema_extra=_has_something)
 
     kind: Literal["create"] = "create"
     account_id: _Account
     conversion_type: _Conversion
-    text: _Text
 
     @property
-    def content(self) -> dict[str, str]:
-        """All three content fields."""
-        return {
-            "account_id": self.account_id,
-            "conversion_type": self.conversion_type,
-            "text": self.text,
-        }
+    def content(self) -> Content:
+        """All three content fields, an empty text where none came, and what else came."""
+        found = super().content
+        found.setdefault("text", "")
+        return found
+
+    @model_validator(mode="after")
+    def _has_something(self) -> Self:
+        if all(getattr(self, name) is None for name in ("text", *GIVEN_FIELDS)):
+            raise ValueError("expected a text")
+        return self
 
 
-class UpdateEvent(AdEvent):
+class UpdateEvent(ContentEvent):
     """New content, at least one field of it, and with it a new semantic ID; what is left out stays."""
 
     model_config = ConfigDict(json_schema_extra=_sets_something)
@@ -82,12 +124,6 @@ class UpdateEvent(AdEvent):
     kind: Literal["update"] = "update"
     account_id: _Account = _LEFT_OUT
     conversion_type: _Conversion = _LEFT_OUT
-    text: _Text = _LEFT_OUT
-
-    @property
-    def content(self) -> dict[str, str]:
-        """Content fields that the event sets."""
-        return {n: value for n in CONTENT_FIELDS if (value := getattr(self, n)) is not None}
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from indexer.events.content import GIVEN_FIELDS
 from indexer.events.error import EventError, shown
 from indexer.events.event import CONTENT_FIELDS, EVENT, FIELDS, KINDS, AdEvent
 from indexer.events.json_object import load_object
@@ -38,19 +39,29 @@ def _explained(values: Mapping[str, Any], error: ValidationError) -> EventError:
     if unknown is not None:  # there may be thousands of them, so before a list of all errors is made
         return EventError("unknown_field", f"expected the fields {', '.join(FIELDS)}, got {shown(unknown)}")
     first = error.errors(include_url=False)[0]
-    name = str(first["loc"][-1]) if first["loc"] else "kind"
+    name = next((str(part) for part in reversed(first["loc"]) if part in FIELDS), "kind")
     kind, value, content = values.get("kind"), values.get(name), ", ".join(CONTENT_FIELDS)
     match first["type"]:
         case "missing" if name in CONTENT_FIELDS:
             return EventError("missing_field", f"{kind}: expected {content}; {name} is missing")
         case "missing" | "union_tag_not_found":
             return EventError("missing_field", f"expected the field {name}, got {shown(sorted(values))}")
+        case "value_error" if kind == "create":
+            given = ", ".join(GIVEN_FIELDS)
+            message = f"create: expected {content}; text is missing, and so are {given}"
+            return EventError("missing_field", message)
         case "value_error":  # of `UpdateEvent`
             return EventError("missing_field", f"{kind}: expected at least one of {content}, got none")
         case "extra_forbidden":
             return EventError("unknown_field", f"{kind}: expected no content, got {name}")
         case "union_tag_invalid" if isinstance(kind, str):
             return EventError("out_of_range", f"kind: expected {' | '.join(KINDS)}, got {shown(kind)}")
+        case "greater_than_equal" | "less_than_equal" | "less_than" | "finite_number" if name in GIVEN_FIELDS:
+            legal = "codes 0 .. 2**20 - 1" if name == "sid" else "finite numbers in float32"
+            return EventError("out_of_range", f"{name}: expected {legal}, got {shown(first['input'])}")
+        case "too_long" | "too_short":
+            most = {"embedding": 8192, "numbers": 256, "sid": 8}[name]
+            return EventError("too_long", f"{name}: expected 1 .. {most} values, got {len(value or ())}")
         case "greater_than_equal" | "less_than_equal":
             return EventError("out_of_range", f"{name}: expected 0 .. 2**63 - 1, got {shown(value)}")
         case "string_too_long":
@@ -60,6 +71,12 @@ def _explained(values: Mapping[str, Any], error: ValidationError) -> EventError:
         case "string_unicode":
             at = next(i for i, c in enumerate(values[name]) if "\ud800" <= c <= "\udfff")
             return EventError("invalid_json", f"{name}: expected text, got a lone surrogate at {at}")
-    expected = "an integer" if name in ("ad_id", "version") else "a string"
+    expected = {
+        "ad_id": "an integer",
+        "version": "an integer",
+        "embedding": "a list of numbers",
+        "numbers": "numbers by name",
+        "sid": "a list of integers",
+    }.get(name, "a string")
     got_type = type(value).__name__
     return EventError("wrong_type", f"{name}: expected {expected}, got {got_type} {shown(value)}")

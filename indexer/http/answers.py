@@ -95,7 +95,7 @@ class Ad(BaseModel):
     status_version: int = Field(description="version of the event that set it")
     content_version: int = Field(description="version of the event that set the content")
     updated: int = Field(description="unix seconds of the last change")
-    content: dict[str, str] | None = Field(description="null for an ad that came with a given semantic ID")
+    content: dict[str, Any] | None = Field(description="null for an ad that came with a given semantic ID")
     sids: dict[str, tuple[int, ...]] = Field(description="semantic ID by tokenizer")
     sequence: int = Field(description="index version")
     neighbours: dict[str, list[Neighbour]] = Field(

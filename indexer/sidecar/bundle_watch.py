@@ -27,9 +27,9 @@ def load_encoder(bundle: Path) -> Encoder:
     Raises:
         BundleError: the bundle has none, or a damaged one.
     """
-    from indexer.encode.ad_encoder import AdEncoder
+    from indexer.encode import bundle_encoder
 
-    return AdEncoder.load(bundle)
+    return bundle_encoder.load_encoder(bundle)
 
 
 class BundleWatch:

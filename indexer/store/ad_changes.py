@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from indexer.encode.encoder import Encoder, encode_contents
+from indexer.events.content import Content
 from indexer.store.records import encode_ad, encode_content
 from indexer.store.registers import AdState
 from indexer.store.transaction import WriteTransaction
@@ -70,20 +71,23 @@ def _write_generation(
     name: str,
     *,
     changes: Mapping[int, AdChange],
-    contents: dict[int, dict[str, str]],
+    contents: dict[int, Content],
     encoder: Encoder | None,
 ) -> None:
     generation = writing.meta.generations[name]
     new: dict[int, np.ndarray] = {}
     if encoder is not None and contents:
-        sids = encode_contents(encoder, list(contents), contents=list(contents.values()))
-        new = dict(zip(contents, sids, strict=True))
+        # What a ready generation cannot encode was refused; one that is being filled may want something else.
+        taken = {a: c for a, c in contents.items() if generation.ready or encoder.refusal(c) is None}
+        if taken:
+            sids = encode_contents(encoder, list(taken), contents=list(taken.values()))
+            new = dict(zip(taken, sids, strict=True))
     elif contents and generation.ready:
         writing.count(f"unencoded.{name}", len(contents))
-    # What an unfinished generation holds is out of date without an encoder; it is filled in later.
-    forget = not generation.ready and encoder is None
     rows = []
     for ad_id, change in changes.items():
+        # What an unfinished generation holds is out of date if it was not encoded anew: it is filled later.
+        forget = not generation.ready and ad_id not in new
         row = _write_sid(writing, name, ad_id=ad_id, change=change, new=new.get(ad_id), forget=forget)
         if row is not None:
             rows.append(row)

@@ -16,7 +16,8 @@ from indexer.store.records import encode_content
 from serving.index.layout import STATUSES
 
 Content = Mapping[str, Any]
-"""Columns account_id, conversion_type, text: N strings each, as list, array or polars Series."""
+"""Columns account_id, conversion_type, text: N strings each, as list, array or polars Series. Where there is
+more, `given`: N objects with some of `GIVEN_FIELDS`."""
 _CHUNK = 1 << 16
 
 
@@ -102,8 +103,9 @@ class AdColumns:
                 if wrong is not None:
                     ad_id, got = self.ad_ids[at[wrong]], column[wrong]
                     raise ValueError(f"content of ad {ad_id}: expected {name} as text, got {got!r}")
-            for values in zip(*columns, strict=True):
-                yield encode_content(dict(zip(CONTENT_FIELDS, values, strict=True)))
+            given = _take(self.content["given"], positions) if "given" in self.content else [{}] * len(at)  # type: ignore[operator, index]
+            for values, more in zip(zip(*columns, strict=True), given, strict=True):
+                yield encode_content(dict(zip(CONTENT_FIELDS, values, strict=True)) | more)
 
 
 def _take(column: Any, positions: np.ndarray) -> list[Any]:

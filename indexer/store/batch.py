@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from indexer.encode.encoder import Encoder
+from indexer.events.content import Content
 from indexer.events.error import EventError
 from indexer.events.event import AdEvent
 from indexer.store.ad_changes import AdChange, write_changes
@@ -127,7 +128,7 @@ class Batch:
                     self._set(event, decision)
                     progress = True
 
-    def _refusal(self, event: AdEvent) -> tuple[str, str] | None:
+    def _refusal(self, event: AdEvent, content: Content) -> tuple[str, str] | None:
         account = event.content.get("account_id")
         if self._accounts is not None and account is not None and account not in self._accounts:
             return "unknown_account", f"ad {event.ad_id}: account {account[:80]!a} is not among the known"
@@ -137,6 +138,9 @@ class Batch:
                 f"ad {event.ad_id}: expected an encoder of {' or '.join(ready) or 'a ready generation'}"
                 f", got {sorted(self._encoders) or 'none'}"
             )
+        for encoder in (self._encoders[name] for name in ready if name in self._encoders):
+            if (why := encoder.refusal(content)) is not None:
+                return "wrong_content", f"ad {event.ad_id}: {why}"
         return None
 
     def _change(self, ad_id: int) -> AdChange:

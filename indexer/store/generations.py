@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import islice
 
 from indexer.encode.encoder import Encoder, encode_contents
+from indexer.events.content import Content
 from indexer.store.arrays import read_snapshot
 from indexer.store.bases import place_base, remove_bases
 from indexer.store.file import StoreFile
@@ -39,7 +40,8 @@ def add_generation(file: StoreFile, encoder: Encoder) -> None:
     """Begin a generation of this encoder; `fill` completes it. One that exists goes on.
 
     Raises:
-        IndexStoreError: too many generations, ads came without content, or the levels are others.
+        IndexStoreError: too many generations, ads came without content or their SIDs with the tables, or the
+            levels are others.
         ValueError: a tokenizer id that cannot name tables.
     """
     name = encoder.tokenizer_id
@@ -47,6 +49,10 @@ def add_generation(file: StoreFile, encoder: Encoder) -> None:
     check_encoder(file, encoder)
     if name in file.meta.generations:
         return
+    if not encoder.from_content:
+        raise IndexStoreError(
+            f"index {file.path}: SIDs of {name} are given: they come with the tables; run `make index`"
+        )
     file.check_room()
     _check_contents(file, name)
     file.add_tables(name)
@@ -116,7 +122,7 @@ def _encode_missing(writing: WriteTransaction, encoder: Encoder, *, missing: lis
     writing.txn.put(_progress_key(encoder.tokenizer_id), ad_key(ad_ids[-1]), db=writing.tables.meta)
 
 
-def _content(writing: WriteTransaction, ad_id: int) -> dict[str, str]:
+def _content(writing: WriteTransaction, ad_id: int) -> Content:
     content = decode_content(writing.txn.get(ad_key(ad_id), db=writing.tables.content))
     if content is None:
         raise IndexStoreError(f"index {writing.path}: damaged: ad {ad_id} has no content to encode")

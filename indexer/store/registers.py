@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from indexer.events.content import Content
 from indexer.events.event import CONTENT_FIELDS, AdEvent
 from indexer.store.incoming import Result
 from serving.index.layout import ACTIVE, STATUSES
@@ -28,13 +29,14 @@ class AdState:
         status: code of `STATUSES`.
         status_version: version of the event that set it.
         content_version: version of the event that set the content.
-        content: account_id, conversion_type, text; None for an ad that came with given SIDs.
+        content: account_id, conversion_type, text and what else it came with; None where all that the index
+            was given are SIDs.
     """
 
     status: int
     status_version: int
     content_version: int
-    content: dict[str, str] | None
+    content: Content | None
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,18 @@ class Decision:
 
 
 def decide(
-    event: AdEvent, state: AdState | None, *, refuse: Callable[[AdEvent], tuple[str, str] | None]
+    event: AdEvent,
+    state: AdState | None,
+    *,
+    refuse: Callable[[AdEvent, Content], tuple[str, str] | None],
 ) -> Decision:
     """Effect of an event on an ad (None: unknown); `state` itself is not changed.
 
     Args:
         event: the event.
         state: the ad before it.
-        refuse: reason and message why new content cannot be taken at the moment, None if it can.
+        refuse: reason and message why the content that the ad would have cannot be taken at the moment, None
+            if it can.
     """
     if state is None and event.kind != "create":
         return Decision(
@@ -77,10 +83,10 @@ def decide(
         )
     content = state.content if state else None
     if sets_content:
-        if refusal := refuse(event):
-            return Decision("rejected", state, *refusal)
         content = (content or {}) | event.content
-        if len(content) < len(CONTENT_FIELDS):
+        if refusal := refuse(event, content):
+            return Decision("rejected", state, *refusal)
+        if not content.keys() >= set(CONTENT_FIELDS):
             return Decision(
                 "rejected",
                 state,

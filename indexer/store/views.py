@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from indexer.events.content import Content
 from indexer.store.records import decode_ad, decode_content
 from indexer.store.transaction import ReadTransaction
 from serving.index.layout import STATUSES, ad_key
@@ -30,7 +31,7 @@ class AdView:
     status_version: int
     content_version: int
     updated: int
-    content: dict[str, str] | None
+    content: Content | None
     sids: dict[str, tuple[int, ...]]
 
 

@@ -27,7 +27,8 @@ from pydantic import (
 from serving.model.features import FeatureSpec
 
 FORMAT_VERSION = 2  # goes up when tensors of the graphs change their names or shapes
-_ADDED = {"attribution_window_s": 0, "request_features": []}  # features that older manifests do not name, and what they were
+# Features that older manifests do not name, and what they were.
+_ADDED: dict[str, Any] = {"attribution_window_s": 0, "request_features": []}
 MAX_VERSION = 10**18 - 1  # 18 digits, see `serving.files.number_of`
 
 Tensor = tuple[str, Literal["INT32", "INT64", "FLOAT", "FLOAT16"], tuple[int | str, ...]]

@@ -1,4 +1,4 @@
-"""What is known of a request besides its user, as where it is shown: from a value to the code the model reads.
+"""What is known of a request besides its user, as where it is shown: from a value to a code.
 
 Training encodes a column of the events with it, serving an optional input of the request.
 """

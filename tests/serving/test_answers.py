@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 from examples.client import infer_inputs, send
 from export.bundle import write_bundle
 from export.render import render
-from indexer.encode.ad_encoder import AdEncoder
+from indexer.encode.bundle_encoder import load_encoder
 from indexer.events.event import AdEvent
 from indexer.store.incoming import Incoming
 from indexer.store.index_store import IndexStore
@@ -307,7 +307,7 @@ def own(pipeline, tmp_path_factory):
 
 def _change(deployment: Pipeline, *events: AdEvent) -> None:
     """Events of ads, applied as the sidecar applies them."""
-    with IndexStore(deployment.index, encoders=[AdEncoder.load(deployment.bundles / "1")]) as store:
+    with IndexStore(deployment.index, encoders=[load_encoder(deployment.bundles / "1")]) as store:
         outcomes = store.apply([Incoming(event, b"{}", "test") for event in events])
     assert {o.result for o in outcomes} == {"applied"}
 

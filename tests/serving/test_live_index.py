@@ -11,7 +11,7 @@ import pytest
 from examples.client import send
 from export.bundle import write_bundle
 from export.render import render
-from indexer.encode.ad_encoder import AdEncoder
+from indexer.encode.bundle_encoder import load_encoder
 from indexer.events.event import CONTENT_FIELDS
 from indexer.store.index_store import IndexStore
 from indexer.store.verify import verify
@@ -124,7 +124,7 @@ def test_a_model_of_another_tokenizer_takes_over_and_no_answer_mixes(pipeline, o
     deployment = copy_of(pipeline, tmp_path)
     table = small_ads()
     ads, content = table["ad_id"].to_numpy(), {name: table[name] for name in CONTENT_FIELDS}
-    encoders = {1: AdEncoder.load(deployment.bundles / "1")}
+    encoders = {1: load_encoder(deployment.bundles / "1")}
 
     def sids(version: int) -> np.ndarray:
         """SIDs int32 [N, T] of all ads."""
@@ -163,7 +163,7 @@ def test_a_model_of_another_tokenizer_takes_over_and_no_answer_mixes(pipeline, o
         made = checkpoint(seed=5, tokenizer_id=tokenizer.tokenizer_id)
         with exported(other_graphs):
             write_bundle(made, deployment.bundles, tokenizer=tmp_path / "other", activate=False)
-        encoders[2] = AdEncoder.load(deployment.bundles / "2")
+        encoders[2] = load_encoder(deployment.bundles / "2")
         assert (sids(1) != sids(2)).any()
         render(deployment.bundles, deployment.repository, index=deployment.index, config=serving_config())
         for graph in GRAPHS:

@@ -20,6 +20,7 @@ from export.bundle import write_bundle
 from export.encoder import write_encoder
 from export.parity import ParityError
 from indexer.encode.ad_encoder import AdEncoder
+from indexer.encode.bundle_encoder import load_encoder
 from serving.files import sha256
 from serving.model.bundle import BundleError, read_manifest
 from tests.pipeline import checkpoint, small_ads
@@ -66,12 +67,7 @@ def fit(**changes):
 
 
 def encode(encoder, ads):
-    return encoder.encode(
-        ads["ad_id"].to_list(),
-        account_ids=ads["account_id"].to_list(),
-        conversion_types=ads["conversion_type"].to_list(),
-        texts=ads["text"].to_list(),
-    )
+    return encoder.encode(ads["ad_id"].to_list(), exporter.contents_of(ads))
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3], ids="ngram_max={}".format)
@@ -163,11 +159,10 @@ def test_blocks_are_bounded_and_their_borders_show_nowhere(pair, monkeypatch, el
 def test_no_ads_and_columns_of_different_length(pair):
     _, encoder = pair
     assert encode(encoder, table([])).shape == (0, 4)
-    columns = {"account_ids": ["a", "b"], "conversion_types": ["c", "d"], "texts": ["tea", "milk"]}
-    assert encoder.encode([1, 2], **columns).shape == (2, 4)
-    for name in columns:
-        with pytest.raises(ValueError, match=r"expected 2 texts|zip"):
-            encoder.encode([1, 2], **(columns | {name: ["x"]}))
+    contents = [{"account_id": "a", "conversion_type": "c", "text": text} for text in ("tea", "milk")]
+    assert encoder.encode([1, 2], contents).shape == (2, 4)
+    with pytest.raises(ValueError, match="zip"):
+        encoder.encode([1, 2], contents[:1])
 
 
 def test_bundle_has_the_encoder_of_its_tokenizer_beside_the_graphs(pipeline):
@@ -175,7 +170,7 @@ def test_bundle_has_the_encoder_of_its_tokenizer_beside_the_graphs(pipeline):
     manifest = read_manifest(bundle)
     assert {GRAPH, SETTINGS} <= set(manifest.sha256)
     assert set(manifest.graphs) == {"prefix", "tail_2", "tail_3", "tail_4"}
-    encoder = AdEncoder.load(bundle)
+    encoder = load_encoder(bundle)
     assert (encoder.tokenizer_id, encoder.level_sizes) == (pipeline.tokenizer_id, manifest.level_sizes)
     ads = small_ads()
     np.testing.assert_array_equal(encode(encoder, ads), Tokenizer.load(pipeline.tokenizer).encode(ads))
@@ -183,9 +178,9 @@ def test_bundle_has_the_encoder_of_its_tokenizer_beside_the_graphs(pipeline):
 
 def test_encoder_needs_nothing_that_fits_a_tokenizer(pipeline):
     program = (
-        "import sys; from indexer.encode.ad_encoder import AdEncoder\n"
-        f"encoder = AdEncoder.load({str(pipeline.bundles / '1')!r})\n"
-        "encoder.encode([1], account_ids=['a'], conversion_types=['b'], texts=['apple pear'])\n"
+        "import sys; from indexer.encode.bundle_encoder import load_encoder\n"
+        f"encoder = load_encoder({str(pipeline.bundles / '1')!r})\n"
+        "encoder.encode([1], [{'account_id': 'a', 'conversion_type': 'b', 'text': 'apple pear'}])\n"
         "print(sorted({name.split('.')[0] for name in sys.modules}))"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -203,7 +198,7 @@ def test_bundle_from_before_serves_but_has_no_encoder(bundle):
     with pytest.raises(
         BundleError, match=r"expected encoder/encoder.json, found none: .*`make export` again"
     ):
-        AdEncoder.load(bundle)
+        load_encoder(bundle)
 
 
 @pytest.mark.parametrize("name", [GRAPH, SETTINGS])
@@ -212,10 +207,10 @@ def test_missing_or_changed_file(bundle, name):
     data[len(data) // 2] ^= 1
     (bundle / name).write_bytes(data)
     with pytest.raises(BundleError, match=f"{name}: expected sha256 .*corrupted"):
-        AdEncoder.load(bundle)
+        load_encoder(bundle)
     (bundle / name).unlink()
     with pytest.raises(BundleError, match=f"expected file {name}, found none"):
-        AdEncoder.load(bundle)
+        load_encoder(bundle)
     with pytest.raises(BundleError, match=f"{name}: not readable"):
         AdEncoder(bundle / "encoder")
 
@@ -229,11 +224,11 @@ def test_encoder_of_another_tokenizer(bundle, tmp_path):
     with pytest.raises(
         BundleError, match=f"encoder.onnx: expected the graph of encoder.json.*{other.tokenizer_id}"
     ):
-        AdEncoder.load(bundle)
+        load_encoder(bundle)
     shutil.copy(tmp_path / SETTINGS, bundle / SETTINGS)
     edit(bundle, sha256=sums | {name: sha256(bundle / name) for name in (GRAPH, SETTINGS)})
     with pytest.raises(BundleError, match=rf"bundles/1: expected an encoder .*got {other.tokenizer_id} with"):
-        AdEncoder.load(bundle)
+        load_encoder(bundle)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +281,7 @@ def test_encoder_without_parity_publishes_nothing(pipeline, tmp_path, monkeypatc
         with pytest.raises(ParityError, match=r"encoder: expected the SIDs of .* of 1000 differ"):
             write(pipeline.tokenizer)
     assert list(made.iterdir()) == []
-    assert AdEncoder.load(write(pipeline.tokenizer)).tokenizer_id == pipeline.tokenizer_id
+    assert load_encoder(write(pipeline.tokenizer)).tokenizer_id == pipeline.tokenizer_id
 
 
 def test_embedder_without_an_onnx_form_publishes_nothing(pipeline, tmp_path, monkeypatch):
@@ -305,4 +300,4 @@ def test_without_a_tokenizer_there_is_no_encoder(pipeline, tmp_path, monkeypatch
     assert not (bundle / "encoder").exists()
     read_manifest(bundle)
     with pytest.raises(BundleError, match="or without a tokenizer"):
-        AdEncoder.load(bundle)
+        load_encoder(bundle)

@@ -60,9 +60,8 @@ def test_an_ad_from_create_to_delete(client):
     assert first.json()["result"] == "applied"
     sequence = first.json()["sequence"]
     ad = client.get("/ads/7").json()
-    wanted = HashEncoder("tok-a").encode(
-        [7], account_ids=["acme"], conversion_types=["buy"], texts=["shoes 7"]
-    )
+    content = {"account_id": "acme", "conversion_type": "buy", "text": "shoes 7"}
+    wanted = HashEncoder("tok-a").encode([7], [content])
     assert ad["sids"] == {"tok-a": wanted[0].tolist()}
     assert ad["status"] == "active"
     assert ad["content"] == {"account_id": "acme", "conversion_type": "buy", "text": "shoes 7"}
@@ -377,8 +376,8 @@ def test_a_new_tokenizer_gets_a_generation_that_is_filled_while_events_go_on(sta
         assert client.post("/events", json=create(ad)).status_code == 200
     wait_until(lambda: metrics(client).get('gr4ad_indexer_generation_ready{generation="tok-b"}') == 1)
     for ad in (0, 199, 200, 229):
-        content = {"account_ids": ["acme"], "conversion_types": ["buy"], "texts": [f"shoes {ad}"]}
-        wanted = {name: HashEncoder(name).encode([ad], **content)[0].tolist() for name in ("tok-a", "tok-b")}
+        content = {"account_id": "acme", "conversion_type": "buy", "text": f"shoes {ad}"}
+        wanted = {name: HashEncoder(name).encode([ad], [content])[0].tolist() for name in ("tok-a", "tok-b")}
         assert client.get(f"/ads/{ad}").json()["sids"] == wanted
     assert metrics(client)['gr4ad_indexer_ads{generation="tok-b",status="active"}'] == 230
 

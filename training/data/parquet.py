@@ -36,6 +36,8 @@ def load_parquet(config: DataConfig) -> Tables:
         provenance="",
         where=where,
         profile_columns=config.profile_columns,
+        numeric_columns=config.numeric_columns,
+        request_columns=config.request_columns,
     )
     said = ", ".join(sorted(tables.events["provenance"].unique().to_list()))
     return Tables(

@@ -6,11 +6,13 @@ python -m training.data.prepare --config configs/demo.yaml --out build/demo/data
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from serving.files import new_folder
 from training.data.completejourney import load_completejourney
+from training.data.exportable import check_tables
 from training.data.log import EventLog
 from training.data.parquet import NAMES, load_parquet
 from training.data.parts import cut, with_parts
@@ -25,11 +27,11 @@ from training.preset.preset import Preset, add_preset_arguments
 _LOADERS = {"completejourney": load_completejourney, "parquet": load_parquet}
 
 
-def prepare(config: DataConfig, out: Path) -> Prepared:
+def prepare(config: DataConfig, out: Path, *, check: Callable[[Tables], None] | None = None) -> Prepared:
     """Load the source of `config` and write the tables, split.json, profile.json and stats.json into `out`.
 
     Written to a folder beside `out` and renamed at the end, so `out` is complete or absent, never half
-    written.
+    written. What `check` raises of the tables is raised before anything is written.
 
     Raises:
         TableError: the source breaks a schema.
@@ -39,7 +41,10 @@ def prepare(config: DataConfig, out: Path) -> Prepared:
             itself.
     """
     _check_replaceable(out, config.path)
-    prepared = _prepared(config, _LOADERS[config.source](config))
+    tables = _LOADERS[config.source](config)
+    if check is not None:
+        check(tables)
+    prepared = _prepared(config, tables)
     tables = prepared.tables
     stats = {
         "source": config.source,
@@ -108,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         preset = Preset.load(options.config, options.overrides)
-        prepared = prepare(preset.logs, options.out)
+        prepared = prepare(preset.logs, options.out, check=lambda tables: check_tables(preset, tables.ads))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

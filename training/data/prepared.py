@@ -8,7 +8,14 @@ from training.data.log import EventLog
 from training.data.parquet import NAMES, read_table
 from training.data.parts import Parts
 from training.data.profile import ProfileVocabulary
-from training.data.schema import LoadStats, Tables, make_tables
+from training.data.schema import (
+    ADS_COLUMNS,
+    EVENTS_COLUMNS,
+    LoadStats,
+    Tables,
+    make_tables,
+    named_columns,
+)
 from training.data.split import Split
 
 FILES = {"ads.parquet", "users.parquet", "events.parquet", "split.json", "profile.json", "stats.json"}
@@ -57,7 +64,16 @@ def load_prepared(folder: Path) -> Prepared:
         ) from error
     ads, users, events = (read_table(folder / f"{name}.parquet") for name in NAMES)
     where = [str(folder / f"{name}.parquet") for name in NAMES]
-    tables = make_tables(ads, users, events=events, stats=loaded, provenance=provenance, where=where)
+    tables = make_tables(
+        ads,
+        users,
+        events=events,
+        stats=loaded,
+        provenance=provenance,
+        where=where,
+        numeric_columns=named_columns(ads, ADS_COLUMNS),
+        request_columns=named_columns(events, EVENTS_COLUMNS),
+    )
     split = Split.load(folder / "split.json")
     log = EventLog.from_tables(tables, attribution_window_s=window)
     return Prepared(

@@ -1,6 +1,7 @@
 """Training and evaluation requests, cut from an event log with the code that serves.
 
-Letters: B requests, n targets of a request, S slots, T SID levels, P profile columns, E events, A ads.
+Letters: B requests, n targets of a request, S slots, T SID levels, P columns of profile and request, E
+events, A ads, R requests of the log.
 """
 
 from __future__ import annotations
@@ -55,11 +56,12 @@ class RequestDataset:
             profile: the model's, which may be older than the tables: categories it lacks are unknown.
 
         Raises:
-            ValueError: an ad of the log has no SID, or users lack a profile column.
+            ValueError: an ad of the log has no SID, users lack a profile column, or events a request feature.
         """
         self.spec, self.split = spec, prepared.split
         self.log, self.parts = prepared.log, prepared.parts
         self.profile = profile.encode(prepared.tables.users.sort("user_id"))
+        self.request_codes = _request_codes(spec, prepared.tables.events, anchors=self.log.exposures.anchor)
         sids = sids.sort("ad_id")
         self.ad_ids = sids["ad_id"].to_numpy()
         self.ad_sids = np.ascontiguousarray(sids.drop("ad_id").to_numpy(), np.int32)  # [A, T]
@@ -145,7 +147,8 @@ class RequestDataset:
             events[i] = np.where(shown.events >= 0, past[shown.events] if len(past) else -1, -1)
             columns[i] = shown.columns
         codes = self.ad_sids[self.event_ad[events]]  # [B, S, T]; of empty slots anything
-        return join_codes(codes, columns, shown=events >= 0), self.profile[groups.user_row[rows]]
+        profile = self.profile[groups.user_row[rows]], self.request_codes[groups.request[rows]]
+        return join_codes(codes, columns, shown=events >= 0), np.concatenate(profile, axis=1)
 
     def samples(
         self,
@@ -189,6 +192,29 @@ class RequestDataset:
     ) -> Batch[np.ndarray]:
         """`samples` of the requests `rows`, side by side."""
         return collate(self.samples(groups, rows, config=config, buckets=buckets, epoch=epoch))
+
+
+def _request_codes(spec: FeatureSpec, events: pl.DataFrame, *, anchors: np.ndarray) -> np.ndarray:
+    """Codes int32 [R, Q] of the Q request features, of each request's first row."""
+    codes = np.zeros((len(anchors), len(spec.request_features)), np.int32)
+    for q, feature in enumerate(spec.request_features):
+        if feature.column not in events.columns:
+            raise ValueError(
+                f"events: expected the column {feature.column!r} of request feature {feature.name!r}, got "
+                f"{events.columns}; name it in data.request_features and run `make data` again"
+            )
+        column = events[feature.column]
+        if feature.size and column.dtype == pl.String:
+            raise ValueError(
+                f"events: expected whole numbers in {feature.column!r}, which request feature "
+                f"{feature.name!r} gives a size, got texts; give it `values` instead"
+            )
+        values = column[anchors] if feature.size else column[anchors].cast(pl.String)
+        known = {value: feature.code(value) for value in values.drop_nulls().unique().to_list()}
+        if known:
+            encoded = values.replace_strict(known, default=0, return_dtype=pl.Int32)
+            codes[:, q] = encoded.fill_null(0).to_numpy()
+    return codes
 
 
 def load_sids(folder: str | Path) -> pl.DataFrame:

@@ -55,6 +55,19 @@ EVENTS_COLUMNS: dict[str, Column] = {
     "position": Column((pl.Int64(),), required=False, nullable=True),
     SPLIT_COLUMN: Column((pl.String(),), required=False, nullable=True),  # its own check names the parts
 }
+_INTEGERS = (
+    pl.Int64(),
+    pl.Int32(),
+    pl.Int16(),
+    pl.Int8(),
+    pl.UInt64(),
+    pl.UInt32(),
+    pl.UInt16(),
+    pl.UInt8(),
+)
+# Columns that a preset names: `data.numeric_columns` of ads, columns of `data.request_features` of events.
+NUMERIC = Column((*_INTEGERS, pl.Float64(), pl.Float32()), nullable=True)
+CATEGORICAL = Column((*_INTEGERS, pl.String()), nullable=True)
 # A source may hold ids as integers or as strings, which become integers before the checks.
 IDS = ("ad_id", "user_id", "request_id")
 EVENT_KEY = ("user_id", "ad_id", "timestamp", "behavior")
@@ -78,10 +91,12 @@ class Tables:
     """Checked tables of one source; `make_tables` builds it.
 
     Attributes:
-        ads: columns `ADS_COLUMNS` and those of `GIVEN_ADS_COLUMNS` that the source has, sorted by ad_id.
+        ads: columns `ADS_COLUMNS`, those of `GIVEN_ADS_COLUMNS` that the source has, and the numeric columns
+            that the preset names, sorted by ad_id.
         users: user_id and String profile columns, sorted by user_id.
-        events: columns `EVENTS_COLUMNS`, those without a default only where the source has them, sorted by
-            user_id, timestamp, ad_id, behavior (impression, click, conversion), request_id.
+        events: columns `EVENTS_COLUMNS`, those without a default only where the source has them, and the
+            columns of request features, sorted by user_id, timestamp, ad_id, behavior (impression, click,
+            conversion), request_id.
         stats: rows read and dropped.
         provenance: the sentence that belongs beside every result made from these tables.
     """
@@ -93,18 +108,21 @@ class Tables:
     provenance: str
 
 
-def check_ads(df: pl.DataFrame, where: str) -> TableChecks:
-    """Check the ads table.
+def check_ads(df: pl.DataFrame, where: str, *, numeric: Sequence[str] = ()) -> TableChecks:
+    """Check the ads table; `numeric` are the columns that `data.numeric_columns` names.
 
     Faults: missing column, wrong dtype, empty table, null, negative id or time, time not in seconds, empty
-    text where neither embedding nor semantic ID is given, unknown status, ad_id twice.
+    text where neither embedding nor semantic ID is given, numbers that are not finite, unknown status, ad_id
+    twice.
     """
     checks = TableChecks(df, where)
-    given = [name for name in df.columns if GIVEN_ADS_COLUMNS.fullmatch(name)]
+    given = given_columns(df)
     schema = dict(ADS_COLUMNS)
     if given:
         schema["text"] = replace(schema["text"], required=False)
-    checks.columns(schema)
+    checks.columns(schema | dict.fromkeys(numeric, NUMERIC))
+    for name in numeric:
+        checks.rows(name, bad=~pl.col(name).cast(pl.Float32).is_finite(), expected="a finite number or null")
     for name in given:
         checks.rows(name, bad=pl.col(name).is_null(), expected="a value")
     checks.ids("ad_id")
@@ -130,15 +148,15 @@ def check_users(df: pl.DataFrame, where: str) -> TableChecks:
     return checks
 
 
-def check_events(df: pl.DataFrame, where: str) -> TableChecks:
-    """Check the events table.
+def check_events(df: pl.DataFrame, where: str, *, categorical: Sequence[str] = ()) -> TableChecks:
+    """Check the events table; `categorical` are the columns of the preset's request features.
 
     Faults: missing column, wrong dtype, empty table, null, negative id, time or position, time not
     in seconds, unknown behavior or part, value that is negative, NaN or infinite, the same key (user_id,
     ad_id, timestamp, behavior and, where there is one, request_id) twice.
     """
     checks = TableChecks(df, where)
-    checks.columns(EVENTS_COLUMNS)
+    checks.columns(EVENTS_COLUMNS | {c: CATEGORICAL for c in categorical if c not in EVENTS_COLUMNS})
     for column in ("user_id", "ad_id"):
         checks.ids(column)
     checks.seconds("timestamp")
@@ -174,6 +192,8 @@ def make_tables(
     provenance: str,
     where: Sequence[str],
     profile_columns: Sequence[str] | None = None,
+    numeric_columns: Sequence[str] = (),
+    request_columns: Sequence[str] = (),
 ) -> Tables:
     """Check everything and assemble the result of a source.
 
@@ -185,13 +205,19 @@ def make_tables(
         provenance: sentence for results.
         where: names of the three tables in messages, in the order ads, users, events.
         profile_columns: profile columns to keep, in this order; None keeps all.
+        numeric_columns: of ads, see `data.numeric_columns`.
+        request_columns: of events, see `data.request_features`.
 
     Raises:
         TableError: any fault of `check_ads`, `check_users` and `check_events`, an event of an unknown user or
             ad, or a profile column that users does not have; all faults of the three tables in one report.
     """
     ads_name, users_name, events_name = where
-    checked = check_ads(ads, ads_name), check_users(users, users_name), check_events(events, events_name)
+    checked = (
+        check_ads(ads, ads_name, numeric=numeric_columns),
+        check_users(users, users_name),
+        check_events(events, events_name, categorical=request_columns),
+    )
     _check_references(checked[-1], ads, users)
     faults = [fault for checks in checked for fault in checks.faults]
     available = [name for name in users.columns if name != "user_id"]
@@ -201,13 +227,13 @@ def make_tables(
         expected, actual = f"profile columns {missing}", f"profile columns {available}"
         faults.append(TableError(users_name, expected, actual=actual, column=missing[0]))
     raise_faults(faults)
-    events = _complete(events, EVENTS_COLUMNS)
+    events = _complete(events, EVENTS_COLUMNS, named=request_columns)
     code = pl.col("behavior").replace_strict(dict(BEHAVIORS), return_dtype=pl.Int8)
     key = ["user_id", "timestamp", "ad_id", code, *(name for name in events.columns if name == "request_id")]
     # Sorted, so that row i of users is user i of the EventLog and of the encoded profiles, and so that the
     # same logs give the same files.
     return Tables(
-        ads=_complete(ads, ADS_COLUMNS, given=GIVEN_ADS_COLUMNS).sort("ad_id"),
+        ads=_complete(ads, ADS_COLUMNS, named=[*given_columns(ads), *numeric_columns]).sort("ad_id"),
         users=users.select("user_id", *(pl.col(name).fill_null(UNKNOWN) for name in kept)).sort("user_id"),
         events=events.sort(key),
         stats=stats,
@@ -215,14 +241,22 @@ def make_tables(
     )
 
 
-def _complete(
-    df: pl.DataFrame, schema: Mapping[str, Column], *, given: re.Pattern[str] | None = None
-) -> pl.DataFrame:
-    """Columns of a schema in its order, defaults where they are missing; then those that match `given`."""
+def given_columns(ads: pl.DataFrame) -> list[str]:
+    """Columns of ads that hold what the tokenizer would make otherwise."""
+    return [name for name in ads.columns if GIVEN_ADS_COLUMNS.fullmatch(name)]
+
+
+def named_columns(df: pl.DataFrame, schema: Mapping[str, Column]) -> list[str]:
+    """Columns of a checked table that are there because a preset named them."""
+    return [name for name in df.columns if name not in schema and not GIVEN_ADS_COLUMNS.fullmatch(name)]
+
+
+def _complete(df: pl.DataFrame, schema: Mapping[str, Column], *, named: Sequence[str]) -> pl.DataFrame:
+    """Columns of a schema in its order, defaults where they are missing; then those of `named` besides."""
     columns: list[pl.Expr] = []
     for name, rule in schema.items():
         if name in df.columns:
             columns.append(pl.col(name))
         elif rule.default is not None:
             columns.append(rule.default.alias(name))
-    return df.select(*columns, *(name for name in df.columns if given and given.fullmatch(name)))
+    return df.select(*columns, *(name for name in named if name not in schema))

@@ -2,9 +2,10 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
-from serving.model.features import BEHAVIORS, FeatureSpec
+from serving.model.features import BEHAVIORS, GAP_EDGES_S, FeatureSpec
+from serving.model.request_features import RequestFeature
 
 
 class SplitConfig(BaseModel):
@@ -50,6 +51,38 @@ class SplitConfig(BaseModel):
         return self
 
 
+class RequestFeatureConfig(BaseModel):
+    """One categorical feature of a request besides its user, as a placement, a device, the hour.
+
+    Attributes:
+        name: of the optional input of a request at serving.
+        column: of the events; the name where it is left out.
+        values: its categories as texts; a text that is none of them is unknown.
+        size: instead of `values`, for whole numbers 0 .. size - 1.
+
+    Raises:
+        pydantic.ValidationError: both or none of `values` and `size`, or a name that no input can have.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    column: str | None = None
+    values: tuple[str, ...] = ()
+    size: int = Field(default=0, ge=0, le=10**6)
+
+    @model_validator(mode="after")
+    def _check_feature(self) -> Self:
+        self.feature()
+        return self
+
+    def feature(self) -> RequestFeature:
+        """As the model stores it."""
+        return RequestFeature(
+            name=self.name, column=self.column or self.name, values=self.values, size=self.size
+        )
+
+
 class DataConfig(BaseModel):
     """Where the tables come from, what in them belongs together, and how they are cut.
 
@@ -62,6 +95,9 @@ class DataConfig(BaseModel):
             of them, are one exposure (impression, click, conversion). 0 lets each be an exposure of its own.
         target_behaviors: behaviors the model learns to predict; the others appear in histories only.
         profile_columns: columns of users that become the profile, in this order; None takes all of them.
+        numeric_columns: numbers of ads, input of a tokenizer with `embedding: given`; a null is the mean.
+        request_features: columns of events that say what a request was besides its user; an event's request
+            has those of its first row.
 
     Raises:
         pydantic.ValidationError: on an unknown key, a wrong type, or a combination that makes no sense.
@@ -75,6 +111,13 @@ class DataConfig(BaseModel):
     attribution_window: int = Field(default=1800, ge=0, le=10**9)
     target_behaviors: tuple[str, ...] = Field(default=("conversion",), min_length=1)
     profile_columns: tuple[str, ...] | None = None
+    numeric_columns: tuple[str, ...] = ()
+    request_features: tuple[RequestFeatureConfig, ...] = ()
+
+    @property
+    def request_columns(self) -> tuple[str, ...]:
+        """Columns of events that `request_features` names."""
+        return tuple(dict.fromkeys(f.column or f.name for f in self.request_features))
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
@@ -91,6 +134,8 @@ class DataConfig(BaseModel):
         for key, names in (
             ("target_behaviors", self.target_behaviors),
             ("profile_columns", self.profile_columns),
+            ("numeric_columns", self.numeric_columns),
+            ("request_features", tuple(feature.name for feature in self.request_features)),
         ):
             if names is not None and len(set(names)) != len(names):
                 raise ValueError(f"{key}: expected distinct names, got {list(names)}")
@@ -98,25 +143,40 @@ class DataConfig(BaseModel):
 
 
 class FeatureConfig(BaseModel):
-    """Context of a request; see `serving.model.features.FeatureSpec` for the meaning of each key."""
+    """Context of a request.
+
+    Attributes:
+        short_slots: newest events that get a slot.
+        long_slots: distinct ads of the whole history that get a slot, most frequent first.
+        max_history: events kept of a longer history, the newest.
+        gap_edges_s: upper edges in seconds of the buckets of the time since an event. The default tells weeks
+            apart; a log of sessions wants seconds and minutes: [10, 60, 300, 1800, 3600, 86400, 604800].
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     short_slots: int = Field(24, ge=0)
     long_slots: int = Field(36, ge=0)
     max_history: int = Field(1024, ge=1)
+    gap_edges_s: tuple[NonNegativeInt, ...] = Field(default=GAP_EDGES_S, min_length=1)
 
     def spec(
-        self, *, levels: int, profile_sizes: tuple[int, ...], attribution_window_s: int = 0
+        self,
+        *,
+        levels: int,
+        profile_sizes: tuple[int, ...],
+        attribution_window_s: int = 0,
+        request_features: tuple[RequestFeature, ...] = (),
     ) -> FeatureSpec:
-        """With what the data know: SID levels, the cardinality of each profile column, what is one exposure.
+        """With what the data know: SID levels, cardinalities of the profile, what is one exposure, of a request.
 
         Raises:
-            ValueError: no history could fill a slot.
+            ValueError: no history could fill a slot, or edges that do not grow.
         """
         return FeatureSpec(
             levels=levels,
             profile_sizes=profile_sizes,
             attribution_window_s=attribution_window_s,
+            request_features=request_features,
             **self.model_dump(),
         )

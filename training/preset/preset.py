@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, model_
 
 from serving.backend.plans import SearchPlans
 from serving.backend.settings import ServingConfig
+from serving.model.request_features import RequestFeature
 from serving.search.widths import WidthPlan
 from training.preset.data import DataConfig, FeatureConfig
 from training.preset.evaluation import EvaluationConfig
@@ -98,9 +99,14 @@ class Preset(BaseModel):
             )
         return self.data
 
+    @property
+    def request_features(self) -> tuple[RequestFeature, ...]:
+        """What a model of this preset knows of a request besides its user."""
+        return tuple(f.feature() for f in self.data.request_features) if self.data else ()
+
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        levels = len(self.tokenizer.level_sizes)
+        levels = self.tokenizer.levels
         faults = []
 
         def check(section: str, of: Callable[[], object]) -> None:

@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,12 +19,23 @@ import polars as pl
 from serving.files import new_file, write_file
 from training.preset.preset import Preset, add_preset_arguments
 from training.preset.tokenizer import TokenizerConfig
+from training.tokenizer import kinds
+from training.tokenizer.given_sids import GivenSids
 from training.tokenizer.quality import DEFINITIONS, SidQuality, sid_quality
 from training.tokenizer.tokenizer import Tokenizer
 
 
-def run(config: TokenizerConfig, data_dir: Path, *, out_dir: Path, keep: bool = False) -> SidQuality:
+def run(
+    config: TokenizerConfig,
+    data_dir: Path,
+    *,
+    out_dir: Path,
+    keep: bool = False,
+    numeric_columns: Sequence[str] = (),
+) -> SidQuality:
     """Fit on the ads known before the train end, encode all ads, write everything to `out_dir`.
+
+    `numeric_columns` are those of `data.numeric_columns`.
 
     `data_dir` holds ads.parquet (created_at in unix seconds) and split.json with `train_end` in unix seconds.
     `out_dir` gets the tokenizer, sids.parquet (ad_id Int64, s1 .. sT Int32) and quality.json; with `keep` it
@@ -39,12 +51,15 @@ def run(config: TokenizerConfig, data_dir: Path, *, out_dir: Path, keep: bool = 
     if not isinstance(train_end, int):
         raise ValueError(f"{split_file}: expected train_end in unix seconds, got {train_end!r}")
     ads = pl.read_parquet(data_dir / "ads.parquet")
-    # Later ads must not shape the codebooks: at that time nobody knew them.
-    known = ads.filter(pl.col("created_at") < train_end)
-    print(f"{ads.height:,} ads, {known.height:,} of them before the train end", flush=True)
+    known = int((ads["created_at"] < train_end).sum())
+    print(f"{ads.height:,} ads, {known:,} of them before the train end", flush=True)
 
     start = time.perf_counter()
-    tokenizer = _kept(out_dir, config) if keep else Tokenizer.fit(known, config)
+    tokenizer = (
+        _kept(out_dir, config, numeric_columns)
+        if keep
+        else kinds.fit(ads, config, train_end=train_end, numeric_columns=numeric_columns)
+    )
     fitted = time.perf_counter()
     sids = tokenizer.encode(ads)
     encoded = time.perf_counter()
@@ -63,9 +78,11 @@ def run(config: TokenizerConfig, data_dir: Path, *, out_dir: Path, keep: bool = 
     return quality
 
 
-def _kept(folder: Path, config: TokenizerConfig) -> Tokenizer:
-    tokenizer = Tokenizer.load(folder)
-    if tokenizer.config != config:
+def _kept(
+    folder: Path, config: TokenizerConfig, numeric_columns: Sequence[str]
+) -> Tokenizer | GivenSids:
+    tokenizer = kinds.load(folder)
+    if not kinds.is_made_with(tokenizer, config, numeric_columns=numeric_columns):
         raise ValueError(f"{folder}: expected the tokenizer of {config}, it was made with {tokenizer.config}")
     return tokenizer
 
@@ -85,7 +102,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         preset = Preset.load(arguments.config, arguments.overrides)
-        run(preset.tokenizer, arguments.data, out_dir=arguments.out, keep=arguments.keep)
+        run(
+            preset.tokenizer,
+            arguments.data,
+            out_dir=arguments.out,
+            keep=arguments.keep,
+            numeric_columns=preset.data.numeric_columns if preset.data else (),
+        )
     except (OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")
 

@@ -1,6 +1,7 @@
 """Ads -> UA-SIDs."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,8 +12,10 @@ from threadpoolctl import threadpool_limits
 
 from serving.index.hashing import hash_level
 from training.preset.tokenizer import TokenizerConfig
+from training.tokenizer.columns import given_numbers, given_vectors
 from training.tokenizer.embedders import EMBEDDERS
-from training.tokenizer.embedders.base import TextEmbedder
+from training.tokenizer.embedders.base import Embedder
+from training.tokenizer.embedders.given_vectors import GivenContent
 from training.tokenizer.quantizers.residual_kmeans import ResidualKMeans
 from training.tokenizer.storage import TokenizerError, content_id, read_folder, write_folder
 
@@ -23,14 +26,14 @@ COLUMNS = ("ad_id", "account_id", "conversion_type", "text")
 
 
 class Tokenizer:
-    """Text embedder, residual codebooks and hash level behind one `encode` (GR4AD, arXiv 2602.22732, UA-SID).
+    """Embedder, residual codebooks and hash level behind one `encode` (GR4AD, arXiv 2602.22732, UA-SID).
 
-    A frame of ads needs the columns ad_id (integer), account_id and conversion_type (string or integer), text
-    (string); others are ignored.
+    A frame of ads needs the columns ad_id (integer), account_id and conversion_type (string or integer), and
+    what the embedder reads: text (string), or embeddings and numbers; others are ignored.
     Letters: N ads, T levels = codebooks + the hash level.
     """
 
-    def __init__(self, config: TokenizerConfig, embedder: TextEmbedder, *, quantizer: ResidualKMeans) -> None:
+    def __init__(self, config: TokenizerConfig, embedder: Embedder, *, quantizer: ResidualKMeans) -> None:
         """Put fitted parts together; `fit` and `load` are the usual ways in.
 
         Raises:
@@ -43,8 +46,10 @@ class Tokenizer:
         self._id = content_id(self._config_dict(), self._metadata(), arrays=self._arrays())
 
     @classmethod
-    def fit(cls, ads: pl.DataFrame, config: TokenizerConfig) -> Self:
-        """Learn from the texts of the ads; the order of the rows does not matter.
+    def fit(
+        cls, ads: pl.DataFrame, config: TokenizerConfig, *, numeric_columns: Sequence[str] = ()
+    ) -> Self:
+        """Learn from the ads' texts, or from what they come with; the order of the rows does not matter.
 
         The embedder reads each distinct text once; k-means weighs it by its ads, because SIDs collide where
         many ads share a cell (completejourney, defaults, seeds 0 to 2: collision 7.3 to 7.4 %; with equal
@@ -55,17 +60,20 @@ class Tokenizer:
         """
         # One thread: other thread counts add in another order and would give another tokenizer id.
         with threadpool_limits(limits=1):
-            return cls._fit(ads, config)
+            return cls._fit(ads, config, numeric_columns=tuple(numeric_columns))
 
     @classmethod
-    def _fit(cls, ads: pl.DataFrame, config: TokenizerConfig) -> Self:
-        _check_ads(ads)
+    def _fit(cls, ads: pl.DataFrame, config: TokenizerConfig, *, numeric_columns: tuple[str, ...]) -> Self:
+        _check_ads(ads, text=config.embedding != "given")
         if not ads.height:
             raise ValueError("expected at least one ad to fit the tokenizer on, got an empty table")
-        texts, copies = np.unique(ads["text"].to_numpy(), return_counts=True)
-        logger.info("%d ads have %d distinct texts; fitting %s", ads.height, len(texts), config.embedding)
-        embedder = EMBEDDERS[config.embedding].fit(texts.tolist(), config)
-        vectors = embedder.embed(texts.tolist())
+        if config.embedding == "given":
+            ads = ads.sort("ad_id")  # means are sums, and sums know an order
+        content, inverse = _contents(ads, config, numeric_columns)
+        copies = np.bincount(inverse)
+        logger.info("%d ads have %d distinct contents; fitting %s", ads.height, len(copies), config.embedding)
+        embedder = EMBEDDERS[config.embedding].fit(content, config)
+        vectors = embedder.embed(content)
         logger.info("embedded as %d x %d; fitting residual k-means %s", *vectors.shape, config.codebook_sizes)
         quantizer = ResidualKMeans.fit(
             vectors,
@@ -75,6 +83,11 @@ class Tokenizer:
             seed=config.seed,
         )
         return cls(config, embedder, quantizer=quantizer)
+
+    @property
+    def numeric_columns(self) -> tuple[str, ...]:
+        """Numbers of the ads that it reads."""
+        return getattr(self._embedder, "columns", ())
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -87,7 +100,7 @@ class Tokenizer:
         return self._id
 
     @property
-    def embedder(self) -> TextEmbedder:
+    def embedder(self) -> Embedder:
         """The fitted embedder, for export."""
         return self._embedder
 
@@ -102,10 +115,9 @@ class Tokenizer:
         Raises:
             ValueError: a column is missing, of the wrong type or null.
         """
-        _check_ads(ads)
-        # Many ads share a text: embed each once. inverse [N] -> row of `texts`.
-        texts, inverse = np.unique(ads["text"].to_numpy(), return_inverse=True)
-        codes = self._quantizer.encode(self._embedder.embed(texts.tolist()))  # [texts, T - 1]
+        _check_ads(ads, text=self.config.embedding != "given")
+        content, inverse = _contents(ads, self.config, self.numeric_columns)
+        codes = self._quantizer.encode(self._embedder.embed(content))  # [distinct, T - 1]
         hashed = hash_level(
             ads["account_id"].cast(pl.String).to_list(),
             ads["conversion_type"].cast(pl.String).to_list(),
@@ -144,7 +156,7 @@ class Tokenizer:
         return tokenizer
 
     def _config_dict(self) -> dict[str, Any]:
-        return self.config.model_dump(mode="json")
+        return self.config.to_json()
 
     def _metadata(self) -> dict[str, Any]:
         return self._embedder.state()[1]
@@ -154,11 +166,26 @@ class Tokenizer:
         return arrays | {f"codebook.{level}": book for level, book in enumerate(self._quantizer.codebooks)}
 
 
-def _check_ads(ads: pl.DataFrame) -> None:
-    missing = [name for name in COLUMNS if name not in ads.columns]
+def _contents(
+    ads: pl.DataFrame, config: TokenizerConfig, numeric_columns: tuple[str, ...]
+) -> tuple[Any, np.ndarray]:
+    """What the embedder reads, and which of it each ad has, int64 [N].
+
+    Many ads share a text, and each text is embedded once; given embeddings are taken as they come.
+    """
+    if config.embedding == "given":
+        content = GivenContent(given_vectors(ads), given_numbers(ads, numeric_columns), numeric_columns)
+        return content, np.arange(ads.height)
+    texts, inverse = np.unique(ads["text"].to_numpy(), return_inverse=True)
+    return texts.tolist(), inverse
+
+
+def _check_ads(ads: pl.DataFrame, *, text: bool) -> None:
+    columns = COLUMNS if text else COLUMNS[:-1]
+    missing = [name for name in columns if name not in ads.columns]
     if missing:
-        raise ValueError(f"table of ads: expected columns {list(COLUMNS)}, missing {missing}")
-    for name in COLUMNS:
+        raise ValueError(f"table of ads: expected columns {list(columns)}, missing {missing}")
+    for name in columns:
         dtype, column = ads.schema[name], ads[name]
         wanted = {"ad_id": dtype.is_integer(), "text": dtype == pl.String}
         if not wanted.get(name, dtype.is_integer() or dtype in (pl.String, pl.Categorical, pl.Enum)):

@@ -1,6 +1,5 @@
 """What the tokenizer asks of an embedder."""
 
-from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -10,18 +9,18 @@ from training.preset.tokenizer import TokenizerConfig
 Arrays = dict[str, np.ndarray]
 
 
-class TextEmbedder(Protocol):
-    """Text of an ad -> unit vector. N texts, D dimensions."""
+class Embedder(Protocol):
+    """Content of an ad -> vector. N contents of a kind that the embedder knows, D dimensions."""
 
     @classmethod
-    def fit(cls, texts: Sequence[str], config: TokenizerConfig) -> Self:
-        """Learn from N texts."""
+    def fit(cls, content: Any, config: TokenizerConfig) -> Self:
+        """Learn from N contents: texts, or `GivenContent`."""
         ...
 
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Return float32 [N, D], each row of length 1, or all zero for a text with no known feature.
+    def embed(self, content: Any) -> np.ndarray:
+        """Return float32 [N, D], no row longer than `MAX_NORM` of the quantizer; zero where nothing is known.
 
-        A row must depend on its own text only, never on the other texts of the call.
+        A row must depend on its own content only, never on the others of the call.
         """
         ...
 

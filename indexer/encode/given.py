@@ -1,0 +1,120 @@
+"""SIDs of new ads that come with an embedding or numbers, or with the SID itself.
+
+Letters: N ads, D dimensions, F numeric columns, T levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from indexer.encode.settings import graph_metadata, open_graph, read_settings
+from indexer.events.content import Content, unpack_vector
+from serving.index.hashing import hash_level
+
+GIVEN_VECTORS, GIVEN_SIDS = "given_vectors", "given_sids"
+_BLOCK = 1024  # ads: bounds every matrix of a call of the graph
+
+
+class VectorEncoder:
+    """Given embeddings and numbers -> codes, in ONNX Runtime, and the hash level.
+
+    Attributes:
+        tokenizer_id: tokenizer whose SIDs it gives.
+        level_sizes: V_1 .. V_T, the hash level last.
+        from_content: see `Encoder`.
+    """
+
+    from_content = True
+
+    def __init__(self, folder: Path, *, threads: int = 1) -> None:
+        """Open the encoder's own folder.
+
+        Raises:
+            BundleError: a file is missing, unreadable or of another format, or they are of two tokenizers.
+        """
+        read_settings(folder, analyses=(GIVEN_VECTORS,), read=self._read)
+        metadata = graph_metadata(
+            self.tokenizer_id, self.level_sizes, features=len(self._columns), dim=self._dim
+        )
+        self._session = open_graph(folder, threads=threads, metadata=metadata)
+
+    def _read(self, content: dict[str, Any]) -> None:
+        self.tokenizer_id = str(content["tokenizer_id"])
+        self.level_sizes = tuple(int(size) for size in content["level_sizes"])
+        self._dim, self._columns = int(content["embedding_dim"]), tuple(map(str, content["columns"]))
+
+    def refusal(self, content: Content) -> str | None:
+        """See `Encoder`: another width of the embedding, or a number of an unknown name."""
+        given = content.get("embedding")
+        found = 0 if given is None else len(unpack_vector(given))
+        if found != self._dim:
+            return f"expected an embedding of {self._dim} numbers, got {found}"
+        unknown = sorted(content.get("numbers", {}).keys() - set(self._columns))
+        if unknown:
+            names = ", ".join(self._columns) or "none"
+            return f"expected numbers of the names {names}, got {unknown[0][:80]!a}"
+        return None
+
+    def encode(self, ad_ids: np.ndarray, contents: Sequence[Content]) -> np.ndarray:
+        """See `Encoder`."""
+        codes = [np.empty((0, len(self.level_sizes) - 1), np.int32)]
+        for start in range(0, len(contents), _BLOCK):
+            codes += self._session.run(["codes"], self._inputs(contents[start : start + _BLOCK]))
+        hashed = hash_level(
+            [c["account_id"] for c in contents],
+            [c["conversion_type"] for c in contents],
+            ad_ids,
+            size=self.level_sizes[-1],
+        )
+        return np.concatenate([np.concatenate(codes), hashed[:, None]], axis=1)  # [N, T - 1] + [N, 1]
+
+    def _inputs(self, contents: Sequence[Content]) -> dict[str, np.ndarray]:
+        found = {}
+        if self._dim:
+            found["vectors"] = np.stack([unpack_vector(c["embedding"]) for c in contents])  # [N, D]
+        if self._columns:
+            rows = [[c.get("numbers", {}).get(name, np.nan) for name in self._columns] for c in contents]
+            found["numbers"] = np.array(rows, np.float64)  # [N, F]
+        return found
+
+
+class SidEncoder:
+    """SIDs as the ads bring them.
+
+    Attributes:
+        tokenizer_id: tokenizer whose SIDs they are.
+        level_sizes: V_1 .. V_T.
+        from_content: see `Encoder`; a SID that an event brought is one of the tokenizer of its day.
+    """
+
+    from_content = False
+
+    def __init__(self, folder: Path, *, threads: int = 1) -> None:
+        """Open the encoder's own folder; it runs nothing, so `threads` are for nothing.
+
+        Raises:
+            BundleError: a file is missing, unreadable or of another format.
+        """
+        read_settings(folder, analyses=(GIVEN_SIDS,), read=self._read)
+
+    def _read(self, content: dict[str, Any]) -> None:
+        self.tokenizer_id = str(content["tokenizer_id"])
+        self.level_sizes = tuple(int(size) for size in content["level_sizes"])
+
+    def refusal(self, content: Content) -> str | None:
+        """See `Encoder`: no SID, or codes that its levels do not have."""
+        sid = content.get("sid")
+        if sid is None or len(sid) != len(self.level_sizes):
+            got = "none" if sid is None else f"{len(sid)} codes"
+            return f"expected a sid of {len(self.level_sizes)} codes, got {got}"
+        if any(not 0 <= code < size for code, size in zip(sid, self.level_sizes, strict=True)):
+            return f"expected a sid of codes below {self.level_sizes}, got {sid}"
+        return None
+
+    def encode(self, ad_ids: np.ndarray, contents: Sequence[Content]) -> np.ndarray:
+        """See `Encoder`."""
+        return np.array([c["sid"] for c in contents], np.int32).reshape(len(contents), len(self.level_sizes))

@@ -1,0 +1,60 @@
+"""The two kinds of tokenizer: one that learns SIDs from what ads are, one that takes those they come with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from training.preset.tokenizer import TokenizerConfig
+from training.tokenizer.columns import check_readable
+from training.tokenizer.given_sids import GivenSids
+from training.tokenizer.storage import read_folder
+from training.tokenizer.tokenizer import Tokenizer
+
+
+def fit(
+    ads: pl.DataFrame, config: TokenizerConfig, *, train_end: int, numeric_columns: Sequence[str] = ()
+) -> Tokenizer | GivenSids:
+    """A tokenizer for these ads.
+
+    Args:
+        ads: the prepared table.
+        config: which kind, and its settings.
+        train_end: unix seconds; later ads must not shape codebooks, since nobody knew them at that time.
+            Given SIDs are taken of all ads.
+        numeric_columns: of ads, see `data.numeric_columns`.
+
+    Raises:
+        ValueError: a column or setting is unusable; says which.
+    """
+    check_readable(ads, config, numeric_columns=numeric_columns)
+    if config.sids == "given":
+        return GivenSids.fit(ads, config)
+    known = ads.filter(pl.col("created_at") < train_end)
+    return Tokenizer.fit(known, config, numeric_columns=numeric_columns)
+
+
+def load(folder: Path) -> Tokenizer | GivenSids:
+    """Read a saved tokenizer of either kind and check it.
+
+    Raises:
+        TokenizerError: a file is missing or corrupted, or was written by a newer version.
+    """
+    _, config, *_ = read_folder(Path(folder))
+    return (GivenSids if config.get("sids") == "given" else Tokenizer).load(folder)
+
+
+def is_made_with(
+    tokenizer: Tokenizer | GivenSids, config: TokenizerConfig, *, numeric_columns: Sequence[str]
+) -> bool:
+    """Whether fitting with these settings would give a tokenizer of this kind and shape."""
+    if config.sids == "given" and isinstance(tokenizer, GivenSids):
+        pairs = zip(config.given_sizes, tokenizer.level_sizes, strict=False)
+        return config.levels == tokenizer.config.levels and all(size in (None, now) for size, now in pairs)
+    return (
+        isinstance(tokenizer, Tokenizer)
+        and tokenizer.config == config
+        and tokenizer.numeric_columns == tuple(numeric_columns)
+    )
