@@ -28,7 +28,8 @@ def format_answer(answer: dict[str, np.ndarray], *, catalogue: Catalogue, histor
         sid = "-".join(map(str, answer["sids"][0][rank - 1].tolist()))
         lines.append(
             f"{rank:>3}  {ad:>9}  {sid:<14}  {answer['scores'][0][rank - 1]:7.3f}  "
-            f"{answer['expected_value'][0][rank - 1]:6.2f}  {int((history == ad).sum()):>4}  {text[ad][:64]}"
+            f"{answer['expected_value'][0][rank - 1]:6.2f}  {int((history == ad).sum()):>4}  "
+            f"{text.get(ad, '')[:64]}"
         )
     return "\n".join(lines)
 

@@ -11,6 +11,10 @@ from unittest import mock
 import numpy as np
 import polars as pl
 
+from indexer.encode.bundle_encoder import load_encoder
+from indexer.events.parse import parse_event
+from indexer.store.incoming import Incoming, Outcome
+from indexer.store.index_store import IndexStore
 from launcher.triton_server import TritonServer
 
 DAY = 86_400
@@ -100,6 +104,19 @@ class WholeWay:
             *("--sids", tokenizer / "sids.parquet"),
             *("--out", self.run / "index"),
         )
+
+    def event(self, **fields: object) -> Outcome:
+        """One event of an ad, as the sidecar takes it."""
+        raw = json.dumps(fields).encode()
+        encoder = load_encoder(self.run / "bundles" / "1")
+        with IndexStore(self.run / "index", encoders=[encoder]) as store:
+            return store.apply([Incoming(parse_event(raw), raw, "test")])[0]
+
+    def sid(self, ad_id: int) -> tuple[int, ...]:
+        """Of an ad in the index."""
+        with IndexStore(self.run / "index") as store:
+            (sid,) = store.ad(ad_id).sids.values()
+            return sid
 
     def serve(self) -> TritonServer:
         """Make serve; a context."""

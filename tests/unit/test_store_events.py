@@ -235,7 +235,7 @@ def test_an_encoder_that_is_wrong_changes_nothing(tmp_path):
             (lambda n: np.full((n, 3), 3), r"expected codes below \(4, 3, 5\) for ad 1, got \[3, 3, 3\]"),
             (lambda n: np.full((n, 3), -1), "expected codes below"),
         ):
-            encoder.encode = lambda ad_ids, answer=answer, **_: answer(len(ad_ids))
+            encoder.encode = lambda ad_ids, contents, answer=answer: answer(len(ad_ids))
             with pytest.raises(IndexStoreError, match=message):
                 apply(store, create(1, 1), offset=5)
             assert (store.ad(1), store.offset("test")) == (None, None)

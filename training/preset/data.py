@@ -168,7 +168,7 @@ class FeatureConfig(BaseModel):
         attribution_window_s: int = 0,
         request_features: tuple[RequestFeature, ...] = (),
     ) -> FeatureSpec:
-        """With what the data know: SID levels, cardinalities of the profile, what is one exposure, of a request.
+        """With what the data know: SID levels, cardinalities of the profile, exposures, request features.
 
         Raises:
             ValueError: no history could fill a slot, or edges that do not grow.
