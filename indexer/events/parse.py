@@ -64,6 +64,10 @@ def _explained(values: Mapping[str, Any], error: ValidationError) -> EventError:
             return EventError("too_long", f"{name}: expected 1 .. {most} values, got {len(value or ())}")
         case "greater_than_equal" | "less_than_equal":
             return EventError("out_of_range", f"{name}: expected 0 .. 2**63 - 1, got {shown(value)}")
+        case "string_too_long" if name == "numbers":
+            return EventError("too_long", "numbers: expected names of at most 256 characters, got more")
+        case "string_unicode" if name == "numbers":
+            return EventError("invalid_json", "numbers: expected names that are text, got a lone surrogate")
         case "string_too_long":
             longest = first["ctx"]["max_length"]
             got = len(values[name])

@@ -1,9 +1,11 @@
 import json
+import re
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from indexer.events.content import GIVEN_FIELDS, unpack_vector
 from indexer.events.error import MALFORMED, EventError
 from indexer.events.event import CreateEvent, DeleteEvent, PauseEvent, ResumeEvent, UpdateEvent
 from indexer.events.json_object import MAX_EVENT_BYTES
@@ -18,6 +20,7 @@ CREATE = {
     "text": "t",
 }
 PAUSE = {"kind": "pause", "ad_id": 7, "version": 4}
+GIVEN = {"embedding": [0.5, -2], "numbers": {"price": 3}, "sid": [5, 0]}
 
 
 def test_events_of_every_kind():
@@ -33,6 +36,49 @@ def test_events_of_every_kind():
     assert updated.content == {"text": ""}
     assert updated.fields() == {"kind": "update", "ad_id": 0, "version": 0, "text": ""}
     assert event_of(PAUSE | {"version": 2**63 - 1}).version == 2**63 - 1
+
+
+def test_an_ad_comes_with_an_embedding_numbers_or_its_sid_and_then_needs_no_text():
+    event = event_of(without("text") | GIVEN)
+    assert unpack_vector(event.content["embedding"]).tolist() == [0.5, -2.0]
+    assert {**event.content, "embedding": ""} == {
+        "account_id": "a",
+        "conversion_type": "buy",
+        "text": "",
+        "embedding": "",
+        "numbers": {"price": 3.0},
+        "sid": [5, 0],
+    }
+    for name, value in GIVEN.items():
+        assert event_of(without("text") | {name: value}).content["text"] == ""
+        updated = event_of({"kind": "update", "ad_id": 0, "version": 0, name: value})
+        assert updated.content.keys() == {name}
+        assert updated.fields()[name] == value
+
+
+@pytest.mark.parametrize(
+    ("given", "reason", "message"),
+    [
+        ({"embedding": []}, "too_long", "embedding: expected 1 .. 8192 values, got 0"),
+        ({"embedding": [1.0] * 8193}, "too_long", "embedding: expected 1 .. 8192 values, got 8193"),
+        ({"embedding": "x"}, "wrong_type", "embedding: expected a list of numbers, got str 'x'"),
+        ({"embedding": [1, "x"]}, "wrong_type", "embedding: expected a list of numbers, got list [1, 'x']"),
+        ({"embedding": [1, None]}, "wrong_type", "embedding: expected a list of numbers"),
+        ({"embedding": [4e38]}, "out_of_range", "embedding: expected finite numbers in float32, got 4e+38"),
+        ({"numbers": {"price": True}}, "wrong_type", "numbers: expected numbers by name, got dict"),
+        ({"numbers": {"price": -4e38}}, "out_of_range", "numbers: expected finite numbers in float32, got"),
+        ({"numbers": {"p" * 257: 1}}, "too_long", "numbers: expected names of at most 256 characters"),
+        ({"numbers": {"\ud800": 1}}, "invalid_json", "numbers: expected names that are text"),
+        ({"sid": [0.5]}, "wrong_type", "sid: expected a list of integers, got list [0.5]"),
+        ({"sid": [1] * 9}, "too_long", "sid: expected 1 .. 8 values, got 9"),
+        ({"sid": [-1]}, "out_of_range", "sid: expected codes 0 .. 2**20 - 1, got -1"),
+        ({"sid": [2**20]}, "out_of_range", "sid: expected codes 0 .. 2**20 - 1, got 1048576"),
+        ({"sid": None}, "wrong_type", "sid: expected a list of integers, got NoneType"),
+        ({}, "missing_field", "text is missing, and so are embedding, numbers, sid"),
+    ],
+)
+def test_wrong_given_fields(given, reason, message):
+    refused(event_of, without("text") | given, reason=reason, message=re.escape(message))
 
 
 def without(name):
@@ -126,11 +172,14 @@ JSON = st.recursive(
     max_leaves=5,
 )
 SURROGATES = st.text(st.characters(exclude_categories=()), max_size=5)
-VALUE = st.one_of(JSON, SURROGATES, st.sampled_from(["create", "update", "pause", "resume", "delete"]))
-FIELD = st.sampled_from([*CREATE, "other", "\ud800"])
+KIND = st.sampled_from(["create", "update", "pause", "resume", "delete"])
+NUMBER = st.integers(-3, 3) | st.floats() | st.sampled_from([2**20, 10**400, True])
+NUMBERS = st.lists(NUMBER, max_size=9) | st.dictionaries(SURROGATES, NUMBER, max_size=2)
+VALUE = st.one_of(JSON, SURROGATES, KIND, NUMBERS)
+FIELD = st.sampled_from([*CREATE, *GIVEN_FIELDS, "other", "\ud800"])
 NEARLY = st.builds(
     lambda base, changes, drop: {k: v for k, v in (base | changes).items() if k not in drop},
-    st.sampled_from([CREATE, PAUSE]),
+    st.sampled_from([CREATE, CREATE | GIVEN, PAUSE]),
     st.dictionaries(FIELD, VALUE, max_size=2),
     st.sets(FIELD, max_size=1),
 )
