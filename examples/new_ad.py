@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -65,6 +66,7 @@ def create_like_the_best(indexer_url: str, server_url: str, catalogue: Catalogue
         "account_id": "new advertiser",
         "conversion_type": str(row["conversion_type"]),
         "text": str(row["text"]),
+        **given_fields(row),
     }
     post(indexer_url, event)
     accepted = time.perf_counter()
@@ -82,6 +84,22 @@ def create_like_the_best(indexer_url: str, server_url: str, catalogue: Catalogue
         return Shown(new, known[0], rank, seconds)
     finally:
         post(indexer_url, {"kind": "delete", "ad_id": new, "version": 2})
+
+
+def given_fields(row: dict[str, Any]) -> dict[str, Any]:
+    """What an ad of the tables comes with besides its text, as fields of an event."""
+    families: dict[str, dict[int, Any]] = {"embedding": {}, "sid": {}}
+    numbers = {}
+    for name, value in row.items():
+        family, _, number = name.rpartition("_")
+        if family in families and number.isdecimal():
+            families[family][int(number)] = value
+        elif isinstance(value, int | float) and name not in ("ad_id", "created_at"):
+            numbers[name] = float(value)
+    found = {name: [values[i] for i in sorted(values)] for name, values in families.items() if values}
+    if row.get("embedding") is not None:
+        found["embedding"] = list(row["embedding"])
+    return found | ({"numbers": numbers} if numbers else {})
 
 
 def describe(shown: Shown, *, user: int) -> str:

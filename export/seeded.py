@@ -18,7 +18,9 @@ def seeded_checkpoint(preset: Preset, *, seed: int = 0) -> Checkpoint:
     sizes, buckets = preset.tokenizer.level_sizes, preset.model.value_buckets
     spec = ModelSpec(
         model=preset.model,
-        features=preset.features.spec(levels=len(sizes), profile_sizes=PROFILE_SIZES),
+        features=preset.features.spec(
+            levels=len(sizes), profile_sizes=PROFILE_SIZES, request_features=preset.request_features
+        ),
         level_sizes=sizes,
         value_buckets=ValueBuckets(
             np.arange(1, buckets, dtype=np.float32), np.arange(buckets, dtype=np.float32) + 0.5

@@ -101,6 +101,12 @@ class RunData:
                 f"the prepared data with {window}; set it back and run `make data` again, or train a new "
                 "model with --fresh or in another folder"
             )
+        if spec.features.request_features != preset.request_features:
+            names = [f.name for f in spec.features.request_features]
+            raise SpecError(
+                f"the model was made with data.request_features {names}, the preset has others: set them "
+                "back, or train a new model with --fresh or in another folder"
+            )
         for section, was in (("model", spec.model.model_dump()), ("features", spec.features.to_json())):
             now: dict[str, Any] = getattr(preset, section).model_dump()
             for key, value in now.items():

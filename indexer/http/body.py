@@ -8,10 +8,15 @@ from indexer.events.json_object import MAX_EVENT_BYTES
 from web.errors import HttpError
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-_FLAT = re.compile(r'\{[^"{}\[\]]*+(?:"(?:[^"\\]++|\\.)*+"[^"{}\[\]]*+)*+\}[ \t\r\n]*+', re.DOTALL)
+_PLAIN, _TEXT = r'[^"{}\[\]]*+', r'"(?:[^"\\]++|\\.)*+"'
+_LIST = rf"\[{_PLAIN}\]"  # an embedding, a SID
+_NUMBERS = rf"\{{{_PLAIN}(?:{_TEXT}{_PLAIN})*+\}}"  # by name
+_FLAT = re.compile(
+    rf"\{{{_PLAIN}(?:(?:{_TEXT}|{_LIST}|{_NUMBERS}){_PLAIN})*+\}}[ \t\r\n]*+", re.DOTALL
+)
 _MARK = re.compile(r'["\[\]{},]')
 _INSIDE = re.compile(r'(?:[^"\\]++|\\.)*+', re.DOTALL)  # of a string
-_MAX_PARTS = 200  # strings, brackets and commas of a row; an event, which is flat, has some twenty
+_MAX_PARTS = 200  # strings, brackets and commas of a row that is not written as every event is
 
 
 def split_lines(body: bytes, *, limit: int) -> list[tuple[int, bytes]]:

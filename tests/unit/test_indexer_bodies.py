@@ -44,6 +44,13 @@ def test_rows_are_the_elements_of_the_list(ascii_only):
         assert [json.loads(raw) for _, raw in rows] == wanted
 
 
+def test_rows_with_long_embeddings_are_rows():
+    given = {"embedding": [0.5, -1e-3] * 4000, "numbers": {'"}': 1, "price": 2}, "sid": [], "text": "]"}
+    wanted = [{"ad_id": i} | given for i in range(3)]
+    rows = split_list(json.dumps(wanted, indent=1).encode(), limit=10)
+    assert [json.loads(raw) for _, raw in rows] == wanted
+
+
 def test_a_text_longer_than_an_event_ends_where_its_quote_is(monkeypatch):
     for size in range(3, 9):  # escapes that a piece's end cuts in two
         monkeypatch.setattr("indexer.http.body.MAX_EVENT_BYTES", size)

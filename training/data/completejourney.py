@@ -102,6 +102,8 @@ def load_completejourney(config: DataConfig, *, folder: Path | None = None) -> T
         provenance=PROVENANCE,
         where=("completejourney ads", "completejourney users", "completejourney events"),
         profile_columns=config.profile_columns,
+        numeric_columns=config.numeric_columns,
+        request_columns=config.request_columns,
     )
 
 
