@@ -36,8 +36,10 @@ class FakeEncoder:
         pairs = zip(ad_ids.tolist(), contents, strict=True)
         return np.array([self.sid(ad_id, **content) for ad_id, content in pairs], np.int32)
 
-    def sid(self, ad_id: int, account_id: str, conversion_type: str, text: str) -> tuple[int, ...]:
-        content = repr((self.tokenizer_id, ad_id, account_id, conversion_type, text)).encode()
+    def sid(
+        self, ad_id: int, account_id: str, conversion_type: str, text: str, **given: object
+    ) -> tuple[int, ...]:
+        content = repr((self.tokenizer_id, ad_id, account_id, conversion_type, text, *given.items())).encode()
         number = int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
         codes = []
         for size in self.level_sizes:
@@ -54,8 +56,8 @@ def create(ad_id: int, version: int, text: str = "text", account_id: str = "a") 
     return CreateEvent(ad_id=ad_id, version=version, account_id=account_id, conversion_type="buy", text=text)
 
 
-def update(ad_id: int, version: int, **content: str) -> AdEvent:
-    return UpdateEvent(ad_id=ad_id, version=version, **content)
+def update(ad_id: int, version: int, **content: object) -> AdEvent:
+    return UpdateEvent(ad_id=ad_id, version=version, **content)  # type: ignore[arg-type]
 
 
 def pause(ad_id: int, version: int) -> AdEvent:

@@ -17,7 +17,6 @@ from training.data.prepared import load_prepared
 from training.preset.preset import Preset
 from training.run import RunData, SpecError
 
-
 GIVEN_SIDS = {"tokenizer": {"sids": "given"}}
 
 

@@ -15,6 +15,7 @@ from tests.index_store import (
     load,
     open_store,
     pause,
+    results,
     sound,
     update,
 )
@@ -98,4 +99,33 @@ def test_a_second_generation_with_given_sids(tmp_path):
         assert not (tmp_path / BASE / "tok").exists()
         assert sound(store)
     with open_store(tmp_path) as store:
+        assert sound(store)
+
+
+class Picky(FakeEncoder):
+    """Takes ads with an embedding only."""
+
+    def refusal(self, content: dict) -> str | None:
+        return None if "embedding" in content else "expected an embedding"
+
+
+def test_a_generation_that_wants_other_content_holds_nothing_up_and_waits_for_it(tmp_path):
+    with empty_store(tmp_path) as store:
+        apply(store, create(1, 1), create(2, 1))
+        picky = Picky("new", (7, 2))
+        store.add_encoder(picky)
+        with pytest.raises(IndexStoreError, match="encoder new: ad 1: expected an embedding"):
+            fill(store.file, picky)
+        # The generation that answers takes texts, and so do the events.
+        assert results(apply(store, create(3, 1), update(2, 2, embedding=[1.0, 2.0]))) == ["applied"] * 2
+        assert set(store.ad(3).sids) == {"tok"}
+        assert set(store.ad(2).sids) == {"tok", "new"}
+        for ad in (1, 3):
+            apply(store, update(ad, 2, embedding=[0.5, ad]))
+        while fill(store.file, picky):
+            pass
+        outcomes = apply(store, create(4, 1), update(3, 3, text="more words"))
+        assert results(outcomes) == ["wrong_content", "applied"]
+        assert store.ad(4) is None
+        assert set(store.ad(3).sids) == {"tok", "new"}
         assert sound(store)
