@@ -194,6 +194,8 @@ def test_impressions_and_clicks_with_request_ids_and_request_features(tmp_path, 
                 sent["placement"] = np.array([[own["place"].encode()]])
             answer = send(server.grpc_url, sent)
             np.testing.assert_allclose(answer["scores"][0], scores(i, columns[i]), atol=1e-4)
+        over_http = send(server.http_url, sent, protocol="http")
+        np.testing.assert_array_equal(over_http["scores"], answer["scores"])
         unknown = {"placement": np.array([[b"billboard"]]), "hour": np.array([[24]], np.int32)}
         nothing = scores(i, [0, 0])
         for more in ({}, unknown):
