@@ -99,7 +99,7 @@ def _parts(name: str, kind: str) -> list[str]:
 
 def request_path() -> dict[str, set[str]]:
     """Series of `serving.backend.metrics` with their labels."""
-    families = metrics.SCHEDULER | metrics.RESOLVER | metrics.REQUESTS
+    families = metrics.SCHEDULER | metrics.RESOLVER | metrics.REQUESTS | metrics.REQUEST_FEATURES
     found = {p: {*f.labels, "process", "le"} for n, f in families.items() for p in _parts(n, f.kind)}
     assert found.keys() == metrics.names()
     return found

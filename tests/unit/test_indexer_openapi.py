@@ -25,6 +25,19 @@ CONTENT = {
     "conversion_type": {"type": "string", "maxLength": 256},
     "text": {"type": "string", "maxLength": 65_536},
 }
+FLOAT32 = {"type": "number", "minimum": -3e38, "maximum": 3e38}
+CODE = {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**20}
+GIVEN = {
+    "embedding": {"type": "array", "items": FLOAT32, "minItems": 1, "maxItems": 8192},
+    "numbers": {
+        "type": "object",
+        "additionalProperties": FLOAT32,
+        "propertyNames": {"maxLength": 256},
+        "maxProperties": 256,
+    },
+    "sid": {"type": "array", "items": CODE, "minItems": 1, "maxItems": 8},
+}
+COMES_WITH = {"embedding": [0.5, -1], "numbers": {"price": 3, "": -0.5}, "sid": [0, 2**20 - 1]}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +68,8 @@ def test_every_kind_of_event_has_its_fields_and_limits(page):
     assert event["discriminator"]["propertyName"] == "kind"
     named = {kind: ref.rpartition("/")[2] for kind, ref in event["discriminator"]["mapping"].items()}
     assert {option["$ref"].rpartition("/")[2] for option in event["oneOf"]} == set(named.values())
-    content = {"create": CONTENT, "update": CONTENT, "pause": {}, "resume": {}, "delete": {}}
+    every = CONTENT | GIVEN
+    content = {"create": every, "update": every, "pause": {}, "resume": {}, "delete": {}}
     assert named.keys() == content.keys()
     for kind, more in content.items():
         model = schemas[named[kind]]
@@ -66,9 +80,10 @@ def test_every_kind_of_event_has_its_fields_and_limits(page):
         assert told == {"kind": {"type": "string", "const": kind}, "ad_id": NUMBER, "version": NUMBER} | more
         assert model["additionalProperties"] is False
         assert model["description"]
-        needed = {"kind", "ad_id", "version"} | (CONTENT.keys() if kind == "create" else set())
+        needed = {"kind", "ad_id", "version"} | (CONTENT.keys() - {"text"} if kind == "create" else set())
         assert set(model["required"]) == needed
-    assert schemas[named["update"]]["anyOf"] == [{"required": [name]} for name in CONTENT]
+    assert schemas[named["update"]]["anyOf"] == [{"required": [name]} for name in every]
+    assert schemas[named["create"]]["anyOf"] == [{"required": [name]} for name in ("text", *GIVEN)]
     assert body(page, "/events")["schema"] == {"$ref": "#/components/schemas/AdEvent"}
     bulk = body(page, "/events/bulk")["schema"]
     assert bulk == {"type": "array", "items": {"$ref": "#/components/schemas/AdEvent"}, "maxItems": 10_000}
@@ -100,6 +115,8 @@ def test_schema_and_server_accept_and_refuse_the_same_events(client, page):
         UPDATE | {"account_id": "", "conversion_type": ""},
         CREATE | {"text": "t" * 65_536, "account_id": "\U0001f45f" * 256},
         CREATE | {"ad_id": 0, "version": 2**63 - 1},
+        *(without("text") | {name: value} for name, value in COMES_WITH.items()),
+        {"kind": "update", "ad_id": 7, "version": 6} | COMES_WITH,
     ]
     bad = [
         *map(without, CREATE),
@@ -126,6 +143,14 @@ def test_schema_and_server_accept_and_refuse_the_same_events(client, page):
         CREATE | {"ad_id": -1},
         CREATE | {"version": 2**63},
         CREATE | {"version": None},
+        *(CREATE | {name: wrong} for name in GIVEN for wrong in (None, "x", 1, [], ["x"], [True], [1e39])),
+        CREATE | {"embedding": [1] * 8193},
+        CREATE | {"sid": [2**20]},
+        CREATE | {"sid": [-1]},
+        CREATE | {"sid": [1] * 9},
+        CREATE | {"numbers": {"p" * 257: 1}},
+        CREATE | {"numbers": {"price": None}},
+        PAUSE | COMES_WITH,
     ]
     schema = body(page, "/events")["schema"]
     for expected, events in ((True, good), (False, bad)):
