@@ -22,8 +22,9 @@ from pathlib import Path
 import polars as pl
 
 from training.data.checks import TableError
-from training.data.parquet import read_table
-from training.data.schema import UNKNOWN, LoadStats, Tables, make_tables
+from training.data.columns import UNKNOWN
+from training.data.files import read_table
+from training.data.schema import LoadStats, Tables, make_tables
 from training.preset.data import DataConfig
 
 PROVENANCE = (

@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.data.files import NAMES, read_table
 from training.data.log import EventLog
-from training.data.parquet import NAMES, read_table
 from training.data.parts import Parts
 from training.data.profile import ProfileVocabulary
 from training.data.schema import LoadStats, Tables, make_tables

@@ -1,63 +1,24 @@
 """The three tables every source delivers, and their checks."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import polars as pl
 
 from serving.model.features import BEHAVIORS
-from training.data.checks import TableChecks, TableError, one_of, raise_faults
+from training.data.checks import ROW, Place, TableChecks, TableError, one_of, raise_faults
+from training.data.columns import (
+    ADS_COLUMNS,
+    EVENTS_COLUMNS,
+    SPLIT_COLUMN,
+    STATUSES,
+    UNKNOWN,
+    USER_ID,
+    Column,
+    given_column,
+)
+from training.data.event_order import Repeats, has_key, sort_events
 from training.data.split import PARTS
-
-STATUSES = ("active", "paused", "deleted")
-UNKNOWN = "unknown"
-
-
-
-@dataclass(frozen=True)
-class Column:
-    """What is demanded of one column.
-
-    Attributes:
-        dtypes: that its values may have, once read.
-        required: whether the table must have it.
-        default: what a table without it gets; None leaves it out.
-        nullable: whether it may hold nulls.
-    """
-
-    dtypes: tuple[pl.DataType, ...]
-    required: bool = True
-    default: pl.Expr | None = None
-    nullable: bool = False
-
-
-ADS_COLUMNS: dict[str, Column] = {
-    "ad_id": Column((pl.Int64(),)),
-    "item_id": Column((pl.String(),), required=False, default=pl.col("ad_id").cast(pl.String)),
-    "account_id": Column((pl.String(),), required=False, default=pl.lit(UNKNOWN)),
-    "conversion_type": Column((pl.String(),), required=False, default=pl.lit(UNKNOWN)),
-    "text": Column((pl.String(),), default=pl.lit("")),
-    "created_at": Column((pl.Int64(),), required=False, default=pl.lit(0, pl.Int64)),
-    "status": Column((pl.String(),), required=False, default=pl.lit("active")),
-}
-# Given by the user instead of being made here: embeddings as one list or a column each, semantic IDs.
-GIVEN_ADS_COLUMNS = re.compile(r"embedding|embedding_\d+|sid_\d+")
-SPLIT_COLUMN = "split"
-EVENTS_COLUMNS: dict[str, Column] = {
-    "user_id": Column((pl.Int64(),)),
-    "ad_id": Column((pl.Int64(),)),
-    "timestamp": Column((pl.Int64(),)),
-    "behavior": Column((pl.String(),)),
-    "value": Column((pl.Float64(),)),
-    "provenance": Column((pl.String(),), required=False, default=pl.lit(UNKNOWN)),
-    "request_id": Column((pl.Int64(), pl.String()), required=False, nullable=True),
-    "position": Column((pl.Int64(),), required=False, nullable=True),
-    SPLIT_COLUMN: Column((pl.String(),), required=False, nullable=True),  # its own check names the parts
-}
-# A source may hold ids as integers or as strings, which become integers before the checks.
-IDS = ("ad_id", "user_id", "request_id")
-EVENT_KEY = ("user_id", "ad_id", "timestamp", "behavior")
 
 
 @dataclass(frozen=True)
@@ -78,7 +39,7 @@ class Tables:
     """Checked tables of one source; `make_tables` builds it.
 
     Attributes:
-        ads: columns `ADS_COLUMNS` and those of `GIVEN_ADS_COLUMNS` that the source has, sorted by ad_id.
+        ads: columns `ADS_COLUMNS` and those of `given_column` that the source has, sorted by ad_id.
         users: user_id and String profile columns, sorted by user_id.
         events: columns `EVENTS_COLUMNS`, those without a default only where the source has them, sorted by
             user_id, timestamp, ad_id, behavior (impression, click, conversion), request_id.
@@ -93,76 +54,173 @@ class Tables:
     provenance: str
 
 
-def check_ads(df: pl.DataFrame, where: str) -> TableChecks:
+@dataclass(frozen=True)
+class Unchecked:
+    """One table before its checks.
+
+    Attributes:
+        frame: its columns; of the events it is read in batches.
+        where: its name in messages.
+        place: see `TableChecks`; None for a table of one file.
+        unusable: columns with a fault that is known.
+    """
+
+    frame: pl.LazyFrame
+    where: str
+    place: Callable[[int], Place] | None = None
+    unusable: frozenset[str] = frozenset()
+
+    def checks(self) -> TableChecks:
+        """Of this table, none yet."""
+        return TableChecks(self.frame, self.where, place=self.place, unusable=self.unusable)
+
+
+def check_ads(table: Unchecked) -> TableChecks:
     """Check the ads table.
 
     Faults: missing column, wrong dtype, empty table, null, negative id or time, time not in seconds, empty
-    text where neither embedding nor semantic ID is given, unknown status, ad_id twice.
+    text where neither embedding nor semantic ID is given, embeddings of several lengths or not finite,
+    negative code of a semantic ID, unknown status, ad_id twice.
     """
-    checks = TableChecks(df, where)
-    given = [name for name in df.columns if GIVEN_ADS_COLUMNS.fullmatch(name)]
+    checks = table.checks()
+    given = {name: rule for name in checks.schema if (rule := given_column(name)) is not None}
     schema = dict(ADS_COLUMNS)
     if given:
         schema["text"] = replace(schema["text"], required=False)
-    checks.columns(schema)
-    for name in given:
-        checks.rows(name, bad=pl.col(name).is_null(), expected="a value")
+    checks.columns(schema | given)
     checks.ids("ad_id")
     checks.seconds("created_at")
     if not given:
         checks.rows("text", bad=pl.col("text").str.strip_chars() == "", expected="non-empty text")
     checks.rows("status", bad=~pl.col("status").is_in(STATUSES), expected=one_of(STATUSES))
+    for name, rule in given.items():
+        _check_given(checks, name, rule)
     checks.unique(("ad_id",))
     return checks
 
 
-def check_users(df: pl.DataFrame, where: str) -> TableChecks:
+def _check_given(checks: TableChecks, name: str, rule: Column) -> None:
+    column = pl.col(name)
+    if rule.kind == "integer":
+        checks.rows(name, bad=column < 0, expected="a code >= 0")
+    elif isinstance(checks.schema[name], pl.List):
+        length = column.list.len()
+        checks.rows(name, bad=(length == 0) | (length != length.first()), expected="lists of one length > 0")
+        bad = column.list.eval(~pl.element().is_finite().fill_null(False)).list.any()
+        checks.rows(name, bad=bad, expected="finite numbers")
+    else:
+        checks.rows(name, bad=~column.is_finite(), expected="a finite number")
+
+
+def check_users(table: Unchecked) -> TableChecks:
     """Check the users table; all of its columns but user_id are profile columns.
 
-    Faults: user_id missing, a dtype other than Int64 (user_id) or String (profile), empty table, null,
-    negative or repeated user_id.
+    Faults: user_id missing, a dtype other than Int64 or String (user_id) or String (profile), empty table,
+    null, negative or repeated user_id.
     """
-    profile = {name: Column((pl.String(),), nullable=True) for name in df.columns if name != "user_id"}
-    checks = TableChecks(df, where)
-    checks.columns({"user_id": Column((pl.Int64(),)), **profile})
+    checks = table.checks()
+    profile = {name: Column((pl.String(),), nullable=True) for name in checks.schema if name != "user_id"}
+    checks.columns({"user_id": USER_ID, **profile})
     checks.ids("user_id")
     checks.unique(("user_id",))
     return checks
 
 
-def check_events(df: pl.DataFrame, where: str) -> TableChecks:
-    """Check the events table.
+def check_events(table: Unchecked) -> TableChecks:
+    """Check the events table, but for rows that come twice; see `sorted_events`.
 
-    Faults: missing column, wrong dtype, empty table, null, negative id, time or position, time not
-    in seconds, unknown behavior or part, value that is negative, NaN or infinite, the same key (user_id,
-    ad_id, timestamp, behavior and, where there is one, request_id) twice.
+    Faults: missing column, wrong dtype, empty table, null, negative id, time or position, time not in
+    seconds, unknown behavior or part, value that is negative, NaN or infinite in float32.
     """
-    checks = TableChecks(df, where)
+    checks = table.checks()
     checks.columns(EVENTS_COLUMNS)
     for column in ("user_id", "ad_id"):
         checks.ids(column)
     checks.seconds("timestamp")
     checks.rows("behavior", bad=~pl.col("behavior").is_in(list(BEHAVIORS)), expected=one_of(BEHAVIORS))
-    value = pl.col("value")
-    checks.rows("value", bad=~value.is_finite() | (value < 0), expected="a finite value >= 0")
-    if "position" in df.columns:
-        bad = ~pl.col("position").is_between(0, 2**31, closed="left")
-        checks.rows("position", bad=bad, expected="a position in [0, 2^31)")
-    if SPLIT_COLUMN in df.columns:
-        known = pl.col(SPLIT_COLUMN).is_in(PARTS)
-        checks.rows(SPLIT_COLUMN, bad=~known.fill_null(False), expected=one_of(PARTS))
-    # Delivery "at least once" repeats events, and a repeated purchase would count its value twice: only the
-    # writer of the logs can tell.
-    checks.unique((*EVENT_KEY, *(name for name in ("request_id",) if name in df.columns)))
+    # What a model learns is float32, where 1e300 is infinite.
+    value = pl.col("value").cast(pl.Float32)
+    checks.rows("value", bad=~value.is_finite() | (value < 0), expected="a finite value >= 0, in float32")
+    bad = ~pl.col("position").is_between(0, 2**31, closed="left")
+    checks.rows("position", bad=bad, expected="a position in [0, 2^31)")
+    known = pl.col(SPLIT_COLUMN).is_in(PARTS)
+    checks.rows(SPLIT_COLUMN, bad=~known.fill_null(False), expected=one_of(PARTS))
     return checks
 
 
-def _check_references(events: TableChecks, ads: pl.DataFrame, users: pl.DataFrame) -> None:
-    """Every user_id and ad_id of events must exist."""
-    for column, table, name in (("user_id", users, "users"), ("ad_id", ads, "ads")):
-        if column in table.columns and table.schema[column] == events.df.schema.get(column):
-            known = pl.col(column).is_in(pl.lit(table[column].implode()))
-            events.rows(column, bad=~known, expected=f"an id of the {name} table")
+def check_tables(
+    ads: Unchecked | None,
+    users: Unchecked | None,
+    *,
+    events: Unchecked | None,
+    profile_columns: Sequence[str] | None = None,
+) -> list[TableError]:
+    """All that is wrong with the tables, but for events that come twice.
+
+    Args:
+        ads: ads table; None for one that cannot be read, which others are not compared with.
+        users: users table.
+        events: events table, read in batches.
+        profile_columns: profile columns that users must have; None for those it has.
+    """
+    found = []
+    if ads is not None:
+        found.append(check_ads(ads))
+    if users is not None:
+        found.append(check_users(users))
+    if events is not None:
+        found.append(check_events(events))
+        for column, table, name in (("user_id", users, "users"), ("ad_id", ads, "ads")):
+            if table is not None:
+                _check_reference(found[-1], column, table=table, name=name)
+    faults = [fault for checks in found for fault in checks.faults]
+    if users is not None and profile_columns is not None:
+        available = [name for name in users.frame.collect_schema() if name != "user_id"]
+        missing = [name for name in profile_columns if name not in available]
+        if missing:
+            expected, actual = f"profile columns {missing}", f"profile columns {available}"
+            faults.append(TableError(users.where, expected, actual=actual, column=missing[0]))
+    return faults
+
+
+def _check_reference(events: TableChecks, column: str, *, table: Unchecked, name: str) -> None:
+    """Every id of events must exist in the table that it is of."""
+    dtype = table.frame.collect_schema().get(column)
+    events.same_type(column, dtype, other=name)
+    if dtype is not None and dtype == events.schema.get(column) and column not in table.unusable:
+        ids = table.frame.select(column).collect()[column]
+        known = pl.col(column).is_in(pl.lit(ids.implode()))
+        events.rows(column, bad=~known, expected=f"an id of the {name} table")
+
+
+def complete_ads(ads: pl.DataFrame) -> pl.DataFrame:
+    """Columns of checked ads, defaults for those that are missing, in the order of their ids."""
+    given = [name for name in ads.columns if given_column(name) is not None]
+    return ads.select(*_complete(ads.schema, ADS_COLUMNS), *given).sort("ad_id")
+
+
+def complete_users(users: pl.DataFrame, *, profile_columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Checked users in the order of their ids, with these profile columns; None for all."""
+    every = [name for name in users.columns if name != "user_id"]
+    profile = every if profile_columns is None else profile_columns
+    return users.select("user_id", *(pl.col(name).fill_null(UNKNOWN) for name in profile)).sort("user_id")
+
+
+def complete_events(events: pl.LazyFrame) -> pl.LazyFrame:
+    """Columns of checked events, defaults for those that are missing, and the number of the row."""
+    schema = events.collect_schema()
+    rows = events if ROW in schema else events.with_row_index(ROW)
+    return rows.select(*_complete(schema, EVENTS_COLUMNS), ROW)
+
+
+def _complete(schema: pl.Schema, rules: Mapping[str, Column]) -> list[pl.Expr]:
+    columns: list[pl.Expr] = []
+    for name, rule in rules.items():
+        if name in schema:
+            columns.append(pl.col(name))
+        elif rule.default is not None:
+            columns.append(rule.default.alias(name))
+    return columns
 
 
 def make_tables(
@@ -175,7 +233,7 @@ def make_tables(
     where: Sequence[str],
     profile_columns: Sequence[str] | None = None,
 ) -> Tables:
-    """Check everything and assemble the result of a source.
+    """Check everything and assemble tables in memory.
 
     Args:
         ads: ads table.
@@ -188,41 +246,23 @@ def make_tables(
 
     Raises:
         TableError: any fault of `check_ads`, `check_users` and `check_events`, an event of an unknown user or
-            ad, or a profile column that users does not have; all faults of the three tables in one report.
+            ad, an event that comes twice, or a profile column that users does not have; all faults of the
+            three tables in one report.
     """
-    ads_name, users_name, events_name = where
-    checked = check_ads(ads, ads_name), check_users(users, users_name), check_events(events, events_name)
-    _check_references(checked[-1], ads, users)
-    faults = [fault for checks in checked for fault in checks.faults]
-    available = [name for name in users.columns if name != "user_id"]
-    kept = available if profile_columns is None else list(profile_columns)
-    missing = [name for name in kept if name not in available]
-    if missing:
-        expected, actual = f"profile columns {missing}", f"profile columns {available}"
-        faults.append(TableError(users_name, expected, actual=actual, column=missing[0]))
-    raise_faults(faults)
-    events = _complete(events, EVENTS_COLUMNS)
-    code = pl.col("behavior").replace_strict(dict(BEHAVIORS), return_dtype=pl.Int8)
-    key = ["user_id", "timestamp", "ad_id", code, *(name for name in events.columns if name == "request_id")]
+    frames = (table.lazy() for table in (ads, users, events))
+    of_ads, of_users, of_events = map(Unchecked, frames, where)
+    faults = check_tables(of_ads, of_users, events=of_events, profile_columns=profile_columns)
+    repeats = Repeats()
+    if has_key(events.columns):
+        events = sort_events(complete_events(events.lazy()).collect())
+        repeats.add(events)
+    raise_faults(faults + repeats.faults(where[2]))
     # Sorted, so that row i of users is user i of the EventLog and of the encoded profiles, and so that the
     # same logs give the same files.
     return Tables(
-        ads=_complete(ads, ADS_COLUMNS, given=GIVEN_ADS_COLUMNS).sort("ad_id"),
-        users=users.select("user_id", *(pl.col(name).fill_null(UNKNOWN) for name in kept)).sort("user_id"),
-        events=events.sort(key),
+        ads=complete_ads(ads),
+        users=complete_users(users, profile_columns=profile_columns),
+        events=events.drop(ROW),
         stats=stats,
         provenance=provenance,
     )
-
-
-def _complete(
-    df: pl.DataFrame, schema: Mapping[str, Column], *, given: re.Pattern[str] | None = None
-) -> pl.DataFrame:
-    """Columns of a schema in its order, defaults where they are missing; then those that match `given`."""
-    columns: list[pl.Expr] = []
-    for name, rule in schema.items():
-        if name in df.columns:
-            columns.append(pl.col(name))
-        elif rule.default is not None:
-            columns.append(rule.default.alias(name))
-    return df.select(*columns, *(name for name in df.columns if given and given.fullmatch(name)))

@@ -1,0 +1,91 @@
+"""Columns of the three tables: their types, what is cast to them, and what stands in where one is missing."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from training.data.casts import Kind
+
+STATUSES = ("active", "paused", "deleted")
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Column:
+    """What is demanded of one column.
+
+    Attributes:
+        dtypes: that its values may have, once cast.
+        kind: what other types are cast to; see `training.data.casts`.
+        required: whether the table must have it.
+        default: what a table without it gets; None leaves it out.
+        nullable: whether it may hold nulls.
+    """
+
+    dtypes: tuple[pl.DataType, ...]
+    kind: Kind = "text"
+    required: bool = True
+    default: pl.Expr | None = None
+    nullable: bool = False
+
+
+# Ids are integers, or strings (keys) that become integers once the tables are checked.
+_ID = (pl.Int64(), pl.String())
+_TEXT = (pl.String(),)
+_INTEGER = (pl.Int64(),)
+
+ADS_COLUMNS: dict[str, Column] = {
+    "ad_id": Column(_ID, "id"),
+    "item_id": Column(_TEXT, required=False, default=pl.col("ad_id").cast(pl.String)),
+    "account_id": Column(_TEXT, required=False, default=pl.lit(UNKNOWN)),
+    "conversion_type": Column(_TEXT, required=False, default=pl.lit(UNKNOWN)),
+    "text": Column(_TEXT, default=pl.lit("")),
+    "created_at": Column(_INTEGER, "seconds", required=False, default=pl.lit(0, pl.Int64)),
+    "status": Column(_TEXT, required=False, default=pl.lit("active")),
+}
+# Given by the user instead of being made here: embeddings as one list or a column each, semantic IDs.
+GIVEN_ADS_COLUMNS = re.compile(r"embedding|embedding_\d+|sid_\d+")
+_FLOAT = (pl.Float32(), pl.Float64())
+EMBEDDING = Column((pl.List(pl.Float32()), pl.List(pl.Float64())), "vector")
+EMBEDDING_VALUE = Column(_FLOAT, "vector")
+SID_CODE = Column(_INTEGER, "integer")
+SPLIT_COLUMN = "split"
+IDS = ("ad_id", "user_id", "request_id")
+USER_ID = Column(_ID, "id")
+EVENTS_COLUMNS: dict[str, Column] = {
+    "user_id": USER_ID,
+    "ad_id": Column(_ID, "id"),
+    "timestamp": Column(_INTEGER, "seconds"),
+    "behavior": Column(_TEXT),
+    "value": Column((pl.Float64(),), "number"),
+    "provenance": Column(_TEXT, required=False, default=pl.lit(UNKNOWN)),
+    "request_id": Column(_ID, "id", required=False, nullable=True),
+    "position": Column(_INTEGER, "integer", required=False, nullable=True),
+    SPLIT_COLUMN: Column(_TEXT, required=False, nullable=True),  # its own check names the parts
+}
+
+
+def kind_of(table: str, column: str, *, profile_columns: Sequence[str] | None = None) -> Kind | None:
+    """What a column of ads, users or events is cast to; None for one that is not used.
+
+    Args:
+        table: its name.
+        column: its name.
+        profile_columns: columns of users that are; None for all.
+    """
+    if table == "users":
+        if column == "user_id":
+            return "id"
+        return "text" if profile_columns is None or column in profile_columns else None
+    rule = given_column(column) if table == "ads" else None
+    rule = rule or (ADS_COLUMNS if table == "ads" else EVENTS_COLUMNS).get(column)
+    return None if rule is None else rule.kind
+
+
+def given_column(name: str) -> Column | None:
+    """What is demanded of a column of ads that holds a given embedding or semantic ID; None for others."""
+    if not GIVEN_ADS_COLUMNS.fullmatch(name):
+        return None
+    return {"e": EMBEDDING_VALUE, "s": SID_CODE}[name[0]] if "_" in name else EMBEDDING
