@@ -5,7 +5,7 @@ Rows in messages are counted from 0, as in the file (`pl.read_parquet(file)[row]
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import polars as pl
 
@@ -84,6 +84,22 @@ def date_of(seconds: int) -> str:
         return str(seconds)
 
 
+class ColumnRule(Protocol):
+    """What `TableChecks.columns` asks of one column; `training.data.schema.Column` has it."""
+
+    @property
+    def dtypes(self) -> tuple[pl.DataType, ...]:
+        """That its values may have."""
+
+    @property
+    def required(self) -> bool:
+        """Whether the table must have it."""
+
+    @property
+    def nullable(self) -> bool:
+        """Whether it may hold nulls."""
+
+
 class TableChecks:
     """Checks of one table, which collect what is wrong with it in `faults`."""
 
@@ -98,37 +114,24 @@ class TableChecks:
         self.faults: list[TableError] = []
         self._unusable: set[str] = set()  # columns of which nothing more can be asked
 
-    def columns(
-        self,
-        schema: Mapping[str, pl.DataType],
-        *,
-        nullable: Sequence[str] = (),
-        optional: Mapping[str, Sequence[pl.DataType]] | None = None,
-    ) -> None:
-        """Ask for these columns and no others, at least one row, their dtypes, and values outside `nullable`.
+    def columns(self, schema: Mapping[str, ColumnRule]) -> None:
+        """Ask for the columns of a schema with their dtypes, at least one row, and values where it says so.
 
-        Args:
-            schema: columns that must be there.
-            nullable: those that may hold nulls.
-            optional: columns that may be there, with the dtypes that each may have; they may hold nulls.
+        Other columns are nobody's business.
         """
-        allowed = {name: (dtype,) for name, dtype in schema.items()} | dict(optional or {})
-        missing = [name for name in schema if name not in self.df.columns]
+        missing = [name for name, rule in schema.items() if rule.required and name not in self.df.columns]
         for name in missing:
-            self._add(f"columns {list(schema)}", actual=f"columns {self.df.columns}", column=name)
-        for name in self.df.columns:
-            if name not in allowed:
-                known = f"only the columns {list(allowed)}"
-                self._add(known, actual=f"the unknown column {name!r}", column=name)
+            self._add(f"columns {missing}", actual=f"columns {self.df.columns}", column=name)
         if self.df.height == 0:
             self._add("at least one row", actual="an empty table")
-        self._unusable.update(missing)
-        for name in [name for name in allowed if name in self.df.columns]:
-            if self.df.schema[name] not in allowed[name]:
+        self._unusable.update(name for name in schema if name not in self.df.columns)
+        for name in [name for name in schema if name in self.df.columns]:
+            rule = schema[name]
+            if self.df.schema[name] not in rule.dtypes:
                 self._unusable.add(name)
-                dtypes = " or ".join(map(str, allowed[name]))
+                dtypes = " or ".join(map(str, rule.dtypes))
                 self._add(f"dtype {dtypes}", actual=f"dtype {self.df.schema[name]}", column=name)
-            elif name in schema and name not in nullable:
+            elif not rule.nullable:
                 self.rows(name, bad=pl.col(name).is_null(), expected="a value")
 
     def ids(self, column: str) -> None:

@@ -25,6 +25,7 @@ def load_parquet(config: DataConfig) -> Tables:
             "path: expected a folder with ads.parquet, users.parquet, events.parquet, got nothing"
         )
     folder = Path(config.path)
+    # A table is read, its columns are cast without loss, string ids become integers; then it is checked.
     ads, users, events = (read_table(folder / f"{name}.parquet") for name in NAMES)
     where = [str(folder / f"{name}.parquet") for name in NAMES]
     tables = make_tables(

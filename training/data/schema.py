@@ -1,7 +1,8 @@
 """The three tables every source delivers, and their checks."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
@@ -12,29 +13,50 @@ from training.data.split import PARTS
 STATUSES = ("active", "paused", "deleted")
 UNKNOWN = "unknown"
 
-ADS_COLUMNS: dict[str, pl.DataType] = {
-    "ad_id": pl.Int64(),
-    "item_id": pl.String(),
-    "account_id": pl.String(),
-    "conversion_type": pl.String(),
-    "text": pl.String(),
-    "created_at": pl.Int64(),
-    "status": pl.String(),
+
+
+@dataclass(frozen=True)
+class Column:
+    """What is demanded of one column.
+
+    Attributes:
+        dtypes: that its values may have, once read.
+        required: whether the table must have it.
+        default: what a table without it gets; None leaves it out.
+        nullable: whether it may hold nulls.
+    """
+
+    dtypes: tuple[pl.DataType, ...]
+    required: bool = True
+    default: pl.Expr | None = None
+    nullable: bool = False
+
+
+ADS_COLUMNS: dict[str, Column] = {
+    "ad_id": Column((pl.Int64(),)),
+    "item_id": Column((pl.String(),), required=False, default=pl.col("ad_id").cast(pl.String)),
+    "account_id": Column((pl.String(),), required=False, default=pl.lit(UNKNOWN)),
+    "conversion_type": Column((pl.String(),), required=False, default=pl.lit(UNKNOWN)),
+    "text": Column((pl.String(),), default=pl.lit("")),
+    "created_at": Column((pl.Int64(),), required=False, default=pl.lit(0, pl.Int64)),
+    "status": Column((pl.String(),), required=False, default=pl.lit("active")),
 }
-EVENTS_COLUMNS: dict[str, pl.DataType] = {
-    "user_id": pl.Int64(),
-    "ad_id": pl.Int64(),
-    "timestamp": pl.Int64(),
-    "behavior": pl.String(),
-    "value": pl.Float64(),
-    "provenance": pl.String(),
-}
+# Given by the user instead of being made here: embeddings as one list or a column each, semantic IDs.
+GIVEN_ADS_COLUMNS = re.compile(r"embedding|embedding_\d+|sid_\d+")
 SPLIT_COLUMN = "split"
-OPTIONAL_EVENTS_COLUMNS: dict[str, tuple[pl.DataType, ...]] = {
-    "request_id": (pl.Int64(), pl.String()),
-    "position": (pl.Int64(),),
-    SPLIT_COLUMN: (pl.String(),),
+EVENTS_COLUMNS: dict[str, Column] = {
+    "user_id": Column((pl.Int64(),)),
+    "ad_id": Column((pl.Int64(),)),
+    "timestamp": Column((pl.Int64(),)),
+    "behavior": Column((pl.String(),)),
+    "value": Column((pl.Float64(),)),
+    "provenance": Column((pl.String(),), required=False, default=pl.lit(UNKNOWN)),
+    "request_id": Column((pl.Int64(), pl.String()), required=False, nullable=True),
+    "position": Column((pl.Int64(),), required=False, nullable=True),
+    SPLIT_COLUMN: Column((pl.String(),), required=False, nullable=True),  # its own check names the parts
 }
+# A source may hold ids as integers or as strings, which become integers before the checks.
+IDS = ("ad_id", "user_id", "request_id")
 EVENT_KEY = ("user_id", "ad_id", "timestamp", "behavior")
 
 
@@ -56,9 +78,9 @@ class Tables:
     """Checked tables of one source; `make_tables` builds it.
 
     Attributes:
-        ads: columns `ADS_COLUMNS`, sorted by ad_id.
+        ads: columns `ADS_COLUMNS` and those of `GIVEN_ADS_COLUMNS` that the source has, sorted by ad_id.
         users: user_id and String profile columns, sorted by user_id.
-        events: columns `EVENTS_COLUMNS` and those of `OPTIONAL_EVENTS_COLUMNS` that the source has, sorted by
+        events: columns `EVENTS_COLUMNS`, those without a default only where the source has them, sorted by
             user_id, timestamp, ad_id, behavior (impression, click, conversion), request_id.
         stats: rows read and dropped.
         provenance: the sentence that belongs beside every result made from these tables.
@@ -74,14 +96,21 @@ class Tables:
 def check_ads(df: pl.DataFrame, where: str) -> TableChecks:
     """Check the ads table.
 
-    Faults: missing or unknown column, wrong dtype, empty table, null, negative id or time, time not in
-    seconds, empty text, unknown status, ad_id twice.
+    Faults: missing column, wrong dtype, empty table, null, negative id or time, time not in seconds, empty
+    text where neither embedding nor semantic ID is given, unknown status, ad_id twice.
     """
     checks = TableChecks(df, where)
-    checks.columns(ADS_COLUMNS)
+    given = [name for name in df.columns if GIVEN_ADS_COLUMNS.fullmatch(name)]
+    schema = dict(ADS_COLUMNS)
+    if given:
+        schema["text"] = replace(schema["text"], required=False)
+    checks.columns(schema)
+    for name in given:
+        checks.rows(name, bad=pl.col(name).is_null(), expected="a value")
     checks.ids("ad_id")
     checks.seconds("created_at")
-    checks.rows("text", bad=pl.col("text").str.strip_chars() == "", expected="non-empty text")
+    if not given:
+        checks.rows("text", bad=pl.col("text").str.strip_chars() == "", expected="non-empty text")
     checks.rows("status", bad=~pl.col("status").is_in(STATUSES), expected=one_of(STATUSES))
     checks.unique(("ad_id",))
     return checks
@@ -93,9 +122,9 @@ def check_users(df: pl.DataFrame, where: str) -> TableChecks:
     Faults: user_id missing, a dtype other than Int64 (user_id) or String (profile), empty table, null,
     negative or repeated user_id.
     """
-    profile = {name: pl.String() for name in df.columns if name != "user_id"}
+    profile = {name: Column((pl.String(),), nullable=True) for name in df.columns if name != "user_id"}
     checks = TableChecks(df, where)
-    checks.columns({"user_id": pl.Int64(), **profile}, nullable=tuple(profile))
+    checks.columns({"user_id": Column((pl.Int64(),)), **profile})
     checks.ids("user_id")
     checks.unique(("user_id",))
     return checks
@@ -104,12 +133,12 @@ def check_users(df: pl.DataFrame, where: str) -> TableChecks:
 def check_events(df: pl.DataFrame, where: str) -> TableChecks:
     """Check the events table.
 
-    Faults: missing or unknown column, wrong dtype, empty table, null, negative id, time or position, time not
+    Faults: missing column, wrong dtype, empty table, null, negative id, time or position, time not
     in seconds, unknown behavior or part, value that is negative, NaN or infinite, the same key (user_id,
     ad_id, timestamp, behavior and, where there is one, request_id) twice.
     """
     checks = TableChecks(df, where)
-    checks.columns(EVENTS_COLUMNS, optional=OPTIONAL_EVENTS_COLUMNS)
+    checks.columns(EVENTS_COLUMNS)
     for column in ("user_id", "ad_id"):
         checks.ids(column)
     checks.seconds("timestamp")
@@ -172,15 +201,28 @@ def make_tables(
         expected, actual = f"profile columns {missing}", f"profile columns {available}"
         faults.append(TableError(users_name, expected, actual=actual, column=missing[0]))
     raise_faults(faults)
-    optional = [name for name in OPTIONAL_EVENTS_COLUMNS if name in events.columns]
+    events = _complete(events, EVENTS_COLUMNS)
     code = pl.col("behavior").replace_strict(dict(BEHAVIORS), return_dtype=pl.Int8)
-    key = ["user_id", "timestamp", "ad_id", code, *(name for name in optional if name == "request_id")]
+    key = ["user_id", "timestamp", "ad_id", code, *(name for name in events.columns if name == "request_id")]
     # Sorted, so that row i of users is user i of the EventLog and of the encoded profiles, and so that the
     # same logs give the same files.
     return Tables(
-        ads=ads.select(list(ADS_COLUMNS)).sort("ad_id"),
+        ads=_complete(ads, ADS_COLUMNS, given=GIVEN_ADS_COLUMNS).sort("ad_id"),
         users=users.select("user_id", *(pl.col(name).fill_null(UNKNOWN) for name in kept)).sort("user_id"),
-        events=events.select(*EVENTS_COLUMNS, *optional).sort(key),
+        events=events.sort(key),
         stats=stats,
         provenance=provenance,
     )
+
+
+def _complete(
+    df: pl.DataFrame, schema: Mapping[str, Column], *, given: re.Pattern[str] | None = None
+) -> pl.DataFrame:
+    """Columns of a schema in its order, defaults where they are missing; then those that match `given`."""
+    columns: list[pl.Expr] = []
+    for name, rule in schema.items():
+        if name in df.columns:
+            columns.append(pl.col(name))
+        elif rule.default is not None:
+            columns.append(rule.default.alias(name))
+    return df.select(*columns, *(name for name in df.columns if given and given.fullmatch(name)))
