@@ -61,7 +61,7 @@ BAD = [
     # table, replaced columns, row, column, expected, actual, more
     ("ads", {"ad_id": [7, -3, 5]}, 1, "ad_id", ">= 0", "-3", 0),
     ("ads", {"ad_id": [7, 3, 7]}, 2, "ad_id", "each key once", "7 again", 0),
-    ("ads", {"ad_id": ["7", "3", "5"]}, None, "ad_id", "Int64", "String", 0),
+    ("ads", {"ad_id": [7.0, 3.0, 5.0]}, None, "ad_id", "Int64 or String", "Float64", 0),
     ("ads", {"item_id": ["a", None, None]}, 1, "item_id", "a value", "None", 1),
     ("ads", {"text": ["ice", "  ", ""]}, 1, "text", "non-empty text", "'  '", 1),
     ("ads", {"status": ["active", "active", "gone"]}, 2, "status", "active|paused|deleted", "'gone'", 0),

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import polars as pl
 
+from serving.keys import MAX_KEY
+
 # Unix seconds stay below this until the year 5138; milliseconds, the usual mistake, are above it since 1973.
 _SECONDS_LIMIT = 100_000_000_000
 _FINER = {"milliseconds": 1_000, "microseconds": 1_000_000, "nanoseconds": 1_000_000_000}
@@ -135,8 +137,19 @@ class TableChecks:
                 self.rows(name, bad=pl.col(name).is_null(), expected="a value")
 
     def ids(self, column: str) -> None:
-        """Refuse negative ids."""
-        self.rows(column, bad=pl.col(column) < 0, expected="an id >= 0")
+        """Refuse negative ids and, in a column of type String, what is no key."""
+        if self.df.schema.get(column) == pl.String():
+            bad = ~pl.col(column).str.len_chars().is_between(1, MAX_KEY)
+            self.rows(column, bad=bad, expected=f"a key of 1 to {MAX_KEY} characters")
+        else:
+            self.rows(column, bad=pl.col(column) < 0, expected="an id >= 0")
+
+    def same_type(self, column: str, dtype: pl.DataType, *, other: str) -> None:
+        """Ask for the type that the column has in another table: keys do not name numbers."""
+        actual = self.df.schema[column]
+        if column not in self._unusable and {dtype, actual} == {pl.Int64(), pl.String()}:
+            self._unusable.add(column)
+            self._add(f"dtype {dtype} as in the {other} table", actual=f"dtype {actual}", column=column)
 
     def seconds(self, column: str) -> None:
         """Refuse times that are negative or cannot be unix seconds."""

@@ -1,5 +1,6 @@
 """Source `parquet`: the user's own tables."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -38,13 +39,8 @@ def load_parquet(config: DataConfig) -> Tables:
         profile_columns=config.profile_columns,
     )
     said = ", ".join(sorted(tables.events["provenance"].unique().to_list()))
-    return Tables(
-        ads=tables.ads,
-        users=tables.users,
-        events=tables.events,
-        stats=tables.stats,
-        provenance=f"The user's own tables in {folder}; provenance column of its events: {said}.",
-    )
+    provenance = f"The user's own tables in {folder}; provenance column of its events: {said}."
+    return replace(tables, provenance=provenance)
 
 
 def read_table(path: Path) -> pl.DataFrame:

@@ -26,7 +26,7 @@ _LOADERS = {"completejourney": load_completejourney, "parquet": load_parquet}
 
 
 def prepare(config: DataConfig, out: Path) -> Prepared:
-    """Load the source of `config` and write the tables, split.json, profile.json and stats.json into `out`.
+    """Load the source of `config` and write tables, keys, split.json, profile.json and stats.json into `out`.
 
     Written to a folder beside `out` and renamed at the end, so `out` is complete or absent, never half
     written.
@@ -52,6 +52,7 @@ def prepare(config: DataConfig, out: Path) -> Prepared:
     with new_folder(out, replace=True) as new:
         for name in NAMES:
             getattr(tables, name).write_parquet(new / f"{name}.parquet")
+        tables.keys.save(new)
         prepared.split.save(new / "split.json")
         prepared.profile.save(new / "profile.json")
         (new / "stats.json").write_text(json.dumps(stats, indent=2) + "\n", encoding="utf-8")
@@ -94,8 +95,10 @@ def _summary(tables: Tables) -> str:
     rows += [(name, getattr(tables, name).height) for name in NAMES]
     counts = tables.events["behavior"].value_counts(sort=True).rows()
     rows += [(f"  {behavior}", count) for behavior, count in counts]
+    said = tables.keys.summary()
     width = max(len(label) for label, _ in rows)
-    return "\n".join(f"{label:<{width}}  {count:>12,}" for label, count in rows)
+    lines = [f"{label:<{width}}  {count:>12,}" for label, count in rows]
+    return "\n".join([*lines, said] if said else lines)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,11 +8,11 @@ import polars as pl
 
 from serving.model.features import BEHAVIORS
 from training.data.checks import TableChecks, TableError, one_of, raise_faults
+from training.data.keys import Keys, with_ids
 from training.data.split import PARTS
 
 STATUSES = ("active", "paused", "deleted")
 UNKNOWN = "unknown"
-
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ class Column:
     nullable: bool = False
 
 
+_ID = Column((pl.Int64(), pl.String()))  # numbers or keys
 ADS_COLUMNS: dict[str, Column] = {
-    "ad_id": Column((pl.Int64(),)),
+    "ad_id": _ID,
     "item_id": Column((pl.String(),), required=False, default=pl.col("ad_id").cast(pl.String)),
     "account_id": Column((pl.String(),), required=False, default=pl.lit(UNKNOWN)),
     "conversion_type": Column((pl.String(),), required=False, default=pl.lit(UNKNOWN)),
@@ -45,8 +46,8 @@ ADS_COLUMNS: dict[str, Column] = {
 GIVEN_ADS_COLUMNS = re.compile(r"embedding|embedding_\d+|sid_\d+")
 SPLIT_COLUMN = "split"
 EVENTS_COLUMNS: dict[str, Column] = {
-    "user_id": Column((pl.Int64(),)),
-    "ad_id": Column((pl.Int64(),)),
+    "user_id": _ID,
+    "ad_id": _ID,
     "timestamp": Column((pl.Int64(),)),
     "behavior": Column((pl.String(),)),
     "value": Column((pl.Float64(),)),
@@ -55,8 +56,6 @@ EVENTS_COLUMNS: dict[str, Column] = {
     "position": Column((pl.Int64(),), required=False, nullable=True),
     SPLIT_COLUMN: Column((pl.String(),), required=False, nullable=True),  # its own check names the parts
 }
-# A source may hold ids as integers or as strings, which become integers before the checks.
-IDS = ("ad_id", "user_id", "request_id")
 EVENT_KEY = ("user_id", "ad_id", "timestamp", "behavior")
 
 
@@ -84,6 +83,7 @@ class Tables:
             user_id, timestamp, ad_id, behavior (impression, click, conversion), request_id.
         stats: rows read and dropped.
         provenance: the sentence that belongs beside every result made from these tables.
+        keys: the source's own ids of ads and users, where they are texts.
     """
 
     ads: pl.DataFrame
@@ -91,13 +91,14 @@ class Tables:
     events: pl.DataFrame
     stats: LoadStats
     provenance: str
+    keys: Keys = field(default_factory=Keys)
 
 
 def check_ads(df: pl.DataFrame, where: str) -> TableChecks:
     """Check the ads table.
 
-    Faults: missing column, wrong dtype, empty table, null, negative id or time, time not in seconds, empty
-    text where neither embedding nor semantic ID is given, unknown status, ad_id twice.
+    Faults: missing column, wrong dtype, empty table, null, no key, negative id or time, time not in seconds,
+    empty text where neither embedding nor semantic ID is given, unknown status, ad_id twice.
     """
     checks = TableChecks(df, where)
     given = [name for name in df.columns if GIVEN_ADS_COLUMNS.fullmatch(name)]
@@ -119,12 +120,12 @@ def check_ads(df: pl.DataFrame, where: str) -> TableChecks:
 def check_users(df: pl.DataFrame, where: str) -> TableChecks:
     """Check the users table; all of its columns but user_id are profile columns.
 
-    Faults: user_id missing, a dtype other than Int64 (user_id) or String (profile), empty table, null,
-    negative or repeated user_id.
+    Faults: user_id missing, a dtype other than Int64 or String (user_id) or String (profile), empty
+    table, null, no key, negative or repeated user_id.
     """
     profile = {name: Column((pl.String(),), nullable=True) for name in df.columns if name != "user_id"}
     checks = TableChecks(df, where)
-    checks.columns({"user_id": Column((pl.Int64(),)), **profile})
+    checks.columns({"user_id": _ID, **profile})
     checks.ids("user_id")
     checks.unique(("user_id",))
     return checks
@@ -158,9 +159,12 @@ def check_events(df: pl.DataFrame, where: str) -> TableChecks:
 
 
 def _check_references(events: TableChecks, ads: pl.DataFrame, users: pl.DataFrame) -> None:
-    """Every user_id and ad_id of events must exist."""
+    """Every user_id and ad_id of events must exist, as keys or as numbers."""
     for column, table, name in (("user_id", users, "users"), ("ad_id", ads, "ads")):
-        if column in table.columns and table.schema[column] == events.df.schema.get(column):
+        if column not in table.columns or column not in events.df.columns:
+            continue
+        events.same_type(column, table.schema[column], other=name)
+        if table.schema[column] == events.df.schema[column]:
             known = pl.col(column).is_in(pl.lit(table[column].implode()))
             events.rows(column, bad=~known, expected=f"an id of the {name} table")
 
@@ -188,7 +192,8 @@ def make_tables(
 
     Raises:
         TableError: any fault of `check_ads`, `check_users` and `check_events`, an event of an unknown user or
-            ad, or a profile column that users does not have; all faults of the three tables in one report.
+            ad, a profile column that users does not have, or two keys of one id; all faults of the three
+            tables in one report.
     """
     ads_name, users_name, events_name = where
     checked = check_ads(ads, ads_name), check_users(users, users_name), check_events(events, events_name)
@@ -201,17 +206,20 @@ def make_tables(
         expected, actual = f"profile columns {missing}", f"profile columns {available}"
         faults.append(TableError(users_name, expected, actual=actual, column=missing[0]))
     raise_faults(faults)
-    events = _complete(events, EVENTS_COLUMNS)
+    keys = Keys.of(ads, users, where=(ads_name, users_name))
+    events = with_ids(_complete(events, EVENTS_COLUMNS))
+    profile = [pl.col(name).fill_null(UNKNOWN) for name in kept]
     code = pl.col("behavior").replace_strict(dict(BEHAVIORS), return_dtype=pl.Int8)
     key = ["user_id", "timestamp", "ad_id", code, *(name for name in events.columns if name == "request_id")]
     # Sorted, so that row i of users is user i of the EventLog and of the encoded profiles, and so that the
     # same logs give the same files.
     return Tables(
-        ads=_complete(ads, ADS_COLUMNS, given=GIVEN_ADS_COLUMNS).sort("ad_id"),
-        users=users.select("user_id", *(pl.col(name).fill_null(UNKNOWN) for name in kept)).sort("user_id"),
+        ads=with_ids(_complete(ads, ADS_COLUMNS, given=GIVEN_ADS_COLUMNS)).sort("ad_id"),
+        users=with_ids(users.select("user_id", *profile)).sort("user_id"),
         events=events.sort(key),
         stats=stats,
         provenance=provenance,
+        keys=keys,
     )
 
 
