@@ -64,7 +64,7 @@ BAD = [
     ("ads", {"ad_id": [7, -3, 5]}, 1, "ad_id", ">= 0", "-3", 0),
     ("ads", {"ad_id": [7, 3, 7]}, 2, "ad_id", "each key once", "7 again", 0),
     ("ads", {"ad_id": [7.5, 3.0, 5.0]}, None, "ad_id", "Int64 or String", "Float64", 0),
-    ("ads", {"ad_id": ["7", "", "5"]}, 1, "ad_id", "a key that is not empty", "''", 0),
+    ("ads", {"ad_id": ["7", "", "5"]}, 1, "ad_id", "a key of 1 to 256 characters", "''", 0),
     ("ads", {"item_id": ["a", None, None]}, 1, "item_id", "a value", "None", 1),
     ("ads", {"text": ["ice", "  ", ""]}, 1, "text", "non-empty text", "'  '", 1),
     ("ads", {"status": ["active", "active", "gone"]}, 2, "status", "active|paused|deleted", "'gone'", 0),

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import polars as pl
 
+from serving.keys import MAX_KEY
+
 # Unix seconds stay below this until the year 5138; milliseconds, the usual mistake, are above it since 1973.
 _SECONDS_LIMIT = 100_000_000_000
 _FINER = {"milliseconds": 1_000, "microseconds": 1_000_000, "nanoseconds": 1_000_000_000}
@@ -159,9 +161,10 @@ class TableChecks:
                 self.rows(name, bad=pl.col(name).is_null(), expected="a value")
 
     def ids(self, column: str) -> None:
-        """Refuse negative ids and empty keys."""
+        """Refuse negative ids and, in a column of type String, what is no key."""
         if self.schema.get(column) == pl.String():
-            self.rows(column, bad=pl.col(column) == "", expected="a key that is not empty")
+            bad = ~pl.col(column).str.len_chars().is_between(1, MAX_KEY)
+            self.rows(column, bad=bad, expected=f"a key of 1 to {MAX_KEY} characters")
         else:
             self.rows(column, bad=pl.col(column) < 0, expected="an id >= 0")
 

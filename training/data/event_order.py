@@ -12,11 +12,6 @@ KEY = ("user_id", "timestamp", "ad_id", "behavior")
 _SHOWN = 3
 
 
-def has_key(columns: Collection[str]) -> bool:
-    """Whether events have the columns by which they are sorted."""
-    return set(KEY) <= set(columns)
-
-
 def event_key(columns: Collection[str]) -> list[str]:
     """Columns by which events are sorted; no two events have all of them in common."""
     return [*KEY, *(name for name in ("request_id",) if name in columns)]

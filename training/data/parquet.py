@@ -11,10 +11,12 @@ from training.data.casts import cast_table, integer_ids
 from training.data.checks import TableError, raise_faults
 from training.data.columns import IDS, kind_of
 from training.data.files import NAMES, RawTable, open_table, reading
+from training.data.keys import Keys
 from training.data.schema import LoadStats, Unchecked, check_tables, complete_events
 from training.data.source import Source
 from training.preset.data import DataConfig
 
+_OWN_IDS = {"ads": "ad_id", "users": "user_id"}
 _PROVENANCES = 5  # that the sentence names
 
 
@@ -49,6 +51,11 @@ def open_parquet(config: DataConfig) -> Source:
             events=tables.get("events"),
             profile_columns=config.profile_columns,
         )
+    keys = Keys()
+    if not faults:
+        ads, users = (tables[name].frame.select(column).collect() for name, column in _OWN_IDS.items())
+        with _kept(faults):
+            keys = Keys.of(ads, users, where=(tables["ads"].where, tables["users"].where))
     if len(tables) < len(NAMES):
         raise_faults(faults)
     events = tables["events"]
@@ -60,6 +67,7 @@ def open_parquet(config: DataConfig) -> Source:
         provenance="" if faults else _provenance(folder, events.frame),
         faults=tuple(faults),
         lines=tuple(lines),
+        keys=keys,
         where=events.where,
         place=events.place,
     )

@@ -54,7 +54,7 @@ class Report:
 
 
 def prepare(config: DataConfig, out: Path, *, rules: TrainingConfig | None = None) -> Report:
-    """Load the source of `config` and write the tables, split.json, profile.json and stats.json into `out`.
+    """Load the source of `config` and write tables, keys, split.json, profile.json and stats.json into `out`.
 
     Written to a folder beside `out` and renamed at the end, so `out` is complete or absent, never half
     written. The events are read in batches and divided by user: a log need not fit in memory.
@@ -80,6 +80,7 @@ def prepare(config: DataConfig, out: Path, *, rules: TrainingConfig | None = Non
         ProfileVocabulary.fit(users).save(new / "profile.json")
         ads = complete_ads(source.ads.collect())
         ads.write_parquet(new / "ads.parquet")
+        source.keys.save(new)
         behaviors = _behaviors(blocks)
         check_targets(behaviors, target_behaviors=config.target_behaviors)
         split, counts = _cut(blocks, config, rules=rules or TrainingConfig())
@@ -101,7 +102,13 @@ def prepare(config: DataConfig, out: Path, *, rules: TrainingConfig | None = Non
         (new / "stats.json").write_text(json.dumps(stats, indent=2) + "\n", encoding="utf-8")
     leak = leak_warning(counts.leak(), attribution_window_s=config.attribution_window)
     return Report(
-        lines=(*source.lines, *_summary(stats, behaviors), *counts.lines(), source.provenance),
+        lines=(
+            *source.lines,
+            *_summary(stats, behaviors),
+            *filter(None, [source.keys.summary()]),
+            *counts.lines(),
+            source.provenance,
+        ),
         warnings=tuple(warning for warning in (far, leak) if warning),
     )
 

@@ -17,7 +17,8 @@ from training.data.columns import (
     Column,
     given_column,
 )
-from training.data.event_order import Repeats, has_key, sort_events
+from training.data.event_order import KEY, Repeats, sort_events
+from training.data.keys import Keys, with_ids
 from training.data.split import PARTS
 
 
@@ -45,6 +46,7 @@ class Tables:
             user_id, timestamp, ad_id, behavior (impression, click, conversion), request_id.
         stats: rows read and dropped.
         provenance: the sentence that belongs beside every result made from these tables.
+        keys: the source's own ids of ads and users, where they are texts.
     """
 
     ads: pl.DataFrame
@@ -52,6 +54,7 @@ class Tables:
     events: pl.DataFrame
     stats: LoadStats
     provenance: str
+    keys: Keys = field(default_factory=Keys)
 
 
 @dataclass(frozen=True)
@@ -196,21 +199,22 @@ def _check_reference(events: TableChecks, column: str, *, table: Unchecked, name
 def complete_ads(ads: pl.DataFrame) -> pl.DataFrame:
     """Columns of checked ads, defaults for those that are missing, in the order of their ids."""
     given = [name for name in ads.columns if given_column(name) is not None]
-    return ads.select(*_complete(ads.schema, ADS_COLUMNS), *given).sort("ad_id")
+    return with_ids(ads.select(*_complete(ads.schema, ADS_COLUMNS), *given)).sort("ad_id")
 
 
 def complete_users(users: pl.DataFrame, *, profile_columns: Sequence[str] | None = None) -> pl.DataFrame:
     """Checked users in the order of their ids, with these profile columns; None for all."""
     every = [name for name in users.columns if name != "user_id"]
     profile = every if profile_columns is None else profile_columns
-    return users.select("user_id", *(pl.col(name).fill_null(UNKNOWN) for name in profile)).sort("user_id")
+    columns = (pl.col(name).fill_null(UNKNOWN) for name in profile)
+    return with_ids(users.select("user_id", *columns)).sort("user_id")
 
 
 def complete_events(events: pl.LazyFrame) -> pl.LazyFrame:
     """Columns of checked events, defaults for those that are missing, and the number of the row."""
     schema = events.collect_schema()
     rows = events if ROW in schema else events.with_row_index(ROW)
-    return rows.select(*_complete(schema, EVENTS_COLUMNS), ROW)
+    return with_ids(rows.select(*_complete(schema, EVENTS_COLUMNS), ROW))
 
 
 def _complete(schema: pl.Schema, rules: Mapping[str, Column]) -> list[pl.Expr]:
@@ -246,17 +250,18 @@ def make_tables(
 
     Raises:
         TableError: any fault of `check_ads`, `check_users` and `check_events`, an event of an unknown user or
-            ad, an event that comes twice, or a profile column that users does not have; all faults of the
-            three tables in one report.
+            ad, an event that comes twice, a profile column that users does not have, or two keys of one id;
+            all faults of the three tables in one report.
     """
     frames = (table.lazy() for table in (ads, users, events))
     of_ads, of_users, of_events = map(Unchecked, frames, where)
     faults = check_tables(of_ads, of_users, events=of_events, profile_columns=profile_columns)
     repeats = Repeats()
-    if has_key(events.columns):
+    if not {fault.column for fault in faults} & set(KEY):
         events = sort_events(complete_events(events.lazy()).collect())
         repeats.add(events)
     raise_faults(faults + repeats.faults(where[2]))
+    keys = Keys.of(ads, users, where=(where[0], where[1]))
     # Sorted, so that row i of users is user i of the EventLog and of the encoded profiles, and so that the
     # same logs give the same files.
     return Tables(
@@ -265,4 +270,5 @@ def make_tables(
         events=events.drop(ROW),
         stats=stats,
         provenance=provenance,
+        keys=keys,
     )

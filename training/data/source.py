@@ -1,12 +1,13 @@
 """What a source delivers to `make data`: tables of which the events need not fit in memory."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import polars as pl
 
 from training.data.checks import Place, TableError
+from training.data.keys import Keys
 from training.data.schema import LoadStats, Tables, complete_events
 
 
@@ -22,6 +23,7 @@ class Source:
         provenance: the sentence that belongs beside every result made from these tables.
         faults: all but events that come twice, which only the sorted events tell.
         lines: what was done to columns, for the user.
+        keys: the source's own ids of ads and users, where they are texts.
         where: name of the events in messages.
         place: file and row in it of a row of the events; None for one file.
     """
@@ -33,6 +35,7 @@ class Source:
     provenance: str
     faults: tuple[TableError, ...] = ()
     lines: tuple[str, ...] = ()
+    keys: Keys = field(default_factory=Keys)
     where: str = "events"
     place: Callable[[int], Place] | None = None
 
@@ -45,4 +48,5 @@ class Source:
             complete_events(tables.events.lazy()),
             stats=tables.stats,
             provenance=tables.provenance,
+            keys=tables.keys,
         )
