@@ -84,8 +84,10 @@ def _path(file: FileProviderArgs) -> str:
 
 
 def _last_users(events: pl.LazyFrame, *, rows: int) -> list[int]:
-    """The last user of each block."""
+    """The last user of each block; none where there are no events."""
     counts = events.group_by("user_id").len().drop_nulls().collect(engine="streaming").sort("user_id")
+    if counts.is_empty():
+        return []
     total = counts["len"].cast(pl.Int64).cum_sum().to_numpy()
     ends = np.searchsorted(total, np.arange(rows, total[-1] + rows, rows))
     return counts["user_id"].to_numpy()[np.unique(np.minimum(ends, len(total) - 1))].tolist()
