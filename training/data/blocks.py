@@ -16,7 +16,6 @@ from training.data.checks import ROW, Place, TableError
 from training.data.event_order import Repeats, sort_events
 from training.data.log import EventLog
 
-ROWS = 2_000_000  # events of a block, about: bounds the memory, not the result
 _BLOCK = "block of users"  # column while the events are divided
 
 
@@ -50,7 +49,7 @@ def write_blocks(
     *,
     where: str,
     place: Callable[[int], Place] | None = None,
-    rows: int = ROWS,
+    rows: int,
 ) -> Blocks:
     """Divide events by user, and sort each block.
 

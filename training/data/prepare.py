@@ -34,6 +34,7 @@ from training.preset.data import DataConfig
 from training.preset.preset import Preset, add_preset_arguments
 from training.preset.recipes import TrainingConfig
 
+_BLOCK = 2_000_000  # events in memory at once, about: bounds the memory, not the result
 _LOADERS = {
     "completejourney": lambda config: Source.of(load_completejourney(config)),
     "parquet": open_parquet,
@@ -118,7 +119,7 @@ def _checked_blocks(source: Source, folder: Path) -> Blocks:
     if {fault.column for fault in source.faults} & set(KEY):
         raise_faults(source.faults)
     with reading(source.where):
-        blocks = write_blocks(source.events, folder, where=source.where, place=source.place)
+        blocks = write_blocks(source.events, folder, where=source.where, place=source.place, rows=_BLOCK)
     raise_faults([*source.faults, *blocks.repeats])
     return blocks
 
