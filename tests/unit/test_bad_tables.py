@@ -435,6 +435,6 @@ def test_all_faults_of_all_tables_in_one_report(tmp_path, capsys):
     _, _, err = made(folder, tmp_path, capsys, profile_columns=["income"])
     assert "5 faults:" in err
     assert (
-        "users.parquet, column 'income': expected profile columns ['income'], got profile columns []" in err
+        "users.parquet, column 'income': expected columns ['income'], got columns ['user_id', 'age']" in err
     )
     assert "row 20, column 'user_id, timestamp, ad_id, behavior': expected each key once" in err

@@ -186,7 +186,7 @@ def test_hive_folders_without_a_value_and_with_odd_names(tmp_path):
         place = tmp_path / "k=v" / "events" / f"kind={name}"  # folders above the table's say nothing
         place.mkdir(parents=True)
         pl.DataFrame({"ad_id": [at]}).write_parquet(place / "0.parquet")
-    found = open_table(tmp_path / "k=v", "events", kind_of=lambda name: name)
+    found = open_table(tmp_path / "k=v", "events", rule_of=lambda name: name)
     assert sorted(found.frame.collect().rows(), key=str) == [(0, "a=b"), (1, None), (2, "c d")]
 
 
@@ -220,7 +220,7 @@ def test_places_of_rows_in_parts(tmp_path):
     (tmp_path / "events").mkdir()
     for i, rows in enumerate((3, 1, 4)):
         pl.DataFrame({"ad_id": range(rows)}).write_parquet(tmp_path / "events" / f"{i}.parquet")
-    table = open_table(tmp_path, "events", kind_of=lambda name: name)
+    table = open_table(tmp_path, "events", rule_of=lambda name: name)
     places = [table.place(row) for row in range(8)]
     assert [(Path(file).name, row) for file, row in places] == [
         ("0.parquet", 0),

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from training.data.checks import ROW, TableError
+from training.data.columns import Named
 from training.data.event_order import Repeats, sort_events
 from training.data.schema import (
     LoadStats,
@@ -167,7 +168,7 @@ def test_all_faults_of_the_three_tables_in_one_report() -> None:
             stats=LoadStats(4),
             provenance="",
             where=("A", "U", "E"),
-            profile_columns=("income",),
+            named=Named(profile=("income", "age")),
         )
     lines = str(caught.value).splitlines()
     assert lines[0] == "7 faults:"
@@ -176,11 +177,11 @@ def test_all_faults_of_the_three_tables_in_one_report() -> None:
         [
             "A, row 1, column 'text': expected non-empty text, got ''",
             "A, row 0, column 'status': expected one of active|paused|deleted, got 'gone' (and 2 more",
+            "U, column 'income': expected columns ['income'], got columns ['user_id', 'age']",
             "U, column 'age': expected dtype String, got dtype Int64",
             "E, row 1, column 'behavior': expected one of impression|click|conversion, got 'buy' (and 1 more",
             "E, row 1, column 'value': expected a finite value >= 0, in float32, got -1.0",
             "E, row 1, column 'user_id': expected an id of the users table, got 9",
-            "U, column 'income': expected profile columns ['income'], got profile columns ['age']",
         ],
         strict=True,
     ):
@@ -229,7 +230,7 @@ def test_unknown_ids(replace: dict, row: int, column: str, name: str) -> None:
 
 def test_missing_profile_column() -> None:
     with pytest.raises(
-        TableError, match=r"U, column 'income': expected .*income.*got profile columns \['age'\]"
+        TableError, match=r"U, column 'income': expected .*income.*got columns \['user_id', 'age'\]"
     ):
         make_tables(
             ads(),
@@ -238,5 +239,29 @@ def test_missing_profile_column() -> None:
             stats=LoadStats(4),
             provenance="",
             where=("A", "U", "E"),
-            profile_columns=("income",),
+            named=Named(profile=("income", "age")),
         )
+
+
+def test_columns_that_a_preset_names_are_asked_for_and_kept() -> None:
+    named = Named(numeric=("price", "ad_id"), request=("device", "hour", "position"))
+    table = ads(price=[1.5, None, float("inf")], color=["r", "g", "b"])
+    [fault] = check_ads(Unchecked(table.lazy(), "a"), named).faults
+    assert str(fault) == "a, row 2, column 'price': expected a finite number or null, got inf"
+    [fault] = check_ads(Unchecked(ads().lazy(), "a"), named).faults
+    assert "column 'price': expected columns ['price'], got columns ['ad_id'" in str(fault)
+    [fault] = check_events(Unchecked(events(device=["a"] * 4, hour=[0.5] * 4).lazy(), "e"), named).faults
+    assert "column 'hour': expected dtype Int8 or Int16" in str(fault)
+    tables = make_tables(
+        ads(price=[1, None, 3], color=["r", "g", "b"]),
+        users(),
+        events=events(device=["a", None, "b", "c"], hour=[1, 2, None, 4], place=["x"] * 4),
+        stats=LoadStats(4),
+        provenance="p",
+        where=("A", "U", "E"),
+        named=named,
+    )
+    assert tables.ads.columns[7:] == ["price"]
+    assert tables.ads["price"].to_list() == [None, 3, 1]
+    assert tables.events.columns[6:] == ["device", "hour"]
+    assert tables.events.select("timestamp", "hour").rows() == [(100, 1), (100, 2), (50, None), (60, 4)]

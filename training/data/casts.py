@@ -13,7 +13,7 @@ import polars as pl
 from training.data.checks import TableChecks, TableError
 from training.data.files import RawTable
 
-Kind = Literal["id", "integer", "seconds", "number", "vector", "text"]
+Kind = Literal["id", "integer", "seconds", "number", "vector", "quantity", "category", "text"]
 
 _EXACT = 1 << 53  # whole numbers up to here are floats
 _WRITTEN = ("%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d")  # without a zone: UTC
@@ -56,7 +56,7 @@ def cast_table(table: RawTable, kinds: Mapping[str, Kind], *, integers: Collecti
     Args:
         table: as it lies on disk.
         kinds: column -> kind.
-        integers: of a table of text, the ids that are integers; see `integer_ids`.
+        integers: of a table of text, the ids and categories that are integers; see `integer_columns`.
 
     Raises:
         TableError: the table cannot be read.
@@ -90,8 +90,8 @@ def cast_table(table: RawTable, kinds: Mapping[str, Kind], *, integers: Collecti
     )
 
 
-def integer_ids(table: RawTable, names: Collection[str]) -> dict[str, bool]:
-    """Whether each id column that a table has holds integers; in a table of text, as they are written.
+def integer_columns(table: RawTable, names: Collection[str]) -> dict[str, bool]:
+    """Whether each of these columns that a table has holds integers; in a table of text, as it is written.
 
     Text is an integer only as one would write it: 007 and 7 are two keys.
     """
@@ -184,6 +184,16 @@ def _vector(column: pl.Expr, dtype: pl.DataType) -> _Cast | None:
     return None if dtype.is_float() or dtype.is_nested() else _number(column, dtype)
 
 
+def _quantity(column: pl.Expr, dtype: pl.DataType) -> _Cast | None:
+    """A number that keeps its type where it has one."""
+    return None if dtype.is_integer() or dtype.is_float() else _number(column, dtype)
+
+
+def _category(column: pl.Expr, dtype: pl.DataType) -> _Cast | None:
+    """A whole number that keeps its type, or a text."""
+    return None if dtype.is_integer() else _text(column, dtype)
+
+
 def _text(column: pl.Expr, dtype: pl.DataType) -> _Cast | None:
     if dtype in (pl.Categorical, pl.Enum, pl.Boolean, pl.Binary, pl.Null) or dtype.is_integer():
         return _Cast(column.cast(pl.String), "String")
@@ -196,5 +206,7 @@ _CASTS: dict[Kind, Callable[[pl.Expr, pl.DataType], _Cast | None]] = {
     "seconds": _seconds,
     "number": _number,
     "vector": _vector,
+    "quantity": _quantity,
+    "category": _category,
     "text": _text,
 }

@@ -124,6 +124,7 @@ class TableChecks:
         *,
         place: Callable[[int], Place] | None = None,
         unusable: Iterable[str] = (),
+        source_columns: Sequence[str] | None = None,
     ) -> None:
         """Start without a check.
 
@@ -132,12 +133,14 @@ class TableChecks:
             where: its name in messages.
             place: file and row in it of a row of the table, for a table of several files.
             unusable: columns with a fault that is known, of which nothing more is asked.
+            source_columns: all that its files have, for messages; None for those of the table.
         """
         frame = table.lazy()
         self.schema = frame.collect_schema()
         self._frame = frame if ROW in self.schema else frame.with_row_index(ROW)
         self._where, self._place = where, place or (lambda row: (where, row))
         self._unusable = set(unusable)
+        self._found = list(self.schema if source_columns is None else source_columns)
         self._faults: list[TableError] = []
         self._rules: list[_Rule] = []
 
@@ -148,8 +151,7 @@ class TableChecks:
         """
         missing = [name for name, rule in schema.items() if rule.required and name not in self.schema]
         for name in missing:
-            found = [column for column in self.schema if column != ROW]
-            self.fault(f"columns {missing}", actual=f"columns {found}", column=name)
+            self.fault(f"columns {missing}", actual=f"columns {self._found}", column=name)
         self._unusable.update(name for name in schema if name not in self.schema)
         for name in [name for name in schema if name not in self._unusable]:
             rule, dtype = schema[name], self.schema[name]

@@ -1,7 +1,7 @@
 """Columns of the three tables: their types, what is cast to them, and what stands in where one is missing."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import polars as pl
@@ -67,21 +67,42 @@ EVENTS_COLUMNS: dict[str, Column] = {
 }
 
 
-def kind_of(table: str, column: str, *, profile_columns: Sequence[str] | None = None) -> Kind | None:
-    """What a column of ads, users or events is cast to; None for one that is not used.
+# Columns that a preset names. They keep their types; nulls mean that nothing is known.
+PROFILE = Column(_TEXT, nullable=True)
+_WHOLE = tuple(
+    t() for t in (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
+)
+NUMERIC = Column((*_WHOLE, *_FLOAT), "quantity", nullable=True)
+CATEGORICAL = Column((*_WHOLE, *_TEXT), "category", nullable=True)
 
-    Args:
-        table: its name.
-        column: its name.
-        profile_columns: columns of users that are; None for all.
+
+@dataclass(frozen=True)
+class Named:
+    """Columns that a preset names.
+
+    Attributes:
+        profile: of users; None for all they have.
+        numeric: numbers of ads.
+        request: of events, what a request was besides its user.
     """
-    if table == "users":
-        if column == "user_id":
-            return "id"
-        return "text" if profile_columns is None or column in profile_columns else None
-    rule = given_column(column) if table == "ads" else None
-    rule = rule or (ADS_COLUMNS if table == "ads" else EVENTS_COLUMNS).get(column)
-    return None if rule is None else rule.kind
+
+    profile: tuple[str, ...] | None = None
+    numeric: tuple[str, ...] = ()
+    request: tuple[str, ...] = ()
+
+    def rule(self, table: str, column: str) -> Column | None:
+        """What is demanded of a column of ads, users or events; None for one that is not used."""
+        if table == "users":
+            if column == "user_id":
+                return USER_ID
+            return PROFILE if self.profile is None or column in self.profile else None
+        if table == "events":
+            return EVENTS_COLUMNS.get(column) or (CATEGORICAL if column in self.request else None)
+        known = ADS_COLUMNS.get(column) or given_column(column)
+        return known or (NUMERIC if column in self.numeric else None)
+
+
+NOTHING_NAMED = Named()
 
 
 def given_column(name: str) -> Column | None:
@@ -89,3 +110,8 @@ def given_column(name: str) -> Column | None:
     if not GIVEN_ADS_COLUMNS.fullmatch(name):
         return None
     return {"e": EMBEDDING_VALUE, "s": SID_CODE}[name[0]] if "_" in name else EMBEDDING
+
+
+def given_columns(ads: Iterable[str]) -> list[str]:
+    """Columns of ads that hold what the tokenizer would make otherwise."""
+    return [name for name in ads if given_column(name) is not None]

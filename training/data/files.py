@@ -47,13 +47,13 @@ class RawTable:
         return str(self.files[-1]), row
 
 
-def open_table(folder: Path, name: str, *, kind_of: Callable[[str], object]) -> RawTable:
+def open_table(folder: Path, name: str, *, rule_of: Callable[[str], object]) -> RawTable:
     """Find the table `name` below `folder`: NAME.parquet or NAME.csv, file or folder, or a folder NAME.
 
     Args:
         folder: where the tables are.
         name: of the table.
-        kind_of: of a column, None if it is not used; all parts must have the used ones in one type.
+        rule_of: of a column, None if it is not used; all parts must have the used ones in one type.
 
     Raises:
         TableError: there is none or more than one, a file is not what its name says, or parts differ; all
@@ -69,7 +69,7 @@ def open_table(folder: Path, name: str, *, kind_of: Callable[[str], object]) -> 
     where = str(found[0])
     files = _parts(found[0])
     text = files[0].suffix == ".csv"
-    first = _schema(files, where=where, text=text, kind_of=kind_of)
+    first = _schema(files, where=where, text=text, rule_of=rule_of)
     by_folder: dict[tuple[tuple[str, str], ...], list[Path]] = {}
     for file in files:
         by_folder.setdefault(_hive_values(file.relative_to(found[0])), []).append(file)
@@ -155,7 +155,7 @@ def _scan(
 
 
 def _schema(
-    files: Sequence[Path], *, where: str, text: bool, kind_of: Callable[[str], object]
+    files: Sequence[Path], *, where: str, text: bool, rule_of: Callable[[str], object]
 ) -> dict[str, pl.DataType]:
     """Used columns of the first file, which are those of all."""
     first: dict[str, pl.DataType] = {}
@@ -167,7 +167,7 @@ def _schema(
         except TableError as error:
             faults.append(error)
             continue
-        found = {name: dtype for name, dtype in schema.items() if kind_of(name) is not None}
+        found = {name: dtype for name, dtype in schema.items() if rule_of(name) is not None}
         first = first or found
         if at and found != first:
             names = sorted(name for name in first.keys() | found.keys() if first.get(name) != found.get(name))

@@ -1,15 +1,15 @@
 """Source `parquet`: the user's own tables, Parquet or CSV."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import polars as pl
 
-from training.data.casts import cast_table, integer_ids
+from training.data.casts import cast_table, integer_columns
 from training.data.checks import TableError, raise_faults
-from training.data.columns import IDS, kind_of
+from training.data.columns import IDS, Named
 from training.data.files import NAMES, RawTable, open_table, reading
 from training.data.keys import Keys
 from training.data.schema import LoadStats, Unchecked, check_tables, complete_events
@@ -33,23 +33,30 @@ def open_parquet(config: DataConfig) -> Source:
         raise ValueError("path: expected a folder with ads, users and events, got nothing")
     folder, faults, lines = Path(config.path), list[TableError](), list[str]()
     raw, tables = dict[str, RawTable](), dict[str, Unchecked]()
-    kinds = {name: partial(kind_of, name, profile_columns=config.profile_columns) for name in NAMES}
+    named = Named(profile=config.profile_columns)
+    rules = {name: partial(named.rule, name) for name in NAMES}
     for name in NAMES:
         with _kept(faults):
-            raw[name] = open_table(folder, name, kind_of=kinds[name])
+            raw[name] = open_table(folder, name, rule_of=rules[name])
     with _kept(faults), reading(str(folder), [file for table in raw.values() for file in table.files]):
-        whole = _integer_ids(raw)
+        whole = _integers(raw, [*IDS, *named.request])
         for name, table in raw.items():
-            used = {column: kind for column in table.schema if (kind := kinds[name](column)) is not None}
+            used = {column: rule.kind for column in table.schema if (rule := rules[name](column)) is not None}
             cast = cast_table(table, used, integers=whole)
             faults += cast.faults
             lines += [*cast.lines, *_unused(table, used)]
-            tables[name] = Unchecked(cast.frame, table.where, place=table.place, unusable=cast.unusable)
+            tables[name] = Unchecked(
+                cast.frame,
+                table.where,
+                place=table.place,
+                unusable=cast.unusable,
+                source_columns=tuple(table.schema),
+            )
         faults += check_tables(
             tables.get("ads"),
             tables.get("users"),
             events=tables.get("events"),
-            profile_columns=config.profile_columns,
+            named=named,
         )
     keys = Keys()
     if not faults:
@@ -60,9 +67,10 @@ def open_parquet(config: DataConfig) -> Source:
         raise_faults(faults)
     events = tables["events"]
     return Source(
+        named=named,
         ads=tables["ads"].frame,
         users=tables["users"].frame,
-        events=complete_events(events.frame),
+        events=complete_events(events.frame, named),
         stats=LoadStats(rows_read=0 if faults else events.frame.select(pl.len()).collect().item()),
         provenance="" if faults else _provenance(folder, events.frame),
         faults=tuple(faults),
@@ -81,10 +89,10 @@ def _kept(faults: list[TableError]) -> Iterator[None]:
         faults += error.faults
 
 
-def _integer_ids(raw: Mapping[str, RawTable]) -> set[str]:
-    """Ids that are integers in all tables that have them, though some are text."""
-    found = [integer_ids(table, IDS) for table in raw.values()]
-    return {name for name in IDS if all(whole.get(name, True) for whole in found)}
+def _integers(raw: Mapping[str, RawTable], names: Sequence[str]) -> set[str]:
+    """Columns of these that hold integers in all tables that have them, though some are text."""
+    found = [integer_columns(table, names) for table in raw.values()]
+    return {name for name in names if all(whole.get(name, True) for whole in found)}
 
 
 def _unused(table: RawTable, used: Mapping[str, str]) -> list[str]:

@@ -76,10 +76,10 @@ def prepare(config: DataConfig, out: Path, *, rules: TrainingConfig | None = Non
     source = _LOADERS[config.source](config)
     with new_folder(out, replace=True) as new:
         blocks = _checked_blocks(source, new / "blocks")
-        users = complete_users(source.users.collect(), profile_columns=config.profile_columns)
+        users = complete_users(source.users.collect(), source.named)
         users.write_parquet(new / "users.parquet")
         ProfileVocabulary.fit(users).save(new / "profile.json")
-        ads = complete_ads(source.ads.collect())
+        ads = complete_ads(source.ads.collect(), source.named)
         ads.write_parquet(new / "ads.parquet")
         source.keys.save(new)
         behaviors = _behaviors(blocks)

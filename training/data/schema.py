@@ -1,6 +1,6 @@
 """The three tables every source delivers, and their checks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import polars as pl
@@ -9,13 +9,19 @@ from serving.model.features import BEHAVIORS
 from training.data.checks import ROW, Place, TableChecks, TableError, one_of, raise_faults
 from training.data.columns import (
     ADS_COLUMNS,
+    CATEGORICAL,
     EVENTS_COLUMNS,
+    NOTHING_NAMED,
+    NUMERIC,
+    PROFILE,
     SPLIT_COLUMN,
     STATUSES,
     UNKNOWN,
     USER_ID,
     Column,
+    Named,
     given_column,
+    given_columns,
 )
 from training.data.event_order import KEY, Repeats, sort_events
 from training.data.keys import Keys, with_ids
@@ -66,20 +72,28 @@ class Unchecked:
         where: its name in messages.
         place: see `TableChecks`; None for a table of one file.
         unusable: columns with a fault that is known.
+        source_columns: all that its files have, for messages; None for those of the frame.
     """
 
     frame: pl.LazyFrame
     where: str
     place: Callable[[int], Place] | None = None
     unusable: frozenset[str] = frozenset()
+    source_columns: tuple[str, ...] | None = None
 
     def checks(self) -> TableChecks:
         """Of this table, none yet."""
-        return TableChecks(self.frame, self.where, place=self.place, unusable=self.unusable)
+        return TableChecks(
+            self.frame,
+            self.where,
+            place=self.place,
+            unusable=self.unusable,
+            source_columns=self.source_columns,
+        )
 
 
-def check_ads(table: Unchecked) -> TableChecks:
-    """Check the ads table.
+def check_ads(table: Unchecked, named: Named = NOTHING_NAMED) -> TableChecks:
+    """Check the ads table, with the columns that a preset names.
 
     Faults: missing column, wrong dtype, empty table, null, negative id or time, time not in seconds, empty
     text where neither embedding nor semantic ID is given, embeddings of several lengths or not finite,
@@ -87,10 +101,11 @@ def check_ads(table: Unchecked) -> TableChecks:
     """
     checks = table.checks()
     given = {name: rule for name in checks.schema if (rule := given_column(name)) is not None}
+    numeric = {name: NUMERIC for name in named.numeric if name not in ADS_COLUMNS | given}
     schema = dict(ADS_COLUMNS)
     if given:
         schema["text"] = replace(schema["text"], required=False)
-    checks.columns(schema | given)
+    checks.columns(schema | given | numeric)
     checks.ids("ad_id")
     checks.seconds("created_at")
     if not given:
@@ -98,6 +113,8 @@ def check_ads(table: Unchecked) -> TableChecks:
     checks.rows("status", bad=~pl.col("status").is_in(STATUSES), expected=one_of(STATUSES))
     for name, rule in given.items():
         _check_given(checks, name, rule)
+    for name in numeric:
+        checks.rows(name, bad=~pl.col(name).cast(pl.Float32).is_finite(), expected="a finite number or null")
     checks.unique(("ad_id",))
     return checks
 
@@ -115,28 +132,29 @@ def _check_given(checks: TableChecks, name: str, rule: Column) -> None:
         checks.rows(name, bad=~column.is_finite(), expected="a finite number")
 
 
-def check_users(table: Unchecked) -> TableChecks:
+def check_users(table: Unchecked, named: Named = NOTHING_NAMED) -> TableChecks:
     """Check the users table; all of its columns but user_id are profile columns.
 
     Faults: user_id missing, a dtype other than Int64 or String (user_id) or String (profile), empty table,
     null, negative or repeated user_id.
     """
     checks = table.checks()
-    profile = {name: Column((pl.String(),), nullable=True) for name in checks.schema if name != "user_id"}
+    every = [name for name in checks.schema if name != "user_id"]
+    profile = dict.fromkeys(every if named.profile is None else named.profile, PROFILE)
     checks.columns({"user_id": USER_ID, **profile})
     checks.ids("user_id")
     checks.unique(("user_id",))
     return checks
 
 
-def check_events(table: Unchecked) -> TableChecks:
-    """Check the events table, but for rows that come twice; see `sorted_events`.
+def check_events(table: Unchecked, named: Named = NOTHING_NAMED) -> TableChecks:
+    """Check the events table, but for rows that come twice; see `Repeats`.
 
     Faults: missing column, wrong dtype, empty table, null, negative id, time or position, time not in
     seconds, unknown behavior or part, value that is negative, NaN or infinite in float32.
     """
     checks = table.checks()
-    checks.columns(EVENTS_COLUMNS)
+    checks.columns(dict.fromkeys(named.request, CATEGORICAL) | EVENTS_COLUMNS)
     for column in ("user_id", "ad_id"):
         checks.ids(column)
     checks.seconds("timestamp")
@@ -156,7 +174,7 @@ def check_tables(
     users: Unchecked | None,
     *,
     events: Unchecked | None,
-    profile_columns: Sequence[str] | None = None,
+    named: Named,
 ) -> list[TableError]:
     """All that is wrong with the tables, but for events that come twice.
 
@@ -164,26 +182,19 @@ def check_tables(
         ads: ads table; None for one that cannot be read, which others are not compared with.
         users: users table.
         events: events table, read in batches.
-        profile_columns: profile columns that users must have; None for those it has.
+        named: columns that a preset names, which must be there.
     """
     found = []
     if ads is not None:
-        found.append(check_ads(ads))
+        found.append(check_ads(ads, named))
     if users is not None:
-        found.append(check_users(users))
+        found.append(check_users(users, named))
     if events is not None:
-        found.append(check_events(events))
+        found.append(check_events(events, named))
         for column, table, name in (("user_id", users, "users"), ("ad_id", ads, "ads")):
             if table is not None:
                 _check_reference(found[-1], column, table=table, name=name)
-    faults = [fault for checks in found for fault in checks.faults]
-    if users is not None and profile_columns is not None:
-        available = [name for name in users.frame.collect_schema() if name != "user_id"]
-        missing = [name for name in profile_columns if name not in available]
-        if missing:
-            expected, actual = f"profile columns {missing}", f"profile columns {available}"
-            faults.append(TableError(users.where, expected, actual=actual, column=missing[0]))
-    return faults
+    return [fault for checks in found for fault in checks.faults]
 
 
 def _check_reference(events: TableChecks, column: str, *, table: Unchecked, name: str) -> None:
@@ -196,35 +207,35 @@ def _check_reference(events: TableChecks, column: str, *, table: Unchecked, name
         events.rows(column, bad=~known, expected=f"an id of the {name} table")
 
 
-def complete_ads(ads: pl.DataFrame) -> pl.DataFrame:
+def complete_ads(ads: pl.DataFrame, named: Named = NOTHING_NAMED) -> pl.DataFrame:
     """Columns of checked ads, defaults for those that are missing, in the order of their ids."""
-    given = [name for name in ads.columns if given_column(name) is not None]
-    return with_ids(ads.select(*_complete(ads.schema, ADS_COLUMNS), *given)).sort("ad_id")
+    others = dict.fromkeys([*given_columns(ads.columns), *named.numeric])
+    return with_ids(ads.select(*_complete(ads.schema, ADS_COLUMNS, others))).sort("ad_id")
 
 
-def complete_users(users: pl.DataFrame, *, profile_columns: Sequence[str] | None = None) -> pl.DataFrame:
-    """Checked users in the order of their ids, with these profile columns; None for all."""
+def complete_users(users: pl.DataFrame, named: Named = NOTHING_NAMED) -> pl.DataFrame:
+    """Checked users in the order of their ids, with the profile columns in theirs."""
     every = [name for name in users.columns if name != "user_id"]
-    profile = every if profile_columns is None else profile_columns
+    profile = every if named.profile is None else named.profile
     columns = (pl.col(name).fill_null(UNKNOWN) for name in profile)
     return with_ids(users.select("user_id", *columns)).sort("user_id")
 
 
-def complete_events(events: pl.LazyFrame) -> pl.LazyFrame:
+def complete_events(events: pl.LazyFrame, named: Named = NOTHING_NAMED) -> pl.LazyFrame:
     """Columns of checked events, defaults for those that are missing, and the number of the row."""
     schema = events.collect_schema()
     rows = events if ROW in schema else events.with_row_index(ROW)
-    return with_ids(rows.select(*_complete(schema, EVENTS_COLUMNS), ROW))
+    return with_ids(rows.select(*_complete(schema, EVENTS_COLUMNS, named.request), ROW))
 
 
-def _complete(schema: pl.Schema, rules: Mapping[str, Column]) -> list[pl.Expr]:
+def _complete(schema: pl.Schema, rules: Mapping[str, Column], others: Iterable[str]) -> list[pl.Expr]:
     columns: list[pl.Expr] = []
     for name, rule in rules.items():
         if name in schema:
             columns.append(pl.col(name))
         elif rule.default is not None:
             columns.append(rule.default.alias(name))
-    return columns
+    return columns + [pl.col(name) for name in others if name not in rules]
 
 
 def make_tables(
@@ -235,7 +246,7 @@ def make_tables(
     stats: LoadStats,
     provenance: str,
     where: Sequence[str],
-    profile_columns: Sequence[str] | None = None,
+    named: Named = NOTHING_NAMED,
 ) -> Tables:
     """Check everything and assemble tables in memory.
 
@@ -246,27 +257,26 @@ def make_tables(
         stats: rows read and dropped.
         provenance: sentence for results.
         where: names of the three tables in messages, in the order ads, users, events.
-        profile_columns: profile columns to keep, in this order; None keeps all.
+        named: columns that a preset names.
 
     Raises:
         TableError: any fault of `check_ads`, `check_users` and `check_events`, an event of an unknown user or
-            ad, an event that comes twice, a profile column that users does not have, or two keys of one id;
-            all faults of the three tables in one report.
+            ad, an event that comes twice, or two keys of one id; all faults of the tables in one report.
     """
     frames = (table.lazy() for table in (ads, users, events))
     of_ads, of_users, of_events = map(Unchecked, frames, where)
-    faults = check_tables(of_ads, of_users, events=of_events, profile_columns=profile_columns)
+    faults = check_tables(of_ads, of_users, events=of_events, named=named)
     repeats = Repeats()
     if not {fault.column for fault in faults} & set(KEY):
-        events = sort_events(complete_events(events.lazy()).collect())
+        events = sort_events(complete_events(events.lazy(), named).collect())
         repeats.add(events)
     raise_faults(faults + repeats.faults(where[2]))
     keys = Keys.of(ads, users, where=(where[0], where[1]))
     # Sorted, so that row i of users is user i of the EventLog and of the encoded profiles, and so that the
     # same logs give the same files.
     return Tables(
-        ads=complete_ads(ads),
-        users=complete_users(users, profile_columns=profile_columns),
+        ads=complete_ads(ads, named),
+        users=complete_users(users, named),
         events=events.drop(ROW),
         stats=stats,
         provenance=provenance,

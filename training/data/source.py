@@ -7,6 +7,7 @@ from typing import Self
 import polars as pl
 
 from training.data.checks import Place, TableError
+from training.data.columns import Named
 from training.data.keys import Keys
 from training.data.schema import LoadStats, Tables, complete_events
 
@@ -21,6 +22,7 @@ class Source:
         events: as `complete_events` makes them, in the order of the source; read in batches.
         stats: rows read and dropped.
         provenance: the sentence that belongs beside every result made from these tables.
+        named: columns that the preset names.
         faults: all but events that come twice, which only the sorted events tell.
         lines: what was done to columns, for the user.
         keys: the source's own ids of ads and users, where they are texts.
@@ -33,6 +35,7 @@ class Source:
     events: pl.LazyFrame
     stats: LoadStats
     provenance: str
+    named: Named = Named()
     faults: tuple[TableError, ...] = ()
     lines: tuple[str, ...] = ()
     keys: Keys = field(default_factory=Keys)
