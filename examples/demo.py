@@ -83,7 +83,7 @@ def ask(server: TritonServer, catalogue: Catalogue, *, requests: int) -> dict:
     users = catalogue.users["user_id"].to_list()[:: max(1, catalogue.users.height // requests)][:requests]
     tensors = catalogue.request(users[0], num_ads=10)
     for protocol, url in (("http", server.http_url), ("grpc", server.grpc_url)):
-        first = send(url, tensors, protocol=protocol)
+        first = send(url, tensors, protocol=protocol, outputs=catalogue.outputs)
     print(f"\nuser {users[0]}, {tensors['history_ad_ids'].shape[1]} events of history")
     print(format_answer(first, catalogue=catalogue, history=tensors["history_ad_ids"][0]))
     seconds = []

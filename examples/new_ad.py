@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from tritonclient.utils import InferenceServerException
 
-from examples.client import Catalogue, send
+from examples.client import Catalogue, ids, send
 from serving.index.reader import MAX_WAIT_S
 from serving.model.bundle import BundleError
 
@@ -58,10 +58,11 @@ def create_like_the_best(indexer_url: str, server_url: str, catalogue: Catalogue
     if not known:
         raise RuntimeError(f"none of the ads of user {user}'s answer is in the tables of this run")
     row = catalogue.ads.filter(pl.col("ad_id") == known[0]).row(0, named=True)
-    new = int(catalogue.ads["ad_id"].to_numpy().max()) + 1 + time.time_ns() // 1_000_000 % 10**9
+    name = _new_name(catalogue)
+    (new,) = ids([name])
     event = {
         "kind": "create",
-        "ad_id": new,
+        "ad_id": name,
         "version": 1,
         "account_id": "new advertiser",
         "conversion_type": str(row["conversion_type"]),
@@ -100,6 +101,13 @@ def given_fields(row: dict[str, Any]) -> dict[str, Any]:
     if row.get("embedding") is not None:
         found["embedding"] = list(row["embedding"])
     return found | ({"numbers": numbers} if numbers else {})
+
+
+def _new_name(catalogue: Catalogue) -> int | str:
+    milliseconds = time.time_ns() // 1_000_000
+    if "ads" in catalogue.keys:
+        return f"new ad {milliseconds}"
+    return int(catalogue.ads["ad_id"].to_numpy().max()) + 1 + milliseconds % 10**9
 
 
 def describe(shown: Shown, *, user: int) -> str:

@@ -26,7 +26,8 @@ def build(
 ) -> int:
     """Bulk load of ads (ad_id, status, content) and SIDs (ad_id, s1 .. s_T); returns the sequence number.
 
-    Without all of account_id, conversion_type and text, the ads cannot be encoded for another tokenizer.
+    Without all of account_id, conversion_type and text, the ads cannot be encoded for another tokenizer. Keys
+    (key, ad_id) lie in `keys/ads.parquet` beside the ads, where their ids are texts.
 
     Raises:
         ValueError: an ad without a SID, or values that do not fit.
@@ -47,6 +48,15 @@ def build(
             f"{sids}: expected a SID for every ad of {ads}; {missing.height} have none, first ad_id "
             f"{missing['ad_id'][0]}"
         )
+    keys = ads.parent / "keys" / "ads.parquet"
+    if keys.is_file():
+        table = table.join(pl.read_parquet(keys), on="ad_id", how="left", maintain_order="left")
+        if table["key"].null_count():
+            unnamed = table.filter(pl.col("key").is_null())["ad_id"]
+            raise ValueError(
+                f"{keys}: expected a key for every ad of {ads}; {len(unnamed)} have none, first ad_id "
+                f"{unnamed[0]}"
+            )
     with IndexStore(out) as store:
         return store.build(
             tokenizer_id,
@@ -57,6 +67,7 @@ def build(
             content={name: table[name] for name in content} | ({"given": given} if given else {})
             if content
             else None,
+            keys=table["key"] if keys.is_file() else None,
             replace_all=replace_all,
         )
 

@@ -64,6 +64,8 @@ def _explained(values: Mapping[str, Any], error: ValidationError) -> EventError:
             return EventError("too_long", f"{name}: expected 1 .. {most} values, got {len(value or ())}")
         case "greater_than_equal" | "less_than_equal":
             return EventError("out_of_range", f"{name}: expected 0 .. 2**63 - 1, got {shown(value)}")
+        case "string_too_short":
+            return EventError("out_of_range", f"{name}: expected a key of 1 or more characters, got none")
         case "string_too_long" if name == "numbers":
             return EventError("too_long", "numbers: expected names of at most 256 characters, got more")
         case "string_unicode" if name == "numbers":
@@ -76,7 +78,7 @@ def _explained(values: Mapping[str, Any], error: ValidationError) -> EventError:
             at = next(i for i, c in enumerate(values[name]) if "\ud800" <= c <= "\udfff")
             return EventError("invalid_json", f"{name}: expected text, got a lone surrogate at {at}")
     expected = {
-        "ad_id": "an integer",
+        "ad_id": "an integer or a key as text",
         "version": "an integer",
         "embedding": "a list of numbers",
         "numbers": "numbers by name",

@@ -45,7 +45,7 @@ def prepare(tmp_path, capsys, *, ads, data=None, **sections):
             {"embedding": [[1.0, 2.0]] * 49 + [[1.0]]},
             {},
             {"tokenizer": {"embedding": "given"}},
-            "row 49, column embedding: expected 2 numbers",
+            "row 49, column 'embedding': expected lists of one length > 0",
         ),
         ({"text": ["a"] * 50}, {"numeric_columns": ["price"]}, {}, "expected columns ['price']"),
         (

@@ -182,7 +182,8 @@ def test_the_client_sends_those_of_the_users_last_event():
         }
     )
     users = pl.DataFrame({"user_id": [1, 2]})
-    catalogue = Catalogue(pl.DataFrame(), users, events, pl.DataFrame(), {}, 30, (PLACE, HOUR))
+    none = pl.DataFrame()
+    catalogue = Catalogue(none, users, events, none, {}, 30, request_features=(PLACE, HOUR))
     first, second = (catalogue.request(user, num_ads=3) for user in (1, 2))
     assert first["placement"].tolist() == [["größe".encode()]]
     assert HOUR.code(first["hour"][0, 0]) == 0

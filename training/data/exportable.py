@@ -13,7 +13,7 @@ from training.preset.preset import Preset
 from training.tokenizer.columns import check_readable, given_sids
 
 
-def check_tables(preset: Preset, ads: pl.DataFrame) -> None:
+def check_exportable(preset: Preset, ads: pl.DataFrame) -> None:
     """Whether a model of this preset on these ads could be exported.
 
     Raises:

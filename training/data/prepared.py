@@ -1,24 +1,19 @@
 """The prepared data folder: checked tables, their parts, the profile vocabulary."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from training.data.columns import Named
+from training.data.files import NAMES, read_table
+from training.data.keys import FOLDER, Keys
 from training.data.log import EventLog
-from training.data.parquet import NAMES, read_table
 from training.data.parts import Parts
 from training.data.profile import ProfileVocabulary
-from training.data.schema import (
-    ADS_COLUMNS,
-    EVENTS_COLUMNS,
-    LoadStats,
-    Tables,
-    make_tables,
-    named_columns,
-)
+from training.data.schema import LoadStats, Tables, make_tables
 from training.data.split import Split
 
-FILES = {"ads.parquet", "users.parquet", "events.parquet", "split.json", "profile.json", "stats.json"}
+FILES = {f"{name}.parquet" for name in NAMES} | {"split.json", "profile.json", "stats.json", FOLDER}
 
 
 @dataclass(frozen=True)
@@ -71,9 +66,9 @@ def load_prepared(folder: Path) -> Prepared:
         stats=loaded,
         provenance=provenance,
         where=where,
-        numeric_columns=named_columns(ads, ADS_COLUMNS),
-        request_columns=named_columns(events, EVENTS_COLUMNS),
+        named=Named.kept(ads, events),
     )
+    tables = replace(tables, keys=Keys.load(folder))
     split = Split.load(folder / "split.json")
     log = EventLog.from_tables(tables, attribution_window_s=window)
     return Prepared(
