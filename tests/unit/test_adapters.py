@@ -253,7 +253,7 @@ def test_ad_resolver(load):
         "beam_sids": sids,
         "beam_scores": np.full((2, 4), -1.5, np.float32),
         "beam_values": np.full((2, 4), np.nan, np.float32),
-        "model_version": np.ones((2, 1), np.int64),
+        "searched_model": np.ones((2, 1), np.int64),
         "searched_version": np.array([[0], [9]], np.int64),
         "num_ads": np.array([[1], [5]], np.int32),
         "exclude": np.array([[-1], [expected[0]]], np.int64),
@@ -294,7 +294,7 @@ def beams(versions):
         "beam_sids": np.zeros((rows, 1, 3), np.int32),
         "beam_scores": np.zeros((rows, 1), np.float32),
         "beam_values": np.zeros((rows, 1), np.float32),
-        "model_version": np.array(versions, np.int64)[:, None],
+        "searched_model": np.array(versions, np.int64)[:, None],
         "searched_version": np.full((rows, 1), 100),
         "num_ads": np.ones((rows, 1), np.int32),
         "exclude": np.zeros((rows, 0), np.int64),
@@ -405,7 +405,7 @@ def test_beam_scheduler(graphs, load):
     assert first["beam_sids"].dtype == np.int32
     assert second["beam_sids"].shape[1] >= 20
     assert (second["beam_sids"][0, :20] >= 0).all()
-    assert first["model_version"].tolist() == [[1], [1]]
+    assert first["searched_model"].tolist() == [[1], [1]]
     assert first["degraded"].tolist() == [[False], [False]]
     assert first["beam_widths"].shape == (2, 4)
     live = model.scheduler._reader.snapshot
