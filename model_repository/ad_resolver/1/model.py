@@ -73,6 +73,7 @@ class TritonPythonModel:
         self.metrics.count(ad_ids, num_ads)
         return {
             "ad_ids": ad_ids,
+            "resolved_ads": ad_ids,
             "scores": pad_rows([r.scores for r in rows], fill=0),
             "expected_value": pad_rows([r.expected_value for r in rows], fill=0),
             "sids": pad_rows([r.sids for r in rows], fill=-1),
