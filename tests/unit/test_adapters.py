@@ -11,12 +11,14 @@ import pytest
 import serving.backend.adapter
 import serving.backend.outcomes
 import serving.backend.resolve
+from indexer.store.index_store import IndexStore
 from serving.backend import draining
 from serving.backend.resolver_metrics import ResolverMetrics
 from serving.engines.bls import BlsExecutor, EngineError
 from serving.engines.ort import OrtExecutor
 from serving.index.layout import HEARTBEAT
 from serving.index.reader import IndexReader
+from serving.keys import id_of
 from serving.load.policy import OverloadError
 from serving.model.bundle import BundleError
 from serving.search.beam_search import beam_search
@@ -265,6 +267,31 @@ def test_ad_resolver(load):
     assert out["index_version"].tolist() == [[0], [1]]  # of search and look-up the older one
     assert out["sids"].shape == (2, 5, 3)
     assert all(np.isfinite(out[k]).all() for k in ("scores", "expected_value"))
+
+
+def test_ad_keys(load, pipeline, tmp_path):
+    """Keys [b, k] of ads of every kind: with a key, without, unknown, padding; in the store's live state."""
+    key = "обувь 👟"
+    with IndexStore(tmp_path / "index") as store:
+        store.build(
+            "tok",
+            LEVEL_SIZES,
+            ad_ids=np.array([id_of(key)]),
+            sids=np.zeros((1, 3), np.int32),
+            statuses=np.array(["active"]),
+            keys=[key],
+        )
+    config = with_settings(
+        pipeline.repository / "ad_keys" / "config.pbtxt",
+        tmp_path / "config.pbtxt",
+        index=str(tmp_path / "index"),
+    )
+    model = load("ad_keys", config=config)
+    ads = np.array([[id_of(key), 5], [-1, id_of(key)]])
+    found = model.execute([Request({"resolved_ads": ads}), Request({"resolved_ads": ads[:, :0]})])
+    assert found[0].arrays()["ad_keys"].tolist() == [[key.encode(), b""], [b"", key.encode()]]
+    assert found[1].arrays()["ad_keys"].shape == (2, 0)
+    model.finalize()
 
 
 @pytest.fixture
