@@ -30,6 +30,7 @@ from training.data.sanity import check_parts, check_targets, far_times
 from training.data.schema import complete_ads, complete_users
 from training.data.source import Source
 from training.data.split import Split
+from training.data.workers import Here, OnRay, Workers
 from training.preset.data import DataConfig
 from training.preset.preset import Preset, add_preset_arguments
 from training.preset.recipes import TrainingConfig
@@ -54,7 +55,9 @@ class Report:
     warnings: tuple[str, ...]
 
 
-def prepare(config: DataConfig, out: Path, *, rules: TrainingConfig | None = None) -> Report:
+def prepare(
+    config: DataConfig, out: Path, *, rules: TrainingConfig | None = None, workers: Workers | None = None
+) -> Report:
     """Load the source of `config` and write tables, keys, split.json, profile.json and stats.json into `out`.
 
     Written to a folder beside `out` and renamed at the end, so `out` is complete or absent, never half
@@ -64,6 +67,7 @@ def prepare(config: DataConfig, out: Path, *, rules: TrainingConfig | None = Non
         config: section `data` of a preset.
         out: folder to write.
         rules: which requests training drops, for the report; None for the defaults.
+        workers: who divides and sorts the events; None for this process.
 
     Raises:
         TableError: the source breaks a schema; all faults in one report.
@@ -75,7 +79,7 @@ def prepare(config: DataConfig, out: Path, *, rules: TrainingConfig | None = Non
     _check_replaceable(out, config.path)
     source = _LOADERS[config.source](config)
     with new_folder(out, replace=True) as new:
-        blocks = _checked_blocks(source, new / "blocks")
+        blocks = _checked_blocks(source, new / "blocks", workers=workers or Here())
         users = complete_users(source.users.collect(), source.named)
         users.write_parquet(new / "users.parquet")
         ProfileVocabulary.fit(users).save(new / "profile.json")
@@ -114,12 +118,14 @@ def prepare(config: DataConfig, out: Path, *, rules: TrainingConfig | None = Non
     )
 
 
-def _checked_blocks(source: Source, folder: Path) -> Blocks:
+def _checked_blocks(source: Source, folder: Path, *, workers: Workers) -> Blocks:
     """The events divided by user, once there is nothing wrong with any table."""
     if {fault.column for fault in source.faults} & set(KEY):
         raise_faults(source.faults)
     with reading(source.where):
-        blocks = write_blocks(source.events, folder, where=source.where, place=source.place, rows=_BLOCK)
+        blocks = write_blocks(
+            source.events, folder, where=source.where, place=source.place, rows=_BLOCK, workers=workers
+        )
     raise_faults([*source.faults, *blocks.repeats])
     return blocks
 
@@ -174,10 +180,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_preset_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--ray", action="store_true", help="divide and sort the events on Ray")
     options = parser.parse_args(arguments)
     try:
         preset = Preset.load(options.config, options.overrides)
-        report = prepare(preset.logs, options.out, rules=preset.training)
+        workers = OnRay() if options.ray else Here()
+        report = prepare(preset.logs, options.out, rules=preset.training, workers=workers)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
