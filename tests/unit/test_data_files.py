@@ -17,6 +17,7 @@ from training.data.files import open_table
 from training.data.parquet import open_parquet
 from training.data.prepared import load_prepared
 from training.data.schema import complete_events
+from training.data.workers import Here
 from training.preset.data import DataConfig
 
 EVENTS = GOOD["events"]
@@ -243,11 +244,23 @@ def random_events(rows: int, users: int) -> pl.DataFrame:
     )
 
 
+class Readers(Here):
+    """As many machines would: the source in several parts, the work in another order."""
+
+    readers = 3
+
+    def __call__(self, work, items):
+        items = list(items)
+        found = {item: work(item) for item in reversed(items)}
+        return [found[item] for item in items]
+
+
+@pytest.mark.parametrize("workers", [Here(), Readers()])
 @pytest.mark.parametrize("rows", [1, 7, 100, 10_000])
-def test_blocks_side_by_side_are_the_sorted_table(rows, tmp_path):
+def test_blocks_side_by_side_are_the_sorted_table(rows, workers, tmp_path):
     table = random_events(1000, 30)
     events = complete_events(table.lazy())
-    found = write_blocks(events, tmp_path / "blocks", where="e", rows=rows)
+    found = write_blocks(events, tmp_path / "blocks", where="e", rows=rows, workers=workers)
     assert found.scan().collect().equals(sort_events(events.collect()).drop(ROW))
     assert len(found.files) == {1: 30, 7: 30, 100: 10, 10_000: 1}[rows] or rows == 100
     users = [log.user_ids.tolist() for _, _, log in found.logs(attribution_window_s=60)]

@@ -4,8 +4,9 @@ The blocks lie in a folder and follow each other in the order of the users, so s
 prepared table.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from polars.io.partition import FileProviderArgs
 from training.data.checks import ROW, Place, TableError
 from training.data.event_order import Repeats, sort_events
 from training.data.log import EventLog
+from training.data.workers import Workers
 
 _BLOCK = "block of users"  # column while the events are divided
 
@@ -50,6 +52,7 @@ def write_blocks(
     where: str,
     place: Callable[[int], Place] | None = None,
     rows: int,
+    workers: Workers,
 ) -> Blocks:
     """Divide events by user, and sort each block.
 
@@ -59,27 +62,48 @@ def write_blocks(
         where: name of the events in messages.
         place: see `TableChecks`.
         rows: events of a block, about; more where one user has more.
+        workers: who does it.
     """
+    folder = folder.absolute()
     ends = _last_users(events, rows=rows)
+    height = events.select(pl.len()).collect(engine="streaming").item()
+    length = max(1, -(-height // workers.readers))
+    workers(partial(_divide, events, ends=ends, length=length, folder=folder), range(0, height, length))
+    sorted_blocks = workers(partial(_sort, folder), range(len(ends)))
+    repeats = Repeats()
+    for found in sorted_blocks:
+        repeats.join(found)
+    files = tuple(_file(folder, block) for block in range(len(ends)))
+    return Blocks(files, tuple(repeats.faults(where, place=place)))
+
+
+def _divide(events: pl.LazyFrame, first: int, *, ends: Sequence[int], length: int, folder: Path) -> None:
+    """Write some rows of the source, each to the folder of its block."""
+
+    def path(file: FileProviderArgs) -> str:
+        return f"{file.partition_keys[_BLOCK].item()}/{first}-{file.index_in_partition}.parquet"
+
     number = sum((pl.col("user_id") > end for end in ends[:-1]), pl.lit(0, pl.UInt32)).fill_null(0)
-    divided = pl.PartitionBy(
-        folder / "divided", key=number.alias(_BLOCK), include_key=False, file_path_provider=_path
+    blocks = pl.PartitionBy(
+        folder / "divided", key=number.alias(_BLOCK), include_key=False, file_path_provider=path
     )
-    events.sink_parquet(divided, compression="lz4", mkdir=True)
-    repeats, files = Repeats(), []
-    for block in range(len(ends)):
-        parts = sorted((folder / "divided" / str(block)).iterdir())
-        table = sort_events(pl.read_parquet(parts, hive_partitioning=False, glob=False))
-        repeats.add(table)
-        files.append(folder / f"{block:05}.parquet")
-        table.drop(ROW).write_parquet(files[-1], compression="lz4")
-        for part in parts:
-            part.unlink()
-    return Blocks(tuple(files), tuple(repeats.faults(where, place=place)))
+    events.slice(first, length).sink_parquet(blocks, compression="lz4", mkdir=True)
 
 
-def _path(file: FileProviderArgs) -> str:
-    return f"{file.partition_keys[_BLOCK].item()}/{file.index_in_partition}.parquet"
+def _sort(folder: Path, block: int) -> Repeats:
+    """Sort one block, and look for events that come twice."""
+    parts = sorted((folder / "divided" / str(block)).iterdir())
+    table = sort_events(pl.read_parquet(parts, hive_partitioning=False, glob=False))
+    repeats = Repeats()
+    repeats.add(table)
+    table.drop(ROW).write_parquet(_file(folder, block), compression="lz4")
+    for part in parts:
+        part.unlink()
+    return repeats
+
+
+def _file(folder: Path, block: int) -> Path:
+    return folder / f"{block:05}.parquet"
 
 
 def _last_users(events: pl.LazyFrame, *, rows: int) -> list[int]:

@@ -40,9 +40,14 @@ class Repeats:
         key = event_key(events.columns)
         same = (pl.col(name).eq_missing(pl.col(name).shift()) for name in key)
         again = events.filter(pl.all_horizontal(*same, pl.int_range(pl.len()) > 0)).select(ROW, *key)
-        self.count += again.height
-        some = again if self.first is None else pl.concat([self.first, again])
-        self.first = some.sort(ROW).head(_SHOWN)
+        self.join(Repeats(again.height, again))
+
+    def join(self, others: "Repeats") -> None:
+        """Take in those of other users."""
+        self.count += others.count
+        if others.first is not None:
+            some = others.first if self.first is None else pl.concat([self.first, others.first])
+            self.first = some.sort(ROW).head(_SHOWN)
 
     def faults(self, where: str, *, place: Callable[[int], Place] | None = None) -> list[TableError]:
         """One, if there are any."""

@@ -144,14 +144,13 @@ def _named(files: Sequence[Path], root: Path) -> str:
 def _scan(
     files: Sequence[Path], *, text: bool, columns: dict[str, pl.DataType] | None = None
 ) -> pl.LazyFrame:
+    files = [file.absolute() for file in files]  # whoever reads it may stand elsewhere
     if text:
-        return pl.scan_csv(list(files), infer_schema=False, glob=False)
+        return pl.scan_csv(files, infer_schema=False, glob=False)
     # Not by hive rules or globbing: the paths are files, whatever their folders are called.
     if columns is None:
-        return pl.scan_parquet(list(files), hive_partitioning=False, glob=False)
-    return pl.scan_parquet(
-        list(files), hive_partitioning=False, glob=False, schema=columns, extra_columns="ignore"
-    )
+        return pl.scan_parquet(files, hive_partitioning=False, glob=False)
+    return pl.scan_parquet(files, hive_partitioning=False, glob=False, schema=columns, extra_columns="ignore")
 
 
 def _schema(

@@ -31,6 +31,7 @@ from training.data.sanity import check_parts, check_targets, far_times
 from training.data.schema import complete_ads, complete_users
 from training.data.source import Source
 from training.data.split import Split
+from training.data.workers import Here, OnRay, Workers
 from training.preset.data import DataConfig
 from training.preset.preset import Preset, add_preset_arguments
 from training.preset.recipes import TrainingConfig
@@ -61,6 +62,7 @@ def prepare(
     *,
     rules: TrainingConfig | None = None,
     check: Callable[[pl.DataFrame], None] | None = None,
+    workers: Workers | None = None,
 ) -> Report:
     """Load the source of `config` and write tables, keys, split.json, profile.json and stats.json into `out`.
 
@@ -72,6 +74,7 @@ def prepare(
         out: folder to write.
         rules: which requests training drops, for the report; None for the defaults.
         check: of the checked ads; what it raises keeps `out` as it was.
+        workers: who divides and sorts the events; None for this process.
 
     Raises:
         TableError: the source breaks a schema; all faults in one report.
@@ -83,7 +86,7 @@ def prepare(
     _check_replaceable(out, config.path)
     source = _LOADERS[config.source](config)
     with new_folder(out, replace=True) as new:
-        blocks = _checked_blocks(source, new / "blocks")
+        blocks = _checked_blocks(source, new / "blocks", workers=workers or Here())
         users = complete_users(source.users.collect(), source.named)
         users.write_parquet(new / "users.parquet")
         ProfileVocabulary.fit(users).save(new / "profile.json")
@@ -124,12 +127,14 @@ def prepare(
     )
 
 
-def _checked_blocks(source: Source, folder: Path) -> Blocks:
+def _checked_blocks(source: Source, folder: Path, *, workers: Workers) -> Blocks:
     """The events divided by user, once there is nothing wrong with any table."""
     if {fault.column for fault in source.faults} & set(KEY):
         raise_faults(source.faults)
     with reading(source.where):
-        blocks = write_blocks(source.events, folder, where=source.where, place=source.place, rows=_BLOCK)
+        blocks = write_blocks(
+            source.events, folder, where=source.where, place=source.place, rows=_BLOCK, workers=workers
+        )
     raise_faults([*source.faults, *blocks.repeats])
     return blocks
 
@@ -184,13 +189,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_preset_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--ray", action="store_true", help="divide and sort the events on Ray")
     options = parser.parse_args(arguments)
     try:
         preset = Preset.load(options.config, options.overrides)
+        workers = OnRay() if options.ray else Here()
         report = prepare(
             preset.logs,
             options.out,
             rules=preset.training,
+            workers=workers,
             check=lambda ads: check_exportable(preset, ads),
         )
     except (ValueError, OSError) as error:
