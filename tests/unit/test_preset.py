@@ -89,7 +89,7 @@ def test_every_command_checks_all_sections(command, preset, monkeypatch, capsys)
         ("data: {source: parquet, pth: x}\n", r"data: unknown key 'pth'; known: .*path, .*source"),
         (
             "data: {source: completejourney, split: {bye: days}}\n",
-            r"data.split: unknown key 'bye'; known: by, test, validation$",
+            r"data.split: unknown key 'bye'; known: by, test, validation; did you mean by\?$",
         ),
         (
             "data: {source: completejourney, split: weeks}\n",

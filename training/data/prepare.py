@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from serving.files import new_folder
+from serving.inputs import RECORD, Inputs, is_up_to_date, named
 from training.data.completejourney import load_completejourney
 from training.data.log import EventLog
 from training.data.parquet import NAMES, load_parquet
@@ -19,6 +20,7 @@ from training.data.profile import ProfileVocabulary
 from training.data.report import report, warnings
 from training.data.sanity import check_parts, check_targets
 from training.data.schema import SPLIT_COLUMN, Tables
+from training.data.source_files import source_files
 from training.preset.data import DataConfig
 from training.preset.preset import Preset, add_preset_arguments
 
@@ -58,6 +60,12 @@ def prepare(config: DataConfig, out: Path) -> Prepared:
     return prepared
 
 
+def _inputs(config: DataConfig, record: Path) -> Inputs:
+    """What the folder is made from. Where the source lies is no part of it, what it holds is."""
+    values = named("data", config.model_dump(mode="json", exclude={"path"}))
+    return Inputs.now(values, files=source_files(config), before=Inputs.load(record))
+
+
 def _prepared(config: DataConfig, tables: Tables) -> Prepared:
     log = EventLog.from_tables(tables, attribution_window_s=config.attribution_window)
     check_targets(log, target_behaviors=config.target_behaviors)
@@ -81,7 +89,7 @@ def _check_replaceable(out: Path, source: str | None) -> None:
         return
     if source is not None and out.resolve() == Path(source).resolve():
         raise FileExistsError(f"{out}: expected a folder other than the source, got the source")
-    names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+    names = {path.name for path in out.iterdir()} - {RECORD} if out.is_dir() else {out.name}
     # stats.json marks a folder as ours: a folder of somebody's tables has the other names too.
     if names and not ("stats.json" in names and names <= FILES):
         found = ", ".join(sorted(names)[:8])
@@ -105,10 +113,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_preset_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--fresh", action="store_true", help="read the source again, changed or not")
     options = parser.parse_args(arguments)
+    record = options.out / RECORD
     try:
         preset = Preset.load(options.config, options.overrides)
-        prepared = prepare(preset.logs, options.out)
+        inputs = _inputs(preset.logs, record)
+        if is_up_to_date(record, inputs, outputs=[options.out / name for name in FILES], fresh=options.fresh):
+            return 0
+        prepared = prepare(preset.logs, options.out)  # a new folder: the record of the old one went with it
+        inputs.save(record)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

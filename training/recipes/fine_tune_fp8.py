@@ -17,8 +17,10 @@ from pathlib import Path
 
 import torch
 
+from serving.inputs import changes, named
 from training.loop.checkpoint import Checkpoint, CheckpointError, load_checkpoint, weights_sha256
 from training.loop.device import Device
+from training.loop.patience import is_exhausted
 from training.loop.retention import find_checkpoint, has_checkpoint, open_checkpoint
 from training.loop.trainer import Trainer
 from training.model.fp8 import quantized_copy, share_weights
@@ -30,6 +32,7 @@ from training.recipes.command import errors_end_the_command, parse_arguments, te
 from training.recipes.requests import CatalogueRequests
 from training.run import RunData
 
+_SECTION = "fine_tune_fp8"
 FOLDER = f"{pretrain.FOLDER}/fine_tuned_fp8"
 
 
@@ -65,7 +68,8 @@ def prepare_fine_tuning(
             print(f"{folder}: made from other weights than {trained} has now; starting over")
         found = None
     if found:
-        tell(found, settings, device=device)
+        changed = changes(named(_SECTION, found.settings), named(_SECTION, settings))
+        tell(found, config.steps, changed=changed, device=device)
         start = replace(found, model=start.model, settings=settings)
     teacher = original.model.to(device.device).eval()
     # Whole batches in every process, so that all of them measure the same ranges.
@@ -94,7 +98,9 @@ def load_fine_tuned(run: Path, trained: Path) -> Generator:
     tuned = open_checkpoint(run / FOLDER)
     if tuned.source != weights_sha256(trained):
         fault = f"expected a model fine-tuned from {trained} as it is now, it was made from other weights"
-    elif tuned.step < tuned.settings["steps"]:
+    elif tuned.step < tuned.settings["steps"] and not is_exhausted(
+        tuned.history, patience=tuned.settings.get("patience"), first=tuned.first_record
+    ):
         fault = f"expected a finished model, it stopped at step {tuned.step} of {tuned.settings['steps']}"
     else:
         return tuned.model
