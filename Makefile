@@ -160,7 +160,9 @@ lint: setup ## ruff, mypy, import contracts
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 
-.PHONY: rooms
+.PHONY: rooms reference
+reference: setup ## write docs/preset.md, every key of a preset, from the models that check one
+	$(PY) -m docs.preset_reference
 rooms: setup ## draw the picture of the rooms in docs/architecture.md from the imports of the code
 	$(PY) -m docs.rooms
 

@@ -25,7 +25,10 @@ class LoopConfig(BaseModel):
     Attributes:
         steps: optimizer steps.
         batch_size: requests a step, over all processes together.
-        learning_rate, warmup_steps, weight_decay, clip_norm: AdamW with warm-up, then cosine to a hundredth.
+        learning_rate: of AdamW at its highest; after the warm-up it falls by a cosine to a hundredth.
+        warmup_steps: over which it rises from nothing.
+        weight_decay: of AdamW, for matrices; vectors and tables of codes have none.
+        clip_norm: largest norm of a gradient; a larger one is scaled down.
         validate_every: steps between two validations, each of which ends with a checkpoint.
         validation_requests: requests that are drawn of the validation weeks (seeded).
         checkpoint_minutes: minutes after which a checkpoint is written also between two validations; None for
