@@ -132,7 +132,7 @@ class Preset(BaseModel):
                 "training.behavior_weights: expected a weight > 0 for one of data.target_behaviors "
                 f"{targets}, got {weights}"
             )
-        sizes = self.tokenizer.level_sizes
+        sizes = (*self.tokenizer.codebook_sizes, self.tokenizer.hash_size)
         if math.prod(sizes) >= 1 << 63:  # see `serving.index.keys.pack`
             faults.append(f"tokenizer: expected level sizes whose product is below 2**63, got {sizes}")
         if faults:

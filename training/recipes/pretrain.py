@@ -47,19 +47,15 @@ def prepare_training(
     config, settings = preset.training, preset.training.model_dump(mode="json")
     found = open_checkpoint(folder) if not fresh and has_checkpoint(folder) else None
     inputs = progress.inputs_of(preset, run)
-    changed, end = [], ""
-    if found:
-        changed = progress.changed_since(found, SECTION, settings=settings, inputs=inputs)
-        end = progress.end_of(found, config)
-    new_weights = progress.weighty(changed, SECTION)
-    if found and end and not new_weights:
-        if device.rank == 0:
-            print(f"{folder}: up to date ({end})")
+    changed = progress.changed_since(found, SECTION, settings=settings, inputs=inputs) if found else []
+    if found and progress.is_at_end(
+        found, config, folder=folder, section=SECTION, changed=changed, device=device
+    ):
         return None
     data = RunData.load(run)
     start = _found(found, data, preset=preset) if found else _begun(data, preset, device=device)
     if found and found.step >= config.steps:
-        raise progress.stale(folder, end, section=SECTION, changed=new_weights)
+        raise progress.stale(folder, found, section=SECTION, changed=changed)
     dataset = data.dataset(start.spec)
     source = LoggedRequests(dataset, start.spec, preset=preset, config=config, device=device)
     seen = dataset.seen_sids(start.spec.level_sizes)
@@ -67,7 +63,7 @@ def prepare_training(
         tell(found, config.steps, changed=changed, device=device)
         seen = np.union1d(seen if found.seen_sids is None else found.seen_sids, seen)
     start = replace(start, settings=settings, inputs=inputs, seen_sids=seen)
-    if new_weights:  # what came before says nothing of what will come
+    if progress.weighty(changed, SECTION):  # what came before says nothing of what will come
         start = replace(start, first_record=len(start.history))
     if device.rank == 0:
         parameters = sum(p.numel() for p in start.model.parameters())

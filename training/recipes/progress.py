@@ -8,6 +8,7 @@ from typing import Any
 
 from serving.inputs import Inputs, changes, named, summary
 from training.loop.checkpoint import Checkpoint
+from training.loop.device import Device
 from training.loop.patience import best_record, is_exhausted
 from training.preset.data import FeatureConfig
 from training.preset.loop import HOW_IT_RUNS, LoopConfig
@@ -49,17 +50,25 @@ def changed_since(
     return changes(was, now | {k: v for k, v in inputs.items() if found.inputs is not None or k in was})
 
 
-def end_of(found: Checkpoint, config: LoopConfig) -> str:
-    """How a run came to its end, nothing where it is not there."""
+def is_at_end(
+    found: Checkpoint, config: LoopConfig, *, folder: Path, section: str, changed: list[str], device: Device
+) -> bool:
+    """Whether a run has made all its steps or lost its patience, and nothing has changed since.
+
+    The first process says so.
+    """
     if found.step >= config.steps:
-        return f"step {found.step} of {config.steps}"
-    if is_exhausted(found.history, patience=config.patience, first=found.first_record):
+        end = ""
+    elif is_exhausted(found.history, patience=config.patience, first=found.first_record):
         best = found.history[best_record(found.history, first=found.first_record)]
-        return (
-            f"step {found.step} of {config.steps}, no better than step {best['step']:.0f} for "
-            f"{config.patience} validations; --checkpoint best is that one"
-        )
-    return ""
+        end = f"; stopped early, step {best['step']:.0f} was no worse: see --checkpoint best"
+    else:
+        return False
+    if weighty(changed, section):
+        return False
+    if device.rank == 0:
+        print(f"{folder}: up to date (step {found.step} of {config.steps}{end})")
+    return True
 
 
 def weighty(changed: list[str], section: str) -> list[str]:
@@ -67,11 +76,12 @@ def weighty(changed: list[str], section: str) -> list[str]:
     return [c for c in changed if not c.startswith(tuple(f"{section}.{key} " for key in HOW_IT_RUNS))]
 
 
-def stale(folder: Path, end: str, *, section: str, changed: list[str]) -> SpecError:
+def stale(folder: Path, found: Checkpoint, *, section: str, changed: list[str]) -> SpecError:
     """A run at its end was made with other settings or data than there are now."""
     return SpecError(
-        f"{folder}: trained to {end}, with other inputs than there are now: {summary(changed)}; raise "
-        f"{section}.steps to go on with these, set them back, or start over with --fresh"
+        f"{folder}: trained to its end (step {found.step}), with other inputs than there are now: "
+        f"{summary(weighty(changed, section))}; raise {section}.steps to go on with these, set them back, or "
+        "start over with --fresh"
     )
 
 
