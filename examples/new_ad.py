@@ -93,7 +93,7 @@ def create_like_the_best(
         time.sleep(MAX_WAIT_S)  # by then the search knows it too
         answer = send(server_url, tensors, parameters={"cache": "bypass"})["ad_ids"][0]
         rank = int(np.flatnonzero(answer == new)[0]) + 1 if new in answer else None
-        return Shown(new, known[0], rank, among, seconds)
+        return Shown(new, known[0], rank, among=among, seconds=seconds)
     finally:
         post(indexer_url, {"kind": "delete", "ad_id": new, "version": 2})
 
