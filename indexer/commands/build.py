@@ -10,7 +10,7 @@ import numpy as np
 
 from indexer.events.event import CONTENT_FIELDS
 from indexer.store.index_store import IndexStore
-from serving.index.layout import STORE
+from serving.index.layout import STORE, ready_generations
 from serving.inputs import RECORD, Inputs, is_up_to_date
 from serving.model.bundle import read_manifest
 from serving.model.current import current_version
@@ -84,7 +84,9 @@ def _build(arguments: argparse.Namespace) -> None:
         files={"ads": arguments.ads, "sids": arguments.sids},
         before=Inputs.load(record),
     )
-    fresh = arguments.fresh or arguments.replace
+    # Since then events may have brought another tokenizer's generation, and dropped this one.
+    dropped = manifest.tokenizer_id not in ready_generations(arguments.out)
+    fresh = arguments.fresh or arguments.replace or dropped
     if is_up_to_date(record, inputs, outputs=[arguments.out / STORE], fresh=fresh):
         return
     record.unlink(missing_ok=True)
