@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
-# PRESET=mine reads that file of configs/ and works in build/mine; SET="training.steps=100 model.width=64" sets keys
+# PRESET=mine reads that file of configs/ and works in build/mine; SET="training.steps=100 model.width=64" sets keys,
+# each value without a space
 PRESET ?= demo
 CONFIG ?= configs/$(PRESET).yaml
 RUN ?= build/$(PRESET)
@@ -127,19 +128,19 @@ request: setup ## ask the running server: make request USER=17
 
 .PHONY: loadtest loadtest-slo
 loadtest-slo: setup ## load control, overload and cache at 3x, 20 % and steps; writes build/loadtest/slo.json
-	$(PY) -m benchmarks.slo --config $(CONFIG) --run $(RUN) $(if $(QUICK),--quick)
+	$(PY) -m benchmarks.slo $(WITH_PRESET) --run $(RUN) $(if $(QUICK),--quick)
 loadtest: setup ## load on a server of its own: make loadtest SHAPE=spike QPS=5 DURATION=60; see docs/loadtest.md
 	$(PY) -m loadtest --run $(RUN) --repository model_repository --shape $(SHAPE) --qps $(QPS) --duration $(DURATION) $(LOADTEST)
 
 .PHONY: ablate-lazyar
 ablate-lazyar: tokenize ## K = 0 against LazyAR: quality over 3 seeds, latency in process
-	$(PY) -m benchmarks.ablate_lazyar --config $(CONFIG) --run $(RUN) $(if $(QUICK),--quick)
+	$(PY) -m benchmarks.ablate_lazyar $(WITH_PRESET) --run $(RUN) $(if $(QUICK),--quick)
 
 .PHONY: ablate-cold ablate-live bench bench-setup bench-index bench-faults sweep
 ablate-cold: setup ## ads that the model never saw: what serving.cold_start gives them on the trained demo
-	$(PY) -m benchmarks.ablate_cold --config $(CONFIG) --run $(RUN)
+	$(PY) -m benchmarks.ablate_cold $(WITH_PRESET) --run $(RUN)
 ablate-live: setup ## levels over live children: recall, cold ads, speed on the trained demo
-	$(PY) -m benchmarks.ablate_live --config $(CONFIG) --run $(RUN)
+	$(PY) -m benchmarks.ablate_live $(WITH_PRESET) --run $(RUN)
 bench-setup: $(VENV)/.bench-installed
 $(VENV)/.bench-installed: requirements-bench.txt $(VENV)/.installed
 	$(PY) -m pip install --quiet --no-deps -r requirements-bench.txt

@@ -142,7 +142,7 @@ def run_demo(
     for folder in ("model", "bundles", "index"):
         shutil.rmtree(run / folder, ignore_errors=True)  # the demo shows the whole way, not a resumed one
     with PeakMemory() as memory:
-        step("logs to tables", "training.data.prepare", *preset, "--out", str(run / "data"))
+        step("logs to tables", "training.data.prepare", *preset, "--out", str(run / "data"), "--fresh")
         step(
             "semantic IDs",
             "training.tokenizer",
@@ -151,6 +151,7 @@ def run_demo(
             str(run / "data"),
             "--out",
             str(run / "tokenizer"),
+            "--fresh",
         )
         train_seconds = step("training", "training.recipes.pretrain", *common, "--fresh")
         step("evaluation on the test weeks", "training.evaluation", *common)

@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(_summary(prepared.tables))
     print("\n".join(report(prepared, target_behaviors=targets, rules=preset.training)))
     print(prepared.tables.provenance)
-    for warning in warnings(prepared, target_behaviors=targets):
+    for warning in (*warnings(prepared, target_behaviors=targets), *preset.warnings()):
         print(f"warning: {warning}", file=sys.stderr)
     return 0
 
