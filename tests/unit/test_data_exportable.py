@@ -8,7 +8,7 @@ import pytest
 
 from examples.new_ad import given_fields
 from serving.backend.settings import ServingConfig
-from serving.model.features import FeatureSpec
+from serving.model.features import GAP_EDGES_S, FeatureSpec
 from tests.tiny_log import open_run, write_run
 from tests.whole_way import purchases, write_tables
 from training.data.exportable import check_model
@@ -112,12 +112,15 @@ def test_a_model_does_not_go_on_with_other_request_features_or_gap_edges(tmp_pat
     made, run = write_run(tmp_path)
     preset, spec, _ = open_run((made, run))
     data = RunData.load(run)
-    data.check_spec(spec, preset)
+    assert data.go_on(spec, preset) == spec
     feature = "data.request_features=[{name: hour, size: 24}]"
-    with pytest.raises(SpecError, match=r"made with data.request_features \[\], the preset has others"):
-        data.check_spec(spec, Preset.load(made, [feature]))
-    with pytest.raises(SpecError, match=r"features.gap_edges_s = \(3600, .*the preset says \(10, 60\)"):
-        data.check_spec(spec, Preset.load(made, ["features.gap_edges_s=[10, 60]"]))
+    with pytest.raises(SpecError, match="data.request_features .*its weights do not fit them"):
+        data.go_on(spec, Preset.load(made, [feature]))
+    # As many buckets, but each of its embeddings was learned for another time.
+    edges = [edge + 1 for edge in GAP_EDGES_S]
+    for other in (edges, [10, 60]):
+        with pytest.raises(SpecError, match="features.gap_edges_s .*its weights do not fit them"):
+            data.go_on(spec, Preset.load(made, [f"features.gap_edges_s={other}"]))
 
 
 def test_the_fields_of_an_event_from_a_row_of_the_tables():

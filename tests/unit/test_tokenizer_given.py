@@ -211,7 +211,7 @@ def test_the_tokenize_step_of_given_sids_takes_ads_of_any_day_and_goes_on_with_n
     run(SIDS, tmp_path / "data", out_dir=tmp_path / "out", keep=True)
     sids = pl.read_parquet(tmp_path / "out" / "sids.parquet")
     assert sids.height == 81
-    with pytest.raises(ValueError, match="expected the tokenizer of"):
+    with pytest.raises(ValueError, match="tokenizer.sids given -> learnt"):
         run(VECTORS, tmp_path / "data", out_dir=tmp_path / "out", keep=True)
 
 
