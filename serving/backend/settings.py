@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.backend.request import RequestLimits
-from serving.load.controller import ControlSettings
+from serving.load.settings import ControlSettings
 
 
 class ServingConfig(BaseModel):

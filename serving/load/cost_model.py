@@ -70,6 +70,11 @@ class CostModel:
         f, s = self._factors, self._shares
         return f[0] * s[0], f[1] * s[1], f[2] * s[2]
 
+    @property
+    def spread(self) -> float:
+        """Standard deviation of a search's time over its prediction."""
+        return self._deviation
+
     def seconds(self, requests: float, rows: float) -> float:
         """Predicted time of a search; 0 before anything is known."""
         f, s = self._factors, self._shares

@@ -2,17 +2,19 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from loadtest.accounting import plan_changes, settle_time, summary, timeline
+from loadtest.service import Service
 from loadtest.simulate import capacity_qps, main, maker, step_figures
-from loadtest.simulator import DONE, IN_FLIGHT, REFUSED, TURNED_AWAY, Cluster, Run, Service, simulate
+from loadtest.simulator import DONE, IN_FLIGHT, REFUSED, TURNED_AWAY, Cluster, Run, simulate
 from loadtest.workload import SHAPES, poisson, shape
-from serving.load.controller import ControlSettings
 from serving.load.ladder import Ladder, plan_rows
 from serving.load.policy import FixedPolicy
+from serving.load.settings import ControlSettings
 from serving.search.widths import WidthPlan
 
 BASE = WidthPlan((128, 256, 512), 64)
@@ -30,6 +32,11 @@ def fixed_run(arrivals, *, duration, cluster, service, seed=0):
         make_policy=lambda: FixedPolicy(BASE),
         seed=seed,
     )
+
+
+def constant(seconds, *, noise=0.0):
+    """A search of this mean time, whatever is in it."""
+    return Service(batch_s=seconds, request_s=0.0, row_s=0.0, noise=noise)
 
 
 def play(
@@ -50,7 +57,7 @@ def play(
     service = Service.of(0.03, rows=ROWS, max_batch=16, fixed=fixed, once=0.3, noise=noise)
     qps = capacity_qps(service, servers, ROWS)
     if slow is not None:
-        service = Service(service.batch_s, service.request_s, service.row_s, noise, *slow)
+        service = replace(service, slow_at=slow[0], slow_by=slow[1])
     arrivals = poisson(
         shape(kind, low=low, high=load, duration_s=duration), qps=qps, duration_s=duration, seed=seed
     )
@@ -78,7 +85,7 @@ def test_one_server_with_constant_times_waits_as_m_d_1_says(load):
         shape("constant", low=0, high=load, duration_s=duration), qps=1 / time, duration_s=duration, seed=3
     )
     cluster = Cluster(replicas=1, instances=1, max_batch=1, max_queue=10**6)
-    run = fixed_run(arrivals, duration=duration, cluster=cluster, service=Service(time, 0.0, 0.0, noise=0.0))
+    run = fixed_run(arrivals, duration=duration, cluster=cluster, service=constant(time))
     done = run.status == DONE
     waited = (run.finished - run.arrived)[done] - time
     assert waited.mean() == pytest.approx(load * time / (2 * (1 - load)), rel=0.05)
@@ -91,7 +98,7 @@ def test_exponential_times_wait_twice_as_long():
         shape("constant", low=0, high=load, duration_s=duration), qps=1 / time, duration_s=duration, seed=1
     )
     cluster = Cluster(replicas=1, instances=1, max_batch=1, max_queue=10**6)
-    run = fixed_run(arrivals, duration=duration, cluster=cluster, service=Service(time, 0.0, 0.0, noise=1.0))
+    run = fixed_run(arrivals, duration=duration, cluster=cluster, service=constant(time, noise=1.0))
     waited = (run.finished - run.arrived)[run.status == DONE] - time
     assert waited.mean() == pytest.approx(load * time / (1 - load), rel=0.06)
 
@@ -164,7 +171,7 @@ def test_a_full_queue_turns_away():
         times,
         duration_s=20.0,
         cluster=Cluster(replicas=1, instances=1, max_batch=1, max_queue=7),
-        service=Service(1.0, 0.0, 0.0, noise=0.0),
+        service=constant(1.0),
         make_policy=lambda: FixedPolicy(BASE),
         admission=False,
     )

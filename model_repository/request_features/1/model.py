@@ -52,9 +52,9 @@ class TritonPythonModel:
         """Features of one request."""
         arrived = time.monotonic()
         self.draining.check(arrived)
-        if self.entry:
-            self.entry.check(arrived)
         ad_ids = array(pb_utils, request, "history_ad_ids")  # [b, N]
+        if self.entry:  # before anything is done for it
+            self.entry.check(arrived, rows=1 if ad_ids is None else len(ad_ids))
         behaviors = array(pb_utils, request, "history_behaviors")  # [b, N]
         timestamps = array(pb_utils, request, "history_timestamps")  # [b, N]
         profile = array(pb_utils, request, "profile")  # [b, P]
