@@ -1,6 +1,6 @@
 """A neighbour that wants a core for itself: the same machine at half the speed.
 
-python -m benchmarks.neighbour CORE SECONDS
+python -m benchmarks.neighbour CORE SECONDS PARENT
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def neighbour(core: int, *, at_most_s: float) -> Iterator[int]:
 
     It ends by itself after `at_most_s` and when its parent is gone.
     """
-    command = [sys.executable, "-m", "benchmarks.neighbour", str(core), str(at_most_s)]
+    command = [sys.executable, "-m", "benchmarks.neighbour", str(core), str(at_most_s), str(os.getpid())]
     with subprocess.Popen(command) as process:
         try:
             yield process.pid
@@ -29,9 +29,9 @@ def neighbour(core: int, *, at_most_s: float) -> Iterator[int]:
 
 def main() -> None:
     """Compute."""
-    core, seconds = int(sys.argv[1]), float(sys.argv[2])
+    core, seconds, parent = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     os.sched_setaffinity(0, {core})
-    parent, end = os.getppid(), time.monotonic() + seconds
+    end = time.monotonic() + seconds
     while time.monotonic() < end and os.getppid() == parent:
         sum(range(20_000))
 

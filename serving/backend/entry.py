@@ -6,6 +6,7 @@ have taken and when they are free into a file in memory, the entry reads it.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from serving.backend.shared_files import shared_file
 from serving.load.admission import Admission
 from serving.load.outlook import OutlookFile
 from serving.load.policy import OverloadError
+
+TELL_EVERY_S = 0.2  # a metric is a message to the server: one a refusal would cost as much as the refusal
 
 
 def outlook_path() -> Path:
@@ -28,6 +31,7 @@ class Entry:
         """Begin to watch the schedulers; `triton` is the module `triton_python_backend_utils`."""
         self._metrics = Metrics(triton, ENTRY, labels={"process": "request_features"})
         self._admission, self._outlooks = Admission(), OutlookFile(outlook_path())
+        self._refused, self._told_at = 0, -math.inf  # not in the metric yet, and when it was last told
 
     def close(self) -> None:
         """Stop watching, and leave nothing behind."""
@@ -42,6 +46,9 @@ class Entry:
             OverloadError: it would be answered too late.
         """
         reason = self._admission.admit(now, self._outlooks.read(now), rows=rows)
+        self._refused += reason is not None
+        if self._refused and now - self._told_at >= TELL_EVERY_S:
+            self._metrics.add("gr4ad_rejected_total", self._refused, reason="queue")
+            self._refused, self._told_at = 0, now
         if reason is not None:
-            self._metrics.add("gr4ad_rejected_total", reason="queue")
             raise OverloadError(reason)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 
-from serving.load.arrivals import ArrivalRate, LoadView, QueueLength, Waiting, newest
+from serving.load.arrival_rate import ArrivalRate
+from serving.load.arrivals import LoadView, QueueLength, Waiting, newest
 from serving.load.cost_model import BatchCost, CostModel
 from serving.load.ladder import Ladder
 from serving.load.outlook import Outlook

@@ -11,7 +11,7 @@ the same arrivals and a steady load gives a steady answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heapreplace
 from statistics import NormalDist
 
@@ -27,8 +27,7 @@ _EVEN = (np.arange(REQUESTS) + 0.5) / REQUESTS
 _ARRIVALS = np.cumsum(_RANDOM.permutation(-np.log1p(-_EVEN)))  # at rate 1
 _SORTED = np.array([NormalDist().inv_cdf(p) for p in _EVEN])
 _ORDER = _RANDOM.permutation(REQUESTS)
-_NORMAL = _SORTED[_ORDER]
-BURST_S = 0.1
+BURST_S = 0.15
 
 
 def tail_seconds(
@@ -37,7 +36,7 @@ def tail_seconds(
     rate: float,
     instances: int,
     max_batch: int,
-    spread: float,
+    factors: Sequence[float],
     burst: float = 0.0,
 ) -> float:
     """Time within which 99 of 100 requests are answered, in seconds.
@@ -47,10 +46,10 @@ def tail_seconds(
         rate: arrivals a second, > 0.
         instances: servers that share the queue.
         max_batch: largest batch.
-        spread: standard deviation of a search's time over its mean; the times are lognormal.
-        burst: standard deviation of the rate over its mean, from one tenth of a second to the next.
+        factors: times of searches over their means, as measured lately.
+        burst: standard deviation of the rate over its mean, from one fifth of a second to the next.
     """
-    factors = _lognormal(_NORMAL, spread).tolist()
+    noise = np.interp(_EVEN, _positions(len(factors)), np.sort(factors))[_ORDER].tolist()
     arrivals = _arrivals(rate, burst).tolist()
     means = [seconds(k) for k in range(max_batch + 1)]
     free = [0.0] * instances
@@ -61,12 +60,17 @@ def tail_seconds(
         end, most = first + 1, min(first + max_batch, REQUESTS)
         while end < most and arrivals[end] <= start:
             end += 1
-        done = start + means[end - first] * factors[search]
+        done = start + means[end - first] * noise[search]
         times += [done - arrived for arrived in arrivals[first:end]]
         heapreplace(free, done)
         first, search = end, search + 1
     times.sort()
     return times[math.ceil(QUANTILE * REQUESTS) - 1]
+
+
+def _positions(count: int) -> np.ndarray:
+    """Probabilities of the sorted values of a sample; float [count]."""
+    return (np.arange(count) + 0.5) / count
 
 
 def _arrivals(rate: float, burst: float) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from serving.load.arrivals import ArrivalRate
+from serving.load.arrival_rate import ArrivalRate
 from serving.load.cost_model import CostModel
 from serving.load.ladder import Ladder
 from serving.load.lookahead import tail_seconds
@@ -71,6 +71,6 @@ class RungPlanner:
             rate=rate,
             instances=s.instances,
             max_batch=s.max_batch,
-            spread=self._cost.spread,
+            factors=self._cost.factors,
             burst=burst,
         )

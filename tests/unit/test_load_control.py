@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.load.arrivals import ArrivalRate, LoadView, QueueLength, Waiting
+from serving.load.arrival_rate import ArrivalRate
+from serving.load.arrivals import LoadView, QueueLength, Waiting
 from serving.load.controller import LoadController
 from serving.load.cost_model import BatchCost, CostModel
 from serving.load.ladder import Ladder, plan_rows, searched_rows
@@ -430,7 +431,7 @@ def test_the_rung_is_the_widest_whose_predicted_tail_is_inside_the_margin():
         def tail(rung, rate=rate, made=made):
             rows = LADDER.rows[rung]
             return tail_seconds(
-                lambda k: true(COST, k, rows), rate=rate, instances=1, max_batch=16, spread=made.cost.spread
+                lambda k: true(COST, k, rows), rate=rate, instances=1, max_batch=16, factors=made.cost.factors
             )
 
         chosen = LADDER.base + made.above_base
