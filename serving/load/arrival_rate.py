@@ -115,6 +115,7 @@ def _burst(seconds: np.ndarray, counts: np.ndarray, mean: float) -> float:
     """
     if len(counts) <= 2 * _LAG:
         return 0.0
+    seconds = np.clip(seconds, 1e-9, 1e9)
     rates, poisson = counts / seconds, mean / seconds
     gaps = (rates[_LAG:] - rates[:-_LAG]) ** 2 / (poisson[_LAG:] + poisson[:-_LAG])
     beyond = float(np.minimum(gaps, _CLIP).mean()) - 1.0 - math.sqrt(3.0 / len(gaps))  # by more than chance

@@ -359,7 +359,7 @@ def test_the_targets_hold(cell):
 
 
 def test_bursts_at_a_fifth_of_the_load_cost_width_and_no_request():
-    found = play_cell(Cell(fixed=0.45, instances=1, max_batch=4, noise=0.1, burst=0.7))
+    found = play_cell(Cell(fixed=0.2, instances=1, max_batch=1, noise=0.1, burst=0.7))
     assert found.idle_rejected == 0
     assert found.idle_p99 <= 0.7
     assert found.p99 <= 1.0
