@@ -137,7 +137,6 @@ def _values(
         "max_batch_size": config.max_batch_size,
         "scheduler_instances": config.scheduler_instances,
         "queue_delay_us": config.queue_delay_us,
-        "max_queue": config.max_queue,
         "profile_columns": len(manifest.features.profile_sizes),
         "slots": manifest.features.slots,
         "event_columns": EVENT_COLUMNS,

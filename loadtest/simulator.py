@@ -166,7 +166,7 @@ class _Simulation:
         self._replicas = [
             _Replica(
                 [make_policy() for _ in range(cluster.instances)],
-                Admission() if admission else None,
+                Admission(max_queue=cluster.max_queue) if admission else None,
                 idle=list(range(cluster.instances - 1, -1, -1)),
             )
             for _ in range(cluster.replicas)

@@ -27,10 +27,15 @@ def outlook_path() -> Path:
 class Entry:
     """Refuses what cannot be answered in time, before anything is done for it."""
 
-    def __init__(self, triton: Any) -> None:
-        """Begin to watch the schedulers; `triton` is the module `triton_python_backend_utils`."""
+    def __init__(self, triton: Any, *, max_queue: int) -> None:
+        """Begin to watch the schedulers.
+
+        Args:
+            triton: the module `triton_python_backend_utils`.
+            max_queue: searches that may wait.
+        """
         self._metrics = Metrics(triton, ENTRY, labels={"process": "request_features"})
-        self._admission, self._outlooks = Admission(), OutlookFile(outlook_path())
+        self._admission, self._outlooks = Admission(max_queue=max_queue), OutlookFile(outlook_path())
         self._refused, self._told_at = 0, -math.inf  # not in the metric yet, and when it was last told
 
     def close(self) -> None:
@@ -43,7 +48,7 @@ class Entry:
         """Let a request of so many rows in.
 
         Raises:
-            OverloadError: it would be answered too late.
+            OverloadError: it would be answered too late, or as many wait as may.
         """
         reason = self._admission.admit(now, self._outlooks.read(now), rows=rows)
         self._refused += reason is not None

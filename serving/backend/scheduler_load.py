@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from serving.backend.entry import outlook_path
@@ -22,6 +23,8 @@ from serving.load.queue_depth import QueueDepth, QueueReading
 from serving.model.active_model import Reason
 
 logger = logging.getLogger(__name__)
+
+_BUSY_S = 1e-6  # a search of unknown length
 
 CACHE_URL = "GR4AD_CACHE_URL"
 METRICS_URL = os.environ.get("GR4AD_METRICS_URL", "http://127.0.0.1:8002/metrics")
@@ -43,32 +46,38 @@ class SchedulerLoad:
         self._metrics = Metrics(triton, SCHEDULER, labels={"process": instance})
         self.policy: Policy = FixedPolicy(ladder.plans[ladder.base])
         self._depth: QueueDepth | None = None
-        self._outlooks: OutlookFile | None = None
-        self._outlook: Outlook | None = None  # the one that the entry sees
+        self._outlooks = OutlookFile(outlook_path())
+        self._slot = int(instance.rpartition("_")[2])  # <model>_<group>_<number>
+        self._outlook = _nothing_known(config)  # the one that the entry sees
         self._plan = ladder.plans[ladder.base]
         self._refused: Reason | None = None
         if config.control is not None:
             self.policy = LoadController(ladder, settings=config.control)
             self._depth = QueueDepth(METRICS_URL, entry="request_features")
-            self._outlooks = OutlookFile(outlook_path())
-            self._slot = int(instance.rpartition("_")[2])  # <model>_<group>_<number>
         self._metrics.set("gr4ad_max_queue", config.max_queue)
         self._metrics.set("gr4ad_beam_rows_base", plan_rows(self._plan))
         self._metrics.set("gr4ad_beam_rows", plan_rows(self._plan))
 
+    def took(self, arrived: Iterable[float | None]) -> None:
+        """A batch of requests that came in then wait no more, whether they must be searched or not."""
+        now, busy = time.monotonic(), max(self._outlook.search_s, _BUSY_S)
+        newest = max((at for at in arrived if at is not None and at <= now), default=0.0)
+        taken = max(self._outlook.taken, newest)
+        self._tell(now, self._outlook._replace(taken=taken, began=now, search_s=busy))
+
     def decide(self, now: float, load: LoadView) -> Decision:
         """See `Policy`; the entry knows before the search begins."""
         decision = self.policy.decide(now, load)
-        self._tell(now, decision.outlook)
+        if (outlook := decision.outlook) is not None:
+            self._tell(now, outlook._replace(taken=max(outlook.taken, self._outlook.taken)))
         return decision
 
     def observe(self, now: float, batch: BatchCost) -> None:
         """See `Policy`."""
         self.policy.observe(now, batch)
 
-    def _tell(self, now: float, outlook: Outlook | None) -> None:
-        if self._outlooks is not None and outlook is not None:
-            self._outlooks.write(now, outlook, slot=self._slot)
+    def _tell(self, now: float, outlook: Outlook) -> None:
+        self._outlooks.write(now, outlook, slot=self._slot)
         self._outlook = outlook
 
     def queue(self) -> QueueReading | None:
@@ -84,13 +93,12 @@ class SchedulerLoad:
         self._metrics.close()
         if self._depth is not None:
             self._depth.close()
-        if self._outlooks is not None:
-            self._outlooks.close()
+        self._outlooks.close()
 
     def show(self, report: BatchReport) -> None:
         """Publish metrics of a batch, and tell the entry that the process is free."""
-        if self._outlook is not None:
-            self._tell(time.monotonic(), self._outlook._replace(search_s=0.0))
+        now = time.monotonic()
+        self._tell(now, self._outlook._replace(began=now, search_s=0.0))
         show, decision = self._metrics, report.decision
         if decision is not None:
             if decision.plan != self._plan and decision.reason not in ("deadline", "queue"):
@@ -128,6 +136,21 @@ class SchedulerLoad:
         if reason is not None:
             self._metrics.set("gr4ad_version_refused", 1, reason=reason)
         self._refused = reason
+
+
+def _nothing_known(config: ServingConfig) -> Outlook:
+    """Of a scheduler that has nothing to do, or whose policy predicts nothing."""
+    return Outlook(
+        taken=0.0,
+        began=0.0,
+        search_s=0.0,
+        batch_s=0.0,
+        request_s=0.0,
+        spread=0.0,
+        slo_s=config.slo_ms / 1e3,
+        max_batch=config.max_batch_size,
+        overloaded=False,
+    )
 
 
 def make_cache(config: ServingConfig) -> BeamCache | None:

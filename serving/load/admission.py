@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from serving.load.outlook import Outlook
 
+LOST_S = 0.25  # nothing waits that long for a scheduler that has nothing to do
+SILENT_S = 5.0  # nor that long for one that says nothing
 MARGIN = 0.9  # of the SLO that the prediction may fill: the answer's way back to the client is not in it
 DEVIATIONS = 2.0  # by which a search may take longer than predicted
 
@@ -16,12 +18,13 @@ class Admission:
     """Admits a request, or says why not. Not thread-safe.
 
     Counts itself who waits: those that it has let in and that came after the newest request that a scheduler
-    has taken. One that gets lost between the two leaves the count with the next one that is taken, or when
-    it is older than the SLO and a scheduler has nothing to do.
+    has taken. One that gets lost between the two leaves the count with the next one that is taken, or soon
+    after a scheduler has nothing to do.
     """
 
-    def __init__(self) -> None:
-        """Start with an empty queue."""
+    def __init__(self, *, max_queue: int) -> None:
+        """Start with an empty queue, which holds `max_queue` requests, or one of more rows than that."""
+        self._max_queue = max_queue
         self._waiting: deque[float] = deque()  # when each came in
 
     def admit(self, now: float, outlooks: Sequence[Outlook], *, rows: int = 1) -> str | None:
@@ -29,26 +32,28 @@ class Admission:
 
         While a scheduler has width left to give up, or the floor keeps up with what comes, nobody is turned
         away: it would spare nobody else a wait. Without an outlook everybody comes in: the scheduler still
-        refuses what is late.
+        refuses what is late. However that is, no more wait than may.
 
         Args:
             now: seconds, of the clock of the outlooks.
             outlooks: of the schedulers that share the queue.
             rows: searches that the request asks for.
         """
-        if outlooks:
-            self._forget(now, outlooks)
-            if all(o.overloaded for o in outlooks):
-                reason = self._late(now, outlooks, rows)
-                if reason is not None:
-                    return reason
+        self._forget(now, outlooks)
+        waiting = len(self._waiting)
+        if waiting and waiting + rows > self._max_queue:
+            return f"queue: it is full, {waiting} requests wait and at most {self._max_queue} may"
+        if outlooks and all(o.overloaded for o in outlooks):
+            reason = self._late(now, outlooks, rows)
+            if reason is not None:
+                return reason
         self._waiting.extend([now] * rows)
         return None
 
     def _forget(self, now: float, outlooks: Sequence[Outlook]) -> None:
-        taken = max(o.taken for o in outlooks)
-        if not all(o.search_s for o in outlooks):
-            taken = max(taken, now - outlooks[0].slo_s)
+        taken = max((o.taken for o in outlooks), default=now - SILENT_S)
+        if any(not o.search_s and now - o.began > LOST_S for o in outlooks):
+            taken = max(taken, now - LOST_S)
         while self._waiting and self._waiting[0] <= taken:
             self._waiting.popleft()
 

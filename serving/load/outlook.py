@@ -19,7 +19,7 @@ class Outlook(NamedTuple):
 
     Attributes:
         taken: when the newest request came in that has been taken: who came before it does not wait.
-        began: when the search in hand began.
+        began: when the search in hand began; without one, since when there is none.
         search_s: how long it takes, as predicted; 0 while there is none.
         batch_s: of a search on the floor, whatever its size.
         request_s: of a search on the floor, for each of its requests.

@@ -27,7 +27,7 @@ class Decision:
         above_base: rungs above (> 0) or below (< 0) the configured plan.
         admit: requests of the batch to search.
         rejected: position in the batch and message for the client, of the others.
-        outlook: for the entry; None where it must let everybody in.
+        outlook: for the entry; None where nothing can be predicted.
         reason: of the rung: "unknown" cost, "steady", "load", "queue" or "deadline" of this batch, "fixed".
     """
 

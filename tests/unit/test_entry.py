@@ -17,7 +17,7 @@ def triton():
 @pytest.fixture
 def entry(triton, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "outlook_path", lambda: tmp_path / "outlook")
-    made = Entry(triton)
+    made = Entry(triton, max_queue=100)
     yield made
     made.close()
     assert not (tmp_path / "outlook").exists()

@@ -38,7 +38,8 @@ CONFIG = ServingConfig(
 
 
 @pytest.fixture
-def triton():
+def triton(tmp_path, monkeypatch):
+    monkeypatch.setattr(scheduler_load, "outlook_path", lambda: tmp_path / "outlook")
     return FakeTriton()
 
 
@@ -88,8 +89,7 @@ def test_calls_of_the_engine_are_timed_and_passed_on():
     assert all(seconds >= 0 for _, seconds in told)
 
 
-def test_a_batch_is_shown_and_the_entry_told(triton, tmp_path, monkeypatch):
-    monkeypatch.setattr(scheduler_load, "outlook_path", lambda: tmp_path / "outlook")
+def test_a_batch_is_shown_and_the_entry_told(triton, tmp_path):
     ladder = Ladder.around(PLAN)
     load = SchedulerLoad(triton, CONFIG, ladder=ladder, instance="p_1")
     entry = OutlookFile(tmp_path / "outlook")
@@ -134,7 +134,7 @@ def test_a_batch_is_shown_and_the_entry_told(triton, tmp_path, monkeypatch):
 
 def test_the_version_in_use_and_why_it_is_not_that_of_current(triton):
     fixed = CONFIG.model_copy(update={"load_control": "fixed"})
-    load = SchedulerLoad(triton, fixed, ladder=Ladder((PLAN,), 0), instance="p")
+    load = SchedulerLoad(triton, fixed, ladder=Ladder((PLAN,), 0), instance="p_1")
     for version, reason in ((3, None), (3, "graphs"), (3, "files"), (4, None)):
         refused = None if reason is None else Refusal(reason, "version 4 ..")
         load.show(BatchReport(version=version, refused=refused))
@@ -144,12 +144,28 @@ def test_the_version_in_use_and_why_it_is_not_that_of_current(triton):
     load.close()
 
 
-def test_fixed_load_control_watches_nothing(triton):
+def test_fixed_load_control_watches_no_queue_and_says_what_it_has_taken(triton, tmp_path):
+    """The entry bounds the queue by it."""
     fixed = CONFIG.model_copy(update={"load_control": "fixed"})
-    load = SchedulerLoad(triton, fixed, ladder=Ladder((PLAN,), 0), instance="p_1")
+    load, entry = (
+        SchedulerLoad(triton, fixed, ladder=Ladder((PLAN,), 0), instance="p_1"),
+        OutlookFile(tmp_path / "outlook"),
+    )
     assert isinstance(load.policy, FixedPolicy)
     assert load.queue() is None
+    now = time.monotonic()
+    load.took([now - 0.2, None, now - 0.1, now + 60])
+    (seen,) = entry.read(now)
+    assert (seen.taken, seen.overloaded, seen.search_s > 0) == (now - 0.1, False, True)
+    load.decide(now, LoadView([Waiting(now)]))
+    load.show(BatchReport(hits=4))
+    (seen,) = entry.read(time.monotonic())
+    assert (seen.taken, seen.search_s) == (now - 0.1, 0)
+    assert seen.began >= now
+    load.took([None])
+    assert entry.read(time.monotonic())[0].taken == now - 0.1, "what it knows is not forgotten"
     load.close()
+    entry.close()
 
 
 def test_the_cache_is_the_configured_one(monkeypatch):

@@ -86,6 +86,7 @@ class TritonPythonModel:
 
     def search(self, rows):
         """Answers of all rows."""
+        self.load.took(row.arrived for row in rows)
         answers, report = self.scheduler.search(rows)
         self.load.show(report)
         return answers

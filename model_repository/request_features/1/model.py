@@ -35,13 +35,12 @@ class TritonPythonModel:
         self.limits = settings.serving.limits
         self.outcomes = Outcomes(pb_utils, model="request_features")
         self.draining = Draining()
-        self.entry = Entry(pb_utils) if settings.serving.load_control == "adaptive" else None
+        self.entry = Entry(pb_utils, max_queue=settings.serving.max_queue)
 
     def finalize(self):
         """Leave nothing behind."""
         self.outcomes.close()
-        if self.entry:
-            self.entry.close()
+        self.entry.close()
 
     def execute(self, requests):
         """Check and build features, request by request."""
@@ -53,8 +52,7 @@ class TritonPythonModel:
         arrived = time.monotonic()
         self.draining.check(arrived)
         ad_ids = array(pb_utils, request, "history_ad_ids")  # [b, N]
-        if self.entry:  # before anything is done for it
-            self.entry.check(arrived, rows=1 if ad_ids is None else len(ad_ids))
+        self.entry.check(arrived, rows=1 if ad_ids is None else len(ad_ids))  # before anything is done for it
         behaviors = array(pb_utils, request, "history_behaviors")  # [b, N]
         timestamps = array(pb_utils, request, "history_timestamps")  # [b, N]
         profile = array(pb_utils, request, "profile")  # [b, P]
