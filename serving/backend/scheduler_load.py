@@ -53,7 +53,9 @@ class SchedulerLoad:
         self._refused: Reason | None = None
         if config.control is not None:
             self.policy = LoadController(ladder, settings=config.control)
-            self._depth = QueueDepth(METRICS_URL, entry="request_features")
+            self._depth = QueueDepth(
+                METRICS_URL, entry="request_features", outside=("request_features", "ad_resolver")
+            )
         self._metrics.set("gr4ad_max_queue", config.max_queue)
         self._metrics.set("gr4ad_beam_rows_base", plan_rows(self._plan))
         self._metrics.set("gr4ad_beam_rows", plan_rows(self._plan))

@@ -20,6 +20,7 @@ from serving.load.policy import Decision
 from serving.load.settings import ControlSettings
 
 _WAIT_SHARE = 0.5  # of the SLO; a request that has waited for less is not turned away
+_LEAST_SHARE = 0.5  # of the SLO, for waiting and the search, however long the rest takes
 
 
 class LoadController:
@@ -34,6 +35,7 @@ class LoadController:
         self._queue = QueueLength(max_batch=s.max_batch, most=s.max_queue)
         self._planner = RungPlanner(ladder, settings=s, cost=self.cost)
         self._now = self._measured_at = self._taken = -math.inf
+        self._outside_s = 0.0  # of a request, before and after the scheduler
 
     @property
     def above_base(self) -> int:
@@ -45,6 +47,11 @@ class LoadController:
         """Estimated arrival rate of all instances together."""
         return self._rate.value(self._now)
 
+    @property
+    def budget_s(self) -> float:
+        """What of the SLO is left for waiting and for the search; at least half."""
+        return max(self.settings.slo_s - self._outside_s, _LEAST_SHARE * self.settings.slo_s)
+
     def observe(self, now: float, batch: BatchCost) -> None:
         """See `Policy`; one call for every search."""
         if self.cost.observe(batch):
@@ -54,9 +61,11 @@ class LoadController:
         """See `Policy`."""
         now = self._tick(now)
         self._rate.update(now, load)
+        if load.reading is not None and load.reading.outside_s is not None:
+            self._outside_s = load.reading.outside_s
         rate = self._rate.value(now)
         queue = self._queue.update(now, load, rate=rate)
-        self._planner.update(now, self._rate)
+        self._planner.update(now, self._rate, slo_s=self.budget_s)
         rung, reason = self._planner.rung, self._reason()
         crowded = self._narrow(rung, len(load.requests), queue)
         if crowded < rung:
@@ -98,9 +107,7 @@ class LoadController:
 
     def _narrow(self, rung: int, taken: int, queue: float) -> int:
         """The widest rung up to `rung` on which the newest waiting request is in time."""
-        while (
-            rung > 0 and self._newest_takes(rung, taken, queue) > self.settings.margin * self.settings.slo_s
-        ):
+        while rung > 0 and self._newest_takes(rung, taken, queue) > self.settings.margin * self.budget_s:
             rung -= 1
         return rung
 
@@ -116,7 +123,7 @@ class LoadController:
 
     def _overloaded(self, taken: int, queue: float) -> bool:
         """Whether more comes, or waits already, than even the floor answers in time."""
-        return self._planner.overloaded or self._newest_takes(0, taken, queue) > self.settings.slo_s
+        return self._planner.overloaded or self._newest_takes(0, taken, queue) > self.budget_s
 
     def _outlook(
         self, now: float, load: LoadView, *, rung: int, admit: int, overloaded: bool
@@ -136,18 +143,18 @@ class LoadController:
             batch_s=batch,
             request_s=request + self.ladder.rows[0] * row,
             spread=self.cost.spread,
-            slo_s=self.settings.slo_s,
+            slo_s=self.budget_s,
             max_batch=self.settings.max_batch,
             overloaded=overloaded,
         )
 
     def _deadline(self, request: Waiting) -> float:
-        """When a request must be answered."""
+        """When a request must be searched, to be answered in time."""
         arrived, deadline = request
         if deadline is not None and math.isfinite(deadline):
-            return deadline
+            return deadline - (self.settings.slo_s - self.budget_s)
         if arrived is not None and math.isfinite(arrived):
-            return min(arrived, self._now) + self.settings.slo_s
+            return min(arrived, self._now) + self.budget_s
         return math.inf
 
     def _late(
@@ -171,7 +178,7 @@ class LoadController:
             needed = self.cost.longest(left, self.ladder.rows[0])
             if not own:
                 # Who has not waited is not late: a machine too slow for the SLO answers as well as it can.
-                needed = min(needed, _WAIT_SHARE * self.settings.slo_s)
+                needed = min(needed, _WAIT_SHARE * self.budget_s)
             if room > 0 and (needed <= room or (left == 1 and not self._trusted(now))):
                 continue
             left -= 1

@@ -24,7 +24,7 @@ class Outlook(NamedTuple):
         batch_s: of a search on the floor, whatever its size.
         request_s: of a search on the floor, for each of its requests.
         spread: standard deviation of a search's time over its mean.
-        slo_s: time within which a request must be answered, from its arrival.
+        slo_s: time within which a request must be searched, from its arrival.
         max_batch: most requests of a search.
         overloaded: whether more comes than even the floor answers in time.
     """

@@ -33,8 +33,10 @@ class RungPlanner:
         """The clock was set by that much."""
         self._planned_at += seconds
 
-    def update(self, now: float, arrivals: ArrivalRate) -> None:
+    def update(self, now: float, arrivals: ArrivalRate, *, slo_s: float) -> None:
         """Plan for what arrives, unless that was done a moment ago.
+
+        `slo_s` is the time from arrival to the end of the search.
 
         For `settle_s` after the load has changed the rung is the widest that fits with some room (`aim`).
         From then on it stays while it fits, and a wider one is taken when that has much room (`rise`): an
@@ -47,19 +49,19 @@ class RungPlanner:
         self._planned_at = now
         tail = partial(self._tail, rate=rate, burst=arrivals.burst)
         rung = self.rung
-        while rung > 0 and tail(rung) > self._bound(rung):
+        while rung > 0 and tail(rung) > self._bound(rung, slo_s):
             rung -= 1
         if rung == self.rung:
             room = s.aim if arrivals.age < s.settle_s else s.rise
-            while rung + 1 < len(self._ladder) and tail(rung + 1) <= room * self._bound(rung + 1):
+            while rung + 1 < len(self._ladder) and tail(rung + 1) <= room * self._bound(rung + 1, slo_s):
                 rung += 1
         self.rung = rung
-        self.overloaded = rung == 0 and tail(0) > s.slo_s
+        self.overloaded = rung == 0 and tail(0) > slo_s
 
-    def _bound(self, rung: int) -> float:
+    def _bound(self, rung: int, slo_s: float) -> float:
         """Seconds that the tail may take on a rung."""
         s = self._settings
-        return s.slo_s * (s.wide_margin if rung > self._ladder.base else s.margin)
+        return slo_s * (s.wide_margin if rung > self._ladder.base else s.margin)
 
     def _tail(self, rung: int, *, rate: float, burst: float) -> float:
         """99th percentile of the time from arrival to answer, seconds; endless where the queue only grows."""

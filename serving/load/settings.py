@@ -11,7 +11,7 @@ class ControlSettings:
     """Settings of `LoadController`.
 
     Attributes:
-        slo_s: time within which a request must be answered, from its arrival.
+        slo_s: time within which a request must be answered, from its arrival at the server.
         instances: scheduler processes that share the queue.
         max_batch: largest batch.
         max_queue: more requests never wait: the server refuses them.
