@@ -217,7 +217,11 @@ class _Simulation:
         replica, service = self._replicas[at], self.service
         self._take_time(replica, service.entry_s)
         stamp = now - service.entry_s  # the entry takes the time before it works
-        refused = replica.admission and replica.admission.admit(stamp, list(replica.outlooks.values()))
+        refused = None
+        if (
+            replica.admission and replica.outlooks
+        ):  # a policy that predicts nothing has none
+            refused = replica.admission.admit(stamp, list(replica.outlooks.values()))
         if refused or len(replica.waiting) >= self.cluster.max_queue:
             self.status[request], self.finished[request] = TURNED_AWAY, now
             replica.outstanding -= 1
@@ -272,7 +276,7 @@ class _Simulation:
         policy = replica.policies[instance]
         policy.observe(now, BatchCost(len(search.requests), search.rows, now - search.start))
         if instance in replica.outlooks:
-            replica.outlooks[instance] = replica.outlooks[instance]._replace(search_s=0.0)
+            replica.outlooks[instance] = replica.outlooks[instance]._replace(began=now, search_s=0.0)
         replica.idle.append(instance)
         if replica.waiting:
             self._start(now, at)

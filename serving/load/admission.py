@@ -10,7 +10,9 @@ from serving.load.outlook import Outlook
 
 LOST_S = 0.25  # nothing waits that long for a scheduler that has nothing to do
 SILENT_S = 5.0  # nor that long for one that says nothing
-MARGIN = 0.9  # of the SLO that the prediction may fill: the answer's way back to the client is not in it
+MARGIN = 0.88  # of the SLO that the prediction may fill: the answer's way back to the client is not in it
+FLOOD = 2.0  # times the SLO
+SEEN = 5.0  # times the SLO: without stamps a scheduler says seldom whom it has taken
 DEVIATIONS = 2.0  # by which a search may take longer than predicted
 
 
@@ -31,8 +33,9 @@ class Admission:
         """None for come in, else the message for the client.
 
         While a scheduler has width left to give up, or the floor keeps up with what comes, nobody is turned
-        away: it would spare nobody else a wait. Without an outlook everybody comes in: the scheduler still
-        refuses what is late. However that is, no more wait than may.
+        away for what is being searched: it would spare nobody else a wait. But a flood is one before the
+        schedulers know it: those that wait alone take the floor much longer than the SLO. Without an outlook
+        everybody comes in: the scheduler still refuses what is late. However that is, no more wait than may.
 
         Args:
             now: seconds, of the clock of the outlooks.
@@ -43,8 +46,9 @@ class Admission:
         waiting = len(self._waiting)
         if waiting and waiting + rows > self._max_queue:
             return f"queue: it is full, {waiting} requests wait and at most {self._max_queue} may"
-        if outlooks and all(o.overloaded for o in outlooks):
-            reason = self._late(now, outlooks, rows)
+        if outlooks:
+            late = self._late if all(o.overloaded for o in outlooks) else self._flooded
+            reason = late(now, outlooks, rows)
             if reason is not None:
                 return reason
         self._waiting.extend([now] * rows)
@@ -56,6 +60,17 @@ class Admission:
             taken = max(taken, now - LOST_S)
         while self._waiting and self._waiting[0] <= taken:
             self._waiting.popleft()
+
+    def _flooded(self, now: float, outlooks: Sequence[Outlook], rows: int) -> str | None:
+        """Whether those that wait take the floor much longer than the SLO."""
+        first, waiting = outlooks[0], len(self._waiting)
+        batches = waiting / first.max_batch
+        takes = batches * _search(first, first.max_batch) / len(outlooks)
+        if batches <= 1 or takes <= FLOOD * first.slo_s:  # a batch may always wait
+            return None
+        if now - max(o.taken for o in outlooks) > SEEN * first.slo_s:  # who waits is not known
+            return None
+        return f"overloaded: {waiting} requests wait, which takes at least {1e3 * takes:.0f} ms"
 
     def _late(self, now: float, outlooks: Sequence[Outlook], rows: int) -> str | None:
         """Whether the batch that the request would be part of ends too late for the oldest in it."""

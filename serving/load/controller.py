@@ -61,8 +61,9 @@ class LoadController:
         """See `Policy`."""
         now = self._tick(now)
         self._rate.update(now, load)
-        if load.reading is not None and load.reading.outside_s is not None:
-            self._outside_s = load.reading.outside_s
+        outside_s = None if load.reading is None else load.reading.outside_s
+        if outside_s is not None and math.isfinite(outside_s) and outside_s >= 0:
+            self._outside_s = outside_s
         rate = self._rate.value(now)
         queue = self._queue.update(now, load, rate=rate)
         self._planner.update(now, self._rate, slo_s=self.budget_s)

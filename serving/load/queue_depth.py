@@ -1,4 +1,4 @@
-"""How many requests wait for the scheduler, and what they spend elsewhere, from Triton's metrics, in a thread."""
+"""How many requests wait for the scheduler, and their time elsewhere: from Triton's metrics, in a thread."""
 
 from __future__ import annotations
 

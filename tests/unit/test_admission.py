@@ -72,8 +72,17 @@ def test_noise_leaves_room():
 
 def test_nobody_is_turned_away_for_width_that_was_spent_on_another():
     wide = busy(1.0, 0.2, overloaded=False)
-    assert let_in(entry(), [wide], now=1.0) == 50
-    assert let_in(entry(), [wide, busy(1.0, 0.2)], now=1.0) == 50, "one of two still has width to give up"
+    assert let_in(entry(), [wide], now=1.0, tries=12) == 12
+    assert let_in(entry(), [wide, busy(1.0, 0.2)], now=1.0, tries=12) == 12, "one of two has width to give up"
+
+
+def test_a_flood_is_one_before_the_schedulers_know_it():
+    """Four take the floor 50 ms, so 16.8 of them take twice the SLO."""
+    wide, admission = busy(1.0, 0.2, overloaded=False), entry()
+    assert let_in(admission, [wide], now=1.0) == 17
+    assert "overloaded: 17 requests wait, which takes at least 21" in admission.admit(1.0, [wide])
+    assert let_in(entry(), [wide] * 2, now=1.0) == 34
+    assert let_in(entry(), [wide._replace(batch_s=1.0)], now=1.0) == 5, "a batch may wait, whatever it takes"
 
 
 def test_who_need_not_wait_comes_in_whatever_the_prediction():
@@ -110,7 +119,7 @@ def test_requests_that_get_lost_do_not_shut_the_door():
 
 
 def test_no_more_wait_than_may_whatever_the_prediction():
-    admission, quiet = entry(max_queue=5), busy(1.0, 0.03, overloaded=False)
+    admission, quiet = entry(max_queue=5), busy(1.0, 0.03, overloaded=False, request_s=1e-3)
     assert let_in(admission, [quiet], now=1.0) == 5
     assert "queue: it is full, 5 requests wait and at most 5 may" in admission.admit(1.0, [quiet])
     taken = quiet._replace(taken=1.0)
