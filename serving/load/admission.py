@@ -12,7 +12,6 @@ LOST_S = 0.25  # nothing waits that long for a scheduler that has nothing to do
 SILENT_S = 5.0  # nor that long for one that says nothing
 MARGIN = 0.88  # of the SLO that the prediction may fill: the answer's way back to the client is not in it
 FLOOD = 2.0  # times the SLO
-SEEN = 5.0  # times the SLO: without stamps a scheduler says seldom whom it has taken
 DEVIATIONS = 2.0  # by which a search may take longer than predicted
 
 
@@ -67,8 +66,6 @@ class Admission:
         batches = waiting / first.max_batch
         takes = batches * _search(first, first.max_batch) / len(outlooks)
         if batches <= 1 or takes <= FLOOD * first.slo_s:  # a batch may always wait
-            return None
-        if now - max(o.taken for o in outlooks) > SEEN * first.slo_s:  # who waits is not known
             return None
         return f"overloaded: {waiting} requests wait, which takes at least {1e3 * takes:.0f} ms"
 

@@ -306,7 +306,7 @@ def test_with_no_sight_at_all_widths_still_follow_the_load():
     assert step["settle_down_s"] <= 5
     assert (
         figures["completed_qps"]
-        > 0.9 * play("controller", 3.0, kind="step", duration=36.0)[1]["completed_qps"]
+        > 0.7 * play("controller", 3.0, kind="step", duration=36.0)[1]["completed_qps"]
     )
 
 
