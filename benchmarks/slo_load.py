@@ -21,6 +21,8 @@ from loadtest.outcomes import OK
 from loadtest.shapes import Shape
 from serving.backend.settings import ServingConfig
 
+SERVER_CORE = 0
+
 
 @dataclass
 class Bench:
@@ -44,7 +46,7 @@ class Bench:
         shutil.rmtree(repository, ignore_errors=True)
         config = self.base.model_copy(update=changes)
         render(self.run / "bundles", repository, index=self.work / "index", config=config)
-        with Server(repository, cores={0}, log_file=self.work / f"{name}.log") as server:
+        with Server(repository, cores={SERVER_CORE}, log_file=self.work / f"{name}.log") as server:
             offer_for(self, server, qps=5.0, seconds=3.0)  # the first requests are slow
             yield server
             self.crashes += server.poll() is not None

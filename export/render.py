@@ -140,7 +140,6 @@ def _values(
         "max_batch_size": config.max_batch_size,
         "scheduler_instances": config.scheduler_instances,
         "queue_delay_us": config.queue_delay_us,
-        "max_queue": config.max_queue,
         **_context_tensors(manifest.features),
         "slots": manifest.features.slots,
         "event_columns": EVENT_COLUMNS,

@@ -2,11 +2,12 @@
 
 Triton says "ready" while the process behind a model is dead, stands still, or has no version to answer with.
 So a model with gr4ad's inputs gets the cheapest request that runs all its graphs: no history, one ad, one
-beam a level, past the cache and before what waits (priority 1). At most one is sent a second, whoever asks.
+beam a level, past the cache. At most one is sent a second, whoever asks.
 
 Overload is not unreadiness: a server that turns requests away because it answers others must not be taken
 out, its share would only fall on the next one. So when the probe itself is turned away, the model is ready
-for as long as somebody is answered every few seconds.
+for as long as somebody is answered every few seconds; and when it waits too long, if somebody was answered
+meanwhile.
 """
 
 from __future__ import annotations
@@ -95,18 +96,25 @@ class Probe:
             async with asyncio.timeout(self._timeout_s):
                 ready, reason = await self._ask()
         except TimeoutError:
-            ready, reason = False, f"no answer to a probe within {self._timeout_s:g} s"
+            ready, reason = self._by_others(began, f"no answer to a probe within {self._timeout_s:g} s")
         except TritonError as error:
             ready, reason = False, error.message
-            ago = self._clock() - self._answered
-            if error.overloaded and ago < self._overload_s:
-                ready, reason = True, f"{error.message}; answered another request {ago:.1f} s ago"
-            elif not error.overloaded:
+            if error.overloaded:
+                ready, reason = self._by_others(self._clock() - self._overload_s, error.message)
+            elif error.reason == "late":
+                ready, reason = self._by_others(began, error.message)
+            else:
                 self._request = None  # the model may be another one by now
         else:
             self.answered()
             reason = f"{reason} in {1000 * (self._clock() - began):.0f} ms"
         return Health(ready, f"{self._model}: {reason}", self._clock())
+
+    def _by_others(self, since: float, reason: str) -> tuple[bool, str]:
+        """Whether it is ready because somebody else was answered since then."""
+        if self._answered <= since:
+            return False, reason
+        return True, f"{reason}; answered another request {self._clock() - self._answered:.1f} s ago"
 
     async def _ask(self) -> tuple[bool, str]:
         if self._request is None:
@@ -140,5 +148,4 @@ def cheapest_request(metadata: ModelMetadataResponse) -> ModelInferRequest:
     levels = next(tensor.shape[-1] for tensor in metadata.outputs if tensor.name == "sids")
     request.parameters["widths"].string_param = "-".join("1" * levels) + ":1"
     request.parameters["cache"].string_param = "bypass"
-    request.parameters["priority"].int64_param = 1
     return request

@@ -32,7 +32,7 @@ _STATUS = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: 500,
     grpc.StatusCode.PERMISSION_DENIED: 403,
 }
-_OVERLOAD = re.compile(r"overloaded|queue size|deadline|waited", re.IGNORECASE)
+_OVERLOAD = re.compile(r"overloaded|queue: |deadline|waited", re.IGNORECASE)
 
 
 class TritonError(HttpError):

@@ -17,7 +17,7 @@ RESTART_LIMIT = 5
 _GIVEN_UP = f"given up after {RESTART_LIMIT} new starts within a minute"
 _EVERY_S = 0.1
 _ASK_EVERY_S = 1.0
-_HANGS_AFTER = 4  # asked in vain, each for 2 s
+_HANGS_AFTER = 5  # asked in vain, each for a second
 
 
 class Supervisor:
@@ -48,8 +48,8 @@ class Supervisor:
             return f"Triton ended with status {status}"
         now = time.monotonic()
         if now - self._asked >= _ASK_EVERY_S:
-            self._unanswered = 0 if self._server.admin.is_ready() else self._unanswered + 1
-            self._asked = time.monotonic()
+            self._asked = now
+            self._unanswered = 0 if self._server.admin.is_ready(_ASK_EVERY_S) else self._unanswered + 1
         return (
             f"Triton does not answer, asked {_HANGS_AFTER} times"
             if self._unanswered >= _HANGS_AFTER

@@ -14,12 +14,14 @@ from typing import Any
 
 from loadtest.accounting import plan_changes, settle_time, summary, timeline
 from loadtest.json_file import write_json
-from loadtest.simulator import Cluster, Run, Service, simulate
+from loadtest.service import Service
+from loadtest.simulator import Cluster, Run, simulate
 from loadtest.threshold_policy import ThresholdPolicy
 from loadtest.workload import SHAPES, poisson, shape
-from serving.load.controller import ControlSettings, LoadController
+from serving.load.controller import LoadController
 from serving.load.ladder import Ladder, plan_rows
 from serving.load.policy import FixedPolicy, Policy
+from serving.load.settings import ControlSettings
 from serving.search.widths import WidthPlan
 
 POLICIES = ("fixed", "fixed-admission", "threshold", "controller")
@@ -114,7 +116,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def capacity_qps(service: Service, cluster: Cluster, rows: float) -> float:
     """Requests a second that the cluster serves at full batches of a plan."""
-    each = cluster.max_batch / service.seconds(cluster.max_batch, rows)
+    host = (service.entry_s + service.answer_s) if service.shared_core else 0.0
+    each = cluster.max_batch / (service.seconds(cluster.max_batch, rows) + cluster.max_batch * host)
     return cluster.replicas * cluster.instances * each
 
 

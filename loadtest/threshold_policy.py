@@ -18,7 +18,7 @@ class ThresholdPolicy:
     def decide(self, now: float, load: LoadView) -> Decision:
         """See `Policy`."""
         # Without metrics all it knows is the batch.
-        waiting = load.pending if load.pending is not None else 0.0
+        waiting = load.reading.pending if load.reading is not None else 0
         batches = (len(load.requests) + waiting) / (self._max_batch * self._instances)
         busy_rung = max(self._ladder.base + 1 - int(batches + 0.5), 0)
         rung = len(self._ladder) - 1 if batches < 0.25 else busy_rung
@@ -27,7 +27,7 @@ class ThresholdPolicy:
             above_base=rung - self._ladder.base,
             admit=len(load.requests),
             rejected=(),
-            limit=None,
+            outlook=None,
             reason="table",
         )
 

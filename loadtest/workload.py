@@ -1,4 +1,4 @@
-"""Arrival times of simulated traffic: Poisson, at a rate that changes with time."""
+"""Arrival times of simulated traffic: Poisson, at a rate that changes with time, smooth or in bursts."""
 
 from __future__ import annotations
 
@@ -37,12 +37,34 @@ def shape(name: str, *, low: float, high: float, duration_s: float) -> Rate:
     return rates[name]
 
 
-def poisson(rate: Rate, *, qps: float, duration_s: float, seed: int) -> np.ndarray:
-    """Arrival times, float [N]: a Poisson process of intensity qps * rate(t)."""
+def poisson(
+    rate: Rate,
+    *,
+    qps: float,
+    duration_s: float,
+    seed: int,
+    burst: float = 0.0,
+    burst_s: float = 0.2,
+) -> np.ndarray:
+    """Arrival times, float [N]: a Poisson process of intensity qps * rate(t) * bursts(t).
+
+    Args:
+        rate: load over time.
+        qps: requests a second at a load of 1.
+        duration_s: length.
+        seed: of the random numbers.
+        burst: every `burst_s` has a factor of its own, gamma distributed with mean 1 and this standard
+            deviation, so that counts scatter by more than a Poisson process's (a Cox process); 0 for none.
+        burst_s: see there.
+    """
+    rng = np.random.default_rng(seed)
     grid = np.linspace(0.0, duration_s, int(duration_s * 200) + 1)
     middle = (grid[1:] + grid[:-1]) / 2
-    expected = np.concatenate([[0.0], np.cumsum(qps * rate(middle) * np.diff(grid))])
-    rng = np.random.default_rng(seed)
+    intensity = qps * rate(middle)
+    if burst > 0:
+        factors = rng.gamma(1 / burst**2, burst**2, int(duration_s / burst_s) + 1)
+        intensity = intensity * factors[(middle / burst_s).astype(int)]
+    expected = np.concatenate([[0.0], np.cumsum(intensity * np.diff(grid))])
     count = rng.poisson(expected[-1])
     # Given their number, arrivals are independent draws from the intensity.
     return np.interp(np.sort(rng.uniform(0.0, expected[-1], count)), expected, grid)

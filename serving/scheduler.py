@@ -146,9 +146,8 @@ class Scheduler:
         reading = self._queue()
         view = LoadView(
             [Waiting(batch.requests[i].arrived, batch.requests[i].deadline) for i in rows],
-            None if reading is None else reading.pending,
             # With a cache, arrivals are not what must be searched: the process counts its own misses.
-            None if reading is None or self._cached is not None else reading.total,
+            reading if reading is None or self._cached is None else reading._replace(total=None),
         )
         decision = self._policy.decide(self._clock(), view)
         self._in_use = decision.plan

@@ -20,6 +20,7 @@ PARTS: dict[str, Callable[..., parts.Part]] = {
     "server": parts.server,
     "stop": parts.stop,
     "publishes": parts.publishes,
+    "soak": parts.soak,
     "sidecar": parts.sidecar,
     "fuzz": parts.fuzz,
     "gateway": parts.gateway,
@@ -35,6 +36,7 @@ TARGETS = {
     "false_health": "<= 0",
     "lost": "<= 0",
     "sigterm_failed": "<= 0",
+    "soak_pss_growth": "<= 1.05",
     "stub_segfaults": "<= 0",
     "gateway_added_p50_ms": "<= 1",
 }

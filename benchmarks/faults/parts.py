@@ -15,6 +15,7 @@ from benchmarks.faults.fuzz import fuzz as send_malformed
 from benchmarks.faults.probe import ask
 from benchmarks.faults.publishes import publish_series
 from benchmarks.faults.server import server_faults
+from benchmarks.faults.soak import soak as run_soak
 from benchmarks.faults.stop import stop_under_load
 from benchmarks.faults.trial import Row
 from benchmarks.gateway import lone, servers
@@ -76,6 +77,17 @@ def publishes(run: Path, *, quick: bool, say: Say) -> Part:
                 count=20 if quick else 100,
             )
     say(f"publishes: {figures}")
+    return figures, []
+
+
+def soak(run: Path, *, quick: bool, say: Say) -> Part:
+    """Everything at once for a long time: what grows?"""
+    preset = prepared(run, "serving.load_control=fixed")
+    with Deployment(run) as deployment:
+        deployment.observer()
+        place = Place(run / "bundles", run / "repository", run / "index", preset.serving)
+        figures = run_soak(deployment, place, seconds=60.0 if quick else 1200.0)
+    say(f"soak: {figures}")
     return figures, []
 
 

@@ -39,6 +39,15 @@ def suspend(kind: str) -> Fault:
     return do
 
 
+def hang(kind: str) -> Fault:
+    """SIGSTOP to one process of a kind, for good."""
+
+    def do(deployment: Deployment) -> None:
+        deployment.processes()[kind][0].suspend()
+
+    return do
+
+
 def index_away(deployment: Deployment) -> object:
     """The index is gone while the model that opens it dies."""
 
@@ -83,6 +92,7 @@ def server_faults(deployment: Deployment, *, quick: bool, say: Callable[[str], N
         ("kill gateway", kill("gateway"), 0.0),
         ("suspend tritonserver", suspend("tritonserver"), STANDS_S),
         ("suspend gateway", suspend("gateway"), STANDS_S),
+        ("hang tritonserver", hang("tritonserver"), 0.0),
         ("index away while ad_resolver dies", index_away, AWAY_S),
         ("base array truncated", base_truncated, AWAY_S),
         ("CURRENT of 5,000 digits", current("1" * 5000), 2.0),

@@ -40,7 +40,7 @@ SCHEDULER: dict[str, Family] = {
     "gr4ad_rungs_above_base": Family(
         "gauge", "Rung of the ladder in use: 0 is the configured plan, below 0 is narrower"
     ),
-    "gr4ad_max_queue": Family("gauge", "Requests of one priority that may wait; Triton refuses more"),
+    "gr4ad_max_queue": Family("gauge", "Searches that may wait; the entry refuses more"),
     "gr4ad_queue_depth": Family("gauge", "Requests waiting for the beam scheduler, as load control saw them"),
     "gr4ad_arrival_rate": Family("gauge", "Requests a second, as load control estimates them"),
     "gr4ad_batch_fixed_seconds": Family(

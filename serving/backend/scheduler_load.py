@@ -5,27 +5,34 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterable
 from typing import Any
 
-from serving.backend.entry import METRICS_URL, limit_path
+from serving.backend.entry import outlook_path
 from serving.backend.metrics import SCHEDULER, Metrics
 from serving.backend.settings import ServingConfig
 from serving.batch import BatchReport
 from serving.cache import BeamCache, LocalCache, RedisCache
-from serving.load.admission import LimitFile
+from serving.load.arrivals import LoadView
 from serving.load.controller import LoadController
+from serving.load.cost_model import BatchCost
 from serving.load.ladder import Ladder, plan_rows
-from serving.load.policy import FixedPolicy, Policy
+from serving.load.outlook import Outlook, OutlookFile
+from serving.load.policy import Decision, FixedPolicy, Policy
 from serving.load.queue_depth import QueueDepth, QueueReading
 from serving.model.active_model import Reason
 
 logger = logging.getLogger(__name__)
 
+_BUSY_S = 1e-6  # a search of unknown length
+
 CACHE_URL = "GR4AD_CACHE_URL"
+METRICS_URL = os.environ.get("GR4AD_METRICS_URL", "http://127.0.0.1:8002/metrics")
+"""Metrics page of this server; the launcher sets it."""
 
 
 class SchedulerLoad:
-    """Policy and queue for `serving.scheduler.Scheduler`; metrics of its batches."""
+    """Policy and queue for `serving.scheduler.Scheduler`; tells the entry, and metrics, of its batches."""
 
     def __init__(self, triton: Any, config: ServingConfig, *, ladder: Ladder, instance: str) -> None:
         """Of one process.
@@ -39,16 +46,41 @@ class SchedulerLoad:
         self._metrics = Metrics(triton, SCHEDULER, labels={"process": instance})
         self.policy: Policy = FixedPolicy(ladder.plans[ladder.base])
         self._depth: QueueDepth | None = None
-        self._limit: LimitFile | None = None
+        self._outlooks = OutlookFile(outlook_path())
+        self._slot = int(instance.rpartition("_")[2])  # <model>_<group>_<number>
+        self._outlook = _nothing_known(config)  # the one that the entry sees
         self._plan = ladder.plans[ladder.base]
         self._refused: Reason | None = None
         if config.control is not None:
             self.policy = LoadController(ladder, settings=config.control)
-            self._depth = QueueDepth(METRICS_URL, entry="request_features")
-            self._limit = LimitFile(limit_path())
+            self._depth = QueueDepth(
+                METRICS_URL, entry="request_features", outside=("request_features", "ad_resolver")
+            )
         self._metrics.set("gr4ad_max_queue", config.max_queue)
         self._metrics.set("gr4ad_beam_rows_base", plan_rows(self._plan))
         self._metrics.set("gr4ad_beam_rows", plan_rows(self._plan))
+
+    def took(self, arrived: Iterable[float | None]) -> None:
+        """A batch of requests that came in then wait no more, whether they must be searched or not."""
+        now, busy = time.monotonic(), max(self._outlook.search_s, _BUSY_S)
+        newest = max((at for at in arrived if at is not None and at <= now), default=0.0)
+        taken = max(self._outlook.taken, newest)
+        self._tell(now, self._outlook._replace(taken=taken, began=now, search_s=busy))
+
+    def decide(self, now: float, load: LoadView) -> Decision:
+        """See `Policy`; the entry knows before the search begins."""
+        decision = self.policy.decide(now, load)
+        if (outlook := decision.outlook) is not None:
+            self._tell(now, outlook._replace(taken=max(outlook.taken, self._outlook.taken)))
+        return decision
+
+    def observe(self, now: float, batch: BatchCost) -> None:
+        """See `Policy`."""
+        self.policy.observe(now, batch)
+
+    def _tell(self, now: float, outlook: Outlook) -> None:
+        self._outlooks.write(now, outlook, slot=self._slot)
+        self._outlook = outlook
 
     def queue(self) -> QueueReading | None:
         """What the server says of the queue; None where it does not say."""
@@ -63,16 +95,15 @@ class SchedulerLoad:
         self._metrics.close()
         if self._depth is not None:
             self._depth.close()
-        if self._limit is not None:
-            self._limit.close()
+        self._outlooks.close()
 
     def show(self, report: BatchReport) -> None:
-        """Publish a batch: metrics, and how many may wait."""
+        """Publish metrics of a batch, and tell the entry that the process is free."""
+        now = time.monotonic()
+        self._tell(now, self._outlook._replace(began=now, search_s=0.0))
         show, decision = self._metrics, report.decision
         if decision is not None:
-            if self._limit is not None and decision.limit is not None:
-                self._limit.write(time.monotonic(), decision.limit)
-            if decision.plan != self._plan and decision.reason != "deadline":
+            if decision.plan != self._plan and decision.reason not in ("deadline", "queue"):
                 self._plan = decision.plan
                 show.add("gr4ad_plan_changes_total")
             show.set("gr4ad_beam_rows", plan_rows(decision.plan))
@@ -107,6 +138,21 @@ class SchedulerLoad:
         if reason is not None:
             self._metrics.set("gr4ad_version_refused", 1, reason=reason)
         self._refused = reason
+
+
+def _nothing_known(config: ServingConfig) -> Outlook:
+    """Of a scheduler that has nothing to do, or whose policy predicts nothing."""
+    return Outlook(
+        taken=0.0,
+        began=0.0,
+        search_s=0.0,
+        batch_s=0.0,
+        request_s=0.0,
+        spread=0.0,
+        slo_s=config.slo_ms / 1e3,
+        max_batch=config.max_batch_size,
+        overloaded=False,
+    )
 
 
 def make_cache(config: ServingConfig) -> BeamCache | None:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.backend.request import RequestLimits
-from serving.load.controller import ControlSettings
+from serving.load.settings import ControlSettings
 
 
 class ServingConfig(BaseModel):
@@ -41,8 +41,7 @@ class ServingConfig(BaseModel):
         slo_ms: time within which adaptive load control wants a request answered.
         ladder: plans that load control may take, widest first, `widths` among them; None for steps from a
             quarter of `widths` to 1.6 times.
-        max_queue: requests of one priority that may wait at most where they come in, and for the scheduler.
-            Triton refuses more.
+        max_queue: searches that may wait; a request beyond them is refused where it comes in.
         cache: where results of the last minute are kept: "local" (each scheduler process its own), "redis"
             (GR4AD_CACHE_URL in the server's environment, or cache_url) or "off".
         cache_ttl_s: how long.

@@ -1,97 +1,56 @@
 """How wide a batch is searched under the load there is: B_t = B_base * f(load, capacity).
 
 GR4AD (arXiv 2602.22732) calls this traffic-aware adaptive beam search and leaves f open. Here f is a choice
-of a rung on a ladder of plans, from what a search costs here and now: the widest rung on which the newest
-waiting request is answered within its SLO and the server keeps up with what arrives. Pure: the caller passes
-the time.
+of a rung on a ladder of plans, from what a search costs here and now: the widest rung whose predicted tail is
+inside the SLO (`serving.load.planner`), narrower for a batch that would keep those waiting too long. Pure:
+the caller passes the time.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-from serving.load.arrivals import ArrivalRate, LoadView, QueueLength, Waiting
+from serving.load.arrival_rate import ArrivalRate
+from serving.load.arrivals import LoadView, QueueLength, Waiting, newest
 from serving.load.cost_model import BatchCost, CostModel
 from serving.load.ladder import Ladder
-from serving.load.policy import Decision, QueueLimit
+from serving.load.outlook import Outlook
+from serving.load.planner import RungPlanner
+from serving.load.policy import Decision
+from serving.load.settings import ControlSettings
 
 _WAIT_SHARE = 0.5  # of the SLO; a request that has waited for less is not turned away
-
-
-@dataclass(frozen=True)
-class ControlSettings:
-    """Settings of `LoadController`.
-
-    Attributes:
-        slo_s: time within which a request must be answered, from its arrival.
-        instances: scheduler processes that share the queue.
-        max_batch: largest batch.
-        max_queue: more requests never wait: the server refuses them.
-        margin: part of the SLO that the prediction may fill; the rest is for its error.
-        rise_margin: the same for the next wider rung, before it is taken.
-        busy: utilisation at full batches above which a rung is left.
-        rise_busy: utilisation below which the next wider rung, up to the base, is taken.
-        spare: utilisation below which a rung above the base is taken; it is left a fifth above that.
-        rise_every_s: pause between two steps up; a step that failed doubles it, up to eight times.
-        memory_s: of the arrival rate.
-        probe_s: where no request fits its deadline, one is searched that often, so that a wrong prediction
-            is found out.
-    """
-
-    slo_s: float = 0.1
-    instances: int = 1
-    max_batch: int = 16
-    max_queue: int = 1024
-    margin: float = 0.75
-    rise_margin: float = 0.6
-    busy: float = 0.95
-    rise_busy: float = 0.85
-    spare: float = 0.5
-    rise_every_s: float = 0.6
-    memory_s: float = 1.0
-    probe_s: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Reject settings that contradict each other."""
-        finite = all(math.isfinite(v) and v > 0 for v in vars(self).values())
-        if not finite or self.instances < 1 or self.max_batch < 1 or self.max_queue < 1:
-            raise ValueError(f"load control: expected finite values > 0 and whole numbers >= 1, got {self}")
-        if not (self.rise_margin <= self.margin <= 1 and self.spare <= self.rise_busy <= self.busy):
-            raise ValueError(
-                "load control: expected rise_margin <= margin <= 1 and spare <= rise_busy <= busy, got "
-                f"{self}"
-            )
+_LEAST_SHARE = 0.5  # of the SLO, for waiting and the search, however long the rest takes
 
 
 class LoadController:
-    """The rung of every batch, and how many requests may wait.
-
-    A rung is left at once when the prediction says so. Wider ones are taken with stricter bounds and a pause
-    between two steps, above the base one at a time, so that noise does not make widths flap.
-    """
+    """The rung of every batch, who of it is too late, and what the entry must know."""
 
     def __init__(self, ladder: Ladder, *, settings: ControlSettings | None = None) -> None:
         """Start on the base rung."""
         self.ladder, self.settings = ladder, settings or ControlSettings()
         s = self.settings
         self.cost = CostModel(base_rows=ladder.rows[ladder.base])
-        self._rate = ArrivalRate(instances=s.instances, memory_s=s.memory_s)
+        self._rate = ArrivalRate(instances=s.instances, shortest_s=s.memory_s)
         self._queue = QueueLength(max_batch=s.max_batch, most=s.max_queue)
-        self._rung = ladder.base
-        self._now = -math.inf
-        self._changed_at = self._risen_at = self._measured_at = -math.inf
-        self._patience = 1.0
+        self._planner = RungPlanner(ladder, settings=s, cost=self.cost)
+        self._now = self._measured_at = self._taken = -math.inf
+        self._outside_s = 0.0  # of a request, before and after the scheduler
 
     @property
     def above_base(self) -> int:
-        """Rungs above the configured plan, negative below."""
-        return self._rung - self.ladder.base
+        """Rungs above the configured plan, negative below, that the load allows."""
+        return self._planner.rung - self.ladder.base
 
     @property
     def arrivals_qps(self) -> float:
         """Estimated arrival rate of all instances together."""
         return self._rate.value(self._now)
+
+    @property
+    def budget_s(self) -> float:
+        """What of the SLO is left for waiting and for the search; at least half."""
+        return max(self.settings.slo_s - self._outside_s, _LEAST_SHARE * self.settings.slo_s)
 
     def observe(self, now: float, batch: BatchCost) -> None:
         """See `Policy`; one call for every search."""
@@ -102,51 +61,33 @@ class LoadController:
         """See `Policy`."""
         now = self._tick(now)
         self._rate.update(now, load)
+        outside_s = None if load.reading is None else load.reading.outside_s
+        if outside_s is not None and math.isfinite(outside_s) and outside_s >= 0:
+            self._outside_s = outside_s
         rate = self._rate.value(now)
         queue = self._queue.update(now, load, rate=rate)
-        reason = self._move(now, taken=len(load.requests), queue=queue, rate=rate)
+        self._planner.update(now, self._rate, slo_s=self.budget_s)
+        rung, reason = self._planner.rung, self._reason()
+        crowded = self._narrow(rung, len(load.requests), queue)
+        if crowded < rung:
+            rung, reason = crowded, "queue"
         deadlines = [self._deadline(r) for r in load.requests]
-        rung, rejected = self._rung, self._late(now, load, deadlines)
+        overloaded = rung == 0 and self._overloaded(len(load.requests), queue)
+        rejected = self._late(now, load, deadlines, overloaded=overloaded)
         admit = len(load.requests) - len(rejected)
         if admit and self.cost.known:
             # For this batch only: a client's tight deadline is no reason to narrow the batches after it.
             room = sorted(deadlines)[len(rejected)] - now
             while rung > 0 and self.cost.longest(admit, self.ladder.rows[rung]) > room:
-                rung -= 1
-            reason = reason if rung == self._rung else "deadline"
+                rung, reason = rung - 1, "deadline"
         return Decision(
             plan=self.ladder.plans[rung],
             above_base=rung - self.ladder.base,
             admit=admit,
             rejected=rejected,
-            limit=self.limit(),
+            outlook=self._outlook(now, load, rung=rung, admit=admit, overloaded=overloaded),
             reason=reason,
         )
-
-    def limit(self) -> QueueLimit:
-        """How many requests may wait so that the newest is answered within the SLO on the floor.
-
-        At least one: who rejects everything learns nothing. As many as the queue holds while there is width
-        left to give up: first widths shrink, with the next batch, then requests are turned away.
-        """
-        s = self.settings
-        full = self._full(0)
-        if full <= 0:
-            return QueueLimit(s.max_queue, 0.0)
-        drain = s.instances * s.max_batch / full
-        if self._rung > 0:
-            return QueueLimit(s.max_queue, drain)
-        share = 1 + 1 / s.instances
-        if self.cost.seconds(1, self.ladder.rows[0]) * share > s.margin * s.slo_s:
-            # Too slow a machine for the SLO, whatever waits: then a batch may, so that it works at its best.
-            return QueueLimit(min(s.max_batch, s.max_queue), drain)
-        room = s.margin * s.slo_s - full * share
-        if room >= 0:
-            most = s.max_batch + room * drain
-        else:  # not even a full batch fits: as many requests as do
-            fixed = self.cost.seconds(0, self.ladder.rows[0])
-            most = (s.margin * s.slo_s / share - fixed) * s.max_batch / max(full - fixed, 1e-9)
-        return QueueLimit(int(min(max(most, 1), s.max_queue)), drain)
 
     def _tick(self, now: float) -> float:
         """The time; a clock that is set back passed no time, nonsense is no time."""
@@ -154,88 +95,95 @@ class LoadController:
             return self._now if math.isfinite(self._now) else 0.0
         if now < self._now:
             back = now - self._now
-            self._changed_at, self._risen_at = self._changed_at + back, self._risen_at + back
-            self._measured_at += back
+            self._measured_at, self._taken = self._measured_at + back, self._taken + back
             self._rate.shift(back)
+            self._planner.shift(back)
         self._now = now
         return now
 
-    def _move(self, now: float, *, taken: int, queue: float, rate: float) -> str:
-        s = self.settings
-        if self._changed_at == -math.inf:
-            self._changed_at = now  # no step up before there is a rate
+    def _reason(self) -> str:
         if not self.cost.known:
             return "unknown"
-        target = self._rung
-        while target > 0 and not self._fits(target, taken, queue, rate, rising=False):
-            target -= 1
-        if target < self._rung:
-            if now - self._risen_at < 2 * s.rise_every_s * self._patience:
-                self._patience = min(2 * self._patience, 8.0)
-            self._rung, self._changed_at = target, now
-            return "load"
-        if now - self._risen_at > 4 * s.rise_every_s * self._patience:
-            self._patience = 1.0  # the last step held
-        if now - self._changed_at >= s.rise_every_s * self._patience:
-            target = self._risen(taken, queue, rate)
-            if target > self._rung:
-                self._rung, self._changed_at, self._risen_at = target, now, now
-        return "load" if self._rung != self.ladder.base else "steady"
+        return "steady" if self.above_base == 0 else "load"
 
-    def _risen(self, taken: int, queue: float, rate: float) -> int:
-        """The widest rung up to the base that fits with room to spare; from the base on, the next one."""
-        target = self._rung
-        top = min(max(self.ladder.base, target + 1), len(self.ladder) - 1)
-        while target < top and self._fits(target + 1, taken, queue, rate, rising=True):
-            target += 1
-        return target
+    def _narrow(self, rung: int, taken: int, queue: float) -> int:
+        """The widest rung up to `rung` on which the newest waiting request is in time."""
+        while rung > 0 and self._newest_takes(rung, taken, queue) > self.settings.margin * self.budget_s:
+            rung -= 1
+        return rung
 
-    def _fits(self, rung: int, taken: int, queue: float, rate: float, *, rising: bool) -> bool:
-        """Whether the newest waiting request is in time on a rung, and the rung keeps up with arrivals."""
+    def _newest_takes(self, rung: int, taken: int, queue: float) -> float:
+        """Seconds until the newest waiting request is answered."""
         s, rows = self.settings, self.ladder.rows[rung]
-        busy = s.rise_busy if rising else s.busy
-        if rung > self.ladder.base:
-            busy = min(busy, s.spare if rising else 1.2 * s.spare)
-        full = self._full(rung)
-        if rate * full > busy * s.instances * s.max_batch:
-            return False
-        # This batch; then full ones until the newest request's own, shared by the instances; then its own.
         time = self.cost.seconds(taken, rows)
-        if queue > 0:
-            ahead = max(queue - s.max_batch, 0.0) / s.max_batch * full
-            own = self.cost.seconds(min(queue, s.max_batch), rows)
-            time = max(time, (time + ahead) / s.instances + own)
-        return time <= (s.rise_margin if rising else s.margin) * s.slo_s
+        if queue <= 0:
+            return time
+        # This batch; then full ones until the newest request's own, shared by the instances; then its own.
+        ahead = max(queue - s.max_batch, 0.0) / s.max_batch * self.cost.seconds(s.max_batch, rows)
+        return max(time, (time + ahead) / s.instances + self.cost.seconds(min(queue, s.max_batch), rows))
 
-    def _full(self, rung: int) -> float:
-        return self.cost.seconds(self.settings.max_batch, self.ladder.rows[rung])
+    def _overloaded(self, taken: int, queue: float) -> bool:
+        """Whether more comes, or waits already, than even the floor answers in time."""
+        return self._planner.overloaded or self._newest_takes(0, taken, queue) > self.budget_s
+
+    def _outlook(
+        self, now: float, load: LoadView, *, rung: int, admit: int, overloaded: bool
+    ) -> Outlook | None:
+        """For the entry; None before any cost is known."""
+        if not self.cost.known:
+            return None
+        stamp = newest(load, now)
+        if stamp is None and len(load.requests) < self.settings.max_batch:
+            stamp = now  # no stamps, but nothing was left behind
+        self._taken = max(self._taken, -math.inf if stamp is None else stamp)
+        batch, request, row = self.cost.coefficients
+        return Outlook(
+            taken=max(self._taken, 0.0),
+            began=now,
+            search_s=self.cost.seconds(admit, self.ladder.rows[rung]) if admit else 0.0,
+            batch_s=batch,
+            request_s=request + self.ladder.rows[0] * row,
+            spread=self.cost.spread,
+            slo_s=self.budget_s,
+            max_batch=self.settings.max_batch,
+            overloaded=overloaded,
+        )
 
     def _deadline(self, request: Waiting) -> float:
-        """When a request must be answered."""
+        """When a request must be searched, to be answered in time."""
         arrived, deadline = request
         if deadline is not None and math.isfinite(deadline):
-            return deadline
+            return deadline - (self.settings.slo_s - self.budget_s)
         if arrived is not None and math.isfinite(arrived):
-            return min(arrived, self._now) + self.settings.slo_s
+            return min(arrived, self._now) + self.budget_s
         return math.inf
 
-    def _late(self, now: float, load: LoadView, deadlines: list[float]) -> tuple[tuple[int, str], ...]:
-        """Requests that the floor cannot answer in time; the tightest go first, the others gain by it."""
+    def _late(
+        self, now: float, load: LoadView, deadlines: list[float], *, overloaded: bool
+    ) -> tuple[tuple[int, str], ...]:
+        """Requests that the floor cannot answer in time; the tightest go first, the others gain by it.
+
+        Without overload only deadlines that clients brought count: nobody gains by the refusal of a request
+        that a stall has made late.
+        """
         if min(deadlines, default=math.inf) - now > self.cost.longest(len(deadlines), self.ladder.rows[0]):
             return ()
         rejected = []
         order = sorted(range(len(deadlines)), key=deadlines.__getitem__)
-        for at, i in enumerate(order):
+        left = len(order)
+        for i in order:
+            own = load.requests[i].deadline is not None
+            if not own and not overloaded:
+                continue
             room = deadlines[i] - now
-            needed = self.cost.longest(len(order) - at, self.ladder.rows[0])
-            if load.requests[i].deadline is None:
+            needed = self.cost.longest(left, self.ladder.rows[0])
+            if not own:
                 # Who has not waited is not late: a machine too slow for the SLO answers as well as it can.
-                needed = min(needed, _WAIT_SHARE * self.settings.slo_s)
-            if room > 0 and needed <= room:
-                break
-            if room > 0 and not self._trusted(now) and at == len(order) - 1:
-                break
-            rejected.append((i, _message(load.requests[i].deadline is not None, room, needed)))
+                needed = min(needed, _WAIT_SHARE * self.budget_s)
+            if room > 0 and (needed <= room or (left == 1 and not self._trusted(now))):
+                continue
+            left -= 1
+            rejected.append((i, _message(own, room, needed)))
         return tuple(sorted(rejected))
 
     def _trusted(self, now: float) -> bool:

@@ -8,14 +8,18 @@ a tail sees. All three are >= 0.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from statistics import median
+from statistics import NormalDist, median
 from typing import NamedTuple
 
 _BATCH_SHARE = 0.4  # of a lone base request's time is paid once a search, before anything is known,
 _REQUEST_SHARE = 0.1  # and that much once a request; the rest by the row
 _FORGET = 0.995  # weight of the past after one more batch: about 200 batches are remembered
 _RIDGE = 0.005  # how strongly the shares stick to the ones above while no data contradicts them
+_MEASURED = 400  # searches whose times over their predictions are kept
+_LONGEST_FACTOR = 8.0  # one pause of a second must not weigh on the next 400
+_UNKNOWN = tuple(math.exp(0.3 * NormalDist().inv_cdf((i + 0.5) / 40) - 0.045) for i in range(40))
 _LONGEST_S = 60.0  # longer measurements are thrown away
 
 
@@ -57,6 +61,8 @@ class CostModel:
         self._weight, self._targets = 0.0, 0.0  # of all batches, and the sum of what they were learnt as
         self._deviation = 0.3  # relative, of a measurement from its prediction
         self._recent: deque[float] = deque(maxlen=self.WINDOW)
+        self.factors: deque[float] = deque(_UNKNOWN, maxlen=_MEASURED)
+        """Times of the last searches over what was predicted for them."""
         self.observed, self.discarded = 0, 0
 
     @property
@@ -69,6 +75,11 @@ class CostModel:
         """Seconds a batch, a request, a row."""
         f, s = self._factors, self._shares
         return f[0] * s[0], f[1] * s[1], f[2] * s[2]
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of a search's time over its prediction."""
+        return self._deviation
 
     def seconds(self, requests: float, rows: float) -> float:
         """Predicted time of a search; 0 before anything is known."""
@@ -100,6 +111,7 @@ class CostModel:
             self._jump(jump)
             predicted, ratio = predicted * jump, ratio / jump
             self._recent.clear()
+        self.factors.append(min(ratio, _LONGEST_FACTOR))
         reach = 3.0 * self._deviation
         error = min(max(ratio - 1.0, -reach), reach)
         # 1.25: mean absolute to standard deviation of a normal error

@@ -6,27 +6,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from serving.load.arrivals import LoadView
 from serving.load.cost_model import BatchCost
+from serving.load.outlook import Outlook
 from serving.search.widths import WidthPlan
 
 
 class OverloadError(RuntimeError):
     """The server has no time for a request; the client may try again, elsewhere or later."""
-
-
-class QueueLimit(NamedTuple):
-    """What the entry needs to know to turn requests away early.
-
-    Attributes:
-        requests: more waiting requests than that cannot be answered in time, not even on the floor.
-        drain_qps: requests a second that leave the queue on the floor; 0 while unknown.
-    """
-
-    requests: int
-    drain_qps: float
 
 
 @dataclass(frozen=True)
@@ -38,15 +27,15 @@ class Decision:
         above_base: rungs above (> 0) or below (< 0) the configured plan.
         admit: requests of the batch to search.
         rejected: position in the batch and message for the client, of the others.
-        limit: how many may wait from now on; None for as many as the server's queue holds.
-        reason: of the rung: "unknown" cost, "steady", "load", "deadline" of a request, "fixed".
+        outlook: for the entry; None where nothing can be predicted.
+        reason: of the rung: "unknown" cost, "steady", "load", "queue" or "deadline" of this batch, "fixed".
     """
 
     plan: WidthPlan
     above_base: int
     admit: int
     rejected: tuple[tuple[int, str], ...]
-    limit: QueueLimit | None
+    outlook: Outlook | None
     reason: str
 
     @property
@@ -97,7 +86,7 @@ class FixedPolicy:
             above_base=0,
             admit=len(load.requests) - len(late),
             rejected=late,
-            limit=None,
+            outlook=None,
             reason="fixed",
         )
 

@@ -1,4 +1,4 @@
-"""How many requests wait for the scheduler: read from Triton's metrics in a thread of its own."""
+"""How many requests wait for the scheduler, and their time elsewhere: from Triton's metrics, in a thread."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from typing import NamedTuple
 from urllib.request import ProxyHandler, Request, build_opener
@@ -16,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 PENDING = "nv_inference_pending_request_count"
 FINISHED = ("nv_inference_request_success", "nv_inference_request_failure")
+DURATION_US = "nv_inference_request_duration_us"
 MAX_BYTES = 4 << 20  # a metrics page of Triton is some tens of kilobytes
 
 
@@ -27,11 +29,44 @@ class QueueReading(NamedTuple):
         total: requests that ever came: finished, failed and pending ones of the model where they come in;
             None where the page lacks them.
         at: `time.monotonic()` of the reading.
+        outside_s: mean time of a request, of late, in the models before and after this one; None where that
+            is not known.
     """
 
     pending: int
     total: int | None
     at: float
+    outside_s: float | None = None
+
+
+class MeanTime:
+    """Mean of a model's times over the last seconds, from counters of all times and of all requests."""
+
+    def __init__(self, *, over_s: float = 1.0) -> None:
+        """Of the last `over_s`, or of as many more as it takes for a request to come."""
+        self._over_s = over_s
+        self._seen: deque[tuple[float, float, float]] = deque()  # at, seconds, requests
+        self.value: float | None = None
+
+    def update(self, at: float, seconds: float, count: float) -> None:
+        """Counters at one moment; a server that was started again begins anew."""
+        seen = self._seen
+        if seen and (count < seen[-1][2] or seconds < seen[-1][1]):
+            seen.clear()
+        seen.append((at, seconds, count))
+        while len(seen) > 2 and at - seen[1][0] >= self._over_s:
+            seen.popleft()
+        if count > seen[0][2]:
+            self.value = (seconds - seen[0][1]) / (count - seen[0][2])
+
+
+def spent(text: str, *, model: str) -> tuple[float, float] | None:
+    """Seconds in a model and requests, of all that it has answered; None where the page lacks them.
+
+    The page is in the Prometheus text format.
+    """
+    microseconds, count = _sum(text, DURATION_US, model), _sum(text, FINISHED[0], model)
+    return None if microseconds is None or count is None else (microseconds / 1e6, count)
 
 
 def parse_metrics(text: str, *, model: str, at: float, entry: str | None = None) -> QueueReading | None:
@@ -59,6 +94,7 @@ class QueueDepth:
         *,
         model: str = "beam_scheduler",
         entry: str | None = None,
+        outside: Sequence[str] = (),
         every_s: float = 0.1,
         timeout_s: float = 0.25,
         stale_s: float = 1.0,
@@ -70,6 +106,7 @@ class QueueDepth:
             url: Triton's metrics page, e.g. http://127.0.0.1:8002/metrics.
             model: whose queue.
             entry: model where requests come in, see `parse_metrics`.
+            outside: models before and after it, whose times are `QueueReading.outside_s`.
             every_s: pause between two readings.
             timeout_s: a page that takes longer counts as gone.
             stale_s: age at which a reading is worth nothing.
@@ -82,6 +119,7 @@ class QueueDepth:
         self._opener = build_opener(
             ProxyHandler({})
         )  # the server is this host's: no proxy of the environment
+        self._outside = {name: MeanTime() for name in outside}
         self._last: QueueReading | None = None
         self._failing = False
         self._stop = threading.Event()
@@ -125,10 +163,18 @@ class QueueDepth:
                     raise ValueError(f"expected a metrics page of at most {MAX_BYTES} bytes")
                 if self._clock() > deadline:
                     raise TimeoutError(f"expected the metrics page within {self._timeout} s")
-        reading = parse_metrics(page.decode("utf-8", "replace"), model=self._model, at=at, entry=self._entry)
+        text = page.decode("utf-8", "replace")
+        reading = parse_metrics(text, model=self._model, at=at, entry=self._entry)
         if reading is None:
             raise ValueError(f"expected {PENDING} of model {self._model} on the page, got none")
-        return reading
+        return reading._replace(outside_s=self._outside_s(text, at))
+
+    def _outside_s(self, text: str, at: float) -> float | None:
+        for model, mean in self._outside.items():
+            if (found := spent(text, model=model)) is not None:
+                mean.update(at, *found)
+        known = [mean.value for mean in self._outside.values() if mean.value is not None]
+        return sum(known) if known else None
 
 
 def _sum(text: str, name: str, model: str) -> float | None:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import psutil
 import pytest
 import tritonclient.grpc
 import tritonclient.grpc.aio
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-from examples.client import infer_inputs, send
+from examples.client import send
 from export.bundle import write_bundle
 from export.render import render
 from indexer.encode.bundle_encoder import load_encoder
@@ -242,58 +238,6 @@ def test_inner_models_hold_the_limits_too(server, model, tensors):
     """They listen on the same port, and an answer of 2^31 ads would be 60 GB."""
     with pytest.raises(InferenceServerException, match=r"num_ads: expected 1\.\.40 .* got 2147483647"):
         infer(server.grpc_url, tensors, model=model)
-
-
-def test_requests_of_priority_1_pass_those_that_wait(server):
-    """Placements that were paid for; requests that say nothing are of priority 2.
-
-    The server is slowed and a request has as many rows as a batch may have, so the crowd waits in Triton.
-    """
-    crowd, order = 60, []
-    inputs = infer_inputs(request(num_ads=40, rows=8))
-
-    async def one(client, priority: int) -> None:
-        await client.infer("gr4ad", inputs, priority=priority, client_timeout=60)
-        order.append(priority)
-
-    async def all_at_once() -> None:
-        async with tritonclient.grpc.aio.InferenceServerClient(server.grpc_url) as client:
-            await client.is_server_ready()
-            asked = [asyncio.create_task(one(client, 0)) for _ in range(crowd)]
-            while len(order) < 2:
-                await asyncio.sleep(0.001)
-            await asyncio.gather(one(client, 1), *asked)
-
-    with slowed(server, "beam_scheduler"):
-        asyncio.run(all_at_once())
-    # Before it come those that had an answer, and the batches that Triton had put together already.
-    assert order.index(1) < crowd - 20, order.index(1)
-
-
-@contextlib.contextmanager
-def slowed(server: TritonServer, model: str):
-    """The processes of a Python model run a thirtieth of the time; longer stops would look like death."""
-    children = psutil.Process(server.pid).children(recursive=True)
-    stubs = [child for child in children if f"/{model}/" in " ".join(child.cmdline())]
-    assert stubs
-    end = threading.Event()
-
-    def run() -> None:
-        while not end.is_set():
-            for stub in stubs:
-                stub.suspend()
-            end.wait(0.15)
-            for stub in stubs:
-                stub.resume()
-            end.wait(0.005)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        end.set()
-        thread.join()
 
 
 @pytest.fixture(scope="module")

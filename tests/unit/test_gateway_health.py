@@ -154,6 +154,29 @@ def test_a_probe_that_hangs_is_not_ready():
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("late", [None, TritonError(504, "Triton did not answer in time", reached=True)])
+def test_a_probe_that_waits_long_is_ready_if_somebody_was_answered_meanwhile(late):
+    """The queue is long, the server works."""
+
+    async def scenario(*, others: bool):
+        triton, clock = FakeTriton(), Clock()
+        triton.seconds = 60 if late is None else 0.03
+        triton.error = late
+        probe = Probe(triton, "gr4ad", timeout_s=0.06, clock=clock)
+        probe.answered()
+        asked = asyncio.create_task(probe.health())
+        await asyncio.sleep(0.01)
+        clock.now += 0.5
+        if others:
+            probe.answered()
+        health = await asked
+        assert health.ready == others
+        assert ("answered another request" in health.reason) == others
+
+    asyncio.run(scenario(others=True))
+    asyncio.run(scenario(others=False))
+
+
 def test_overload_is_ready_for_as_long_as_others_are_answered():
     async def scenario():
         triton, clock = FakeTriton(), Clock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -14,9 +15,12 @@ from serving.backend.settings import ServingConfig
 from serving.batch import BatchReport
 from serving.cache import LocalCache, RedisCache
 from serving.engines.timed import TimedExecutor
+from serving.load.arrivals import LoadView, Waiting
 from serving.load.controller import LoadController
+from serving.load.cost_model import BatchCost
 from serving.load.ladder import Ladder
-from serving.load.policy import Decision, FixedPolicy, QueueLimit
+from serving.load.outlook import OutlookFile
+from serving.load.policy import Decision, FixedPolicy
 from serving.model.active_model import Refusal
 from serving.search.widths import WidthPlan
 from tests.fake_triton import FakeTriton
@@ -34,12 +38,13 @@ CONFIG = ServingConfig(
 
 
 @pytest.fixture
-def triton():
+def triton(tmp_path, monkeypatch):
+    monkeypatch.setattr(scheduler_load, "outlook_path", lambda: tmp_path / "outlook")
     return FakeTriton()
 
 
 def shown(triton, name: str, **labels: str) -> list[float]:
-    return triton.MetricFamily.shown[name].values[tuple(sorted({"process": "p", **labels}.items()))]
+    return triton.MetricFamily.shown[name].values[tuple(sorted({"process": "p_1", **labels}.items()))]
 
 
 def test_every_family_is_well_formed():
@@ -54,7 +59,7 @@ def test_every_family_is_well_formed():
 
 
 def test_values_arrive_with_their_labels_and_nonsense_does_not(triton):
-    metrics = Metrics(triton, SCHEDULER, labels={"process": "p"})
+    metrics = Metrics(triton, SCHEDULER, labels={"process": "p_1"})
     for value in (3.0, math.nan, math.inf):
         metrics.set("gr4ad_queue_depth", value)
     assert shown(triton, "gr4ad_queue_depth") == [3.0, math.inf]
@@ -84,10 +89,10 @@ def test_calls_of_the_engine_are_timed_and_passed_on():
     assert all(seconds >= 0 for _, seconds in told)
 
 
-def test_a_batch_is_shown_and_the_limit_published(triton, tmp_path, monkeypatch):
-    monkeypatch.setattr(scheduler_load, "limit_path", lambda: tmp_path / "limit")
+def test_a_batch_is_shown_and_the_entry_told(triton, tmp_path):
     ladder = Ladder.around(PLAN)
-    load = SchedulerLoad(triton, CONFIG, ladder=ladder, instance="p")
+    load = SchedulerLoad(triton, CONFIG, ladder=ladder, instance="p_1")
+    entry = OutlookFile(tmp_path / "outlook")
     assert isinstance(load.policy, LoadController)
     assert (load.policy.settings.slo_s, load.policy.settings.instances) == (0.08, 2)
     assert (load.policy.settings.max_batch, load.policy.settings.max_queue) == (8, 50)
@@ -97,12 +102,17 @@ def test_a_batch_is_shown_and_the_limit_published(triton, tmp_path, monkeypatch)
         above_base=-4,
         admit=2,
         rejected=rejected,
-        limit=QueueLimit(9, 5.0),
+        outlook=None,
         reason="load",
     )
+    load.observe(1.0, BatchCost(2, ladder.rows[0], 0.25))
+    now = time.monotonic()
+    assert load.decide(now, LoadView([Waiting(now)])).outlook == entry.read(now)[0]
+    assert entry.read(now)[0].search_s > 0
     load.show(
         BatchReport(decision=decision, queue_depth=12, hits=3, misses=4, searched=2, degraded=2, seconds=0.25)
     )
+    assert entry.read(time.monotonic())[0].search_s == 0
     load.show(BatchReport(decision=decision, searched=1, seconds=0.5))
     load.show(BatchReport(hits=1))
     assert shown(triton, "gr4ad_rungs_above_base") == [-4.0, -4.0]
@@ -117,14 +127,14 @@ def test_a_batch_is_shown_and_the_limit_published(triton, tmp_path, monkeypatch)
     assert shown(triton, "gr4ad_searches_total", result="cached") == [3.0, 4.0]
     assert shown(triton, "gr4ad_degraded_total") == [2.0]
     assert shown(triton, "gr4ad_batch_seconds") == [0.25, 0.5]
-    assert (tmp_path / "limit").stat().st_size > 0
     load.close()
+    entry.close()
     assert not triton.MetricFamily.shown  # what is left to the end of the interpreter segfaults there
 
 
 def test_the_version_in_use_and_why_it_is_not_that_of_current(triton):
     fixed = CONFIG.model_copy(update={"load_control": "fixed"})
-    load = SchedulerLoad(triton, fixed, ladder=Ladder((PLAN,), 0), instance="p")
+    load = SchedulerLoad(triton, fixed, ladder=Ladder((PLAN,), 0), instance="p_1")
     for version, reason in ((3, None), (3, "graphs"), (3, "files"), (4, None)):
         refused = None if reason is None else Refusal(reason, "version 4 ..")
         load.show(BatchReport(version=version, refused=refused))
@@ -134,12 +144,28 @@ def test_the_version_in_use_and_why_it_is_not_that_of_current(triton):
     load.close()
 
 
-def test_fixed_load_control_watches_nothing(triton):
+def test_fixed_load_control_watches_no_queue_and_says_what_it_has_taken(triton, tmp_path):
+    """The entry bounds the queue by it."""
     fixed = CONFIG.model_copy(update={"load_control": "fixed"})
-    load = SchedulerLoad(triton, fixed, ladder=Ladder((PLAN,), 0), instance="p")
+    load, entry = (
+        SchedulerLoad(triton, fixed, ladder=Ladder((PLAN,), 0), instance="p_1"),
+        OutlookFile(tmp_path / "outlook"),
+    )
     assert isinstance(load.policy, FixedPolicy)
     assert load.queue() is None
+    now = time.monotonic()
+    load.took([now - 0.2, None, now - 0.1, now + 60])
+    (seen,) = entry.read(now)
+    assert (seen.taken, seen.overloaded, seen.search_s > 0) == (now - 0.1, False, True)
+    load.decide(now, LoadView([Waiting(now)]))
+    load.show(BatchReport(hits=4))
+    (seen,) = entry.read(time.monotonic())
+    assert (seen.taken, seen.search_s) == (now - 0.1, 0)
+    assert seen.began >= now
+    load.took([None])
+    assert entry.read(time.monotonic())[0].taken == now - 0.1, "what it knows is not forgotten"
     load.close()
+    entry.close()
 
 
 def test_the_cache_is_the_configured_one(monkeypatch):

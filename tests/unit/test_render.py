@@ -312,15 +312,15 @@ def test_graphs_in_the_scheduler_need_no_models_of_their_own(bundles, tmp_path):
 
 
 def test_batching_settings(bundles, tmp_path):
-    config = ServingConfig(scheduler_instances=2, queue_delay_us=500, max_queue=77)
+    config = ServingConfig(scheduler_instances=2, queue_delay_us=500)
     rendered(bundles, tmp_path / "r", config=config)
     scheduler = config_of(tmp_path / "r", "beam_scheduler")
     assert scheduler.instance_group[0].count == 2
     assert scheduler.dynamic_batching.max_queue_delay_microseconds == 500
-    assert scheduler.dynamic_batching.default_queue_policy.max_queue_size == 77
-    entry = config_of(tmp_path / "r", "request_features")
-    assert entry.dynamic_batching.default_queue_policy.max_queue_size == 77
-    assert config_of(tmp_path / "r", "ad_resolver").dynamic_batching.default_queue_policy.max_queue_size == 0
+    for name in ("request_features", "beam_scheduler", "ad_resolver"):
+        # With either, Triton lets an instance wait for the next request before it forms a batch.
+        batching = config_of(tmp_path / "r", name).dynamic_batching
+        assert (batching.priority_levels, batching.default_queue_policy.max_queue_size) == (0, 0)
     assert config_of(tmp_path / "r", "lazyar_prefix").instance_group[0].count == 1
 
 

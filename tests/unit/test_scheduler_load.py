@@ -12,7 +12,7 @@ import pytest
 from serving.batch import SearchAnswer
 from serving.cache import LocalCache
 from serving.index.reader import IndexReader
-from serving.load.policy import Decision, OverloadError, QueueLimit
+from serving.load.policy import Decision, OverloadError
 from serving.load.queue_depth import QueueReading
 from serving.model.active_model import ActiveModel
 from serving.scheduler import Scheduler
@@ -40,7 +40,7 @@ class Policy:
             above_base=(self.plan != PLAN) * (1 if PLAN.narrower(self.plan) else -1),
             admit=0,
             rejected=self.rejected,
-            limit=QueueLimit(9, 1.0),
+            outlook=None,
             reason="load",
         )
 
@@ -88,7 +88,7 @@ def test_the_policy_sees_the_queue_and_the_requests_and_learns_what_searches_cos
     scheduler.search(batch)
     (_, view) = policy.views[0]
     assert [tuple(w) for w in view.requests] == [(90.0, 95.0), (91.0, 95.0), (92.0, 95.0)]
-    assert (view.pending, view.total) == (7, 1000)
+    assert (view.reading.pending, view.reading.total) == (7, 1000)
     assert policy.costs == []  # the first search of an executor is a cold one
     answers, report = scheduler.search([*batch, changed(batch[0], width_cap=2)])
     assert [c.requests for c in policy.costs] == [3, 1]
@@ -138,7 +138,7 @@ def test_a_request_that_comes_again_is_not_searched(deployment):
             np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
     assert (report.hits, report.misses, report.searched) == (2, 1, 1)
     assert len(policy.views[-1][1].requests) == 1
-    assert policy.views[-1][1].total is None  # arrivals are no longer what must be searched
+    assert policy.views[-1][1].reading.total is None  # arrivals are no longer what must be searched
     scheduler.search(requests(2))
     assert len(policy.views) == 2  # nothing to decide
 

@@ -2,17 +2,22 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from loadtest import grid
 from loadtest.accounting import plan_changes, settle_time, summary, timeline
+from loadtest.grid import Cell
+from loadtest.grid import play as play_cell
+from loadtest.service import Service
 from loadtest.simulate import capacity_qps, main, maker, step_figures
-from loadtest.simulator import DONE, IN_FLIGHT, REFUSED, TURNED_AWAY, Cluster, Run, Service, simulate
+from loadtest.simulator import DONE, IN_FLIGHT, REFUSED, TURNED_AWAY, Cluster, Run, simulate
 from loadtest.workload import SHAPES, poisson, shape
-from serving.load.controller import ControlSettings
 from serving.load.ladder import Ladder, plan_rows
 from serving.load.policy import FixedPolicy
+from serving.load.settings import ControlSettings
 from serving.search.widths import WidthPlan
 
 BASE = WidthPlan((128, 256, 512), 64)
@@ -30,6 +35,11 @@ def fixed_run(arrivals, *, duration, cluster, service, seed=0):
         make_policy=lambda: FixedPolicy(BASE),
         seed=seed,
     )
+
+
+def constant(seconds, *, noise=0.0):
+    """A search of this mean time, whatever is in it."""
+    return Service(batch_s=seconds, request_s=0.0, row_s=0.0, noise=noise)
 
 
 def play(
@@ -50,7 +60,7 @@ def play(
     service = Service.of(0.03, rows=ROWS, max_batch=16, fixed=fixed, once=0.3, noise=noise)
     qps = capacity_qps(service, servers, ROWS)
     if slow is not None:
-        service = Service(service.batch_s, service.request_s, service.row_s, noise, *slow)
+        service = replace(service, slow_at=slow[0], slow_by=slow[1])
     arrivals = poisson(
         shape(kind, low=low, high=load, duration_s=duration), qps=qps, duration_s=duration, seed=seed
     )
@@ -78,7 +88,7 @@ def test_one_server_with_constant_times_waits_as_m_d_1_says(load):
         shape("constant", low=0, high=load, duration_s=duration), qps=1 / time, duration_s=duration, seed=3
     )
     cluster = Cluster(replicas=1, instances=1, max_batch=1, max_queue=10**6)
-    run = fixed_run(arrivals, duration=duration, cluster=cluster, service=Service(time, 0.0, 0.0, noise=0.0))
+    run = fixed_run(arrivals, duration=duration, cluster=cluster, service=constant(time))
     done = run.status == DONE
     waited = (run.finished - run.arrived)[done] - time
     assert waited.mean() == pytest.approx(load * time / (2 * (1 - load)), rel=0.05)
@@ -91,7 +101,7 @@ def test_exponential_times_wait_twice_as_long():
         shape("constant", low=0, high=load, duration_s=duration), qps=1 / time, duration_s=duration, seed=1
     )
     cluster = Cluster(replicas=1, instances=1, max_batch=1, max_queue=10**6)
-    run = fixed_run(arrivals, duration=duration, cluster=cluster, service=Service(time, 0.0, 0.0, noise=1.0))
+    run = fixed_run(arrivals, duration=duration, cluster=cluster, service=constant(time, noise=1.0))
     waited = (run.finished - run.arrived)[run.status == DONE] - time
     assert waited.mean() == pytest.approx(load * time / (1 - load), rel=0.06)
 
@@ -164,7 +174,7 @@ def test_a_full_queue_turns_away():
         times,
         duration_s=20.0,
         cluster=Cluster(replicas=1, instances=1, max_batch=1, max_queue=7),
-        service=Service(1.0, 0.0, 0.0, noise=0.0),
+        service=constant(1.0),
         make_policy=lambda: FixedPolicy(BASE),
         admission=False,
     )
@@ -198,6 +208,50 @@ def test_accounting_of_a_run_made_by_hand():
     assert settle_time(run, start=0.0, end=3.0) == pytest.approx(1.5)
 
 
+# What a server's process does besides searching
+
+
+def by_hand(times, *, duration=5.0, **changes):
+    """Batches of one that take 100 ms, one instance."""
+    service = replace(constant(0.1), **changes)
+    cluster = Cluster(replicas=1, instances=1, max_batch=1)
+    return fixed_run(np.array(times), duration=duration, cluster=cluster, service=service)
+
+
+def test_the_entry_takes_one_after_the_other_and_from_the_search_on_its_core():
+    # Entry 20 ms each. The first search starts at 20 ms; two more requests cost it 40 ms.
+    run = by_hand([0.0, 0.0, 0.0], entry_s=0.02)
+    np.testing.assert_allclose(run.searches[:, 0], [0.02, 0.16, 0.26])
+    np.testing.assert_allclose(run.finished, [0.16, 0.26, 0.36])
+    apart = by_hand([0.0, 0.0, 0.0], entry_s=0.02, shared_core=False)
+    np.testing.assert_allclose(apart.finished, [0.12, 0.22, 0.32])
+
+
+def test_answers_come_after_the_search_and_cost_the_next_one():
+    run = by_hand([0.0, 0.0], answer_s=0.01)
+    # The second search starts at 100 ms and loses the first answer's 10 ms.
+    np.testing.assert_allclose(run.finished, [0.11, 0.22])
+
+
+def test_stalls_hold_searches_as_often_as_they_should():
+    times = np.arange(2000) * 0.5
+    run = by_hand(times, duration=1001.0, stall_every_s=1.0, stall_s=0.3)
+    held = np.round((run.finished - run.arrived - 0.1) / 0.3)
+    # Searches of 100 ms, a stall a second: one search in ten, on average.
+    assert held.mean() == pytest.approx(0.1, abs=0.02)
+
+
+def test_bursts_scatter_counts_by_more_than_poisson():
+    """Of a Cox process: variance of a count = mean + (deviation * mean)^2, where a window is one burst."""
+    flat = shape("constant", low=0, high=1, duration_s=400.0)
+    edges = np.arange(0.0, 400.1, 0.2)
+    for burst in (0.0, 0.7):
+        times = poisson(flat, qps=100.0, duration_s=400.0, seed=1, burst=burst)
+        counts = np.histogram(times, edges)[0]
+        assert counts.mean() == pytest.approx(20, rel=0.05)
+        assert counts.var() == pytest.approx(20 + (burst * 20) ** 2, rel=0.2)
+
+
 # What the defaults were tuned for
 
 
@@ -210,7 +264,7 @@ def test_three_times_the_capacity(fixed, gain):
     assert ours["goodput_qps"] >= gain * admission["goodput_qps"], "the same admission at fixed widths"
     assert ours["goodput_qps"] >= gain * plain["goodput_qps"]
     assert ours["goodput_qps"] <= ours["capacity_qps"] / (fixed + (1 - fixed) / 4) * 1.01
-    assert ours["p99_ms"] <= 2e3 * SLO
+    assert ours["p99_ms"] <= 1e3 * SLO
     assert ours["turned_away"] > 50 * (run.status == REFUSED).sum(), "at the entry, not after a wait"
 
 
@@ -245,13 +299,14 @@ def test_a_step_up_and_down(sight):
 
 
 def test_with_no_sight_at_all_widths_still_follow_the_load():
+    """The entry stamps every request; without, it cannot count who waits, and its limit comes and goes."""
     run, figures = play("controller", 3.0, kind="step", duration=36.0, stamps=False, metrics=False)
     step = step_figures(run, 36.0)
-    assert step["settle_up_s"] <= 5
+    assert step["settle_up_s"] < 15
     assert step["settle_down_s"] <= 5
     assert (
         figures["completed_qps"]
-        > 0.9 * play("controller", 3.0, kind="step", duration=36.0)[1]["completed_qps"]
+        > 0.7 * play("controller", 3.0, kind="step", duration=36.0)[1]["completed_qps"]
     )
 
 
@@ -284,3 +339,75 @@ def test_command_line(tmp_path, capsys):
     with pytest.raises(ValueError, match="expected the configured plan"):
         main([*arguments, "--ladder", "64-128-256:64"])
     assert math.isfinite(content["base_capacity_qps"])
+
+
+# Targets, on more than one machine
+
+
+CORNERS = [
+    Cell(fixed=0.2, instances=1, max_batch=16, noise=0.1, burst=0.0),
+    Cell(fixed=0.45, instances=1, max_batch=1, noise=0.25, burst=0.0),
+    Cell(fixed=0.45, instances=2, max_batch=4, noise=0.1, burst=0.0),
+    Cell(fixed=0.7, instances=1, max_batch=4, noise=0.25, burst=0.0),
+    Cell(fixed=0.2, instances=4, max_batch=4, noise=0.25, burst=0.0),
+]
+
+
+@pytest.mark.parametrize("cell", CORNERS, ids=str)
+def test_the_targets_hold(cell):
+    """Goodput at 3x over capacity, tails, nobody rejected at a fifth of the load, settled in 5 s."""
+    assert play_cell(cell).misses() == []
+
+
+def test_bursts_at_a_fifth_of_the_load_cost_width_and_no_request():
+    found = play_cell(Cell(fixed=0.2, instances=1, max_batch=1, noise=0.1, burst=0.7))
+    assert found.idle_rejected == 0
+    assert found.idle_p99 <= 0.7
+    assert found.p99 <= 1.0
+
+
+def test_a_machine_whose_lone_search_takes_a_sixth_of_the_slo():
+    """The fault: 23 ms a lone request, 16 in 229 ms, SLO 139 ms. At 3x p99 of accepted was 1.23 x SLO and a
+    fixed plan with the same admission did 0.71 of the capacity; after the step down widths took 9.5 s."""
+    per = 13.7e-3
+    service = Service(batch_s=9.3e-3, request_s=0.35 * per, row_s=0.65 * per / ROWS, noise=0.1)
+    servers, slo, duration = Cluster(replicas=1, instances=1), 0.139, 45.0
+    qps = capacity_qps(service, servers, ROWS)
+
+    def run_of(policy, kind, high):
+        rate = shape(kind, low=0.2, high=high, duration_s=duration)
+        return simulate(
+            poisson(rate, qps=qps, duration_s=duration, seed=1),
+            duration_s=duration,
+            cluster=servers,
+            service=service,
+            make_policy=maker(policy, LADDER, ControlSettings(slo_s=slo, instances=1, max_batch=16)),
+            seed=2,
+        )
+
+    def figures_of(policy, high):
+        return summary(run_of(policy, "constant", high), slo_s=slo, base_rows=ROWS, since=5.0)
+
+    quiet, crowded, fixed = (
+        figures_of("controller", 0.2),
+        figures_of("controller", 3.0),
+        figures_of("fixed-admission", 3.0),
+    )
+    assert quiet["rejected"] == 0
+    assert quiet["p99_ms"] <= 0.7 * 1e3 * slo
+    assert quiet["rows"] > 1.2
+    assert crowded["p99_ms"] <= 1e3 * slo
+    assert crowded["goodput_qps"] >= 1.5 * qps
+    assert fixed["goodput_qps"] >= 0.8 * qps
+    step = step_figures(run_of("controller", "step", 3.0), duration)
+    assert step["settle_up_s"] <= 5
+    assert step["settle_down_s"] <= 5
+
+
+def test_the_grid_s_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("loadtest.grid.cells", lambda quick: iter(CORNERS[1:2]))
+    assert grid.main(["--out", str(tmp_path)]) == 0
+    assert "1 cells, 0 miss a target" in capsys.readouterr().out
+    content = json.loads((tmp_path / "grid.json").read_text(), parse_constant=pytest.fail)
+    assert content["cells"][0]["misses"] == []
+    assert content["cells"][0]["bound"] == pytest.approx(1 / (0.45 + 0.55 / 4), rel=0.01)

@@ -55,7 +55,7 @@ class TritonPythonModel:
             make_cold_start=lambda manifest: ColdStart.load(
                 bundles / str(manifest.version), manifest, share=serving.cold_start
             ),
-            policy=self.load.policy,
+            policy=self.load,
             cache=make_cache(serving),
             queue=self.load.queue,
         )
@@ -86,6 +86,7 @@ class TritonPythonModel:
 
     def search(self, rows):
         """Answers of all rows."""
+        self.load.took(row.arrived for row in rows)
         answers, report = self.scheduler.search(rows)
         self.load.show(report)
         return answers

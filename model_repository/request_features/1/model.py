@@ -37,15 +37,14 @@ class TritonPythonModel:
         self.outcomes = Outcomes(pb_utils, model="request_features")
         self.draining = Draining()
         self.unknown = UnknownValues(pb_utils, self.spec) if self.spec.request_features else None
-        self.entry = Entry(pb_utils) if settings.serving.load_control == "adaptive" else None
+        self.entry = Entry(pb_utils, max_queue=settings.serving.max_queue)
 
     def finalize(self):
         """Leave nothing behind."""
         self.outcomes.close()
         if self.unknown:
             self.unknown.close()
-        if self.entry:
-            self.entry.close()
+        self.entry.close()
 
     def execute(self, requests):
         """Check and build features, request by request."""
@@ -56,9 +55,8 @@ class TritonPythonModel:
         """Features of one request."""
         arrived = time.monotonic()
         self.draining.check(arrived)
-        if self.entry:
-            self.entry.check(arrived)
         ad_ids = array(pb_utils, request, "history_ad_ids")  # [b, N]
+        self.entry.check(arrived, rows=1 if ad_ids is None else len(ad_ids))  # before anything is done for it
         behaviors = array(pb_utils, request, "history_behaviors")  # [b, N]
         timestamps = array(pb_utils, request, "history_timestamps")  # [b, N]
         spec = self.spec
