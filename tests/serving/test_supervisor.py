@@ -128,13 +128,12 @@ def test_what_dies_is_started_again(up, pipeline, victim):
 
 def test_a_server_that_hangs_is_started_again(up):
     (pid,) = up.children("tritonserver")
-    began = time.monotonic()
     os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: "Triton does not answer" in up.log, timeout_s=8, what="a word about it")
     wait_until(
         lambda: up.children("tritonserver") not in ([], [pid]), timeout_s=45, every_s=0.2, what="another one"
     )
     wait_until(up.is_ready, timeout_s=30, what="health says yes")
-    assert time.monotonic() - began < RECOVERS_S
 
 
 def test_it_gives_up_what_dies_again_and_again(up):
