@@ -119,7 +119,7 @@ indexer: setup ## take ad events for the index on INDEXER_PORT (Ctrl-C stops it)
 serve: setup ## launch Triton on model_repository/ (Ctrl-C stops it)
 	$(PY) -m launcher --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 request: setup ## ask the running server: make request USER=17
-	$(PY) -m examples.request --run $(RUN) --url 127.0.0.1:$(GRPC_PORT) $(if $(USER_ID),--user $(USER_ID))
+	$(PY) -m examples.request --run $(RUN) --url 127.0.0.1:$(GRPC_PORT) $(if $(USER_ID),--user '$(USER_ID)')
 
 .PHONY: loadtest loadtest-slo
 loadtest-slo: setup ## load control, overload and cache at 3x, 20 % and steps; writes build/loadtest/slo.json

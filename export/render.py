@@ -23,7 +23,7 @@ from serving.model.manifest import Manifest
 from serving.model.placed import DESCRIPTION, GRAPH, PLAN, graph_folder
 
 SOURCE = HOME / "model_repository"
-ADAPTERS = ("request_features", "beam_scheduler", "ad_resolver")
+ADAPTERS = ("request_features", "beam_scheduler", "ad_resolver", "ad_keys")
 ENGINES = "engines"  # folder beside the bundles
 
 

@@ -30,6 +30,7 @@ from tests.unit.test_scheduler import add_version
 
 MODELS = {
     "gr4ad",
+    "ad_keys",
     "request_features",
     "beam_scheduler",
     "ad_resolver",
@@ -221,7 +222,7 @@ def test_the_ladder_keeps_to_the_policy(bundles, tmp_path):
 
 
 def test_adapters_are_the_sources(pipeline):
-    for name in ("request_features", "beam_scheduler", "ad_resolver"):
+    for name in ("request_features", "beam_scheduler", "ad_resolver", "ad_keys"):
         assert (pipeline.repository / name / "1" / "model.py").read_bytes() == (
             SOURCE / name / "1" / "model.py"
         ).read_bytes()
