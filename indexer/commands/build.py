@@ -10,6 +10,8 @@ import numpy as np
 
 from indexer.events.event import CONTENT_FIELDS
 from indexer.store.index_store import IndexStore
+from serving.index.layout import STORE, ready_generations
+from serving.inputs import RECORD, Inputs, is_up_to_date
 from serving.model.bundle import read_manifest
 from serving.model.current import current_version
 
@@ -80,12 +82,25 @@ def add(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--replace", action="store_true", help="drop all ads and the generations of other tokenizers first"
     )
+    command.add_argument("--fresh", action="store_true", help="load the tables again, changed or not")
     command.set_defaults(run=_build)
 
 
 def _build(arguments: argparse.Namespace) -> None:
     began = time.monotonic()
     manifest = read_manifest(arguments.bundles / str(current_version(arguments.bundles)), verify=False)
+    record = arguments.out / RECORD
+    inputs = Inputs.now(
+        {"tokenizer": manifest.tokenizer_id},
+        files={"ads": arguments.ads, "sids": arguments.sids},
+        before=Inputs.load(record),
+    )
+    # Since then events may have brought another tokenizer's generation, and dropped this one.
+    dropped = manifest.tokenizer_id not in ready_generations(arguments.out)
+    fresh = arguments.fresh or arguments.replace or dropped
+    if is_up_to_date(record, inputs, outputs=[arguments.out / STORE], fresh=fresh):
+        return
+    record.unlink(missing_ok=True)
     sequence = build(
         ads=arguments.ads,
         sids=arguments.sids,
@@ -94,4 +109,5 @@ def _build(arguments: argparse.Namespace) -> None:
         tokenizer_id=manifest.tokenizer_id,
         replace_all=arguments.replace,
     )
+    inputs.save(record)
     print(f"index {arguments.out} version {sequence}, built in {time.monotonic() - began:.1f} s")

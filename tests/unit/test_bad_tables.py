@@ -38,7 +38,7 @@ def made(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], **dat
     """Status of `make data`, what it printed, and its errors."""
     preset = tmp_path / "preset.yaml"
     preset.write_text(json.dumps({"data": {"source": "parquet", "path": str(folder), **data}}))
-    status = main(["--config", str(preset), "--out", str(tmp_path / "out")])
+    status = main(["--config", str(preset), "--out", str(tmp_path / "out"), "--fresh"])
     return status, *capsys.readouterr()
 
 

@@ -15,12 +15,14 @@ from typing import Any
 import polars as pl
 
 from serving.files import new_folder
+from serving.inputs import RECORD, Inputs, is_up_to_date, named
 from training.data.blocks import Blocks, write_blocks
 from training.data.checks import raise_faults
 from training.data.columns import SPLIT_COLUMN
 from training.data.completejourney import load_completejourney
 from training.data.event_order import KEY
 from training.data.files import NAMES, reading
+from training.data.keys import FOLDER
 from training.data.parquet import open_parquet
 from training.data.parts import cut, parts_of, with_parts
 from training.data.prepared import FILES
@@ -29,6 +31,7 @@ from training.data.report import LogCounts, leak_warning
 from training.data.sanity import check_parts, check_targets, far_times
 from training.data.schema import complete_ads, complete_users
 from training.data.source import Source
+from training.data.source_files import source_files
 from training.data.split import Split
 from training.data.workers import Here, OnRay, Workers
 from training.preset.data import DataConfig
@@ -118,6 +121,12 @@ def prepare(
     )
 
 
+def _inputs(config: DataConfig, record: Path) -> Inputs:
+    """What the folder is made from. Where the source lies is no part of it, what it holds is."""
+    values = named("data", config.model_dump(mode="json", exclude={"path"}))
+    return Inputs.now(values, files=source_files(config), before=Inputs.load(record))
+
+
 def _checked_blocks(source: Source, folder: Path, *, workers: Workers) -> Blocks:
     """The events divided by user, once there is nothing wrong with any table."""
     if {fault.column for fault in source.faults} & set(KEY):
@@ -157,9 +166,9 @@ def _check_replaceable(out: Path, source: str | None) -> None:
         return
     if source is not None and out.resolve() == Path(source).resolve():
         raise FileExistsError(f"{out}: expected a folder other than the source, got the source")
-    names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+    names = {path.name for path in out.iterdir()} - {RECORD} if out.is_dir() else {out.name}
     # stats.json marks a folder as ours: a folder of somebody's tables has the other names too.
-    if names and not ("stats.json" in names and names <= FILES):
+    if names and not ("stats.json" in names and names <= FILES | {FOLDER}):
         found = ", ".join(sorted(names)[:8])
         raise FileExistsError(f"{out}: expected nothing, or a prepared data folder to replace, got {found}")
 
@@ -180,17 +189,24 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_preset_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--fresh", action="store_true", help="read the source again, changed or not")
     parser.add_argument("--ray", action="store_true", help="divide and sort the events on Ray")
     options = parser.parse_args(arguments)
+    record = options.out / RECORD
     try:
         preset = Preset.load(options.config, options.overrides)
+        inputs = _inputs(preset.logs, record)
+        if is_up_to_date(record, inputs, outputs=[options.out / name for name in FILES], fresh=options.fresh):
+            return 0
         workers = OnRay() if options.ray else Here()
+        # A new folder: the record of the old one goes with it.
         report = prepare(preset.logs, options.out, rules=preset.training, workers=workers)
+        inputs.save(record)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print("\n".join(report.lines))
-    for warning in report.warnings:
+    for warning in (*report.warnings, *preset.warnings()):
         print(f"warning: {warning}", file=sys.stderr)
     return 0
 
