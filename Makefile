@@ -2,9 +2,12 @@
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
+# PRESET=mine reads that file of configs/ and works in build/mine; SET="training.steps=100 model.width=64" sets keys,
+# each value without a space
 PRESET ?= demo
 CONFIG ?= configs/$(PRESET).yaml
 RUN ?= build/$(PRESET)
+SET ?=
 TARGET ?= cpu
 PRECISION ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -29,21 +32,26 @@ DURATION ?= 60
 LOADTEST ?=
 FINE_TUNED ?=
 LOAD ?= $(PY) -m launcher.admin load
+# Steps that are up to date do nothing; FRESH=1 makes those again that are named: make train FRESH=1
 FRESH ?=
+RAY ?=
 TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
 BUILDER ?= tensorrt
 CAPABILITY ?=
+WITH_PRESET = --config $(CONFIG) $(foreach key,$(SET),--set '$(key)')
+IF_FRESH = $(if $(and $(FRESH),$(filter $@,$(MAKECMDGOALS))),--fresh)
 
 .PHONY: help
 help: ## list the targets
 	@echo "gr4ad: generative ad recommendation on Triton"; echo
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
-	@echo; echo "variables: PRESET=$(PRESET) RUN=$(RUN) TARGET=$(TARGET) (cpu | onnxruntime | tensorrt),"; \
-	 echo "           PRECISION=$(PRECISION) (fp32 | fp16 | int8 | fp8; the preset's where left out), QUICK=1 for short runs"
+	@echo; echo "variables: PRESET=$(PRESET) (configs/$(PRESET).yaml and $(RUN)), SET=\"key=value key=value\" (of the preset),"; \
+	 echo "           TARGET=$(TARGET) (cpu | onnxruntime | tensorrt), PRECISION=$(PRECISION) (fp32 | fp16 | int8 | fp8; the preset's"; \
+	 echo "           where left out), FRESH=1 makes a step again that is up to date, QUICK=1 for short runs"
 
 .PHONY: demo
 demo: setup ## logs to ads, whole way: train, export, serve, ask; writes build/demo/report.json
-	$(PY) -m examples.demo --config $(CONFIG) --run $(RUN) $(if $(QUICK),--quick)
+	$(PY) -m examples.demo $(WITH_PRESET) --run $(RUN) $(if $(QUICK),--quick)
 
 .PHONY: test test-fast
 # Test files go to one process more than there are cores, since tests wait half of their time; so no process takes a
@@ -65,24 +73,27 @@ $(VENV)/.installed: requirements.lock Makefile
 	@touch $@
 
 .PHONY: data tokenize train
-data: $(RUN)/data/stats.json ## read the logs, check the tables, split them, say what looks wrong
-$(RUN)/data/stats.json: $(VENV)/.installed
-	$(PY) -m training.data.prepare --config $(CONFIG) --out $(RUN)/data
-	@touch $@
-tokenize: $(RUN)/tokenizer/sids.parquet ## semantic IDs of all ads; a trained model keeps its tokenizer (FRESH=1 fits another)
-$(RUN)/tokenizer/sids.parquet: $(RUN)/data/stats.json
-	$(PY) -m training.tokenizer --config $(CONFIG) --data $(RUN)/data --out $(RUN)/tokenizer $(if $(FRESH),,$(if $(wildcard $(RUN)/model/checkpoints),--keep))
-train: $(RUN)/tokenizer/sids.parquet ## train the generator (goes on where it was stopped; FRESH=1 starts over)
-	$(PY) -m training.recipes.pretrain --config $(CONFIG) --run $(RUN) $(if $(FRESH),--fresh)
+data: $(if $(RAY),ray-setup,setup) ## read the logs, check the tables, split them, say what looks wrong; RAY=1 works on Ray
+	$(PY) -m training.data.prepare $(WITH_PRESET) --out $(RUN)/data $(IF_FRESH) $(if $(RAY),--ray)
+tokenize: data ## semantic IDs of all ads; a trained model keeps its tokenizer (FRESH=1 fits another)
+	$(PY) -m training.tokenizer $(WITH_PRESET) --data $(RUN)/data --out $(RUN)/tokenizer $(IF_FRESH) $(if $(FRESH),,$(if $(wildcard $(RUN)/model/checkpoints),--keep))
+train: tokenize ## train the generator (goes on where it was stopped; FRESH=1 starts over)
+	$(PY) -m training.recipes.pretrain $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
 
 .PHONY: evaluate
-evaluate: ## recall and NDCG on the test weeks, beside two baselines
-	$(PY) -m training.evaluation --config $(CONFIG) --run $(RUN)
+evaluate: setup ## recall and NDCG on the test weeks, beside two baselines
+	$(PY) -m training.evaluation $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
 
 .PHONY: tensorboard-setup
 tensorboard-setup: $(VENV)/.tensorboard-installed ## tensorboard, for event files of training runs (optional)
 $(VENV)/.tensorboard-installed: requirements-tensorboard.txt $(VENV)/.installed
 	$(PY) -m pip install --quiet --no-deps -r requirements-tensorboard.txt
+	@touch $@
+
+.PHONY: ray-setup
+ray-setup: $(VENV)/.ray-installed ## Ray Data, for `make data RAY=1` on many machines (optional)
+$(VENV)/.ray-installed: requirements-ray.txt $(VENV)/.installed
+	$(PY) -m pip install --quiet --no-deps -r requirements-ray.txt
 	@touch $@
 
 .PHONY: kafka-setup
@@ -97,45 +108,46 @@ $(VENV)/.precision-installed: requirements-precision.txt $(VENV)/.installed
 	$(PY) -m pip install --quiet --no-deps -r requirements-precision.txt
 	@touch $@
 fine-tune-fp8: precision-setup ## fine-tune the trained model for FP8; then: make export PRECISION=fp8 FINE_TUNED=1
-	$(PY) -m training.recipes.fine_tune_fp8 --config $(CONFIG) --run $(RUN) $(if $(FRESH),--fresh)
+	$(PY) -m training.recipes.fine_tune_fp8 $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
 engines: $(if $(filter tensorrt-rtx,$(BUILDER)),precision-setup,setup) ## TensorRT engines for the GPU of this machine; BUILDER=tensorrt-rtx CAPABILITY=8.9 compiles without one
-	$(PY) -m export.tensorrt --config $(CONFIG) --run $(RUN) --builder $(BUILDER) $(if $(CAPABILITY),--capability $(CAPABILITY))
+	$(PY) -m export.tensorrt $(WITH_PRESET) --run $(RUN) --builder $(BUILDER) $(if $(CAPABILITY),--capability $(CAPABILITY))
 precision-report: precision-setup ## FP8, FP16, FP32: compile every graph, compare beams; writes build/precision/report.json
 	$(PY) -m benchmarks.precision_report $(if $(QUICK),--quick)
 
 .PHONY: export publish index
 export: $(if $(filter fp8,$(PRECISION)),precision-setup,setup) ## bundle (ONNX, checked) in PRECISION and model_repository/ for TARGET
-	$(PY) -m export --config $(CONFIG) --run $(RUN) --target $(TARGET) $(if $(PRECISION),--precision $(PRECISION)) $(if $(FINE_TUNED),--fine-tuned)
+	$(PY) -m export $(WITH_PRESET) --run $(RUN) --target $(TARGET) $(if $(PRECISION),--precision $(PRECISION)) $(if $(FINE_TUNED),--fine-tuned) $(IF_FRESH)
 publish: setup ## hand the newest bundle to the running server; LOAD is the command that makes it load a model
-	$(PY) -m export.publish --config $(CONFIG) --run $(RUN) --target $(TARGET) --load "$(LOAD)"
+	$(PY) -m export.publish $(WITH_PRESET) --run $(RUN) --target $(TARGET) --load "$(LOAD)"
 index: setup ## build the semantic-ID index of the bundle
-	$(PY) -m indexer build --bundles $(RUN)/bundles --ads $(RUN)/data/ads.parquet --sids $(RUN)/tokenizer/sids.parquet --out $(RUN)/index
+	$(PY) -m indexer build --bundles $(RUN)/bundles --ads $(RUN)/data/ads.parquet --sids $(RUN)/tokenizer/sids.parquet --out $(RUN)/index $(IF_FRESH)
 
 .PHONY: indexer
 indexer: setup ## take ad events for the index on INDEXER_PORT (Ctrl-C stops it); INDEXER_OPTIONS="--redis-url ..."
 	$(PY) -m indexer serve --index $(RUN)/index --bundles $(RUN)/bundles --port $(INDEXER_PORT) $(INDEXER_OPTIONS)
 
 .PHONY: serve request
-serve: setup ## launch Triton on model_repository/ (Ctrl-C stops it)
+serve: setup ## launch Triton on model_repository/, rendered for this preset (Ctrl-C stops it)
+	$(PY) -m export.rendered $(WITH_PRESET) --run $(RUN)
 	$(PY) -m launcher --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 request: setup ## ask the running server: make request USER=17
-	$(PY) -m examples.request --run $(RUN) --url 127.0.0.1:$(GRPC_PORT) $(if $(USER_ID),--user $(USER_ID))
+	$(PY) -m examples.request --run $(RUN) --url 127.0.0.1:$(GRPC_PORT) $(if $(USER_ID),--user '$(USER_ID)')
 
 .PHONY: loadtest loadtest-slo
 loadtest-slo: setup ## load control, overload and cache at 3x, 20 % and steps; writes build/loadtest/slo.json
-	$(PY) -m benchmarks.slo --config $(CONFIG) --run $(RUN) $(if $(QUICK),--quick)
+	$(PY) -m benchmarks.slo $(WITH_PRESET) --run $(RUN) $(if $(QUICK),--quick)
 loadtest: setup ## load on a server of its own: make loadtest SHAPE=spike QPS=5 DURATION=60; see docs/loadtest.md
 	$(PY) -m loadtest --run $(RUN) --repository model_repository --shape $(SHAPE) --qps $(QPS) --duration $(DURATION) $(LOADTEST)
 
 .PHONY: ablate-lazyar
-ablate-lazyar: $(RUN)/tokenizer/sids.parquet ## K = 0 against LazyAR: quality over 3 seeds, latency in process
-	$(PY) -m benchmarks.ablate_lazyar --config $(CONFIG) --run $(RUN) $(if $(QUICK),--quick)
+ablate-lazyar: tokenize ## K = 0 against LazyAR: quality over 3 seeds, latency in process
+	$(PY) -m benchmarks.ablate_lazyar $(WITH_PRESET) --run $(RUN) $(if $(QUICK),--quick)
 
 .PHONY: ablate-cold ablate-live bench bench-setup bench-index bench-faults sweep
 ablate-cold: setup ## ads that the model never saw: what serving.cold_start gives them on the trained demo
-	$(PY) -m benchmarks.ablate_cold --config $(CONFIG) --run $(RUN)
+	$(PY) -m benchmarks.ablate_cold $(WITH_PRESET) --run $(RUN)
 ablate-live: setup ## levels over live children: recall, cold ads, speed on the trained demo
-	$(PY) -m benchmarks.ablate_live --config $(CONFIG) --run $(RUN)
+	$(PY) -m benchmarks.ablate_live $(WITH_PRESET) --run $(RUN)
 bench-setup: $(VENV)/.bench-installed
 $(VENV)/.bench-installed: requirements-bench.txt $(VENV)/.installed
 	$(PY) -m pip install --quiet --no-deps -r requirements-bench.txt
@@ -156,7 +168,9 @@ lint: setup ## ruff, mypy, import contracts
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 
-.PHONY: rooms
+.PHONY: rooms reference
+reference: setup ## write docs/preset.md, every key of a preset, from the models that check one
+	$(PY) -m docs.preset_reference
 rooms: setup ## draw the picture of the rooms in docs/architecture.md from the imports of the code
 	$(PY) -m docs.rooms
 

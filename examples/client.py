@@ -5,7 +5,8 @@ Letters: N history events, E excluded ads, P profile columns, k ads, T SID level
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import np_to_triton_dtype
 
+from serving.keys import id_of
 from serving.model.bundle import read_manifest
 from serving.model.current import current_version
 from serving.model.features import BEHAVIORS
 
+AD_KEYS = "ad_keys"
 OUTPUTS = (
     "ad_ids",
     "scores",
@@ -29,7 +32,7 @@ OUTPUTS = (
     "beam_widths",
     "degraded",
     "ignored_history",
-)
+)  # all but `AD_KEYS`, which only an index with keys has, and which takes a step of its own
 
 
 def send(
@@ -39,8 +42,9 @@ def send(
     protocol: str = "grpc",
     timeout_s: float = 30.0,
     parameters: dict[str, Any] | None = None,
+    outputs: Sequence[str] = OUTPUTS,
 ) -> dict[str, np.ndarray]:
-    """Send one request (tensors with a leading batch of 1 or more) and return the outputs.
+    """Send one request (tensors with a leading batch of 1 or more) and return these outputs.
 
     Raises:
         tritonclient.utils.InferenceServerException: the server refused it, or is not there.
@@ -49,8 +53,9 @@ def send(
     try:
         inputs = infer_inputs(tensors, protocol=protocol)
         options: dict[str, Any] = {"client_timeout": timeout_s} if protocol == "grpc" else {}
+        options["outputs"] = requested_outputs(outputs, protocol=protocol)
         result = client.infer("gr4ad", inputs, parameters=parameters, **options)
-        return {name: result.as_numpy(name) for name in OUTPUTS}
+        return {name: result.as_numpy(name) for name in outputs}
     finally:
         client.close()
 
@@ -66,6 +71,12 @@ def infer_inputs(tensors: dict[str, np.ndarray], *, protocol: str = "grpc") -> l
     return inputs
 
 
+def requested_outputs(names: Sequence[str], *, protocol: str = "grpc") -> list[Any]:
+    """Outputs as tritonclient wants them; without any it asks for all there are."""
+    module: Any = tritonclient.grpc if protocol == "grpc" else tritonclient.http
+    return [module.InferRequestedOutput(name) for name in names]
+
+
 def connect(url: str, *, protocol: str, timeout_s: float) -> Any:
     """Client of a protocol: grpc or http."""
     if protocol == "grpc":
@@ -75,9 +86,18 @@ def connect(url: str, *, protocol: str, timeout_s: float) -> Any:
     )
 
 
+def ids(given: Sequence[int | str]) -> list[int]:
+    """Ids of ads or users, of texts (keys) as the tables and the index have them.
+
+    Raises:
+        ValueError: a text that is no key.
+    """
+    return [id_of(one) if isinstance(one, str) else one for one in given]
+
+
 @dataclass(frozen=True)
 class Catalogue:
-    """What the client knows of the ads and the users: the tables of a run folder."""
+    """What the client knows of the ads and the users: the tables of a run folder, and their keys."""
 
     ads: pl.DataFrame
     users: pl.DataFrame
@@ -85,6 +105,7 @@ class Catalogue:
     sids: pl.DataFrame
     profile_columns: dict[str, tuple[str, ...]]
     end: int
+    keys: Mapping[str, pl.DataFrame] = field(default_factory=dict)  # ads, users: where their ids are texts
 
     @classmethod
     def load(cls, run: Path) -> Catalogue:
@@ -100,23 +121,61 @@ class Catalogue:
         )
         sids = pl.read_parquet(run / "tokenizer" / "sids.parquet")
         end = int(events["timestamp"].to_numpy().max()) + 1
-        return cls(ads, users, events, sids, profile_columns=manifest.profile_columns, end=end)
+        files = {name: run / "data" / "keys" / f"{name}.parquet" for name in ("ads", "users")}
+        return cls(
+            ads,
+            users,
+            events,
+            sids,
+            profile_columns=manifest.profile_columns,
+            end=end,
+            keys={name: pl.read_parquet(file) for name, file in files.items() if file.is_file()},
+        )
+
+    def ad(self, word: str) -> int | str:
+        """An ad that somebody typed: a key where the ads of these tables have keys, else a number.
+
+        Raises:
+            ValueError: it is not a number, where they have none.
+        """
+        return word if "ads" in self.keys else int(word)
+
+    def user(self, word: str) -> int | str:
+        """As `ad`, of a user."""
+        return word if "users" in self.keys else int(word)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Outputs to ask for, the keys among them where the ads have keys."""
+        return (*OUTPUTS, AD_KEYS) if "ads" in self.keys else OUTPUTS
 
     def request(
-        self, user_id: int, *, num_ads: int, exclude: list[int] | None = None, max_history: int = 1024
+        self,
+        user: int | str,
+        *,
+        num_ads: int,
+        exclude: Sequence[int | str] = (),
+        max_history: int = 1024,
     ) -> dict[str, np.ndarray]:
         """Request of a user at the end of the logs: the newest events, the profile, the time.
 
+        Args:
+            user: number or key.
+            num_ads: k.
+            exclude: ads, numbers or keys, that must not come back.
+            max_history: most events that are sent.
+
         Raises:
-            ValueError: no such user.
+            ValueError: no such user, or a text that is no key.
         """
-        user = self.users.filter(pl.col("user_id") == user_id)
-        if not user.height:
-            known = self.users["user_id"]
+        (user_id,) = ids([user])
+        rows = self.users.filter(pl.col("user_id") == user_id)
+        if not rows.height:
+            known = self.keys["users"]["key"] if "users" in self.keys else self.users["user_id"]
             span = f"{known.min()!r} .. {known.max()!r}"
-            raise ValueError(f"expected a user of the logs ({span}), got {user_id}")
+            raise ValueError(f"expected a user of the logs ({span}), got {user!r}")
         events = self.events.filter(pl.col("user_id") == user_id).sort("timestamp", "ad_id").tail(max_history)
-        row = user.row(0, named=True)
+        row = rows.row(0, named=True)
         profile = [_code(categories, row[column]) for column, categories in self.profile_columns.items()]
         behaviors = [BEHAVIORS[b] for b in events["behavior"]]
         tensors = {
@@ -129,15 +188,16 @@ class Catalogue:
             "timestamp": np.array([[self.end]], np.int64),
         }
         if exclude:
-            tensors["exclude_ad_ids"] = np.array([exclude], np.int64)
+            tensors["exclude_ad_ids"] = np.array([ids(exclude)], np.int64)
         return tensors
 
 
 def problems(
-    answer: dict[str, np.ndarray], *, catalogue: Catalogue, num_ads: int, exclude: list[int]
+    answer: dict[str, np.ndarray], *, catalogue: Catalogue, num_ads: int, exclude: Sequence[int | str]
 ) -> list[str]:
     """What is wrong with an answer (row 0); empty when nothing is."""
     found = []
+    excluded = ids(exclude)
     ad_ids, scores, values, sids = (
         answer[name][0] for name in ("ad_ids", "scores", "expected_value", "sids")
     )
@@ -148,13 +208,13 @@ def problems(
     active = catalogue.ads.filter(pl.col("status") == "active")["ad_id"].to_numpy()
     if not np.isin(ad_ids, active).all():
         found.append(f"ad {ad_ids[~np.isin(ad_ids, active)][0]} is paused or unknown")
-    live = int((~np.isin(active, exclude)).sum())
+    live = int((~np.isin(active, excluded)).sum())
     if len(ad_ids) != min(num_ads, live):
         found.append(f"expected {min(num_ads, live)} ads, got {len(ad_ids)}")
     if len(np.unique(ad_ids)) != len(ad_ids):
         found.append("an ad comes twice")
-    if np.isin(ad_ids, exclude).any():
-        found.append(f"excluded ad {ad_ids[np.isin(ad_ids, exclude)][0]} came back")
+    if np.isin(ad_ids, excluded).any():
+        found.append(f"excluded ad {ad_ids[np.isin(ad_ids, excluded)][0]} came back")
     if not (np.diff(scores) <= 0).all() or not (scores <= 1e-4).all():
         found.append("scores are not log-probabilities in falling order")
     low, high = float(catalogue.events["value"].min()), float(catalogue.events["value"].max())  # type: ignore[arg-type]
@@ -165,6 +225,10 @@ def problems(
     )
     if not np.array_equal(table.drop("ad_id").fill_null(-1).to_numpy(), sids):
         found.append("an ad's SID is not the tokenizer's")
+    if AD_KEYS in answer:
+        keys = [key.decode() for key in answer[AD_KEYS][0][real]]
+        if ids(keys) != ad_ids.tolist():
+            found.append("an ad's key is not its own")
     return found
 
 

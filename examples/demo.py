@@ -20,7 +20,7 @@ import psutil
 import tritonclient.http
 
 from examples.client import Catalogue, problems, send
-from examples.new_ad import create_like_the_best, describe
+from examples.new_ad import NUM_ADS, create_like_the_best, describe
 from examples.request import format_answer
 from export.render import SOURCE
 from launcher.indexer_process import IndexerError, IndexerProcess
@@ -30,7 +30,7 @@ from serving.index.reader import IndexReader
 from serving.model.bundle import read_manifest
 from serving.model.current import current_version
 from training.loop.retention import open_checkpoint
-from training.preset.preset import add_preset_arguments
+from training.preset.preset import ConfigError, Preset, add_preset_arguments
 
 QUICK = (
     "training.steps=60",
@@ -78,21 +78,21 @@ def step(title: str, module: str, *options: str | Path) -> float:
     return time.monotonic() - began
 
 
-def ask(server: TritonServer, catalogue: Catalogue, *, requests: int) -> dict:
+def ask(server: TritonServer, catalogue: Catalogue, *, requests: int, num_ads: int) -> dict:
     """Send requests of different users one after the other; check every answer; time the gRPC ones."""
     users = catalogue.users["user_id"].to_list()[:: max(1, catalogue.users.height // requests)][:requests]
-    tensors = catalogue.request(users[0], num_ads=10)
+    tensors = catalogue.request(users[0], num_ads=num_ads)
     for protocol, url in (("http", server.http_url), ("grpc", server.grpc_url)):
-        first = send(url, tensors, protocol=protocol)
+        first = send(url, tensors, protocol=protocol, outputs=catalogue.outputs)
     print(f"\nuser {users[0]}, {tensors['history_ad_ids'].shape[1]} events of history")
     print(format_answer(first, catalogue=catalogue, history=tensors["history_ad_ids"][0]))
     seconds = []
     for user in users:
-        tensors = catalogue.request(user, num_ads=10)
+        tensors = catalogue.request(user, num_ads=num_ads)
         began = time.perf_counter()
         answer = send(server.grpc_url, tensors)
         seconds.append(time.perf_counter() - began)
-        wrong = problems(answer, catalogue=catalogue, num_ads=10, exclude=[])
+        wrong = problems(answer, catalogue=catalogue, num_ads=num_ads, exclude=[])
         if wrong:
             raise SystemExit(f"demo: wrong answer for user {user}: {'; '.join(wrong)}")
     return {
@@ -104,13 +104,15 @@ def ask(server: TritonServer, catalogue: Catalogue, *, requests: int) -> dict:
     }
 
 
-def new_ad(server: TritonServer, catalogue: Catalogue, run: Path) -> dict:
+def new_ad(server: TritonServer, catalogue: Catalogue, run: Path, *, among: int) -> dict:
     """The index sidecar takes ads that no model was trained on, and they are in answers."""
     paths = f"--index={run / 'index'}", f"--bundles={run / 'bundles'}"
     with IndexerProcess(*paths, log_file=run / "indexer.log") as sidecar:
         shown = []
         for user in catalogue.users["user_id"].to_list()[:NEW_ADS]:
-            shown.append(create_like_the_best(sidecar.url, server.grpc_url, catalogue, user=user))
+            shown.append(
+                create_like_the_best(sidecar.url, server.grpc_url, catalogue, user=user, among=among)
+            )
             print(describe(shown[-1], user=user), flush=True)
     return {
         "new_ad_ranks": [s.rank for s in shown],
@@ -135,11 +137,12 @@ def run_demo(
     values = [*(QUICK if quick else ()), *overrides]
     preset = ["--config", config, *(word for value in values for word in ("--set", value))]
     common = [*preset, "--run", str(run)]
+    most_ads = Preset.load(config, values).serving.max_num_ads
     began = time.monotonic()
     for folder in ("model", "bundles", "index"):
         shutil.rmtree(run / folder, ignore_errors=True)  # the demo shows the whole way, not a resumed one
     with PeakMemory() as memory:
-        step("logs to tables", "training.data.prepare", *preset, "--out", str(run / "data"))
+        step("logs to tables", "training.data.prepare", *preset, "--out", str(run / "data"), "--fresh")
         step(
             "semantic IDs",
             "training.tokenizer",
@@ -148,6 +151,7 @@ def run_demo(
             str(run / "data"),
             "--out",
             str(run / "tokenizer"),
+            "--fresh",
         )
         train_seconds = step("training", "training.recipes.pretrain", *common, "--fresh")
         step("evaluation on the test weeks", "training.evaluation", *common)
@@ -166,9 +170,9 @@ def run_demo(
             version = server_version(server.http_url)
             print(f"{version} ready: http {server.http_url}, grpc {server.grpc_url}")
             catalogue = Catalogue.load(run)
-            answers = ask(server, catalogue, requests=20 if quick else 200)
+            answers = ask(server, catalogue, requests=20 if quick else 200, num_ads=min(10, most_ads))
             print("\n== new ads", flush=True)
-            answers |= new_ad(server, catalogue, run)
+            answers |= new_ad(server, catalogue, run, among=min(NUM_ADS, most_ads))
     stats = json.loads((run / "data" / "stats.json").read_text())
     quality = json.loads((run / "tokenizer" / "quality.json").read_text())
     evaluation = json.loads((run / "model" / "evaluation.json").read_text())
@@ -215,7 +219,7 @@ def main() -> None:
             quick=arguments.quick,
             repository=arguments.repository,
         )
-    except (ServerError, IndexerError) as error:
+    except (ConfigError, ServerError, IndexerError) as error:
         raise SystemExit(f"demo: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit("\ndemo: stopped") from None
@@ -233,7 +237,7 @@ def main() -> None:
         + ", ".join(f"{name.replace('_', ' ')} {v[cutoff]:.3f}" for name, v in recall.items())
     )
     print(
-        f"report: {path}; now: make serve, and in another terminal make request USER=17\n"
+        f"report: {path}; now: make serve, and in another terminal make request (with the same PRESET=)\n"
         f"{report['provenance']}"
     )
 

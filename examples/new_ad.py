@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from tritonclient.utils import InferenceServerException
 
-from examples.client import Catalogue, send
+from examples.client import Catalogue, ids, send
 from serving.index.reader import MAX_WAIT_S
 from serving.model.bundle import BundleError
 
@@ -34,33 +34,46 @@ class Shown:
         ad_id: of the new ad.
         like: ad of the user's answer whose text it shares.
         rank: place in the answer, from 1; None where it is not in it.
+        among: ads that the answer had at most.
         seconds: from the acknowledgement of the event until the servers know the ad.
     """
 
     ad_id: int
     like: int
     rank: int | None
+    among: int
     seconds: float
 
 
-def create_like_the_best(indexer_url: str, server_url: str, catalogue: Catalogue, *, user: int) -> Shown:
+def create_like_the_best(
+    indexer_url: str, server_url: str, catalogue: Catalogue, *, user: int, among: int = NUM_ADS
+) -> Shown:
     """Create an ad of another account with the text of the user's best ad; delete it in the end.
 
     It is servable once a history may hold it. Bypasses the result cache: cached answers are a minute old.
 
+    Args:
+        indexer_url: of the sidecar.
+        server_url: gRPC.
+        catalogue: tables of the run that is served.
+        user: whose answer it is.
+        among: length of the answer in which the ad is looked for; a server gives at most
+            `serving.max_num_ads`.
+
     Raises:
         RuntimeError: the event was refused, or the ad is not known within ten seconds.
     """
-    tensors = catalogue.request(user, num_ads=NUM_ADS)
+    tensors = catalogue.request(user, num_ads=among)
     before = send(server_url, tensors, parameters={"cache": "bypass"})["ad_ids"][0]
     known = [ad for ad in before.tolist() if ad in catalogue.ads["ad_id"]]  # others came by an event
     if not known:
         raise RuntimeError(f"none of the ads of user {user}'s answer is in the tables of this run")
     row = catalogue.ads.filter(pl.col("ad_id") == known[0]).row(0, named=True)
-    new = int(catalogue.ads["ad_id"].to_numpy().max()) + 1 + time.time_ns() // 1_000_000 % 10**9
+    name = _new_name(catalogue)
+    (new,) = ids([name])
     event = {
         "kind": "create",
-        "ad_id": new,
+        "ad_id": name,
         "version": 1,
         "account_id": "new advertiser",
         "conversion_type": str(row["conversion_type"]),
@@ -68,9 +81,11 @@ def create_like_the_best(indexer_url: str, server_url: str, catalogue: Catalogue
     }
     post(indexer_url, event)
     accepted = time.perf_counter()
-    seen = dict(tensors)
-    seen["history_ad_ids"] = np.full_like(tensors["history_ad_ids"], known[0])
-    seen["history_ad_ids"][0, 0] = new
+    seen = tensors | {
+        "history_ad_ids": np.array([[new]], np.int64),
+        "history_behaviors": np.array([[1]], np.int32),
+        "history_timestamps": tensors["timestamp"] - 1,
+    }
     try:
         while send(server_url, seen, parameters={"cache": "bypass"})["ignored_history"][0, 0]:
             if time.perf_counter() - accepted > _WAIT_S:
@@ -79,14 +94,21 @@ def create_like_the_best(indexer_url: str, server_url: str, catalogue: Catalogue
         time.sleep(MAX_WAIT_S)  # by then the search knows it too
         answer = send(server_url, tensors, parameters={"cache": "bypass"})["ad_ids"][0]
         rank = int(np.flatnonzero(answer == new)[0]) + 1 if new in answer else None
-        return Shown(new, known[0], rank, seconds)
+        return Shown(new, known[0], rank, among=among, seconds=seconds)
     finally:
         post(indexer_url, {"kind": "delete", "ad_id": new, "version": 2})
 
 
+def _new_name(catalogue: Catalogue) -> int | str:
+    milliseconds = time.time_ns() // 1_000_000
+    if "ads" in catalogue.keys:
+        return f"new ad {milliseconds}"
+    return int(catalogue.ads["ad_id"].to_numpy().max()) + 1 + milliseconds % 10**9
+
+
 def describe(shown: Shown, *, user: int) -> str:
     """One line."""
-    place = f"not among the first {NUM_ADS}" if shown.rank is None else f"number {shown.rank}"
+    place = f"not among the first {shown.among}" if shown.rank is None else f"number {shown.rank}"
     return (
         f"ad {shown.ad_id}, created with the text of ad {shown.like}: servable {shown.seconds * 1e3:.0f} ms "
         f"after its event was acknowledged; {place} of user {user}, for a model that never saw it"
@@ -122,11 +144,16 @@ def main() -> None:
     parser.add_argument("--url", default="127.0.0.1:8001", help="gRPC of the server [127.0.0.1:8001]")
     parser.add_argument("--indexer", default="http://127.0.0.1:8010", help="the sidecar")
     parser.add_argument("--user", type=int, help="user of the logs [the first one]")
+    parser.add_argument(
+        "--among", type=int, default=NUM_ADS, help=f"ads of the answer it is looked for in [{NUM_ADS}]"
+    )
     arguments = parser.parse_args()
     try:
         catalogue = Catalogue.load(arguments.run)
         user = arguments.user if arguments.user is not None else int(catalogue.users["user_id"][0])
-        shown = create_like_the_best(arguments.indexer, arguments.url, catalogue, user=user)
+        shown = create_like_the_best(
+            arguments.indexer, arguments.url, catalogue, user=user, among=arguments.among
+        )
     except (RuntimeError, ValueError, OSError, BundleError, InferenceServerException) as error:
         sys.exit(f"error: {error}")
     print(f"{describe(shown, user=user)}; deleted again")

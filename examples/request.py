@@ -14,20 +14,21 @@ import numpy as np
 import polars as pl
 from tritonclient.utils import InferenceServerException
 
-from examples.client import Catalogue, problems, send
+from examples.client import AD_KEYS, Catalogue, problems, send
 from serving.model.bundle import BundleError
 
 
 def format_answer(answer: dict[str, np.ndarray], *, catalogue: Catalogue, history: np.ndarray) -> str:
-    """Table of one answer; `seen` counts how often the ad stands in the history."""
+    """Table of one answer, ads by their keys where it has them; `seen` counts them in the history."""
     lines = [f"{'#':>3}  {'ad':>9}  {'SID':<14}  {'log p':>7}  {'eCPM':>6}  {'seen':>4}  text"]
+    names = answer["ad_ids"][0] if AD_KEYS not in answer else [k.decode() for k in answer[AD_KEYS][0]]
     text = dict(catalogue.ads.select("ad_id", "text").iter_rows())
     for rank, ad in enumerate(answer["ad_ids"][0].tolist(), 1):
         if ad < 0:
             break
         sid = "-".join(map(str, answer["sids"][0][rank - 1].tolist()))
         lines.append(
-            f"{rank:>3}  {ad:>9}  {sid:<14}  {answer['scores'][0][rank - 1]:7.3f}  "
+            f"{rank:>3}  {names[rank - 1]:>9}  {sid:<14}  {answer['scores'][0][rank - 1]:7.3f}  "
             f"{answer['expected_value'][0][rank - 1]:6.2f}  {int((history == ad).sum()):>4}  {text[ad][:64]}"
         )
     return "\n".join(lines)
@@ -45,22 +46,25 @@ def main() -> None:
         "--url", default="127.0.0.1:8001", help="host:port; 8001 is gRPC, 8000 HTTP [127.0.0.1:8001]"
     )
     parser.add_argument("--protocol", choices=("grpc", "http"), default="grpc")
-    parser.add_argument("--user", type=int, help="user of the logs [the first one]")
+    parser.add_argument("--user", help="user of the logs, a key where their ids are texts [the first one]")
     parser.add_argument("--num-ads", type=int, default=10)
-    parser.add_argument("--exclude", type=int, nargs="*", default=[], metavar="AD")
+    parser.add_argument("--exclude", nargs="*", default=[], metavar="AD", help="ads, keys as with --user")
     parser.add_argument("--widths", help='beams a level, e.g. "32-64-128:32" (within the server\'s limits)')
     parser.add_argument("--width-cap", type=int, help="no level keeps more beams than this")
     arguments = parser.parse_args()
     try:
         catalogue = Catalogue.load(arguments.run)
-        user = arguments.user if arguments.user is not None else int(catalogue.users["user_id"][0])
-        tensors = catalogue.request(user, num_ads=arguments.num_ads, exclude=arguments.exclude)
+        first = int(catalogue.users["user_id"][0])
+        user = first if arguments.user is None else catalogue.user(arguments.user)
+        exclude = [catalogue.ad(word) for word in arguments.exclude]
+        tensors = catalogue.request(user, num_ads=arguments.num_ads, exclude=exclude)
         began = time.perf_counter()
         answer = send(
             arguments.url,
             tensors,
             protocol=arguments.protocol,
             parameters={k: v for k in ("widths", "width_cap") if (v := getattr(arguments, k)) is not None},
+            outputs=catalogue.outputs,
         )
         elapsed = time.perf_counter() - began
     except InferenceServerException as error:
@@ -78,7 +82,7 @@ def main() -> None:
         f"degraded {bool(answer['degraded'][0, 0])}, "
         f"{elapsed * 1e3:.0f} ms over {arguments.protocol}"
     )
-    wrong = problems(answer, catalogue=catalogue, num_ads=arguments.num_ads, exclude=arguments.exclude)
+    wrong = problems(answer, catalogue=catalogue, num_ads=arguments.num_ads, exclude=exclude)
     if wrong:
         print("wrong answer: " + "; ".join(wrong), file=sys.stderr)
         sys.exit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from export.graph_config import GraphConfigError
 from export.int8 import QuantizeError
 from export.kept import TARGETS, check_precision, kept_bundles
 from export.lower import Lowering
+from export.made_from import made_from, newest
 from export.parity import ParityError
 from export.pbtxt import RenderError
 from export.render import ENGINES, SOURCE, render
@@ -27,7 +29,8 @@ from export.seeded import seeded_checkpoint
 from export.tensorrt import build_bundles
 from serving.backend.settings import ServingConfig
 from serving.index.layout import IndexStoreError
-from serving.model.bundle import BundleError, read_manifest
+from serving.inputs import RECORD, is_up_to_date
+from serving.model.bundle import MANIFEST, BundleError, read_manifest
 from serving.model.current import point_current
 from serving.search.normalise import parse_normalise
 from serving.search.widths import WidthPlan
@@ -59,7 +62,7 @@ def main() -> None:
         if not arguments.render_only:
             check_precision(arguments.precision or preset.precision.precision, arguments.target)
             builder = Builder("tensorrt") if arguments.target == "tensorrt" else None
-            version = _export(arguments, preset)
+            version = _bundle(arguments, preset)
         models = _render(arguments, preset.serving, version=version, builder=builder)
         if version is not None:
             point_current(bundles, version)
@@ -115,6 +118,28 @@ def _render(
         chosen = kept_bundles(bundles, arguments.target, index=index, serving=version)
         build_bundles(builder, bundles, chosen, config=config, folder=folder)
     return place()
+
+
+def _bundle(arguments: argparse.Namespace, preset: Preset) -> int:
+    """Version of the bundle of these inputs; the newest one where it was made from them, or a new one."""
+    if arguments.seeded_weights:
+        return _export(arguments, preset)
+    bundles = arguments.run / "bundles"
+    record, version = bundles / RECORD, newest(bundles)
+    inputs = made_from(
+        arguments.run,
+        find_checkpoint(arguments.run / "model", arguments.checkpoint),
+        preset=preset,
+        precision=arguments.precision or preset.precision.precision,
+        fine_tuned=arguments.fine_tuned,
+        version=version,
+    )
+    outputs = [bundles / str(version) / MANIFEST]
+    if not is_up_to_date(record, inputs, outputs=outputs, fresh=arguments.fresh):
+        record.unlink(missing_ok=True)
+        version = _export(arguments, preset)
+        replace(inputs, values=inputs.values | {"bundle": version}).save(record)
+    return version
 
 
 def _export(arguments: argparse.Namespace, preset: Preset) -> int:
@@ -230,6 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint", default="latest", help="latest, best (by validation) or a name: step-000400 [latest]"
     )
+    parser.add_argument("--fresh", action="store_true", help="make a bundle, also where the newest will do")
     parser.add_argument("--render-only", action="store_true", help="render for the bundles that are there")
     parser.add_argument(
         "--seeded-weights",

@@ -18,6 +18,7 @@ from export.lower import Lowering, lower
 from export.parity import check_parity
 from indexer.encode.ad_encoder import FOLDER as ENCODER
 from serving.files import new_folder, sha256
+from serving.inputs import RECORD
 from serving.model.bundle import MANIFEST, read_manifest, versions
 from serving.model.current import point_current
 from serving.model.manifest import FORMAT_VERSION
@@ -78,7 +79,7 @@ def write_bundle(
                     f"{tokenizer}: expected tokenizer {wanted} (the model's), got {found}; train again"
                 )
             shutil.copytree(
-                tokenizer, work / "tokenizer", ignore=shutil.ignore_patterns("sids.parquet", ".*")
+                tokenizer, work / "tokenizer", ignore=shutil.ignore_patterns("sids.parquet", RECORD, ".*")
             )
             # A folder of its own: graphs at the top are Triton's.
             write_encoder(loaded, work / ENCODER)

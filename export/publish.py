@@ -23,6 +23,7 @@ from export.graph_config import GraphConfigError
 from export.kept import TARGETS, Target
 from export.pbtxt import RenderError
 from export.render import ADAPTERS, ENGINES, SOURCE, render
+from export.rendered import RECORD
 from serving.backend.settings import ServingConfig
 from serving.files import write_file
 from serving.index.layout import IndexStoreError
@@ -165,6 +166,7 @@ class _Before(NamedTuple):
     def of(cls, repository: Path, version: int) -> _Before:
         """Configs and adapters as they are, and where the version is not yet."""
         files = [*repository.glob("*/config.pbtxt"), *(repository / a / "1" / "model.py" for a in ADAPTERS)]
+        files.append(repository / RECORD)
         graphs = [p / str(version) for p in repository.glob("lazyar_*")]
         return cls(
             repository,
@@ -177,7 +179,7 @@ class _Before(NamedTuple):
         for folder in self.added:
             shutil.rmtree(folder, ignore_errors=True)
         for path, content in self.files.items():
-            if path.read_bytes() != content:
+            if not path.is_file() or path.read_bytes() != content:
                 write_file(path, content)
 
 

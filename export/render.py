@@ -15,6 +15,7 @@ from export.graph_config import check_graph, graph_values, on_gpu
 from export.kept import Target, kept_bundles
 from export.pbtxt import TEMPLATES, RenderError, check_config, fill, settings_parameter
 from export.profiles import profiles
+from export.rendered import RECORD, portable, rendered_for
 from serving.backend.model_settings import HOME, ModelSettings
 from serving.backend.settings import ServingConfig
 from serving.files import new_folder, sha256, write_file
@@ -23,7 +24,7 @@ from serving.model.manifest import Manifest
 from serving.model.placed import DESCRIPTION, GRAPH, PLAN, graph_folder
 
 SOURCE = HOME / "model_repository"
-ADAPTERS = ("request_features", "beam_scheduler", "ad_resolver")
+ADAPTERS = ("request_features", "beam_scheduler", "ad_resolver", "ad_keys")
 ENGINES = "engines"  # folder beside the bundles
 
 
@@ -69,13 +70,13 @@ def render(
     newest = manifests[-1]
     if config.graph_calls == "in_process" and target != "cpu":
         raise RenderError(f"serving.graph_calls: expected bls for target {target}, got in_process (cpu only)")
-    values = _values(newest, config, target=target, bundles=_portable(bundles), index=_portable(index))
+    values = _values(newest, config, target=target, bundles=portable(bundles), index=portable(index))
     configs = {name: fill(name, values) for name in ("gr4ad", *ADAPTERS)}
     stems = list(newest.graphs) if config.graph_calls == "bls" else []
     for stem in stems:
         configs[f"lazyar_{stem}"] = fill(
             "graph",
-            graph_values(stem, newest, config=config, target=target, bundles=_portable(bundles)),
+            graph_values(stem, newest, config=config, target=target, bundles=portable(bundles)),
         )
     parsed = {name: check_config(name, text) for name, text in configs.items()}
     for manifest in manifests:
@@ -89,6 +90,7 @@ def render(
         else {}
     )
 
+    (repository / RECORD).unlink(missing_ok=True)
     for name in ADAPTERS:
         _write(repository / name / "1" / "model.py", (SOURCE / name / "1" / "model.py").read_bytes())
     (repository / "gr4ad" / "1").mkdir(parents=True, exist_ok=True)
@@ -114,6 +116,7 @@ def render(
         remove_others(repository, stems, versions={manifest.version for manifest in manifests})
     for name, text in configs.items():
         _write(repository / name / "config.pbtxt", text.encode())
+    rendered_for(config, bundles=bundles, index=index).save(repository / RECORD)
     return list(configs)
 
 
@@ -190,9 +193,3 @@ def _plans(
         )
         for stem in manifest.graphs
     }
-
-
-def _portable(path: Path) -> str:
-    """Relative to the checkout where it lies inside, so that a mounted checkout works elsewhere too."""
-    path = path.resolve()
-    return str(path.relative_to(HOME.resolve())) if path.is_relative_to(HOME.resolve()) else str(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from indexer.commands import build, dead_letters, gaps, maintenance, serve, status
+from indexer.commands import ads, build, dead_letters, gaps, maintenance, serve, status
 from serving.index.layout import IndexStoreError
 from serving.model.bundle import BundleError
 
@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m indexer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="take ad events; what no command means, too")  # handled above
-    for group in (build, status, maintenance, dead_letters, gaps):
+    for group in (build, ads, status, maintenance, dead_letters, gaps):
         group.add(commands)
     arguments = parser.parse_args()
     try:

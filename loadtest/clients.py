@@ -19,7 +19,7 @@ import tritonclient.http
 from gevent.event import AsyncResult
 from grpc.experimental import gevent as grpc_gevent
 
-from examples.client import OUTPUTS, infer_inputs
+from examples.client import OUTPUTS, infer_inputs, requested_outputs
 from loadtest.outcomes import SERVER_ERROR, LoadError
 
 MODEL = "gr4ad"
@@ -59,11 +59,13 @@ class Client:
         Raises:
             InferenceServerException, OSError, LoadError: see `outcomes.classify`.
         """
-        inputs = infer_inputs(tensors, protocol="grpc" if self._grpc else "http")
+        protocol = "grpc" if self._grpc else "http"
+        inputs = infer_inputs(tensors, protocol=protocol)
+        outputs = requested_outputs(OUTPUTS, protocol=protocol)
         if self._grpc:
-            result = self._infer_grpc(inputs, parameters)
+            result = self._infer_grpc(inputs, outputs, parameters=parameters)
         else:
-            result = self._client.infer(MODEL, inputs, parameters=parameters)
+            result = self._client.infer(MODEL, inputs, outputs=outputs, parameters=parameters)
         answer = {name: result.as_numpy(name) for name in OUTPUTS}
         missing = [name for name, values in answer.items() if values is None]
         if missing:
@@ -72,7 +74,7 @@ class Client:
             return answer, result.get_response().ByteSize()
         return answer, sum(v.nbytes for v in answer.values())
 
-    def _infer_grpc(self, inputs: list[Any], parameters: dict[str, Any] | None) -> Any:
+    def _infer_grpc(self, inputs: list[Any], outputs: list[Any], *, parameters: dict[str, Any] | None) -> Any:
         """One call; the greenlet waits, and no thread does."""
         done: AsyncResult = AsyncResult()
 
@@ -80,7 +82,12 @@ class Client:
             done.set(result) if error is None else done.set_exception(error)
 
         call = self._client.async_infer(
-            MODEL, inputs, ended, parameters=parameters, client_timeout=self._deadline_s
+            MODEL,
+            inputs,
+            ended,
+            outputs=outputs,
+            parameters=parameters,
+            client_timeout=self._deadline_s,
         )
         try:
             return done.get()

@@ -10,6 +10,7 @@ import polars as pl
 
 from tests.pipeline import small_ads
 from training.data.prepare import prepare
+from training.data.prepared import load_prepared
 from training.data.samples import RequestDataset
 from training.preset.data import DataConfig
 from training.preset.preset import Preset
@@ -85,7 +86,8 @@ def run_of(folder: Path, events: pl.DataFrame, *, users: int, config: dict) -> t
     content = config | {"data": config["data"] | {"path": str(source)}}
     preset = folder / "preset.yaml"
     preset.write_text(json.dumps(content))  # JSON is YAML
-    tables = prepare(DataConfig(**content["data"]), run / "data").tables
+    prepare(DataConfig(**content["data"]), run / "data")
+    tables = load_prepared(run / "data").tables
     tokenizer = Tokenizer.fit(
         tables.ads, TokenizerConfig(codebook_sizes=(6, 5), hash_size=16, embedding_dim=8)
     )

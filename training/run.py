@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import polars as pl
+import torch
 
+from serving.inputs import changes, named, summary
 from serving.model.features import BEHAVIORS
 from training.data.parts import TRAIN
 from training.data.prepared import Prepared, load_prepared
@@ -23,6 +25,17 @@ from training.tokenizer.storage import read_folder
 
 class SpecError(ValueError):
     """A model cannot go on, or be fed, with the preset or the data that are there now."""
+
+
+# Other values leave shapes as they are, but not what a weight is for.
+_PLACES = ("heads", "shared_layers", "value_buckets")
+
+
+def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Of all weights of a model, by name; none is made."""
+    with torch.device("meta"):
+        weights = spec.empty().state_dict()
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
 
 
 @dataclass(frozen=True)
@@ -81,30 +94,37 @@ class RunData:
             tokenizer_id=self.tokenizer_id,
         )
 
-    def check_spec(self, spec: ModelSpec, preset: Preset) -> None:
-        """Whether a model can go on with these data and settings, as it is.
+    def go_on(self, spec: ModelSpec, preset: Preset) -> ModelSpec:
+        """What a model is from now on, with these data and settings.
 
-        Value buckets and profile categories stay the model's, whatever the log holds now.
+        Value buckets and profile categories stay the model's, whatever the log holds now. Settings that move
+        no weight and leave its shape (dropout, length of a history, attribution window) are taken over.
 
         Raises:
-            SpecError: SIDs, contexts or sizes are not those of the model; says which.
+            SpecError: SIDs, or shapes and places of weights, are not those of the model; says which.
         """
         self.check_tokenizer(spec)
-        window = self.prepared.attribution_window_s
-        if spec.features.attribution_window_s != window:
+        context = named("features", preset.features.model_dump())
+        context["data.attribution_window"] = self.prepared.attribution_window_s
+        was = {f"features.{k}": v for k, v in spec.features.to_json().items()}
+        was["data.attribution_window"] = spec.features.attribution_window_s
+        was = {name: was[name] for name in context} | named("model", spec.model.model_dump())
+        changed = changes(was, context | named("model", preset.model.model_dump()))
+        if not changed:
+            return spec
+        features = replace(
+            spec.features,
+            **preset.features.model_dump(),
+            attribution_window_s=self.prepared.attribution_window_s,
+        )
+        new = replace(spec, model=preset.model, features=features)
+        moved = any(getattr(spec.model, key) != getattr(new.model, key) for key in _PLACES)
+        if moved or shapes(spec) != shapes(new):
             raise SpecError(
-                f"the model was made with data.attribution_window = {spec.features.attribution_window_s}, "
-                f"the prepared data with {window}; set it back and run `make data` again, or train a new "
-                "model with --fresh or in another folder"
+                f"the model was made with other settings (was -> is): {summary(changed)}; its weights do not "
+                "fit them: set them back, or train a new model with --fresh or in another folder"
             )
-        for section, was in (("model", spec.model.model_dump()), ("features", spec.features.to_json())):
-            now: dict[str, Any] = getattr(preset, section).model_dump()
-            for key, value in now.items():
-                if was[key] != value:
-                    raise SpecError(
-                        f"the model was made with {section}.{key} = {was[key]!r}, the preset says {value!r}; "
-                        "set it back, or train a new model with --fresh or in another folder"
-                    )
+        return new
 
     def check_tokenizer(self, spec: ModelSpec) -> None:
         """Whether a model speaks the SIDs of this folder.

@@ -39,15 +39,18 @@ class ModelSpec:
     profile_columns: dict[str, tuple[str, ...]]
     tokenizer_id: str
 
-    def build(self) -> Generator:
-        """Generator with fresh weights (seed torch before)."""
-        model = Generator(
+    def empty(self) -> Generator:
+        """Generator whose weights are yet to be set."""
+        return Generator(
             self.model,
             self.features,
             level_sizes=self.level_sizes,
             value_buckets=len(self.value_buckets.means),
         )
-        return initialise(model)
+
+    def build(self) -> Generator:
+        """Generator with fresh weights (seed torch before)."""
+        return initialise(self.empty())
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from indexer.events.event import DeleteEvent, PauseEvent, ResumeEvent
@@ -12,12 +13,13 @@ from indexer.store.index_store import IndexStore
 from indexer.store.tables import read_counters
 from indexer.store.transaction import ReadTransaction, read_store
 from serving.index.layout import STATUSES
+from serving.keys import id_of
 
 _EVENTS = {"active": ResumeEvent, "paused": PauseEvent, "deleted": DeleteEvent}
 
 
-def set_status(index: Path, ad_ids: list[int], *, status: str) -> int:
-    """Change the status of known ads in one transaction; returns the new sequence number.
+def set_status(index: Path, ads: Sequence[int | str], *, status: str) -> int:
+    """Change the status of known ads, numbers or keys, in one transaction; the new sequence number.
 
     Raises:
         ValueError: an ad is not in the index.
@@ -25,11 +27,12 @@ def set_status(index: Path, ad_ids: list[int], *, status: str) -> int:
     """
     items = []
     with IndexStore(index) as store:
-        for ad_id in dict.fromkeys(ad_ids):
+        for given in dict.fromkeys(ads):
+            ad_id = id_of(given) if isinstance(given, str) else given
             ad = store.ad(ad_id) if 0 <= ad_id < 1 << 63 else None
-            if ad is None:
-                raise ValueError(f"expected ads that are in the index, got unknown ad {ad_id}")
-            event = _EVENTS[status](ad_id=ad_id, version=ad.status_version + 1)
+            if ad is None or (isinstance(given, str) and ad.key != given):
+                raise ValueError(f"expected ads that are in the index, got unknown ad {given!a}")
+            event = _EVENTS[status](ad_id=given, version=ad.status_version + 1)
             items.append(Incoming(event, json.dumps(event.fields()).encode(), "set-status"))
         return store.apply(items)[0].sequence
 
@@ -47,6 +50,8 @@ def stats(index: Path) -> str:
             f"version {reading.meta.sequence}, {reading.entries(tables.ads):,} ads known, "
             f"{reading.entries(tables.content):,} with content, {reading.entries(tables.dead):,} dead letters"
         ]
+        if tables.keys is not None and (keys := reading.entries(tables.keys)):
+            lines.append(f"{keys:,} ads with keys")
         lines += [_generation(reading, name) for name in reading.meta.generations]
         return "\n".join([*lines, *(f"{name} {value:,}" for name, value in sorted(counters.items()))])
 
@@ -68,7 +73,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("set-status", help="activate, pause or delete ads; servers see it at once")
     command.add_argument("--index", type=Path, required=True)
     command.add_argument("--status", choices=STATUSES, required=True)
-    command.add_argument("ad_ids", type=int, nargs="+")
+    command.add_argument("ad_ids", type=int, nargs="*")
+    command.add_argument("--key", action="append", default=[], help="of an ad whose id is a text; repeatable")
     command.set_defaults(run=_set_status)
     command = commands.add_parser("stats", help="what an index holds")
     command.add_argument("--index", type=Path, required=True)
@@ -76,5 +82,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _set_status(arguments: argparse.Namespace) -> None:
-    sequence = set_status(arguments.index, arguments.ad_ids, status=arguments.status)
+    ads = [*arguments.ad_ids, *arguments.key]
+    if not ads:
+        raise ValueError("expected ad ids or --key, got none")
+    sequence = set_status(arguments.index, ads, status=arguments.status)
     print(f"index version {sequence}")

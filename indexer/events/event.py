@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
+
+from indexer.events.error import shown
+from serving.keys import MAX_KEY, id_of
 
 Kind = Literal["create", "update", "pause", "resume", "delete"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -13,6 +17,11 @@ FIELDS = ("kind", "ad_id", "version", *CONTENT_FIELDS)
 MAX_NUMBER = (1 << 63) - 1
 
 _Number = Annotated[int, Field(ge=0, le=MAX_NUMBER)]
+_Key = Annotated[str, Field(min_length=1, max_length=MAX_KEY)]
+_AdId = Annotated[
+    Annotated[_Number, Tag("number")] | Annotated[_Key, Tag("key")],
+    Discriminator(lambda value: "key" if isinstance(value, str) else "number"),
+]
 _Account = Annotated[str, Field(max_length=256, description="advertiser the ad belongs to")]
 _Conversion = Annotated[str, Field(max_length=256, description="what the ad is paid for")]
 _Text = Annotated[str, Field(max_length=65_536, description="what the semantic ID is made from")]
@@ -36,15 +45,30 @@ class AdEvent(BaseModel):
 
     Attributes:
         kind: what happened.
-        ad_id: 0 .. 2**63 - 1.
+        sent_id: field `ad_id`: a number 0 .. 2**63 - 1 or, as text, a key.
         version: of the ad, 0 .. 2**63 - 1; a later one wins, in whatever order they arrive.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, json_schema_extra=_as_sent)
 
     kind: Kind
-    ad_id: _Number
+    sent_id: Annotated[_AdId, Field(alias="ad_id", description="number, or key where ids are texts")]
     version: Annotated[_Number, Field(description="of the ad; a later one wins, in whatever order they come")]
+
+    @property
+    def key(self) -> str | None:
+        """Key of the ad; None where it was sent as a number."""
+        return self.sent_id if isinstance(self.sent_id, str) else None
+
+    @cached_property
+    def ad_id(self) -> int:
+        """Id of the ad, of a key as `serving.keys.id_of` makes it."""
+        return id_of(self.sent_id) if isinstance(self.sent_id, str) else self.sent_id
+
+    @property
+    def ad(self) -> str:
+        """The ad in a message, as it was sent."""
+        return shown(self.sent_id)
 
     @property
     def content(self) -> dict[str, str]:
@@ -53,7 +77,7 @@ class AdEvent(BaseModel):
 
     def fields(self) -> dict[str, Any]:
         """Fields that are set, as they are sent."""
-        return self.model_dump(exclude_none=True)
+        return self.model_dump(exclude_none=True, by_alias=True)
 
 
 class CreateEvent(AdEvent):

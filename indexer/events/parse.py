@@ -38,7 +38,7 @@ def _explained(values: Mapping[str, Any], error: ValidationError) -> EventError:
     if unknown is not None:  # there may be thousands of them, so before a list of all errors is made
         return EventError("unknown_field", f"expected the fields {', '.join(FIELDS)}, got {shown(unknown)}")
     first = error.errors(include_url=False)[0]
-    name = str(first["loc"][-1]) if first["loc"] else "kind"
+    name = next((str(part) for part in reversed(first["loc"]) if part in FIELDS), "kind")
     kind, value, content = values.get("kind"), values.get(name), ", ".join(CONTENT_FIELDS)
     match first["type"]:
         case "missing" if name in CONTENT_FIELDS:
@@ -53,6 +53,8 @@ def _explained(values: Mapping[str, Any], error: ValidationError) -> EventError:
             return EventError("out_of_range", f"kind: expected {' | '.join(KINDS)}, got {shown(kind)}")
         case "greater_than_equal" | "less_than_equal":
             return EventError("out_of_range", f"{name}: expected 0 .. 2**63 - 1, got {shown(value)}")
+        case "string_too_short":
+            return EventError("out_of_range", f"{name}: expected a key of 1 or more characters, got none")
         case "string_too_long":
             longest = first["ctx"]["max_length"]
             got = len(values[name])
@@ -60,6 +62,6 @@ def _explained(values: Mapping[str, Any], error: ValidationError) -> EventError:
         case "string_unicode":
             at = next(i for i, c in enumerate(values[name]) if "\ud800" <= c <= "\udfff")
             return EventError("invalid_json", f"{name}: expected text, got a lone surrogate at {at}")
-    expected = "an integer" if name in ("ad_id", "version") else "a string"
+    expected = {"ad_id": "an integer or a key as text", "version": "an integer"}.get(name, "a string")
     got_type = type(value).__name__
     return EventError("wrong_type", f"{name}: expected {expected}, got {got_type} {shown(value)}")

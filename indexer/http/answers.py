@@ -91,6 +91,7 @@ class Ad(BaseModel):
     """What the index has of one ad."""
 
     ad_id: int
+    key: str | None = Field(description="the ad's key; null where its ids are numbers")
     status: Literal["active", "paused", "deleted"]
     status_version: int = Field(description="version of the event that set it")
     content_version: int = Field(description="version of the event that set the content")

@@ -8,9 +8,11 @@ from fastapi import FastAPI, Path, Query, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from indexer.events.error import shown
 from indexer.http.answers import READ_FAILURES, Ad, Alive, Failed, Ready
 from indexer.http.api import Api
 from indexer.store.index_store import IndexStore
+from serving.keys import MAX_KEY, id_of
 from web.errors import HttpError
 
 HEALTH = frozenset({"/healthz", "/readyz", "/metrics"})  # answered also when all connections are taken
@@ -18,7 +20,7 @@ _AdId = Path(ge=0, lt=1 << 63, examples=[1017])
 
 
 def add_reads(app: FastAPI, api: Api) -> None:
-    """Add `/ads/{ad_id}`, `/healthz`, `/readyz` and `/metrics`."""
+    """Add `/ads/{ad_id}`, `/ads?key=`, `/healthz`, `/readyz` and `/metrics`."""
 
     @app.get(
         "/ads/{ad_id}",
@@ -32,6 +34,20 @@ def add_reads(app: FastAPI, api: Api) -> None:
         ad = await api.call(lambda: _ad(api.store, ad_id, neighbours=neighbours))
         if ad is None:
             raise HttpError(404, "unknown_ad", f"ad {ad_id} is not in the index")
+        return ad
+
+    @app.get(
+        "/ads",
+        responses=READ_FAILURES | {404: {"model": Failed, "description": "not in the index"}},
+        summary="One ad by its key, as `/ads/{ad_id}` gives it",
+    )
+    async def get_ad_by_key(
+        key: str = Query(min_length=1, max_length=MAX_KEY, description="ad_id of events that send texts"),
+        neighbours: int = Query(10, ge=0, le=100, description="active ads that share its prefix, at most"),
+    ) -> Ad:
+        ad = await api.call(lambda: _ad(api.store, id_of(key), neighbours=neighbours))
+        if ad is None or ad.key != key:
+            raise HttpError(404, "unknown_ad", f"ad {shown(key)} is not in the index")
         return ad
 
     @app.get("/healthz", summary="The process is alive")

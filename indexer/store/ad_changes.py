@@ -58,6 +58,9 @@ def write_changes(
             updated=now,
         )
         writing.txn.put(ad_key(ad_id), value, db=writing.tables.ads)
+        before = changes[ad_id].before
+        if state.key is not None and (before is None or before.key is None):
+            writing.txn.put(ad_key(ad_id), state.key.encode(), db=writing.tables.keys)
     contents = {a: s.content for a, s in states.items() if changes[a].new_content and s.content is not None}
     for ad_id, content in contents.items():
         writing.txn.put(ad_key(ad_id), encode_content(content), db=writing.tables.content)

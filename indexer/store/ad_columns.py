@@ -14,6 +14,7 @@ import numpy as np
 from indexer.events.event import CONTENT_FIELDS
 from indexer.store.records import encode_content
 from serving.index.layout import STATUSES
+from serving.keys import id_of
 
 Content = Mapping[str, Any]
 """Columns account_id, conversion_type, text: N strings each, as list, array or polars Series."""
@@ -30,6 +31,7 @@ class AdColumns:
         statuses: uint8 [N], codes of `STATUSES`.
         versions: int64 [N], of both registers.
         content: columns in the order they came in; None where SIDs are all that is known.
+        keys: the user's own, N strings in the order they came in; None where ids are numbers.
         order: int64 [N], position of each ad in those columns; None where they came sorted.
     """
 
@@ -38,6 +40,7 @@ class AdColumns:
     statuses: np.ndarray
     versions: np.ndarray
     content: Content | None
+    keys: Any
     order: np.ndarray | None
 
     @classmethod
@@ -50,6 +53,7 @@ class AdColumns:
         statuses: np.ndarray,
         versions: np.ndarray | int,
         content: Content | None,
+        keys: Any = None,
     ) -> AdColumns:
         """Columns as `IndexStore.build` takes them; whether contents are strings is seen when they are read.
 
@@ -78,6 +82,8 @@ class AdColumns:
         for name in CONTENT_FIELDS if content is not None else ():
             if name not in content or len(content[name]) != len(ad_ids):  # type: ignore[operator, index]
                 raise ValueError(f"expected the content column {name} of {len(ad_ids)} ads")
+        if keys is not None and len(keys) != len(ad_ids):
+            raise ValueError(f"expected keys of {len(ad_ids)} ads, got {len(keys)}")
         ad_ids, order = np.asarray(ad_ids, np.int64), None
         if (ad_ids[1:] < ad_ids[:-1]).any():
             order = np.argsort(ad_ids)
@@ -85,7 +91,7 @@ class AdColumns:
         twice = np.flatnonzero(ad_ids[1:] == ad_ids[:-1])
         if len(twice):
             raise ValueError(f"expected distinct ads, ad {ad_ids[twice[0]]} occurs more than once")
-        return cls(ad_ids, sids, statuses=codes, versions=versions, content=content, order=order)
+        return cls(ad_ids, sids, statuses=codes, versions=versions, content=content, keys=keys, order=order)
 
     def encoded_content(self) -> Iterator[bytes]:
         """Values of the table `content`, by ad; none without content.
@@ -93,9 +99,7 @@ class AdColumns:
         Raises:
             ValueError: a value that is no string.
         """
-        for start in range(0, len(self.ad_ids), _CHUNK) if self.content is not None else ():
-            at = np.arange(start, min(start + _CHUNK, len(self.ad_ids)))
-            positions = at if self.order is None else self.order[at]
+        for at, positions in self._chunks() if self.content is not None else ():
             columns = [_take(self.content[name], positions) for name in CONTENT_FIELDS]  # type: ignore[index]
             for name, column in zip(CONTENT_FIELDS, columns, strict=True):
                 wrong = next((i for i, value in enumerate(column) if type(value) is not str), None)
@@ -104,6 +108,26 @@ class AdColumns:
                     raise ValueError(f"content of ad {ad_id}: expected {name} as text, got {got!r}")
             for values in zip(*columns, strict=True):
                 yield encode_content(dict(zip(CONTENT_FIELDS, values, strict=True)))
+
+    def encoded_keys(self) -> Iterator[bytes]:
+        """Values of the table `keys`, by ad; none without keys.
+
+        Raises:
+            ValueError: a key that is none, or whose id is not that of its ad.
+        """
+        for at, positions in self._chunks() if self.keys is not None else ():
+            for ad_id, key in zip(self.ad_ids[at].tolist(), _take(self.keys, positions), strict=True):
+                if id_of(key) != ad_id:
+                    raise ValueError(
+                        f"ad {ad_id}: expected its key, got {key!a}, which is of ad {id_of(key)}"
+                    )
+                yield key.encode()
+
+    def _chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Places in the ads, and where these are in the columns as they came."""
+        for start in range(0, len(self.ad_ids), _CHUNK):
+            at = np.arange(start, min(start + _CHUNK, len(self.ad_ids)))
+            yield at, at if self.order is None else self.order[at]
 
 
 def _take(column: Any, positions: np.ndarray) -> list[Any]:

@@ -11,7 +11,7 @@ from indexer.events.event import AdEvent
 from indexer.store.ad_changes import AdChange, write_changes
 from indexer.store.dead_letters import DeadLetter, DeadLetters
 from indexer.store.incoming import Incoming, Outcome
-from indexer.store.records import decode_ad, decode_content
+from indexer.store.records import decode_ad, decode_content, decode_key
 from indexer.store.registers import PASSING_REASONS, WAITING_REASONS, AdState, Decision, decide
 from indexer.store.transaction import WriteTransaction
 from serving.index.layout import ad_key
@@ -130,21 +130,29 @@ class Batch:
     def _refusal(self, event: AdEvent) -> tuple[str, str] | None:
         account = event.content.get("account_id")
         if self._accounts is not None and account is not None and account not in self._accounts:
-            return "unknown_account", f"ad {event.ad_id}: account {account[:80]!a} is not among the known"
+            return "unknown_account", f"ad {event.ad}: account {account[:80]!a} is not among the known"
         ready = [name for name, generation in self._writing.meta.generations.items() if generation.ready]
         if not any(name in self._encoders for name in ready):
             return "no_encoder", (
-                f"ad {event.ad_id}: expected an encoder of {' or '.join(ready) or 'a ready generation'}"
+                f"ad {event.ad}: expected an encoder of {' or '.join(ready) or 'a ready generation'}"
                 f", got {sorted(self._encoders) or 'none'}"
             )
         return None
 
     def _change(self, ad_id: int) -> AdChange:
         if ad_id not in self._changes:
-            raw, state = self._writing.txn.get(ad_key(ad_id), db=self._writing.tables.ads), None
+            txn, tables = self._writing.txn, self._writing.tables
+            raw, state = txn.get(ad_key(ad_id), db=tables.ads), None
             if raw:
                 status, status_version, content_version, _ = decode_ad(raw)
-                state = AdState(status, status_version, content_version, content=None)  # till it is needed
+                key = decode_key(txn.get(ad_key(ad_id), db=tables.keys))
+                state = AdState(
+                    status,
+                    status_version,
+                    content_version,
+                    content=None,  # till it is needed
+                    key=key,
+                )
             self._changes[ad_id] = AdChange(state, state)
         return self._changes[ad_id]
 

@@ -81,7 +81,7 @@ def _replace_ads(writing: WriteTransaction, ads: AdColumns, *, now: int) -> None
     """All ads become these; the tables of every generation are empty then."""
     tables = writing.tables
     of_generations = [t for handles in tables.generations.values() for t in vars(handles).values()]
-    for table in (tables.ads, tables.content, *of_generations):
+    for table in (tables.ads, tables.content, tables.keys, *of_generations):
         writing.txn.drop(table, delete=False)
     records = np.zeros(len(ads.ad_ids), AD)
     records["status"], records["updated"] = ads.statuses, now
@@ -90,6 +90,8 @@ def _replace_ads(writing: WriteTransaction, ads: AdColumns, *, now: int) -> None
     writing.txn.fill(tables.ads, _pairs(keys, _parts(records.view(f"V{AD.itemsize}"))))
     if ads.content is not None:
         writing.txn.fill(tables.content, _pairs(keys, ads.encoded_content()))
+    if ads.keys is not None:
+        writing.txn.fill(tables.keys, _pairs(keys, ads.encoded_keys()))
 
 
 def _fill_generation(writing: WriteTransaction, snapshot: IndexSnapshot, *, sids: np.ndarray) -> None:

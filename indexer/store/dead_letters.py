@@ -166,7 +166,7 @@ class DeadLetters:
 
     def _stop_waiting(self, letter: DeadLetter) -> None:
         if letter.waiting and letter.event:
-            ad_id = letter.event["ad_id"]
+            ad_id = event_of(letter.event).ad_id
             self._set_waiting(ad_id, [n for n in self.waiting(ad_id) if n != letter.number])
 
     def _set_waiting(self, ad_id: int, numbers: list[int]) -> None:

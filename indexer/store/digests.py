@@ -66,7 +66,7 @@ def digest_problems(tables: Tables, txn: Any, *, where: object) -> Iterator[str]
             found = _sum_of(txn, handle)
         except lmdb.Error as error:
             raise IndexStoreError(f"index {where}: damaged table {name}: {error}") from error
-        if recorded is not None and found != recorded.get(name):
+        if recorded is not None and found != recorded.get(name, 0):
             yield f"{name}: damaged: its records do not have the checksum that was written with them"
 
 

@@ -40,7 +40,7 @@ def _forget(file: StoreFile, keys: list[bytes]) -> None:
     with file.write() as writing:
         writing.meta = replace(writing.meta, sequence=writing.meta.sequence + 1)
         for key in keys:
-            for table in (writing.tables.ads, writing.tables.content):
+            for table in (writing.tables.ads, writing.tables.content, writing.tables.keys):
                 writing.txn.delete(key, db=table)
         for name, generation in writing.meta.generations.items():
             handles = writing.tables.generations[name]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -175,6 +175,7 @@ class IndexStore:
         sids: np.ndarray,
         statuses: np.ndarray,
         content: Content | None = None,
+        keys: Any = None,
         versions: np.ndarray | int = 0,
         replace_all: bool = False,
     ) -> int:
@@ -187,6 +188,8 @@ class IndexStore:
             sids: int32 [N, T].
             statuses: str [N], one of `STATUSES` each.
             content: columns of N strings; without it, partial updates of the ads are refused.
+            keys: the user's own keys of the ads, N strings as list or polars Series; None where ids are
+                numbers.
             versions: of both registers of the ads, int64 [N] or one for all.
             replace_all: drop all ads and generations first.
 
@@ -199,7 +202,13 @@ class IndexStore:
         """
         sizes = tuple(level_sizes)
         ads = AdColumns.checked(
-            sizes, ad_ids=ad_ids, sids=sids, statuses=statuses, versions=versions, content=content
+            sizes,
+            ad_ids=ad_ids,
+            sids=sids,
+            statuses=statuses,
+            versions=versions,
+            content=content,
+            keys=keys,
         )
         sequence = bulk_load(self.file, tokenizer_id, level_sizes=sizes, ads=ads, replace_all=replace_all)
         with self.file.read() as reading:

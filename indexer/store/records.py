@@ -1,4 +1,4 @@
-"""Values of the tables `ads` and `content`."""
+"""Values of the tables `ads`, `content` and `keys`."""
 
 from __future__ import annotations
 
@@ -31,3 +31,8 @@ def encode_content(content: dict[str, str]) -> bytes:
 def decode_content(raw: bytes | memoryview | None) -> dict[str, str] | None:
     """Inverse of `encode_content`; None where nothing is kept."""
     return None if raw is None else json.loads(bytes(raw))
+
+
+def decode_key(raw: bytes | memoryview | None) -> str | None:
+    """A value of the table `keys`; None where the ad has none."""
+    return None if raw is None else bytes(raw).decode()

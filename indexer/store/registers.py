@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from indexer.events.error import shown
 from indexer.events.event import CONTENT_FIELDS, AdEvent
 from indexer.store.incoming import Result
 from serving.index.layout import ACTIVE, STATUSES
@@ -29,12 +30,14 @@ class AdState:
         status_version: version of the event that set it.
         content_version: version of the event that set the content.
         content: account_id, conversion_type, text; None for an ad that came with given SIDs.
+        key: the user's own; None where the ad only ever had a number.
     """
 
     status: int
     status_version: int
     content_version: int
     content: dict[str, str] | None
+    key: str | None
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,15 @@ def decide(
     """
     if state is None and event.kind != "create":
         return Decision(
-            "rejected", None, "unknown_ad", f"ad {event.ad_id}: {event.kind} of an ad that is not there"
+            "rejected", None, "unknown_ad", f"ad {event.ad}: {event.kind} of an ad that is not there"
+        )
+    if state is not None and event.key is not None and state.key not in (None, event.key):
+        return Decision(
+            "rejected",
+            state,
+            "key_collision",
+            f"ad {event.ad}: its id {event.ad_id} is that of ad {shown(state.key)}, which is in the index; "
+            f"rename one of the two",
         )
     sets_status = event.kind != "update" and (state is None or event.version > state.status_version)
     sets_content = event.kind in ("create", "update") and (
@@ -72,7 +83,7 @@ def decide(
             "rejected",
             state,
             "duplicate_create",
-            f"ad {event.ad_id}: create of version {event.version}, but it is {STATUSES[state.status]} since "
+            f"ad {event.ad}: create of version {event.version}, but it is {STATUSES[state.status]} since "
             f"version {state.status_version}",
         )
     content = state.content if state else None
@@ -85,7 +96,7 @@ def decide(
                 "rejected",
                 state,
                 "no_content",
-                f"ad {event.ad_id}: it came with a given SID, so an update needs {', '.join(CONTENT_FIELDS)}",
+                f"ad {event.ad}: it came with a given SID, so an update needs {', '.join(CONTENT_FIELDS)}",
             )
     return Decision(
         "applied",
@@ -93,6 +104,7 @@ def decide(
             _STATUS_OF[event.kind] if sets_status or state is None else state.status,
             event.version if sets_status or state is None else state.status_version,
             event.version if sets_content or state is None else state.content_version,
-            content,
+            content=content,
+            key=event.key or (state.key if state else None),
         ),
     )

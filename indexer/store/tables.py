@@ -16,6 +16,7 @@ from serving.index.layout import (
     COUNTERS_KEY,
     DEAD,
     INDEX_KEY,
+    KEYS,
     META,
     OFFSETS,
     WAITING,
@@ -28,6 +29,7 @@ _NAMES = {
     "meta": META,
     "ads": ADS,
     "content": CONTENT,
+    "keys": KEYS,
     "offsets": OFFSETS,
     "dead": DEAD,
     "waiting": WAITING,
@@ -46,11 +48,12 @@ class GenerationHandles:
 
 @dataclass(frozen=True)
 class Tables:
-    """Sub-databases of an index."""
+    """Sub-databases of an index; `keys` is None in one from before there were keys, open for reading."""
 
     meta: Any
     ads: Any
     content: Any
+    keys: Any
     offsets: Any
     dead: Any
     waiting: Any
@@ -65,7 +68,11 @@ class Tables:
         """
         where = Path(environment.path()).parent
         try:
-            named = {f: environment.open_db(name, txn=txn, create=create) for f, name in _NAMES.items()}
+            missing = set() if create or _has_keys(txn) else {"keys"}
+            named = {
+                field: None if field in missing else environment.open_db(name, txn=txn, create=create)
+                for field, name in _NAMES.items()
+            }
             tables = cls(**named, generations={})
             for tokenizer_id in read_meta(tables, txn, where=where).generations:
                 tables.add(environment, txn, tokenizer_id=tokenizer_id, create=create)
@@ -75,7 +82,8 @@ class Tables:
 
     def named(self) -> dict[str, Any]:
         """All handles by the name of the sub-database."""
-        found = {name.decode(): getattr(self, field) for field, name in _NAMES.items()}
+        every = {name.decode(): getattr(self, field) for field, name in _NAMES.items()}
+        found = {name: handle for name, handle in every.items() if handle is not None}
         for tokenizer_id, handles in self.generations.items():
             tables = vars(generation_tables(tokenizer_id))
             found |= {name.decode(): getattr(handles, field) for field, name in tables.items()}
@@ -91,6 +99,10 @@ class Tables:
             environment.open_db(names.sids, txn=txn, create=create, dupsort=True, dupfixed=True),
             environment.open_db(names.changes, txn=txn, create=create),
         )
+
+
+def _has_keys(txn: lmdb.Transaction) -> bool:
+    return txn.get(KEYS) is not None  # the main database: name -> root of each
 
 
 def read_meta(tables: Tables, txn: lmdb.Transaction, *, where: Path) -> StoreMeta:

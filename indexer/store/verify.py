@@ -19,6 +19,7 @@ from serving.index.base import read_base
 from serving.index.keys import pack
 from serving.index.layout import STATUSES, IndexStoreError, base_folder, change_dtype
 from serving.index.snapshot import IndexSnapshot
+from serving.keys import id_of
 
 
 def verify(path: str | Path) -> list[str]:
@@ -48,6 +49,7 @@ def find_problems(reading: ReadTransaction) -> Iterator[str]:
     with reading.txn.cursor(db=reading.tables.content) as cursor:
         keys = b"".join(cursor.iternext(keys=True, values=False))
     yield from _only_in("content", np.frombuffer(keys, ">i8"), known=ads["ad_id"])
+    yield from _keys(reading, known=ads["ad_id"])
     counters = read_counters(reading.tables, reading.txn, where=reading.path)
     for name, count in counters.items():
         if count < 0:
@@ -60,6 +62,22 @@ def find_problems(reading: ReadTransaction) -> Iterator[str]:
             yield from _generation(reading, name, ads=ads, whole=whole)
         except (IndexStoreError, ValueError) as error:
             yield f"{name}: {error}"
+
+
+def _keys(reading: ReadTransaction, *, known: np.ndarray) -> Iterator[str]:
+    if reading.tables.keys is None:
+        return
+    with reading.txn.cursor(db=reading.tables.keys) as cursor:
+        found = {int.from_bytes(ad, "big"): bytes(key) for ad, key in cursor}
+    yield from _only_in("keys", np.array(list(found), np.int64), known=known)
+    for ad_id, key in found.items():
+        try:
+            actual = id_of(key.decode())
+        except ValueError as error:
+            yield f"keys: ad {ad_id}: {error}"
+            continue
+        if actual != ad_id:
+            yield f"keys: ad {ad_id} has the key {key!r}, which is of ad {actual}"
 
 
 def _generation(reading: ReadTransaction, name: str, *, ads: np.ndarray, whole: bool) -> Iterator[str]:

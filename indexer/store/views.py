@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from indexer.store.records import decode_ad, decode_content
+from indexer.store.records import decode_ad, decode_content, decode_key
 from indexer.store.transaction import ReadTransaction
 from serving.index.layout import STATUSES, ad_key
 
@@ -17,6 +17,7 @@ class AdView:
 
     Attributes:
         ad_id: the ad.
+        key: the user's own; None where the ad only ever had a number.
         status: active, paused or deleted.
         status_version: version of the event that set it.
         content_version: version of the event that set the content.
@@ -26,6 +27,7 @@ class AdView:
     """
 
     ad_id: int
+    key: str | None
     status: str
     status_version: int
     content_version: int
@@ -36,10 +38,11 @@ class AdView:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """An active ad whose SID begins with the same `shared` codes."""
+    """An active ad whose SID begins with the same `shared` codes; `key` is None where it has none."""
 
     ad_id: int
     shared: int
+    key: str | None = None
 
 
 def view_ad(reading: ReadTransaction, ad_id: int) -> AdView | None:
@@ -56,6 +59,7 @@ def view_ad(reading: ReadTransaction, ad_id: int) -> AdView | None:
     }
     return AdView(
         ad_id=ad_id,
+        key=read_key(reading, ad_id),
         status=STATUSES[status],
         status_version=status_version,
         content_version=content_version,
@@ -63,6 +67,12 @@ def view_ad(reading: ReadTransaction, ad_id: int) -> AdView | None:
         content=decode_content(reading.txn.get(key, db=reading.tables.content)),
         sids=sids,
     )
+
+
+def read_key(reading: ReadTransaction, ad_id: int) -> str | None:
+    """The user's own key of an ad; None where it has none."""
+    table = reading.tables.keys
+    return None if table is None else decode_key(reading.txn.get(ad_key(ad_id), db=table))
 
 
 def find_neighbours(
@@ -81,4 +91,4 @@ def find_neighbours(
                 if not bytes(sid).startswith(prefix) or len(found) > limit:
                     break
                 found.setdefault(int.from_bytes(ad, "big"), shared)
-    return [Neighbour(ad, shared) for ad, shared in found.items() if ad != ad_id]
+    return [Neighbour(ad, shared, key=read_key(reading, ad)) for ad, shared in found.items() if ad != ad_id]

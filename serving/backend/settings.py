@@ -11,7 +11,7 @@ from serving.load.settings import ControlSettings
 
 
 class ServingConfig(BaseModel):
-    """Section `serving` of a preset.
+    """What a deployment serves with.
 
     Defaults of batch size, instances and threads are the best of `benchmarks.sweep_triton` on two cores; with
     one core, one scheduler and one thread are better (docs/decisions.md).

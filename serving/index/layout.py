@@ -14,6 +14,8 @@ Sub-databases, one each:
     meta        b"index": JSON, see `StoreMeta`; b"counters": JSON
     ads         ad_key -> `AD` record
     content     ad_key -> JSON of account_id, conversion_type, text; absent for ads that came with given SIDs
+    keys        ad_key -> the user's own key of the ad, UTF-8; absent where ids are numbers, and all of it in
+                an index from before there were keys
     offsets     name of a source -> offset of its last event that took effect
     dead        number -> JSON of an event that could not be applied
     waiting     ad_key -> numbers in `dead` that are tried again when that ad changes
@@ -41,6 +43,7 @@ STATUSES = ("active", "paused", "deleted")
 ACTIVE = STATUSES.index("active")
 
 META, ADS, CONTENT, OFFSETS, DEAD, WAITING = b"meta", b"ads", b"content", b"offsets", b"dead", b"waiting"
+KEYS = b"keys"
 INDEX_KEY, COUNTERS_KEY = b"index", b"counters"
 STORE, BASE, BASE_MANIFEST, HEARTBEAT, LOCK = "store", "base", "base.json", "heartbeat", "writer.lock"
 MAX_GENERATIONS = 8
@@ -140,7 +143,7 @@ def number_key(number: int) -> bytes:
 
 
 def ad_key(ad_id: int) -> bytes:
-    """Key of `ads`, `content`, `codes` and `waiting`, and value of `sids`."""
+    """Key of `ads`, `content`, `keys`, `codes` and `waiting`, and value of `sids`."""
     return int(ad_id).to_bytes(8, "big")
 
 
@@ -172,7 +175,7 @@ def open_environment(
             str(file.parent),
             readonly=readonly,
             map_size=map_size,
-            max_dbs=6 + 3 * MAX_GENERATIONS,
+            max_dbs=7 + 3 * MAX_GENERATIONS,
             subdir=True,
             create=not readonly,
             readahead=False,

@@ -215,7 +215,7 @@ def test_health(server, protocol):
                 "beam_sids": ("INT32", np.zeros((1, 1, 3), np.int32)),
                 "beam_scores": ("FP32", np.zeros((1, 1), np.float32)),
                 "beam_values": ("FP32", np.zeros((1, 1), np.float32)),
-                "model_version": ("INT64", np.ones((1, 1), np.int64)),
+                "searched_model": ("INT64", np.ones((1, 1), np.int64)),
                 "searched_version": ("INT64", np.ones((1, 1), np.int64)),
                 "num_ads": ("INT32", np.array([[2**31 - 1]], np.int32)),
                 "exclude": ("INT64", np.zeros((1, 0), np.int64)),

@@ -23,6 +23,7 @@ from tests.waiting import wait_until
 COUNT, TIMEOUT_S = 1_000, 10.0
 OUTPUTS = {
     "ad_ids",
+    "ad_keys",
     "scores",
     "expected_value",
     "sids",

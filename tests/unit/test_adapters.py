@@ -11,12 +11,14 @@ import pytest
 import serving.backend.adapter
 import serving.backend.outcomes
 import serving.backend.resolve
+from indexer.store.index_store import IndexStore
 from serving.backend import draining
 from serving.backend.resolver_metrics import ResolverMetrics
 from serving.engines.bls import BlsExecutor, EngineError
 from serving.engines.ort import OrtExecutor
 from serving.index.layout import HEARTBEAT
 from serving.index.reader import IndexReader
+from serving.keys import id_of
 from serving.load.policy import OverloadError
 from serving.model.bundle import BundleError
 from serving.search.beam_search import beam_search
@@ -253,7 +255,7 @@ def test_ad_resolver(load):
         "beam_sids": sids,
         "beam_scores": np.full((2, 4), -1.5, np.float32),
         "beam_values": np.full((2, 4), np.nan, np.float32),
-        "model_version": np.ones((2, 1), np.int64),
+        "searched_model": np.ones((2, 1), np.int64),
         "searched_version": np.array([[0], [9]], np.int64),
         "num_ads": np.array([[1], [5]], np.int32),
         "exclude": np.array([[-1], [expected[0]]], np.int64),
@@ -265,6 +267,33 @@ def test_ad_resolver(load):
     assert out["index_version"].tolist() == [[0], [1]]  # of search and look-up the older one
     assert out["sids"].shape == (2, 5, 3)
     assert all(np.isfinite(out[k]).all() for k in ("scores", "expected_value"))
+
+
+def test_ad_keys(load, pipeline, tmp_path):
+    """Keys [b, k] of ads of every kind: with a key, without, unknown, padding; in the store's live state."""
+    key = "обувь 👟"
+    with IndexStore(tmp_path / "index") as store:
+        store.build(
+            "tok",
+            LEVEL_SIZES,
+            ad_ids=np.array([id_of(key)]),
+            sids=np.zeros((1, 3), np.int32),
+            statuses=np.array(["active"]),
+            keys=[key],
+        )
+    config = with_settings(
+        pipeline.repository / "ad_keys" / "config.pbtxt",
+        tmp_path / "config.pbtxt",
+        index=str(tmp_path / "index"),
+    )
+    model = load("ad_keys", config=config)
+    ads = np.array([[id_of(key), 5], [-1, id_of(key)]])
+    many = np.zeros((1, 41), np.int64)  # more than `max_num_ads` of an answer
+    found = model.execute([Request({"resolved_ads": ads}), Request({"resolved_ads": many})])
+    assert found[0].arrays()["ad_keys"].tolist() == [[key.encode(), b""], [b"", key.encode()]]
+    assert "expected 1..40 (ads to return), got 41" in found[1].error().message()
+    assert found[1].error().code() == TritonError.INVALID_ARG
+    model.finalize()
 
 
 @pytest.fixture
@@ -294,7 +323,7 @@ def beams(versions):
         "beam_sids": np.zeros((rows, 1, 3), np.int32),
         "beam_scores": np.zeros((rows, 1), np.float32),
         "beam_values": np.zeros((rows, 1), np.float32),
-        "model_version": np.array(versions, np.int64)[:, None],
+        "searched_model": np.array(versions, np.int64)[:, None],
         "searched_version": np.full((rows, 1), 100),
         "num_ads": np.ones((rows, 1), np.int32),
         "exclude": np.zeros((rows, 0), np.int64),
@@ -405,7 +434,7 @@ def test_beam_scheduler(graphs, load):
     assert first["beam_sids"].dtype == np.int32
     assert second["beam_sids"].shape[1] >= 20
     assert (second["beam_sids"][0, :20] >= 0).all()
-    assert first["model_version"].tolist() == [[1], [1]]
+    assert first["searched_model"].tolist() == [[1], [1]]
     assert first["degraded"].tolist() == [[False], [False]]
     assert first["beam_widths"].shape == (2, 4)
     live = model.scheduler._reader.snapshot

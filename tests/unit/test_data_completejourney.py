@@ -13,7 +13,7 @@ from training.data.checks import TableError
 from training.data.completejourney import PROVENANCE, find_package_data, load_completejourney
 from training.data.groups import history
 from training.data.log import EventLog
-from training.data.parts import cut
+from training.data.parts import Parts, cut
 from training.data.schema import Tables
 from training.preset.data import DataConfig
 from training.preset.preset import Preset
@@ -166,7 +166,9 @@ def test_samples_of_the_demo_are_baskets_and_what_was_before(real: Tables) -> No
     users = real.users.head(15)
     some = replace(real, users=users, events=real.events.join(users, on="user_id", how="semi"))
     log = EventLog.from_tables(some, attribution_window_s=config.attribution_window)
-    split, parts = cut(config.split, log, target_behaviors=config.target_behaviors)
+    span = int(log.timestamp.min()), int(log.timestamp.max())
+    split = cut(config.split, [log], span=span, target_behaviors=config.target_behaviors)
+    parts = Parts.of(split, log)
     rows = some.events.select("user_id", "timestamp", "ad_id", "behavior").rows()
     for part, (start, stop) in enumerate(pairwise((0, split.train_end, split.validation_end, split.end))):
         want = []

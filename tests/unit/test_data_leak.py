@@ -8,7 +8,7 @@ from training.data import leak as module
 from training.data.leak import Leak, measure_leak
 from training.data.log import EventLog
 from training.data.parts import Parts
-from training.data.sanity import check_parts
+from training.data.sanity import check_parts, targets_of_parts
 from training.data.split import Split
 
 
@@ -68,5 +68,6 @@ def test_a_part_whose_outcomes_all_come_later_is_empty():
     with pytest.raises(
         ValueError, match=r"expected requests with click in each of .* got none in train; see"
     ):
-        check_parts(log, parts, target_behaviors=["click"])
-    check_parts(log, parts, target_behaviors=["click", "impression"])
+        check_parts(targets_of_parts(log, parts, target_behaviors=["click"]), target_behaviors=["click"])
+    behaviors = ["click", "impression"]
+    check_parts(targets_of_parts(log, parts, target_behaviors=behaviors), target_behaviors=behaviors)

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.test_data_log import CODES, one_user, random_tables
 from training.data.groups import target_groups
 from training.data.log import EventLog
-from training.data.parts import Parts, cut, with_parts
+from training.data.parts import Parts, cut, parts_of, with_parts
 from training.data.schema import Tables
 from training.data.split import PARTS
 from training.preset.data import SplitConfig
@@ -17,7 +17,9 @@ TARGETS = ["conversion"]
 
 
 def cut_log(log: EventLog, **config):
-    return cut(SplitConfig(**config), log, target_behaviors=TARGETS)
+    settings, span = SplitConfig(**config), (int(log.timestamp.min()), int(log.timestamp.max()))
+    split = cut(settings, [log], span=span, target_behaviors=TARGETS)
+    return split, parts_of(settings, split, log=log, target_behaviors=TARGETS)
 
 
 def long_log(seed: int = 0) -> tuple[Tables, EventLog]:

@@ -9,7 +9,7 @@ import pytest
 
 from training.data import prepare as module
 from training.data.checks import TableError
-from training.data.parquet import load_parquet
+from training.data.parquet import open_parquet
 from training.data.prepare import main, prepare
 from training.data.prepared import load_prepared
 from training.preset.data import DataConfig
@@ -49,34 +49,41 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def test_parquet_source(source: Path) -> None:
-    tables = load_parquet(DataConfig(source="parquet", path=str(source), profile_columns=("home", "age")))
+def test_parquet_source(source: Path, tmp_path: Path) -> None:
+    config = DataConfig(source="parquet", path=str(source), profile_columns=("home", "age"))
+    found = open_parquet(config)
+    assert (found.stats.rows_read, found.faults, found.lines) == (20, (), ())
+    assert "tracker-1" in found.provenance
+    assert str(source) in found.provenance
+    prepare(config, tmp_path / "out")
+    tables = load_prepared(tmp_path / "out").tables
     assert tables.users.rows() == [(4, "y", "unknown"), (9, "x", "old")]
+    assert tables.users.columns == ["user_id", "home", "age"]
     assert tables.ads["ad_id"].to_list() == [1, 2]
-    assert tables.stats.rows_read == 20
-    assert "tracker-1" in tables.provenance
-    assert str(source) in tables.provenance
 
 
-def test_parquet_source_names_the_bad_file(source: Path) -> None:
+def test_parquet_source_names_the_bad_file(source: Path, tmp_path: Path) -> None:
     config = DataConfig(source="parquet", path=str(source))
     events = pl.read_parquet(source / "events.parquet")
     values = [0.0, float("nan"), *events["value"].to_list()[2:]]
     events.with_columns(pl.Series("value", values)).write_parquet(source / "events.parquet")
-    with pytest.raises(TableError, match=r"mine/events.parquet, row 1, column 'value': .*>= 0, got nan"):
-        load_parquet(config)
+    with pytest.raises(
+        TableError, match=r"mine/events.parquet, row 1, column 'value': .*>= 0, in float32, got nan"
+    ):
+        prepare(config, tmp_path / "out")
     (source / "events.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(TableError, match=r"mine/events.parquet: expected a readable Parquet file, got"):
-        load_parquet(config)
+    with pytest.raises(TableError, match=r"mine/events.parquet: expected a readable table, got"):
+        prepare(config, tmp_path / "out")
     (source / "events.parquet").unlink()
     with pytest.raises(TableError, match=r"mine/events.parquet: expected a Parquet file, got no such file"):
-        load_parquet(config)
+        prepare(config, tmp_path / "out")
 
 
 def test_prepare_and_load(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "build" / "data"
     config = DataConfig(source="parquet", path=str(source))
-    tables = prepare(config, out).tables
+    prepare(config, out)
+    tables = load_prepared(out).tables
     names = {path.name for path in out.iterdir()}
     assert names == {
         "ads.parquet",
@@ -87,11 +94,12 @@ def test_prepare_and_load(source: Path, tmp_path: Path) -> None:
         "stats.json",
     }
     assert [path.name for path in out.parent.iterdir()] == ["data"]  # nothing left beside it
+    ads, users, events = (pl.read_parquet(source / f"{name}.parquet") for name in ("ads", "users", "events"))
+    assert tables.ads.equals(ads.sort("ad_id"))
+    assert tables.users.equals(users.sort("user_id").with_columns(pl.col("age").fill_null("unknown")))
+    assert tables.events.equals(events.sort("user_id", "timestamp"))
     loaded = load_prepared(out)
-    assert loaded.tables.ads.equals(tables.ads)
-    assert loaded.tables.users.equals(tables.users)
-    assert loaded.tables.events.equals(tables.events)
-    assert (loaded.tables.stats, loaded.tables.provenance) == (tables.stats, tables.provenance)
+    assert loaded.tables.stats.rows_read == 20
     assert loaded.split.validation_end == 57 * DAY + 1 - 21 * DAY
     assert loaded.profile.encode(loaded.tables.users).tolist() == [[0, 2], [1, 1]]
     prepare(config, out)  # again: replaces

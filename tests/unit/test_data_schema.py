@@ -5,9 +5,12 @@ import re
 import polars as pl
 import pytest
 
-from training.data.checks import TableError
+from training.data.checks import ROW, TableError
+from training.data.columns import Named
+from training.data.event_order import Repeats, sort_events
 from training.data.schema import (
     LoadStats,
+    Unchecked,
     check_ads,
     check_events,
     check_users,
@@ -61,12 +64,12 @@ BAD = [
     # table, replaced columns, row, column, expected, actual, more
     ("ads", {"ad_id": [7, -3, 5]}, 1, "ad_id", ">= 0", "-3", 0),
     ("ads", {"ad_id": [7, 3, 7]}, 2, "ad_id", "each key once", "7 again", 0),
-    ("ads", {"ad_id": ["7", "3", "5"]}, None, "ad_id", "Int64", "String", 0),
+    ("ads", {"ad_id": [7.5, 3.0, 5.0]}, None, "ad_id", "Int64 or String", "Float64", 0),
+    ("ads", {"ad_id": ["7", "", "5"]}, 1, "ad_id", "a key of 1 to 256 characters", "''", 0),
     ("ads", {"item_id": ["a", None, None]}, 1, "item_id", "a value", "None", 1),
     ("ads", {"text": ["ice", "  ", ""]}, 1, "text", "non-empty text", "'  '", 1),
     ("ads", {"status": ["active", "active", "gone"]}, 2, "status", "active|paused|deleted", "'gone'", 0),
     ("ads", {"created_at": [-1, 0, 0]}, 0, "created_at", "unix seconds", "-1", 0),
-    ("ads", {"color": ["r", "g", "b"]}, None, "color", "ad_id", "unknown column 'color'", 0),
     ("users", {"user_id": [2, 2]}, 1, "user_id", "each key once", "2 again", 0),
     ("users", {"user_id": [2, -1]}, 1, "user_id", ">= 0", "-1", 0),
     ("users", {"user_id": [2, None]}, 1, "user_id", "a value", "None", 0),
@@ -93,7 +96,7 @@ def test_bad_row_is_named(
     table: str, replace: dict, row: int | None, column: str, expected: str, actual: str, more: int
 ) -> None:
     make, check = CHECK[table]
-    [fault] = check(make(**replace), "some/file.parquet").faults
+    [fault] = check(Unchecked(make(**replace).lazy(), "some/file.parquet")).faults
     message = str(fault)
     assert message.startswith("some/file.parquet")
     assert f"column '{column}'" in message
@@ -103,30 +106,50 @@ def test_bad_row_is_named(
     assert actual in got
     assert ("more such rows" in got) == (more > 0)
     if more:
-        assert f"(and {more} more such rows)" in got
+        assert f"(and {more} more such rows: row " in got
     assert (fault.row, fault.column, fault.more) == (row, column, more)
 
 
+def repeats(table: pl.DataFrame) -> list[TableError]:
+    found = Repeats()
+    found.add(sort_events(table.with_row_index(ROW)))
+    return found.faults("e")
+
+
 def test_repeated_event_is_refused() -> None:
-    [fault] = check_events(pl.concat([events().head(3), events().slice(1, 1)]), "e").faults
-    assert "row 3, column 'user_id, ad_id, timestamp, behavior': expected each key once" in str(fault)
-    assert "(1, 5, 100, 'conversion') again" in str(fault)
+    [fault] = repeats(pl.concat([events().head(3), events().slice(1, 1)]))
+    assert str(fault) == (
+        "e, row 3, column 'user_id, timestamp, ad_id, behavior': expected each key once, "
+        "got (1, 100, 5, 'conversion') again"
+    )
+
+
+def test_repeats_are_counted_over_blocks_and_the_first_rows_shown() -> None:
+    twice = pl.concat([events(), events(), events().head(3)]).with_row_index(ROW)
+    found = Repeats()
+    for user in (2, 1):
+        found.add(sort_events(twice.filter(pl.col("user_id") == user)))
+    [fault] = found.faults("e", place=lambda row: (f"part-{row // 6}", row % 6))
+    assert str(fault) == (
+        "part-0, row 4, column 'user_id, timestamp, ad_id, behavior': expected each key once, "
+        "got (1, 100, 3, 'click') again (and 6 more such rows: row 5, part-1 row 0, ..)"
+    )
 
 
 def test_an_event_of_two_requests_is_two_events() -> None:
     twice = pl.concat([events(request_id=["a", "b", None, "a"])] * 2)
-    assert len(check_events(twice, "e").faults) == 1
+    assert len(repeats(twice)) == 1
     other = twice.with_columns(pl.Series("request_id", ["a", "b", None, "a", "c", "d", "e", None]))
-    assert not check_events(other, "e").faults
+    assert not repeats(other)
 
 
 @pytest.mark.parametrize("table", ["ads", "users", "events"])
 def test_missing_column_and_empty_table(table: str) -> None:
     make, check = CHECK[table]
     column = "user_id" if table != "ads" else "text"
-    [fault] = check(make().drop(column), "f").faults
+    [fault] = check(Unchecked(make().drop(column).lazy(), "f")).faults
     assert re.search(f"column '{column}': expected columns .* got columns", str(fault))
-    [fault] = check(make().clear(), "f").faults
+    [fault] = check(Unchecked(make().clear().lazy(), "f")).faults
     assert str(fault) == "f: expected at least one row, got an empty table"
 
 
@@ -145,27 +168,25 @@ def test_all_faults_of_the_three_tables_in_one_report() -> None:
             stats=LoadStats(4),
             provenance="",
             where=("A", "U", "E"),
-            profile_columns=("income",),
+            named=Named(profile=("income", "age")),
         )
     lines = str(caught.value).splitlines()
-    assert lines[0] == "9 faults:"
+    assert lines[0] == "7 faults:"
     for line, start in zip(
         lines[1:],
         [
             "A, row 1, column 'text': expected non-empty text, got ''",
             "A, row 0, column 'status': expected one of active|paused|deleted, got 'gone' (and 2 more",
+            "U, column 'income': expected columns ['income'], got columns ['user_id', 'age']",
             "U, column 'age': expected dtype String, got dtype Int64",
-            "E, column 'provenance': expected columns",
-            "E, column 'rank': expected only the columns",
             "E, row 1, column 'behavior': expected one of impression|click|conversion, got 'buy' (and 1 more",
-            "E, row 1, column 'value': expected a finite value >= 0, got -1.0",
+            "E, row 1, column 'value': expected a finite value >= 0, in float32, got -1.0",
             "E, row 1, column 'user_id': expected an id of the users table, got 9",
-            "U, column 'income': expected profile columns ['income'], got profile columns ['age']",
         ],
         strict=True,
     ):
         assert line.strip().startswith(start)
-    assert len(caught.value.faults) == 9
+    assert len(caught.value.faults) == 7
     assert (caught.value.where, caught.value.row, caught.value.column) == ("A", 1, "text")
 
 
@@ -179,10 +200,10 @@ def test_all_faults_of_the_three_tables_in_one_report() -> None:
     ],
 )
 def test_finer_times_are_called_by_their_name(time: int, said: str) -> None:
-    [fault] = check_events(events(timestamp=[100, time, 50, time]), "e").faults
+    [fault] = check_events(Unchecked(events(timestamp=[100, time, 50, time]).lazy(), "e")).faults
     expected = "e, row 1, column 'timestamp': expected unix seconds in [0, 100000000000), got "
-    assert str(fault) == f"{expected}{said} (and 1 more such rows)"
-    [fault] = check_ads(ads(created_at=[0, 0, time]), "a").faults
+    assert str(fault) == f"{expected}{said} (and 1 more such rows: row 3 {time})"
+    [fault] = check_ads(Unchecked(ads(created_at=[0, 0, time]).lazy(), "a")).faults
     assert said in str(fault)
 
 
@@ -209,7 +230,7 @@ def test_unknown_ids(replace: dict, row: int, column: str, name: str) -> None:
 
 def test_missing_profile_column() -> None:
     with pytest.raises(
-        TableError, match=r"U, column 'income': expected .*income.*got profile columns \['age'\]"
+        TableError, match=r"U, column 'income': expected .*income.*got columns \['user_id', 'age'\]"
     ):
         make_tables(
             ads(),
@@ -218,5 +239,29 @@ def test_missing_profile_column() -> None:
             stats=LoadStats(4),
             provenance="",
             where=("A", "U", "E"),
-            profile_columns=("income",),
+            named=Named(profile=("income", "age")),
         )
+
+
+def test_columns_that_a_preset_names_are_asked_for_and_kept() -> None:
+    named = Named(numeric=("price", "ad_id"), request=("device", "hour", "position"))
+    table = ads(price=[1.5, None, float("inf")], color=["r", "g", "b"])
+    [fault] = check_ads(Unchecked(table.lazy(), "a"), named).faults
+    assert str(fault) == "a, row 2, column 'price': expected a finite number or null, got inf"
+    [fault] = check_ads(Unchecked(ads().lazy(), "a"), named).faults
+    assert "column 'price': expected columns ['price'], got columns ['ad_id'" in str(fault)
+    [fault] = check_events(Unchecked(events(device=["a"] * 4, hour=[0.5] * 4).lazy(), "e"), named).faults
+    assert "column 'hour': expected dtype Int8 or Int16" in str(fault)
+    tables = make_tables(
+        ads(price=[1, None, 3], color=["r", "g", "b"]),
+        users(),
+        events=events(device=["a", None, "b", "c"], hour=[1, 2, None, 4], place=["x"] * 4),
+        stats=LoadStats(4),
+        provenance="p",
+        where=("A", "U", "E"),
+        named=named,
+    )
+    assert tables.ads.columns[7:] == ["price"]
+    assert tables.ads["price"].to_list() == [None, 3, 1]
+    assert tables.events.columns[6:] == ["device", "hour"]
+    assert tables.events.select("timestamp", "hour").rows() == [(100, 1), (100, 2), (50, None), (60, 4)]

@@ -1,5 +1,7 @@
 """Ad logs end to end: a model must not find the answer in the question, and loses nothing by that."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -16,7 +18,7 @@ from training.evaluation.ranking import evaluate
 from training.loop.device import Device
 from training.recipes.pretrain import prepare_training
 from training.rollout.executor import TorchExecutor
-from training.run import RunData, SpecError
+from training.run import RunData
 
 
 def run(folder, events, **data):
@@ -202,13 +204,11 @@ def test_clicks_come_late_and_stay_with_their_request(tmp_path):
     assert late > 50
 
 
-def test_a_model_does_not_go_on_with_another_window(runs, tmp_path):
+def test_a_model_that_goes_on_with_another_window_serves_with_it(runs):
     preset, spec, _ = open_run(runs["joined"])
-    data = RunData.load(runs["unjoined"][1])
-    with pytest.raises(
-        SpecError, match=r"attribution_window = 1800, the prepared data with 0; .*`make data`"
-    ):
-        data.check_spec(spec, preset)
+    now = RunData.load(runs["unjoined"][1]).go_on(spec, preset)
+    assert (spec.features.attribution_window_s, now.features.attribution_window_s) == (1800, 0)
+    assert replace(now.features, attribution_window_s=1800) == spec.features
 
 
 def test_value_buckets_are_fitted_on_one_value_an_exposure(runs):

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -12,7 +13,7 @@ from indexer.__main__ import main
 from indexer.commands.build import build
 from indexer.events.event import CONTENT_FIELDS
 from indexer.store.file import StoreFile
-from serving.index.layout import ad_key
+from serving.index.layout import ad_key, ready_generations
 from tests.index_store import (
     SIZES,
     FakeEncoder,
@@ -39,6 +40,28 @@ def tables_of_ads(folder: Path, **content) -> dict:
     )
     files = {"ads": folder / "ads.parquet", "sids": folder / "sids.parquet", "out": folder / "index"}
     return files | {"level_sizes": SIZES, "tokenizer_id": "tok"}
+
+
+def test_an_index_is_built_once_until_something_changes(tmp_path, monkeypatch, capsys):
+    """A build over events of a running sidecar would be in vain, and in its way."""
+    manifest = SimpleNamespace(tokenizer_id="tok", level_sizes=SIZES)
+    monkeypatch.setattr("indexer.commands.build.read_manifest", lambda *_, **__: manifest)
+    monkeypatch.setattr("indexer.commands.build.current_version", lambda _: 1)
+    tables = tables_of_ads(tmp_path)
+    paths = [f"--{name}={tables[name]}" for name in ("ads", "sids", "out")]
+
+    def build_it(*more):
+        return run_command(monkeypatch, capsys, "build", "--bundles=b", *paths, *more)
+
+    assert "version 1, built in" in build_it()
+    assert build_it() == f"{tmp_path / 'index'}: up to date\n"
+    assert "version 2, built in" in build_it("--fresh")
+    tables_of_ads(tmp_path, status=["paused", "paused"])
+    assert "out of date: ads " in build_it()
+    # Another tokenizer's generation took the place of this one, by events: the record does not know.
+    build(**tables | {"tokenizer_id": "other", "replace_all": True})
+    assert "built in" in build_it()
+    assert "tok" in ready_generations(tmp_path / "index")
 
 
 def test_build_command(tmp_path):

@@ -54,6 +54,37 @@ def metrics(client) -> dict[str, float]:
     return {k: float(v) for k, v in (x.rsplit(" ", 1) for x in text.splitlines() if x[0] != "#")}
 
 
+def test_ads_by_key(client):
+    """What is sent as a text is found by it, also where it looks like a number or a path."""
+    for key in ("shoes/1?a=b&c", "17", "обувь 👟"):
+        assert client.post("/events", json=create(key)).json()["result"] == "applied"
+        ad = client.get("/ads", params={"key": key}).json()
+        assert (ad["key"], ad["status"]) == (key, "active")
+        assert client.get(f"/ads/{ad['ad_id']}").json() == ad
+    assert client.get("/ads/17").status_code == 404  # a number is another ad
+    client.post("/events", json=create(17))
+    assert client.get("/ads/17").json()["key"] is None
+    missing = client.get("/ads", params={"key": "nobody's"})
+    assert (missing.status_code, missing.json()["reason"]) == (404, "unknown_ad")
+    assert "nobody's" in missing.json()["message"]
+    bulk = client.post(
+        "/events/bulk", json=[create("a"), create("", 2), {"kind": "pause", "ad_id": "a", "version": 3}]
+    )
+    assert [row["result"] for row in bulk.json()["rows"]] == ["applied", "rejected", "applied"]
+
+
+def test_colliding_keys_are_a_conflict(client, monkeypatch):
+    monkeypatch.setattr("serving.keys._BITS", 0)
+    assert client.post("/events", json=create("first")).status_code == 200
+    answer = client.post("/events", json=create("second"))
+    assert (answer.status_code, answer.json()["reason"]) == (409, "key_collision")
+    assert "first" in answer.json()["message"]
+    assert "second" in answer.json()["message"]
+    (letter,) = client.get("/dead-letters").json()["dead_letters"]
+    assert (letter["reason"], letter["event"]["ad_id"]) == ("key_collision", "second")
+    assert client.get("/ads", params={"key": "second"}).status_code == 404
+
+
 def test_an_ad_from_create_to_delete(client):
     first = client.post("/events", json=create(7))
     assert first.status_code == 200

@@ -20,6 +20,7 @@ CREATE = {
 PAUSE = {"kind": "pause", "ad_id": 7, "version": 4}
 UPDATE = {"kind": "update", "ad_id": 7, "version": 5, "text": "boots"}
 NUMBER = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
+AD_ID = {"oneOf": [NUMBER, {"type": "string", "minLength": 1, "maxLength": 256}]}
 CONTENT = {
     "account_id": {"type": "string", "maxLength": 256},
     "conversion_type": {"type": "string", "maxLength": 256},
@@ -63,7 +64,7 @@ def test_every_kind_of_event_has_its_fields_and_limits(page):
             name: {k: v for k, v in field.items() if k not in ("title", "description")}
             for name, field in model["properties"].items()
         }
-        assert told == {"kind": {"type": "string", "const": kind}, "ad_id": NUMBER, "version": NUMBER} | more
+        assert told == {"kind": {"type": "string", "const": kind}, "ad_id": AD_ID, "version": NUMBER} | more
         assert model["additionalProperties"] is False
         assert model["description"]
         needed = {"kind", "ad_id", "version"} | (CONTENT.keys() if kind == "create" else set())
@@ -100,6 +101,8 @@ def test_schema_and_server_accept_and_refuse_the_same_events(client, page):
         UPDATE | {"account_id": "", "conversion_type": ""},
         CREATE | {"text": "t" * 65_536, "account_id": "\U0001f45f" * 256},
         CREATE | {"ad_id": 0, "version": 2**63 - 1},
+        CREATE | {"ad_id": "7"},
+        CREATE | {"ad_id": "\U0001f45f" * 256},
     ]
     bad = [
         *map(without, CREATE),
@@ -121,7 +124,9 @@ def test_schema_and_server_accept_and_refuse_the_same_events(client, page):
         CREATE | {"kind": None},
         CREATE | {"kind": ["create"]},
         CREATE | {"ad_id": True},
-        CREATE | {"ad_id": "7"},
+        CREATE | {"ad_id": ""},
+        CREATE | {"ad_id": "k" * 257},
+        CREATE | {"ad_id": None},
         CREATE | {"ad_id": 7.5},
         CREATE | {"ad_id": -1},
         CREATE | {"version": 2**63},
@@ -148,6 +153,8 @@ def test_answers_are_what_the_page_says(client, page):
         ("post", "/events/bulk", "/events/bulk", {"json": [0] * 10_001}, 413),
         ("get", "/ads/7", "/ads/{ad_id}", {}, 200),
         ("get", "/ads/12345", "/ads/{ad_id}", {}, 404),
+        ("get", "/ads?key=unknown", "/ads", {}, 404),
+        ("get", "/ads?key=", "/ads", {}, 422),
         ("get", "/ads/x", "/ads/{ad_id}", {}, 422),
         ("get", "/ads/7", "/ads/{ad_id}", {"headers": {"host": "evil.example"}}, 421),
         ("get", "/dead-letters?limit=2", "/dead-letters", {}, 200),

@@ -5,11 +5,13 @@ import math
 import os
 import signal
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from tests.tiny import LEVEL_SIZES
 from tests.toy_training import VSL, ToySource, start, toy_batch, toy_trainer
 from training import plots
 from training.loop.checkpoint import CheckpointError, NonFiniteError
@@ -17,6 +19,7 @@ from training.loop.device import Device, DeviceError
 from training.loop.log import EVENTS, PARTS, PLOT, TABLE
 from training.loop.meter import Meter
 from training.loop.optimizer import learning_rate, make_optimizer
+from training.loop.patience import is_exhausted
 from training.loop.retention import open_checkpoint
 from training.loop.trainer import _seed
 from training.objectives.base import Loss, Part
@@ -141,6 +144,91 @@ def test_a_stop_saves_and_the_resumed_run_is_the_whole_run(whole, tmp_path, step
         assert equal(state, twice.optimizer_state[i])
     assert without_time(once.history) == without_time(twice.history)
     assert twice.seconds > stood.seconds > 0
+
+
+def test_checkpoints_come_by_the_clock_too(whole, tmp_path, monkeypatch):
+    """A step takes a minute here; 3 minutes after the last checkpoint there is one, validation or not."""
+    now = [0.0]
+
+    class Slow(ToySource):
+        def batches(self, start):
+            for batch in super().batches(start):
+                now[0] += 60.0
+                yield batch
+
+    monkeypatch.setattr("training.loop.trainer.time.monotonic", lambda: now[0])
+    saved = []
+    trainer = toy_trainer(
+        tmp_path, start(model={"dropout": 0.1}), source=Slow(), checkpoint_minutes=3, keep_checkpoints=99
+    )
+    save = trainer.save
+    monkeypatch.setattr(trainer, "save", lambda: (saved.append(trainer.step), save()))
+    trainer.run()
+    # Seen one step late, so that the device is not waited for; every checkpoint starts the clock again.
+    assert saved == [4, 8, 10, 14, 18, 20, 24, 28, 30]
+    assert equal(trainer.model.state_dict(), whole[1].model.state_dict())
+    assert without_time(trainer.history) == without_time(whole[1].history)
+
+
+def judged(*losses):
+    return [{"step": 10 * (i + 1), "validation_total": loss} for i, loss in enumerate(losses)]
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "first", "exhausted"),
+    [
+        ([], 1, 0, False),
+        ([3.0], 1, 0, False),
+        ([3.0, 3.0], 1, 0, True),  # no lower is no better
+        ([3.0, 2.0, 2.5], 2, 0, False),
+        ([3.0, 2.0, 2.5, 2.4], 2, 0, True),
+        ([3.0, 2.0, 2.5, 1.9], 2, 0, False),
+        ([3.0, 2.0, 2.5, 2.4], None, 0, False),
+        ([1.0, 2.0, 2.5, 2.4], 2, 2, False),  # the first two are of other requests
+        ([1.0, 2.0], 1, 2, False),
+    ],
+)
+def test_patience(losses, patience, first, exhausted):
+    assert is_exhausted(judged(*losses), patience=patience, first=first) is exhausted
+
+
+def test_a_run_that_gets_no_better_ends_and_keeps_its_best(tmp_path):
+    class Contrary(ToySource):
+        """The more the model learns, the less it knows of these validation requests."""
+
+        def validation(self):
+            other = [np.int64(size // 2) for size in LEVEL_SIZES]
+            return [replace(b, tokens=(b.tokens + other) % LEVEL_SIZES) for b in super().validation()]
+
+    options = {"steps": 200, "patience": 3, "keep_checkpoints": 1, "source": Contrary()}
+    trainer = toy_trainer(tmp_path, **options)
+    trainer.run()
+    losses = [record["validation_total"] for record in trainer.history]
+    best = int(np.argmin(losses))
+    assert trainer.step == 10 * len(losses) < 200
+    assert len(losses) - 1 - best == 3
+    kept = {f"step-{10 * (best + 1):06d}", f"step-{trainer.step:06d}"}
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == kept
+    again = toy_trainer(tmp_path, open_checkpoint(tmp_path), **options)
+    again.run()  # no step more, and no complaint
+    assert again.step == trainer.step
+    patient = toy_trainer(tmp_path, open_checkpoint(tmp_path), **(options | {"patience": 4}))
+    patient.run()
+    assert patient.step > trainer.step
+
+
+def test_patience_counts_validations_on_the_same_requests(tmp_path):
+    """A longer log has other ones: losses before it say nothing."""
+    toy_trainer(tmp_path, steps=20).run()
+    found = open_checkpoint(tmp_path)
+    spoiled = replace(found, history=judged(1.0, 1.1))  # as a loss that will not be had again
+    assert toy_trainer(tmp_path, spoiled, patience=1).exhausted
+    later = ToySource()
+    later.held_out = "other toys"
+    trainer = toy_trainer(tmp_path, spoiled, source=later, patience=1)
+    assert not trainer.exhausted
+    trainer.run()
+    assert open_checkpoint(tmp_path).first_record == 2
 
 
 def test_random_numbers_differ_by_step_and_process():

@@ -89,7 +89,7 @@ def test_every_command_checks_all_sections(command, preset, monkeypatch, capsys)
         ("data: {source: parquet, pth: x}\n", r"data: unknown key 'pth'; known: .*path, .*source"),
         (
             "data: {source: completejourney, split: {bye: days}}\n",
-            r"data.split: unknown key 'bye'; known: by, test, validation$",
+            r"data.split: unknown key 'bye'; known: by, test, validation; did you mean by\?$",
         ),
         (
             "data: {source: completejourney, split: weeks}\n",
@@ -190,3 +190,55 @@ def test_command_line():
     loaded = Preset.load(arguments.config, arguments.overrides)
     assert (loaded.model.width, loaded.model.heads, loaded.model.layers) == (64, 2, 9)
     assert tuple(Preset.model_fields) == SECTIONS
+
+
+def test_an_override_reaches_a_group_of_keys(preset):
+    path = preset("data: {source: completejourney}\n")
+    split = Preset.load(path, ["data.split.by=days", "data.split.test=4"]).logs.split
+    assert (split.by, split.sizes) == ("days", (1, 4))
+    weights = Preset.load(path, ["training.behavior_weights.conversion=3"]).training.behavior_weights
+    assert weights == {"conversion": 3.0}
+    with pytest.raises(ConfigError, match=r"data.split.test: .*got 'x' \(an override\)$"):
+        Preset.load(path, ["data.split.test=x"])
+    with pytest.raises(ConfigError, match=r"data.split: expected keys and values, got 'days'"):
+        Preset.load(path, ["data.split=days", "data.split.test=4"])
+
+
+@pytest.mark.parametrize(
+    ("override", "near"),
+    [
+        ("training.stepz=3", "did you mean steps"),
+        ("training.learningrate=3", "did you mean learning_rate?"),
+        ("trainin.steps=3", "did you mean training?"),
+        ("data.split.tst=3", "did you mean test?"),
+        ("tokenizer.hashsize=3", "did you mean hash_size?"),
+    ],
+)
+def test_errors_name_what_may_have_been_meant(preset, override, near):
+    with pytest.raises(ConfigError, match=re.escape(near)):
+        Preset.load(preset("data: {source: completejourney}\n"), [override])
+
+
+def test_nothing_is_near_a_word_that_is_like_none(preset):
+    with pytest.raises(ConfigError) as caught:
+        Preset.load(preset("model: {width: 8}\n"), ["model.zzzz=3"])
+    assert "did you mean" not in str(caught.value)
+
+
+def test_weights_of_behaviors(preset):
+    zero = "training: {behavior_weights: {click: 0, conversion: 0}}"
+    with pytest.raises(ConfigError, match="behavior_weights: expected a weight > 0 for one of"):
+        Preset.load(preset(zero))  # of a preset without logs too
+    path = preset("data: {source: completejourney, target_behaviors: [click, conversion]}\n")
+    assert Preset.load(path).warnings() == []
+    [warning] = Preset.load(path, ["training.behavior_weights={conversion: 1}"]).warnings()
+    assert warning.startswith("training.behavior_weights leaves out click of data.target_behaviors: weight 0")
+
+
+def test_semantic_ids_must_fit_a_number(preset):
+    """It used to be found out when the model was to be trained."""
+    with pytest.raises(ConfigError, match=r"tokenizer: expected level sizes whose product is below 2\*\*63"):
+        Preset.load(
+            preset("tokenizer: {codebook_sizes: [1048576, 1048576, 1048576], hash_size: 1024}\n"),
+            ["serving.widths=64-128-256-256:64", "evaluation.widths=64-128-256-256:1"],
+        )

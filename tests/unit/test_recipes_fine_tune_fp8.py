@@ -23,6 +23,7 @@ from training.recipes import fine_tune_fp8 as module
 from training.recipes.fine_tune_fp8 import FOLDER, prepare_fine_tuning
 from training.recipes.pretrain import prepare_training
 from training.recipes.requests import CatalogueRequests, LoggedRequests
+from training.run import SpecError
 
 STEP = 100
 SETTINGS = {
@@ -208,6 +209,16 @@ def test_two_processes_are_as_one(modelopt, run, tmp_path, monkeypatch):
     one, two = (open_checkpoint(tmp_path / n).model.state_dict() for n in ("one", "two"))
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=2e-4, rtol=0)
+
+
+def test_a_finished_run_is_up_to_date_or_says_why_not(tuned, run, capsys):
+    folder, _ = tuned
+    assert trainer(run, folder, threads=2) is None
+    assert capsys.readouterr().out == f"{folder}: up to date (step 40 of 40)\n"
+    with pytest.raises(
+        SpecError, match=r"fine_tune_fp8.batch_size \d+ -> 3; raise fine_tune_fp8.steps to go"
+    ):
+        trainer(run, folder, batch_size=3)
 
 
 def test_another_original_starts_over(modelopt, own_run, capsys):

@@ -1,5 +1,6 @@
 """Pre-training on a log: it learns, goes on where it was, on newer logs too, and in several processes."""
 
+import json
 import math
 import os
 import signal
@@ -13,8 +14,10 @@ import polars as pl
 import pytest
 import torch
 
+from serving.files import sha256
 from tests.tiny_log import open_run, write_run
 from training.data.prepare import prepare
+from training.loop.checkpoint import CheckpointError
 from training.loop.device import Device
 from training.loop.retention import find_checkpoint, open_checkpoint, save_checkpoint
 from training.preset.preset import Preset
@@ -139,7 +142,7 @@ def test_ctrl_c_and_going_on_is_one_run(run, trained, tmp_path, monkeypatch, cap
 def test_a_finished_run_stays_as_it_is(run, trained, monkeypatch, capsys):
     before = find_checkpoint(trained).stat().st_mtime_ns
     command(monkeypatch, run, trained)
-    assert "resumed at step 40 of 40\n" in capsys.readouterr().out
+    assert capsys.readouterr().out == f"{trained}: up to date (step 40 of 40)\n"
     assert find_checkpoint(trained).stat().st_mtime_ns == before
 
 
@@ -150,7 +153,10 @@ def test_other_settings_are_told_and_taken(run, trained, tmp_path, monkeypatch, 
     command(monkeypatch, run, tmp_path, *words)
     out = capsys.readouterr().out
     assert "resumed at step 40 of 44\n" in out
-    assert "other settings than before: steps 40 -> 44, batch_size 8 -> 4, learning_rate 0.01 -> 0.005" in out
+    assert (
+        "changed since (was -> is): training.steps 40 -> 44, training.batch_size 8 -> 4, "
+        "training.learning_rate 0.01 -> 0.005\n"
+    ) in out
     found = open_checkpoint(tmp_path)
     assert (found.step, found.settings["batch_size"]) == (44, 4)
     assert [r["step"] for r in found.history] == [20, 40, 44]
@@ -159,13 +165,172 @@ def test_other_settings_are_told_and_taken(run, trained, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.width=32", r"the model was made with model.width = 16, the preset says 32; set it back, or"),
-        ("features.max_history=31", r"the model was made with features.max_history = 32, the preset says 31"),
+        (
+            "model.width=32",
+            r"other settings \(was -> is\): model.width 16 -> 32; its weights do not fit them: ",
+        ),
+        ("model.heads=4", r"model.heads 2 -> 4; its weights"),  # shapes are the same, meanings are not
+        ("model.shared_layers=1", r"model.shared_layers 2 -> 1; its weights"),
+        ("features.short_slots=5", r"features.short_slots 4 -> 5; its weights"),
     ],
 )
 def test_another_model_is_refused(run, trained, override, message):
-    with pytest.raises(SpecError, match=message):
+    for steps in (40, 80):
+        with pytest.raises(SpecError, match=message):
+            trainer(run, trained, override, f"training.steps={steps}")
+
+
+def link(trained, folder):
+    """A folder with the checkpoint of a finished run."""
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "step-000040").symlink_to(find_checkpoint(trained))
+    return folder
+
+
+def test_what_changes_no_shape_goes_on(run, trained, tmp_path):
+    """Dropout and length of the history used to be refused."""
+    again = trainer(
+        run, link(trained, tmp_path), "training.steps=42", "model.dropout=0.1", "features.max_history=16"
+    )
+    assert (again.step, again.start.spec.model.dropout) == (40, 0.1)
+    assert (again.start.spec.features.max_history, again.source.dataset.spec.max_history) == (16, 16)
+    assert again.model.layers[0].dropout.p == 0.1
+    again.run()
+    assert open_checkpoint(tmp_path).spec.features.max_history == 16
+
+
+@pytest.mark.parametrize(
+    ("override", "change"),
+    [
+        ("training.learning_rate=0.005", "training.learning_rate 0.01 -> 0.005"),
+        ("training.steps=20", "training.steps 40 -> 20"),
+        ("data.target_behaviors=[conversion, impression]", r"data.target_behaviors \['conversion'\] -> "),
+    ],
+)
+def test_a_finished_run_of_other_inputs_is_not_up_to_date(run, trained, override, change):
+    """It used to say that it had resumed, and end."""
+    with pytest.raises(SpecError, match=rf"its end \(step 40\), with other inputs .*: {change}.*--fresh"):
         trainer(run, trained, override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["training.threads=2", "training.validate_every=7", "training.patience=9", "evaluation.requests=7"],
+)
+def test_what_makes_no_other_weights_leaves_a_run_up_to_date(run, trained, override):
+    assert trainer(run, trained, override) is None
+
+
+def test_a_finished_run_of_another_log_is_not_up_to_date(run, trained, tmp_path):
+    found = open_checkpoint(trained)
+    assert found.inputs["data/events.parquet"] == sha256(run[1] / "data" / "events.parquet")
+    other = replace(found, inputs=found.inputs | {"data/events.parquet": "1f" * 32})
+    save_checkpoint(tmp_path, other, keep=1)
+    with pytest.raises(
+        SpecError, match="with other inputs .*: data/events.parquet 1f1f1f1f -> [0-9a-f]{8}; raise"
+    ):
+        trainer(run, tmp_path)
+    assert trainer(run, tmp_path, "training.steps=41").step == 40
+
+
+def test_a_run_that_stopped_early_is_at_its_end_until_something_changes(run, tmp_path, monkeypatch, capsys):
+    """Then its patience begins anew."""
+    sets = [f"--set=training.{s}" for s in ("patience=1", "validate_every=2", "steps=400", "learning_rate=1")]
+    command(monkeypatch, run, tmp_path, *sets)
+    assert "stopped early: validation loss of the SID" in capsys.readouterr().out
+    step = open_checkpoint(tmp_path).step
+    assert step < 400
+    command(monkeypatch, run, tmp_path, *sets)
+    said = capsys.readouterr().out
+    assert said.startswith(f"{tmp_path}: up to date (step {step} of 400; stopped early, step ")
+    command(monkeypatch, run, tmp_path, *sets[:-1], "--set=training.learning_rate=0.001")
+    assert f"resumed at step {step} of 400\nchanged since (was -> is): training.learning_rate 1.0" in (
+        capsys.readouterr().out
+    )
+    found = open_checkpoint(tmp_path)
+    assert found.step > step
+    assert found.history[found.first_record]["step"] > step
+
+
+def test_a_checkpoint_of_before_is_told_by_its_model(run, trained, tmp_path):
+    """It has no inputs; what is in its model is known all the same."""
+    save_checkpoint(tmp_path, replace(open_checkpoint(trained), inputs=None), keep=1)
+    path = find_checkpoint(tmp_path) / "checkpoint.json"
+    content = json.loads(path.read_text())
+    for name in ("inputs", "first_record"):
+        del content[name]
+    for name in ("patience", "checkpoint_minutes", "warm_start"):
+        del content["settings"][name]
+    path.write_text(json.dumps(content))
+    assert trainer(run, tmp_path) is None
+    with pytest.raises(SpecError, match=r"model.width 16 -> 32"):
+        trainer(run, tmp_path, "model.width=32")
+
+
+# Warm start
+
+
+def test_a_warm_start_takes_what_fits_and_names_the_rest(run, trained, tmp_path, capsys):
+    warm = trainer(
+        run, tmp_path, f"training.warm_start={trained}", "model.layers=4", "features.short_slots=6"
+    )
+    there, here = weights(trained), warm.model.state_dict()
+    same = {name for name in here if name in there and torch.equal(here[name], there[name])}
+    assert {name for name in here if not name.startswith("layers.3.")} - same == {"context.slot"}
+    out = capsys.readouterr().out
+    assert f"{trained}: weights taken, but for context.slot (8x16 there, 10x16 here), layers.3." in out
+    assert "(not there)" in out
+    assert warm.step == 0
+    warm.run()
+    assert open_checkpoint(tmp_path).step == 40
+
+
+def test_codes_and_categories_of_other_meaning_are_not_taken(run, trained, tmp_path, capsys):
+    found = open_checkpoint(trained)
+    columns = {"age": ("other", "young")}
+    other = replace(found, spec=replace(found.spec, tokenizer_id="1234", profile_columns=columns))
+    save_checkpoint(tmp_path / "other", other, keep=1)
+    path = find_checkpoint(tmp_path / "other")
+    warm = trainer(run, tmp_path / "new", f"training.warm_start={path}")
+    here, there = warm.model.state_dict(), found.model.state_dict()
+    differ = {name for name in here if not torch.equal(here[name], there[name])}
+    assert differ == {*(f"codes.tables.{t}.weight" for t in range(3)), "context.profile.0.weight"}
+    out = capsys.readouterr().out
+    assert "codes.tables.2.weight (codes of another tokenizer)" in out
+    assert "context.profile.0.weight (other categories)" in out
+
+
+def test_a_warm_start_needs_a_new_model_and_a_checkpoint(run, trained, tmp_path):
+    with pytest.raises(
+        CheckpointError, match=r"training.warm_start: expected a checkpoint, or a folder .* got "
+    ):
+        trainer(run, tmp_path, f"training.warm_start={tmp_path / 'none'}")
+    link(trained, tmp_path)
+    with pytest.raises(SpecError, match=r"expected a new model, this one stands at step 40; .*--fresh"):
+        trainer(run, tmp_path, f"training.warm_start={trained}", "training.steps=50")
+    assert trainer(run, tmp_path, f"training.warm_start={trained}", fresh=True).step == 0
+
+
+# Weights of behaviors
+
+
+def test_behaviors_without_a_weight(run, tmp_path, capsys):
+    targets = "data.target_behaviors=[conversion, impression]"
+    trainer(run, tmp_path, targets, "training.behavior_weights={conversion: 1}")
+    assert "warning: training.behavior_weights leaves out impression of data" in capsys.readouterr().err
+    trainer(run, tmp_path, targets)
+    assert "warning" not in capsys.readouterr().err
+    # A behavior that the preset allows as a target, and that the log does not have.
+    with pytest.raises(
+        ValueError,
+        match=r"expected a weight > 0 for a behavior of the training targets \(of conversion\), got",
+    ):
+        trainer(
+            run,
+            tmp_path,
+            "data.target_behaviors=[conversion, click]",
+            "training.behavior_weights={click: 1, conversion: 0}",
+        )
 
 
 def test_fresh_starts_over(run, trained, tmp_path):
@@ -234,8 +399,9 @@ def test_a_model_goes_on_with_a_week_more(tmp_path, no_curves):
 def test_the_tokenizer_must_be_the_models(run, trained, tmp_path):
     found = open_checkpoint(trained)
     save_checkpoint(tmp_path, replace(found, spec=replace(found.spec, tokenizer_id="1234")), keep=1)
-    with pytest.raises(SpecError, match=r"tokenizer: expected tokenizer 1234 \(the model's\), got .*--fresh"):
-        trainer(run, tmp_path)
+    for steps in (40, 80):
+        with pytest.raises(SpecError, match=r"tokenizer: expected tokenizer 1234 \(the model's\).*--fresh"):
+            trainer(run, tmp_path, f"training.steps={steps}")
 
 
 # Numbers that are none

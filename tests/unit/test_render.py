@@ -16,6 +16,7 @@ from export.kept import TARGETS, kept_bundles
 from export.pbtxt import RenderError, check_config
 from export.profiles import profiles
 from export.render import ENGINES, SOURCE, render
+from export.rendered import RECORD, check, rendered_for
 from serving.backend.settings import ServingConfig
 from serving.files import sha256
 from serving.index.layout import IndexStoreError
@@ -30,6 +31,7 @@ from tests.unit.test_scheduler import add_version
 
 MODELS = {
     "gr4ad",
+    "ad_keys",
     "request_features",
     "beam_scheduler",
     "ad_resolver",
@@ -76,7 +78,7 @@ def test_every_target_renders_configs_that_fit_their_graphs(bundles, tmp_path, t
     fill_plans(bundles)
     folder = tmp_path / "repository"
     assert set(rendered(bundles, folder, target=target)) == MODELS
-    assert {p.name for p in folder.iterdir()} == MODELS
+    assert {p.name for p in folder.iterdir()} == MODELS | {RECORD}
     for name in MODELS:
         parsed = config_of(folder, name)
         assert parsed.max_batch_size == 8
@@ -221,7 +223,7 @@ def test_the_ladder_keeps_to_the_policy(bundles, tmp_path):
 
 
 def test_adapters_are_the_sources(pipeline):
-    for name in ("request_features", "beam_scheduler", "ad_resolver"):
+    for name in ("request_features", "beam_scheduler", "ad_resolver", "ad_keys"):
         assert (pipeline.repository / name / "1" / "model.py").read_bytes() == (
             SOURCE / name / "1" / "model.py"
         ).read_bytes()
@@ -444,7 +446,8 @@ def test_what_is_as_it_should_be_is_not_written_again(bundles, tmp_path):
     folder = tmp_path / "r"
 
     def stamps():
-        return {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+        files = [p for p in folder.rglob("*") if p.is_file() and p.name != RECORD]
+        return {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in files}
 
     rendered(bundles, folder)
     first = stamps()
@@ -512,3 +515,35 @@ def test_a_version_of_another_precision_is_left_out(bundles, tmp_path, caplog):
     point_current(bundles, 1)
     rendered(bundles, tmp_path / "t", target="cpu")
     assert version_folders(tmp_path / "t") == {"1"}
+
+
+# Whether it is what is asked for
+
+
+def asked(bundles, **changes):
+    config = serving_config().model_copy(update=changes)
+    return rendered_for(config, bundles=bundles, index=bundles.parent / "index")
+
+
+def test_a_repository_knows_what_it_was_rendered_for(bundles, tmp_path):
+    """`make serve PRESET=other` used to serve whatever had been rendered last."""
+    folder = tmp_path / "r"
+    with pytest.raises(ValueError, match="expected a rendered model repository, got none; run `make export`"):
+        check(folder, asked(bundles))
+    rendered(bundles, folder)
+    check(folder, asked(bundles))
+    with pytest.raises(ValueError, match=r"another preset .* serving.max_num_ads \d+ -> 7; .*`make export`"):
+        check(folder, asked(bundles, max_num_ads=7))
+    other = tmp_path / "other" / "bundles"
+    with pytest.raises(ValueError, match=r"bundles \S+ -> \S+/other/bundles, index \S+ -> \S+/other/index"):
+        check(folder, asked(other))
+
+
+def test_a_repository_that_was_half_rendered_is_none(bundles, tmp_path, monkeypatch):
+    folder = tmp_path / "r"
+    rendered(bundles, folder)
+    monkeypatch.setattr("export.render.write_file", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        rendered(bundles, folder, config=serving_config().model_copy(update={"max_num_ads": 7}))
+    with pytest.raises(ValueError, match="got none"):
+        check(folder, asked(bundles))

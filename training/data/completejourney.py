@@ -22,8 +22,9 @@ from pathlib import Path
 import polars as pl
 
 from training.data.checks import TableError
-from training.data.parquet import read_table
-from training.data.schema import UNKNOWN, LoadStats, Tables, make_tables
+from training.data.columns import UNKNOWN, Named
+from training.data.files import read_table
+from training.data.schema import LoadStats, Tables, make_tables
 from training.preset.data import DataConfig
 
 PROVENANCE = (
@@ -101,7 +102,7 @@ def load_completejourney(config: DataConfig, *, folder: Path | None = None) -> T
         stats=LoadStats(rows_read=transactions.height + redemptions.height, rows_dropped=dropped),
         provenance=PROVENANCE,
         where=("completejourney ads", "completejourney users", "completejourney events"),
-        profile_columns=config.profile_columns,
+        named=Named(profile=config.profile_columns),
     )
 
 

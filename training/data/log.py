@@ -16,8 +16,9 @@ import numpy.typing as npt
 import polars as pl
 
 from serving.model.features import BEHAVIORS
+from training.data.columns import SPLIT_COLUMN
 from training.data.exposures import NO_ID, Exposures, find_exposures, last_of_highest
-from training.data.schema import SPLIT_COLUMN, Tables
+from training.data.schema import Tables
 from training.data.split import PARTS
 
 Int64 = npt.NDArray[np.int64]
@@ -55,8 +56,19 @@ class EventLog:
     @classmethod
     def from_tables(cls, tables: Tables, *, attribution_window_s: int) -> Self:
         """Put the events of checked tables into arrays, and find their exposures."""
-        events = tables.events
-        user_ids = tables.users["user_id"].sort().to_numpy()
+        users = tables.users["user_id"].sort()
+        return cls.of(tables.events, users, attribution_window_s=attribution_window_s)
+
+    @classmethod
+    def of(cls, events: pl.DataFrame, users: pl.Series, *, attribution_window_s: int) -> Self:
+        """Put sorted events into arrays, and find their exposures.
+
+        Args:
+            events: of checked tables.
+            users: ids of their users, and maybe more, ascending.
+            attribution_window_s: see `find_exposures`.
+        """
+        user_ids = users.to_numpy()
         event_users = events["user_id"].to_numpy()
         starts = np.searchsorted(event_users, user_ids, side="left")
         ad_ids, timestamp = events["ad_id"].to_numpy(), events["timestamp"].to_numpy()

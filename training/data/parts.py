@@ -3,7 +3,7 @@
 Letters: E events, R requests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from training.data.columns import SPLIT_COLUMN
 from training.data.groups import TargetGroups, target_groups
 from training.data.log import EventLog
-from training.data.schema import SPLIT_COLUMN
 from training.data.split import PARTS, Split
 from training.preset.data import SplitConfig
 
@@ -70,31 +70,59 @@ class Parts:
         )
 
 
-def cut(config: SplitConfig, log: EventLog, *, target_behaviors: Sequence[str]) -> tuple[Split, Parts]:
-    """Cut a log as a preset says.
+def cut(
+    config: SplitConfig, logs: Iterable[EventLog], *, span: tuple[int, int], target_behaviors: Sequence[str]
+) -> Split:
+    """Where a log is cut, as a preset says.
+
+    Args:
+        config: `data.split`.
+        logs: the log, whole users at a time; not looked at for weeks and days.
+        span: time of its first and of its last event.
+        target_behaviors: of the preset.
 
     Raises:
         ValueError: the log is too short, or its column `split` is missing or names two parts for one request.
     """
     validation, test = config.sizes
-    first, last = int(log.timestamp.min()), int(log.timestamp.max())
+    first, last = span
     if config.by in ("weeks", "days"):
-        split = Split.by_length(first, last, unit=config.by, validation=int(validation), test=int(test))
-    elif config.by == "fractions":
+        return Split.by_length(first, last, unit=config.by, validation=int(validation), test=int(test))
+    if config.by == "fractions":
+        times = np.concatenate([_every_group(log, target_behaviors).now for log in logs])
+        return Split.by_fractions(times, last=last, validation=validation, test=test)
+    ends = np.zeros(len(PARTS), np.int64)
+    for log in logs:
+        parts = parts_by_request(config, log, target_behaviors=target_behaviors)
+        np.maximum.at(ends, parts.request, log.times() + 1)
+    return Split.by_column(np.maximum(ends, 1).tolist())
+
+
+def parts_of(config: SplitConfig, split: Split, *, log: EventLog, target_behaviors: Sequence[str]) -> Parts:
+    """Parts of some users of a log that was cut.
+
+    Raises:
+        ValueError: its column `split` is missing or names two parts for one request.
+    """
+    if split.by == "time":
+        return Parts.of(split, log)
+    return parts_by_request(config, log, target_behaviors=target_behaviors)
+
+
+def parts_by_request(config: SplitConfig, log: EventLog, *, target_behaviors: Sequence[str]) -> Parts:
+    """Parts that no time says: by the last requests of each user, or by the column `split`.
+
+    Raises:
+        ValueError: that column is missing or names two parts for one request.
+    """
+    if config.by == "last_events":
+        validation, test = config.sizes
         every = _every_group(log, target_behaviors)
-        split = Split.by_fractions(every.now, last=last, validation=validation, test=test)
-    else:
-        if config.by == "last_events":
-            every = _every_group(log, target_behaviors)
-            request = _last_requests(log, every, validation=int(validation), test=int(test))
-            parts = Parts(request[log.exposures.request], request)
-        else:
-            parts = Parts.by_column(log)
-            _check_one_part(log, parts)
-        times = log.times()
-        ends = [int(times[parts.request == part].max(initial=0)) + 1 for part in range(len(PARTS))]
-        return Split.by_column(ends), parts
-    return split, Parts.of(split, log)
+        request = _last_requests(log, every, validation=int(validation), test=int(test))
+        return Parts(request[log.exposures.request], request)
+    parts = Parts.by_column(log)
+    _check_one_part(log, parts)
+    return parts
 
 
 def _every_group(log: EventLog, target_behaviors: Sequence[str]) -> TargetGroups:

@@ -1,17 +1,18 @@
 """The prepared data folder: checked tables, their parts, the profile vocabulary."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from training.data.files import NAMES, read_table
+from training.data.keys import Keys
 from training.data.log import EventLog
-from training.data.parquet import NAMES, read_table
 from training.data.parts import Parts
 from training.data.profile import ProfileVocabulary
 from training.data.schema import LoadStats, Tables, make_tables
 from training.data.split import Split
 
-FILES = {"ads.parquet", "users.parquet", "events.parquet", "split.json", "profile.json", "stats.json"}
+FILES = {f"{name}.parquet" for name in NAMES} | {"split.json", "profile.json", "stats.json"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def load_prepared(folder: Path) -> Prepared:
     ads, users, events = (read_table(folder / f"{name}.parquet") for name in NAMES)
     where = [str(folder / f"{name}.parquet") for name in NAMES]
     tables = make_tables(ads, users, events=events, stats=loaded, provenance=provenance, where=where)
+    tables = replace(tables, keys=Keys.load(folder))
     split = Split.load(folder / "split.json")
     log = EventLog.from_tables(tables, attribution_window_s=window)
     return Prepared(

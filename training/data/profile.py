@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from training.data.schema import UNKNOWN
+from training.data.columns import UNKNOWN
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 
 from serving.files import write_file
+from serving.inputs import Inputs, is_up_to_date
+from training.evaluation.inputs import RECORD, inputs_of
 from training.evaluation.ranking import evaluate
-from training.loop.checkpoint import CheckpointError
-from training.loop.retention import open_checkpoint
+from training.loop.checkpoint import CheckpointError, load_checkpoint
+from training.loop.retention import find_checkpoint
 from training.plots import plot_ranking
 from training.preset.preset import Preset, add_preset_arguments
 from training.rollout.executor import TorchExecutor
@@ -51,12 +53,19 @@ def main() -> None:
     parser.add_argument(
         "--checkpoint", default="latest", help="latest, best (by validation) or a name: step-000400 [latest]"
     )
+    parser.add_argument("--fresh", action="store_true", help="evaluate again, also where nothing changed")
     arguments = parser.parse_args()
     folder = arguments.model or arguments.run / "model"
     try:
         preset = Preset.load(arguments.config, arguments.overrides)
         torch.set_num_threads(preset.training.threads)
-        checkpoint = open_checkpoint(folder, arguments.checkpoint)
+        path = find_checkpoint(folder, arguments.checkpoint)
+        record, table = folder / RECORD, folder / "evaluation.json"
+        inputs = inputs_of(preset, arguments.run, checkpoint=path, before=Inputs.load(record))
+        if is_up_to_date(record, inputs, outputs=[table], fresh=arguments.fresh):
+            print(format_report(json.loads(table.read_text())))
+            return
+        checkpoint = load_checkpoint(path)
         data = RunData.load(arguments.run)
         data.check_tokenizer(checkpoint.spec)
         report = evaluate(
@@ -71,7 +80,9 @@ def main() -> None:
     except (CheckpointError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     report |= {"step": checkpoint.step, "provenance": data.prepared.tables.provenance}
-    write_file(folder / "evaluation.json", json.dumps(report, indent=2))
+    record.unlink(missing_ok=True)
+    write_file(table, json.dumps(report, indent=2))
+    inputs.save(record)
     plot_ranking(
         {m: report[m] for m in ("recall", "ndcg", "value_recall")},
         folder / "evaluation.png",

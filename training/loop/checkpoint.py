@@ -47,6 +47,9 @@ class Checkpoint:
         seen_sids: packed SIDs int64 ascending of the events of the training weeks; None where not known.
         held_out: names the validation requests of the last record; losses on others are not to be compared.
         source: sha256 of the weights that a fine-tuned model was made from.
+        first_record: of the history that is of the validation requests of `held_out`.
+        inputs: what the run reads besides its settings, see `serving.inputs.Inputs.values`; None where not
+            known.
     """
 
     model: Generator
@@ -60,9 +63,12 @@ class Checkpoint:
     seen_sids: np.ndarray | None = None
     held_out: str = ""
     source: str | None = None
+    first_record: int = 0
+    inputs: dict[str, Any] | None = None
 
 
 _PLAIN = ("settings", "step", "seconds", "history", "sums", "held_out", "source")  # as they are in JSON
+_ADDED = ("first_record", "inputs")  # likewise; older checkpoints do not have them
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -89,7 +95,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.seen_sids is not None:
         np.save(folder / SEEN_SIDS, checkpoint.seen_sids, allow_pickle=False)
     content = {"format": FORMAT_VERSION, "spec": checkpoint.spec.to_json()}
-    content |= {name: getattr(checkpoint, name) for name in _PLAIN}
+    content |= {name: getattr(checkpoint, name) for name in (*_PLAIN, *_ADDED)}
     (folder / CONTENT).write_text(json.dumps(content, indent=1))
 
 
@@ -112,6 +118,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             optimizer_state=_optimizer_state(folder / OPTIMIZER),
             seen_sids=read_seen(folder / SEEN_SIDS) if (folder / SEEN_SIDS).exists() else None,
             **{name: content[name] for name in _PLAIN},
+            **{name: content[name] for name in _ADDED if name in content},
         )
     except CheckpointError:
         raise

@@ -20,6 +20,7 @@ from training.loop.device import Device
 from training.loop.log import Progress, RunLog
 from training.loop.meter import Meter
 from training.loop.optimizer import learning_rate, make_optimizer
+from training.loop.patience import is_exhausted
 from training.loop.retention import save_checkpoint
 from training.loop.signals import StopSignals
 from training.loop.source import Source
@@ -32,7 +33,8 @@ class Outcome(NamedTuple):
 
     Attributes:
         step: that was made, counted from 0.
-        numbers: mean loss, norm of the gradient, number of processes that were asked to stop.
+        numbers: mean loss, norm of the gradient, number of processes that were asked to stop, and of those
+            for which it is time to save.
     """
 
     step: int
@@ -76,42 +78,49 @@ class Trainer:
         if start.step:
             self._restore(start)
         self._fresh = not start.step
-        self._seconds, self._began = start.seconds, time.monotonic()
+        # Losses on other validation requests, of an earlier log, are not to be compared.
+        self._first = start.first_record if start.held_out == source.held_out else len(start.history)
+        self._seconds, self._began, self._saved = start.seconds, time.monotonic(), time.monotonic()
         self._log = RunLog(folder, step=start.step, records=len(start.history)) if device.rank == 0 else None
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether the run's patience is at its end, so that no step is made any more."""
+        return is_exhausted(self.history, patience=self.config.patience, first=self._first)
+
     def run(self) -> None:
-        """Train to the last step, with validation and checkpoints on the way.
+        """Train to the last step or the end of patience, with validation and checkpoints on the way.
 
         Raises:
             NonFiniteError: a loss, gradient or weight is not finite; the last good checkpoint stays.
             KeyboardInterrupt: a signal asked to stop; where the run stands is saved.
         """
         config, parallel = self.config, self.device.parallel(self.model)
-        self._began = time.monotonic()
+        self._began = self._saved = time.monotonic()
         earlier: Outcome | None = None
-        stopped = False
+        stop = False
         with (
             StopSignals() as signals,
             closing(self.source.batches(self.step)) as batches,
             Progress(self.step, config.steps, shown=self.device.rank == 0) as bar,
         ):
-            while self.step < config.steps and not stopped:
+            while self.step < config.steps and not stop and not self.exhausted:
                 outcome = self._train_step(parallel, next(batches), stop=signals.received)
                 # Looked at one step late, so that the device always has a step to work on.
-                stopped = earlier is not None and self._asked_to_stop(earlier)
+                stop, save = self._asked(earlier) if earlier else (False, False)
                 due = self.step % config.validate_every == 0 or self.step == config.steps
-                if due or stopped:
-                    stopped |= self._asked_to_stop(outcome)
+                if due or stop or save:
+                    stop |= self._asked(outcome)[0]
                 if due:
                     self.record()
                     bar.show(self.history[-1])
-                if due or stopped:
+                if due or stop or save:
                     self.save()
                 earlier = outcome
                 bar.advance()
         if self._log:
             self._log.close()
-        if self.step < config.steps:
+        if stop and self.step < config.steps:
             raise KeyboardInterrupt(
                 f"stopped at step {self.step} of {config.steps}; run again to go on there"
             )
@@ -149,10 +158,11 @@ class Trainer:
             history=self.history,
             sums=sums,
             held_out=self.source.held_out,
+            first_record=self._first,
             optimizer_state=self.optimizer.state_dict()["state"],
         )
         save_checkpoint(self.folder, checkpoint, keep=self.config.keep_checkpoints, fresh=self._fresh)
-        self._fresh = False
+        self._fresh, self._saved = False, time.monotonic()
         self._log.show(self.history)
 
     def _train_step(self, parallel: nn.Module, batch: Batch[np.ndarray], *, stop: bool) -> Outcome:
@@ -161,8 +171,8 @@ class Trainer:
         torch.manual_seed(_seed(self.config.seed, step=self.step, rank=self.device.rank))  # dropout, if any
         parallel.train()
         loss = self._loss(parallel, batch)
-        asked = torch.full_like(loss.total.weight, float(stop))
-        weight, asked = self.device.add_up(torch.stack([loss.total.weight.detach(), asked])).unbind()
+        asked = [torch.full_like(loss.total.weight, float(flag)) for flag in (stop, self._time_to_save())]
+        weight, *asked = self.device.add_up(torch.stack([loss.total.weight.detach(), *asked])).unbind()
         mean = loss.total.sum / weight.clamp(min=1e-9)
         self.optimizer.zero_grad(set_to_none=True)
         # Gradients are averaged over processes; the loss is a mean over the targets of all of them.
@@ -171,25 +181,33 @@ class Trainer:
         self.optimizer.step()
         self._running.add(loss)
         self.step += 1
-        return Outcome(self.step - 1, self.device.fetch(torch.stack([mean.detach(), norm, asked])))
+        return Outcome(self.step - 1, self.device.fetch(torch.stack([mean.detach(), norm, *asked])))
 
     def _loss(self, model: nn.Module, batch: Batch[np.ndarray]) -> Loss:
         with self.device.autocast():
             return self.objective(model, self.device.put(batch))
 
-    def _asked_to_stop(self, outcome: Outcome) -> bool:
-        """Whether any process was; all of them find the same.
+    def _time_to_save(self) -> bool:
+        """Whether minutes have passed since the last checkpoint; once for each time they have."""
+        minutes = self.config.checkpoint_minutes
+        if self._log is None or minutes is None or time.monotonic() - self._saved < 60 * minutes:
+            return False
+        self._saved = time.monotonic()
+        return True
+
+    def _asked(self, outcome: Outcome) -> tuple[bool, bool]:
+        """Whether any process was asked to stop, and whether it is time to save; all of them find the same.
 
         Raises:
             NonFiniteError: loss or gradient of that step are not finite.
         """
-        loss, norm, asked = outcome.numbers()
+        loss, norm, stop, save = outcome.numbers()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NonFiniteError(
                 f"step {outcome.step}: expected a finite loss and gradient, got loss {loss:g} and gradient "
                 f"norm {norm:g}; {self.source.describe(outcome.step)}; not saved"
             )
-        return asked > 0
+        return stop > 0, save > 0
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:

@@ -98,7 +98,13 @@ class DataConfig(BaseModel):
 
 
 class FeatureConfig(BaseModel):
-    """Context of a request; see `serving.model.features.FeatureSpec` for the meaning of each key."""
+    """Context of a request.
+
+    Attributes:
+        short_slots: newest events that get a slot.
+        long_slots: distinct ads of the whole history that get a slot, most frequent first.
+        max_history: events kept of a longer history, the newest.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -15,6 +15,7 @@ class EvaluationConfig(BaseModel):
         cutoffs: k of Recall@k and NDCG@k.
         widths: width plan of the beam search; the last width must reach the largest cutoff.
         batch_size: requests a search.
+        seed: of the draw of requests.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

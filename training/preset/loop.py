@@ -10,15 +10,30 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 TrainingPrecision = Literal["fp32", "bf16"]
 
 
+# Keys that say how a run is run and watched: with others the same weights come out.
+HOW_IT_RUNS = frozenset(
+    {
+        *("checkpoint_minutes", "device", "keep_checkpoints", "patience", "threads", "validate_every"),
+        *("validation_requests", "workers"),
+    }
+)
+
+
 class LoopConfig(BaseModel):
     """Optimisation, and what is kept of it.
 
     Attributes:
         steps: optimizer steps.
         batch_size: requests a step, over all processes together.
-        learning_rate, warmup_steps, weight_decay, clip_norm: AdamW with warm-up, then cosine to a hundredth.
+        learning_rate: of AdamW at its highest; after the warm-up it falls by a cosine to a hundredth.
+        warmup_steps: over which it rises from nothing.
+        weight_decay: of AdamW, for matrices; vectors and tables of codes have none.
+        clip_norm: largest norm of a gradient; a larger one is scaled down.
         validate_every: steps between two validations, each of which ends with a checkpoint.
         validation_requests: requests that are drawn of the validation weeks (seeded).
+        checkpoint_minutes: minutes after which a checkpoint is written also between two validations; None for
+            none there.
+        patience: validations in a row without a lower total loss after which the run ends; None for never.
         keep_checkpoints: the last ones that stay, beside the best by validation.
         device: auto is cuda where there is a GPU.
         precision: bf16 computes products in bfloat16 (autocast); weights stay float32.
@@ -38,6 +53,8 @@ class LoopConfig(BaseModel):
     clip_norm: float = Field(1.0, gt=0)
     validate_every: int = Field(500, ge=1)
     validation_requests: int = Field(256, ge=1)
+    checkpoint_minutes: float | None = Field(10.0, gt=0)
+    patience: int | None = Field(None, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     device: DeviceName = "auto"
     precision: TrainingPrecision = "fp32"

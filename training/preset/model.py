@@ -11,7 +11,7 @@ class ModelConfig(BaseModel):
     Attributes:
         layers: decoder layers L.
         shared_layers: K, the first layers, which see no token. 0 is plain autoregression.
-        width: d.
+        width: d, of the vectors between layers.
         heads: attention heads; divides `width`.
         ffn_multiple: hidden width of the feed-forward part, in units of d.
         value_buckets: equal-frequency eCPM buckets asked for (ties in the data can make fewer).

@@ -26,6 +26,7 @@ class PrecisionConfig(BaseModel):
         fp8_rest: what FP8 graphs are besides their FP8 products.
         fp8_keep: patterns of weights ("*head*.weight", "layers.0.ffn.?.weight") whose products stay out of
             FP8.
+        seed: of the draws of requests.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

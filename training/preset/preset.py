@@ -7,6 +7,8 @@ only two of them together can break.
 from __future__ import annotations
 
 import argparse
+import difflib
+import math
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, model_
 
 from serving.backend.plans import SearchPlans
 from serving.backend.settings import ServingConfig
+from serving.model.features import BEHAVIORS
 from serving.search.widths import WidthPlan
 from training.preset.data import DataConfig, FeatureConfig
 from training.preset.evaluation import EvaluationConfig
@@ -57,24 +60,23 @@ class Preset(BaseModel):
 
         Args:
             path: YAML file.
-            overrides: "section.key=value" strings, the value in YAML; later ones win.
+            overrides: "section.key=value" strings, the value in YAML; later ones win. A key of a group within
+                a section has another dot: "data.split.by=days".
 
         Raises:
             ConfigError: names the file and, for each of its faults, section, key, what was expected and what
                 came.
         """
         values, faults = _read(Path(path)), []
-        overridden: dict[tuple[str, str], str] = {}
+        overridden: set[tuple[str, ...]] = set()
         for override in overrides:
             try:
-                section, key, value = _split_override(override)
+                keys, value = _split_override(override)
             except ConfigError as error:
                 faults.append(str(error))
                 continue
-            keys = values.setdefault(section, {})
-            if isinstance(keys, dict):
-                keys[key] = value
-                overridden[section, key] = override
+            if _put(values, keys, value=value):
+                overridden.add(keys)
         try:
             preset = cls.model_validate(values)
         except ValidationError as error:
@@ -98,6 +100,17 @@ class Preset(BaseModel):
             )
         return self.data
 
+    def warnings(self) -> list[str]:
+        """What is allowed, and seldom meant."""
+        weights = self.training.behavior_weights
+        left_out = [name for name in (self.data.target_behaviors if self.data else ()) if name not in weights]
+        if not left_out:
+            return []
+        return [
+            f"training.behavior_weights leaves out {', '.join(left_out)} of data.target_behaviors: weight 0, "
+            "nothing is learned of them"
+        ]
+
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
         levels = len(self.tokenizer.level_sizes)
@@ -112,12 +125,16 @@ class Preset(BaseModel):
         check("features", lambda: self.features.spec(levels=levels, profile_sizes=()))
         check("serving", lambda: SearchPlans.of(self.serving, levels=levels))
         check("evaluation", lambda: _check_cutoffs(self.evaluation, levels=levels))
-        weights, targets = self.training.behavior_weights, self.data.target_behaviors if self.data else ()
-        if targets and not any(weight > 0 for behavior, weight in weights.items() if behavior in targets):
+        weights = self.training.behavior_weights
+        targets = tuple(self.data.target_behaviors if self.data else BEHAVIORS)
+        if not any(weight > 0 for behavior, weight in weights.items() if behavior in targets):
             faults.append(
                 "training.behavior_weights: expected a weight > 0 for one of data.target_behaviors "
                 f"{targets}, got {weights}"
             )
+        sizes = (*self.tokenizer.codebook_sizes, self.tokenizer.hash_size)
+        if math.prod(sizes) >= 1 << 63:  # see `serving.index.keys.pack`
+            faults.append(f"tokenizer: expected level sizes whose product is below 2**63, got {sizes}")
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -168,17 +185,37 @@ def _read(path: Path) -> dict[Any, Any]:
     return {section: keys for section, keys in content.items() if keys is not None}
 
 
-def _split_override(text: str) -> tuple[str, str, Any]:
+def _split_override(text: str) -> tuple[tuple[str, ...], Any]:
+    """Keys from the section on, and the value."""
     left, equals, value = text.partition("=")
-    section, dot, key = left.partition(".")
-    if not (equals and dot and section in SECTIONS):
+    section, *keys = left.split(".")
+    if not (equals and keys and all(keys) and section in SECTIONS):
+        near = _near(section, SECTIONS) if equals and keys else ""
         raise ConfigError(
-            f"override {text!r}: expected section.key=value with section in {', '.join(SECTIONS)}"
+            f"override {text!r}: expected section.key=value with section in {', '.join(SECTIONS)}{near}"
         )
     try:
-        return section, key, yaml.safe_load(value)
+        return (section, *keys), yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {text!r}: expected a YAML value, got {value!r}") from error
+
+
+def _put(values: dict[Any, Any], keys: tuple[str, ...], *, value: Any) -> bool:
+    """Set a nested key; False where something else than keys and values is on the way, a fault of its own."""
+    for key in keys[:-1]:
+        if values.get(key) is None:
+            values[key] = {}
+        values = values[key]
+        if not isinstance(values, dict):
+            return False
+    values[keys[-1]] = value
+    return True
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """Which of the known names may have been meant."""
+    near = difflib.get_close_matches(name, list(known), n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def _check_cutoffs(config: EvaluationConfig, *, levels: int) -> None:
@@ -190,7 +227,7 @@ def _check_cutoffs(config: EvaluationConfig, *, levels: int) -> None:
         )
 
 
-def _faults(error: ValidationError, overridden: Collection[tuple[str, str]]) -> list[str]:
+def _faults(error: ValidationError, overridden: Collection[tuple[str, ...]]) -> list[str]:
     found = []
     for fault in error.errors():
         where = tuple(map(str, fault["loc"]))
@@ -198,17 +235,19 @@ def _faults(error: ValidationError, overridden: Collection[tuple[str, str]]) -> 
         if not where:  # what the validator of Preset said
             found += said.split("\n")
         elif fault["type"] == "extra_forbidden" and len(where) == 1:
-            found.append(f"unknown section {where[0]!r}; known: {', '.join(SECTIONS)}")
+            known = ", ".join(SECTIONS) + _near(where[0], SECTIONS)
+            found.append(f"unknown section {where[0]!r}; known: {known}")
         elif fault["type"] == "extra_forbidden":
             *path, key = where
-            found.append(f"{'.'.join(path)}: unknown key {key!r}; known: {', '.join(_keys(*path))}")
+            known = ", ".join(_keys(*path)) + _near(key, _keys(*path))
+            found.append(f"{'.'.join(path)}: unknown key {key!r}; known: {known}")
         elif fault["type"] == "model_type":
             found.append(f"{'.'.join(where)}: expected keys and values, got {came}")
         elif fault["type"] == "value_error" and len(where) == 1:  # of a section: the text says what came
             found.append(f"{where[0]}: {said}")
         else:
             found.append(f"{'.'.join(where)}: {said}, got {came}")
-        if where[:2] in overridden:
+        if any(where[: len(keys)] == keys for keys in overridden):
             found[-1] += " (an override)"
     return found
 

@@ -16,10 +16,12 @@ class TrainingConfig(LoopConfig):
         targets_per_request: targets drawn of each request (its basket is a set).
         lambda_value: lambda_e, weight of the value level.
         lambda_mtp: weight of the multi-token-prediction loss.
-        behavior_weights: w_behavior of each behavior.
+        behavior_weights: w_behavior of each behavior; 0 for one that is left out.
         min_history: events a user must have before a target counts as a sample.
         recent_weeks: train on targets of the last weeks only (their histories go all the way back); None for
             all weeks.
+        warm_start: another run, its folder of a model, or one of its checkpoints, whose weights a new model
+            starts with where they fit; None for random ones.
     """
 
     targets_per_request: int = Field(8, ge=1)
@@ -30,6 +32,7 @@ class TrainingConfig(LoopConfig):
     )
     min_history: int = Field(1, ge=0)
     recent_weeks: int | None = Field(None, ge=1)
+    warm_start: str | None = None
 
 
 class FineTuneConfig(LoopConfig):

@@ -6,10 +6,10 @@ import argparse
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from serving.inputs import summary
 from training.data.stream import StreamError
 from training.loop.checkpoint import Checkpoint, CheckpointError, NonFiniteError
 from training.loop.device import Device, DeviceError
@@ -66,12 +66,10 @@ def errors_end_the_command() -> Iterator[None]:
         raise SystemExit(f"\n{stop or 'stopped'}") from stop
 
 
-def tell(found: Checkpoint, settings: dict[str, Any], *, device: Device) -> None:
-    """Say where a run goes on, and which settings are not what they were; the first process does."""
+def tell(found: Checkpoint, steps: int, *, changed: list[str], device: Device) -> None:
+    """Say where a run goes on, and what is not as it was; the first process does."""
     if device.rank:
         return
-    print(f"resumed at step {found.step} of {settings['steps']}")
-    was = found.settings
-    changed = [f"{key} {was.get(key)} -> {value}" for key, value in settings.items() if was.get(key) != value]
+    print(f"resumed at step {found.step} of {steps}")
     if changed:
-        print(f"other settings than before: {', '.join(changed)}")
+        print(f"changed since (was -> is): {summary(changed)}")

@@ -19,33 +19,51 @@ import torch
 
 from training.loop.checkpoint import Checkpoint, CheckpointError, load_checkpoint, weights_sha256
 from training.loop.device import Device
+from training.loop.patience import is_exhausted
 from training.loop.retention import find_checkpoint, has_checkpoint, open_checkpoint
 from training.loop.trainer import Trainer
 from training.model.fp8 import quantized_copy, share_weights
 from training.model.gr4ad import Generator
 from training.objectives.distill import Distill
 from training.preset.preset import Preset
-from training.recipes import pretrain
+from training.recipes import pretrain, progress
 from training.recipes.command import errors_end_the_command, parse_arguments, tell, use_device
 from training.recipes.requests import CatalogueRequests
 from training.run import RunData
 
+SECTION = "fine_tune_fp8"
 FOLDER = f"{pretrain.FOLDER}/fine_tuned_fp8"
 
 
 def prepare_fine_tuning(
     preset: Preset, run: Path, *, folder: Path, device: Device, fresh: bool = False
-) -> Trainer:
+) -> Trainer | None:
     """A trainer whose model stands where the last checkpoint in `folder` was, or is the quantized original.
+
+    None where the run is at its end, and nothing has changed since.
 
     Raises:
         CheckpointError: there is no trained model.
         MissingPackageError: modelopt is not installed.
+        SpecError: the run is at its end, with other settings or data than there are now.
         ValueError: data and model do not fit each other.
     """
     config, trained = preset.fine_tune_fp8, find_checkpoint(run / pretrain.FOLDER)
     original, source = load_checkpoint(trained), weights_sha256(trained)
-    data, settings = RunData.load(run), config.model_dump(mode="json")
+    settings, inputs = config.model_dump(mode="json"), progress.inputs_of(preset, run)
+    found = open_checkpoint(folder) if not fresh and has_checkpoint(folder) else None
+    if found and found.source != source:
+        if device.rank == 0:
+            print(f"{folder}: made from other weights than {trained} has now; starting over")
+        found = None
+    changed = progress.changed_since(found, SECTION, settings=settings, inputs=inputs) if found else []
+    if found and progress.is_at_end(
+        found, config, folder=folder, section=SECTION, changed=changed, device=device
+    ):
+        return None
+    if found and found.step >= config.steps:
+        raise progress.stale(folder, found, section=SECTION, changed=changed)
+    data = RunData.load(run)
     data.check_tokenizer(original.spec)
     dataset = data.dataset(original.spec)
 
@@ -56,17 +74,13 @@ def prepare_fine_tuning(
         model=original.spec.build(),
         spec=original.spec,
         settings=settings,
+        inputs=inputs,
         seen_sids=original.seen_sids,
         source=source,
     )
-    found = open_checkpoint(folder) if not fresh and has_checkpoint(folder) else None
-    if found and found.source != source:
-        if device.rank == 0:
-            print(f"{folder}: made from other weights than {trained} has now; starting over")
-        found = None
     if found:
-        tell(found, settings, device=device)
-        start = replace(found, model=start.model, settings=settings)
+        tell(found, config.steps, changed=changed, device=device)
+        start = replace(found, model=start.model, settings=settings, inputs=inputs)
     teacher = original.model.to(device.device).eval()
     # Whole batches in every process, so that all of them measure the same ranges.
     with closing(requests(replace(device, rank=0, world=1)).batches(0)) as batches:
@@ -94,7 +108,9 @@ def load_fine_tuned(run: Path, trained: Path) -> Generator:
     tuned = open_checkpoint(run / FOLDER)
     if tuned.source != weights_sha256(trained):
         fault = f"expected a model fine-tuned from {trained} as it is now, it was made from other weights"
-    elif tuned.step < tuned.settings["steps"]:
+    elif tuned.step < tuned.settings["steps"] and not is_exhausted(
+        tuned.history, patience=tuned.settings.get("patience"), first=tuned.first_record
+    ):
         fault = f"expected a finished model, it stopped at step {tuned.step} of {tuned.settings['steps']}"
     else:
         return tuned.model
@@ -110,6 +126,8 @@ def main() -> None:
             trainer = prepare_fine_tuning(
                 preset, arguments.run, folder=arguments.out, device=device, fresh=arguments.fresh
             )
+            if trainer is None:
+                return
             if not trainer.step:
                 trainer.record()
             trainer.run()

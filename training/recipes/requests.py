@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from serving.model.features import BEHAVIORS
 from training.data.batch import Batch
 from training.data.groups import TargetGroups
 from training.data.order import BatchOrder
@@ -55,8 +56,10 @@ class LoggedRequests:
             if not len(groups):
                 raise ValueError(
                     f"expected at least one {name} request with {history} earlier events and a target among "
-                    f"{behaviors}, got none"
+                    f"{behaviors}, got none; see training.min_history, training.recent_weeks and "
+                    "data.target_behaviors"
                 )
+            self._check_weights(name, groups)
         drawn = np.random.default_rng(config.seed).permutation(len(self.held_out_groups))
         self._held_out_rows = np.sort(drawn[: config.validation_requests])
         self.held_out = _digest(dataset, self.held_out_groups, rows=self._held_out_rows)
@@ -66,6 +69,16 @@ class LoggedRequests:
             raise ValueError(
                 f"expected at least one request of a batch for each of {device.world} processes, got batches "
                 f"of {self._order.batch_size}"
+            )
+
+    def _check_weights(self, name: str, groups: TargetGroups) -> None:
+        weights, log = self._training.behavior_weights, self.dataset.log
+        codes = set(log.behavior[groups.target_events].tolist())
+        found = [behavior for behavior, code in BEHAVIORS.items() if code in codes]
+        if not any(weight > 0 for behavior, weight in weights.items() if behavior in found):
+            raise ValueError(
+                f"training.behavior_weights: expected a weight > 0 for a behavior of the {name} targets (of "
+                f"{', '.join(found)}), got {weights}"
             )
 
     def batches(self, start: int) -> Generator[Batch[np.ndarray], None, None]:

@@ -2,24 +2,29 @@
 
 python -m training.tokenizer --config configs/demo.yaml --data build/demo/data --out build/demo/tokenizer
 
-With --keep the tokenizer in --out gives the ads of newer logs their SIDs, so that a trained model goes on.
+With --keep the tokenizer in --out gives the ads of newer logs their SIDs, so that a trained model goes on;
+one of other settings is refused.
 """
 
 import argparse
 import json
 import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from serving.files import new_file, write_file
+from serving.inputs import RECORD, Inputs, changes, is_up_to_date, named, summary
 from training.preset.preset import Preset, add_preset_arguments
 from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer.quality import DEFINITIONS, SidQuality, sid_quality
 from training.tokenizer.tokenizer import Tokenizer
+
+_FITTED_ON = "the ads that the codebooks were fitted on"
+_FILES = ("tokenizer.json", "sids.parquet", "quality.json")
 
 
 def run(config: TokenizerConfig, data_dir: Path, *, out_dir: Path, keep: bool = False) -> SidQuality:
@@ -34,10 +39,7 @@ def run(config: TokenizerConfig, data_dir: Path, *, out_dir: Path, keep: bool = 
         OSError: a file is missing.
     """
     data_dir, out_dir = Path(data_dir), Path(out_dir)
-    split_file = data_dir / "split.json"
-    train_end = json.loads(split_file.read_text()).get("train_end")
-    if not isinstance(train_end, int):
-        raise ValueError(f"{split_file}: expected train_end in unix seconds, got {train_end!r}")
+    train_end = _train_end(data_dir)
     ads = pl.read_parquet(data_dir / "ads.parquet")
     # Later ads must not shape the codebooks: at that time nobody knew them.
     known = ads.filter(pl.col("created_at") < train_end)
@@ -50,6 +52,7 @@ def run(config: TokenizerConfig, data_dir: Path, *, out_dir: Path, keep: bool = 
     encoded = time.perf_counter()
     quality = sid_quality(sids, tokenizer.level_sizes)
 
+    (out_dir / RECORD).unlink(missing_ok=True)
     if not keep:
         tokenizer.save(out_dir)
     columns = {f"s{level + 1}": sids[:, level].astype(np.int32) for level in range(sids.shape[1])}
@@ -63,10 +66,34 @@ def run(config: TokenizerConfig, data_dir: Path, *, out_dir: Path, keep: bool = 
     return quality
 
 
+def _train_end(data_dir: Path) -> int:
+    split_file = data_dir / "split.json"
+    train_end = json.loads(split_file.read_text()).get("train_end")
+    if not isinstance(train_end, int):
+        raise ValueError(f"{split_file}: expected train_end in unix seconds, got {train_end!r}")
+    return train_end
+
+
+def _inputs(config: TokenizerConfig, data_dir: Path, *, out_dir: Path, keep: bool) -> Inputs:
+    """What tokenizer and SIDs are made from; one that is kept was fitted on the ads of an earlier log."""
+    before = Inputs.load(out_dir / RECORD)
+    values, ads = named("tokenizer", config.model_dump(mode="json")), "data/ads.parquet"
+    found = Inputs.now(values, files={ads: data_dir / "ads.parquet"}, before=before)
+    fitted_on = f"{found.values[ads][:16]} before {_train_end(data_dir)}"
+    if keep:
+        fitted_on = before.values[_FITTED_ON] if before else ""
+    return replace(found, values=found.values | {_FITTED_ON: fitted_on})
+
+
 def _kept(folder: Path, config: TokenizerConfig) -> Tokenizer:
     tokenizer = Tokenizer.load(folder)
     if tokenizer.config != config:
-        raise ValueError(f"{folder}: expected the tokenizer of {config}, it was made with {tokenizer.config}")
+        was, now = (named("tokenizer", c.model_dump(mode="json")) for c in (tokenizer.config, config))
+        raise ValueError(
+            f"{folder}: {summary(changes(was, now))}: a model that was trained on these SIDs would no longer "
+            "know its ads; set it back, or start over with another tokenizer and model (make tokenize train "
+            "FRESH=1, or another RUN)"
+        )
     return tokenizer
 
 
@@ -81,11 +108,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--keep", action="store_true", help="encode with the tokenizer in --out, fit none")
+    parser.add_argument("--fresh", action="store_true", help="make it again, changed or not")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         preset = Preset.load(arguments.config, arguments.overrides)
-        run(preset.tokenizer, arguments.data, out_dir=arguments.out, keep=arguments.keep)
+        config, out, keep = preset.tokenizer, arguments.out, arguments.keep
+        inputs, outputs = _inputs(config, arguments.data, out_dir=out, keep=keep), [out / n for n in _FILES]
+        if not is_up_to_date(out / RECORD, inputs, outputs=outputs, fresh=arguments.fresh):
+            run(config, arguments.data, out_dir=out, keep=keep)
+            inputs.save(out / RECORD)
     except (OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")
 

@@ -48,16 +48,16 @@ class TritonPythonModel:
 
     def run(self, request):
         """Ads of one request: beam_sids [b, n, T], beam_scores and beam_values [b, n]."""
-        sids, scores, values, versions, searched, num_ads, exclude = (
+        sids, scores, values, models, searched, num_ads, exclude = (
             array(pb_utils, request, name)
             for name in (
-                *("beam_sids", "beam_scores", "beam_values", "model_version", "searched_version"),
+                *("beam_sids", "beam_scores", "beam_values", "searched_model", "searched_version"),
                 *("num_ads", "exclude"),
             )
         )
         # Again: whoever calls this model past the ensemble must not fill memory.
         check_num_ads(num_ads, self.limits)
-        snapshots = [self.snapshots.of(int(v)) for v in versions[:, 0]]
+        snapshots = [self.snapshots.of(int(v)) for v in models[:, 0]]
         rows = [
             resolve(
                 snapshots[i],
@@ -73,9 +73,11 @@ class TritonPythonModel:
         self.metrics.count(ad_ids, num_ads)
         return {
             "ad_ids": ad_ids,
+            "resolved_ads": ad_ids,
             "scores": pad_rows([r.scores for r in rows], fill=0),
             "expected_value": pad_rows([r.expected_value for r in rows], fill=0),
             "sids": pad_rows([r.sids for r in rows], fill=-1),
+            "model_version": models,
             # What is at least in it: the search may be a little behind.
             "index_version": np.minimum(np.array([[s.version] for s in snapshots], np.int64), searched),
         }

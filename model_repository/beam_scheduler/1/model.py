@@ -125,7 +125,7 @@ class TritonPythonModel:
             "beam_sids": pad_rows([r.sids for r in results], fill=-1),
             "beam_scores": pad_rows([r.scores for r in results], fill=-np.inf),
             "beam_values": pad_rows([r.expected_value for r in results], fill=np.nan),
-            "model_version": np.array([[r.model_version] for r in results], np.int64),
+            "searched_model": np.array([[r.model_version] for r in results], np.int64),
             "searched_version": np.array([[r.index_version] for r in results], np.int64),
             "beam_widths": np.stack([r.beam_widths for r in results]),
             "degraded": np.array([[r.degraded] for r in results]),

@@ -1,0 +1,53 @@
+"""What a bundle is made from, so that an export whose bundle is there already makes no second one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from serving.inputs import RECORD, Inputs, named
+from serving.model.bundle import versions
+from training.loop.checkpoint import CONTENT, MODEL
+from training.loop.retention import find_checkpoint
+from training.preset.precision import Precision
+from training.preset.preset import Preset
+from training.recipes.fine_tune_fp8 import FOLDER as FINE_TUNED
+from training.tokenizer.storage import MANIFEST
+
+
+def made_from(
+    run: Path, trained: Path, *, preset: Preset, precision: Precision, fine_tuned: bool, version: int
+) -> Inputs:
+    """Inputs of a bundle.
+
+    Args:
+        run: run folder.
+        trained: folder of the checkpoint.
+        preset: sections `precision` and `serving` say what a precision below FP32 must pass.
+        precision: of the graphs.
+        fine_tuned: whether they are those of the fine-tuned model.
+        version: of the bundle, or of the newest one where it is asked whether that will do.
+
+    Raises:
+        CheckpointError: there is no fine-tuned model.
+        OSError: something cannot be read.
+    """
+    values = {"bundle": version, "precision": precision, "fine_tuned": fine_tuned}
+    files = {
+        "weights": trained / MODEL,
+        "checkpoint": trained / CONTENT,
+        "tokenizer": run / "tokenizer" / MANIFEST,
+    }
+    if (evaluation := run / "model" / "evaluation.json").is_file():
+        files["evaluation"] = evaluation
+    if precision != "fp32":
+        values |= named("precision", preset.precision.model_dump(mode="json"))
+        values |= {f"serving.{key}": getattr(preset.serving, key) for key in ("widths", "normalise")}
+        files |= {f"data/{name}": run / "data" / name for name in ("events.parquet", "users.parquet")}
+    if fine_tuned:
+        files["fine-tuned weights"] = find_checkpoint(run / FINE_TUNED) / MODEL
+    return Inputs.now(values, files=files, before=Inputs.load(run / "bundles" / RECORD))
+
+
+def newest(bundles: Path) -> int:
+    """Version of the newest bundle; 0 where there is none."""
+    return max(versions(bundles), default=0)

@@ -1,0 +1,35 @@
+"""What an evaluation is made from, so that one that is there already is not made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from serving.inputs import Inputs, named
+from training.loop.checkpoint import MODEL
+from training.preset.preset import Preset
+
+RECORD = "evaluation.inputs.json"  # beside the report
+_FILES = ("ads.parquet", "users.parquet", "events.parquet", "split.json")
+
+
+def inputs_of(preset: Preset, run: Path, *, checkpoint: Path, before: Inputs | None) -> Inputs:
+    """Inputs of a report on a checkpoint.
+
+    Args:
+        preset: section `evaluation`, and what says which requests there are.
+        run: run folder.
+        checkpoint: its folder.
+        before: record of the last evaluation.
+
+    Raises:
+        OSError: a file is missing.
+    """
+    files = {f"data/{name}": run / "data" / name for name in _FILES}
+    files |= {"sids": run / "tokenizer" / "sids.parquet", "weights": checkpoint / MODEL}
+    values = {
+        **named("evaluation", preset.evaluation.model_dump(mode="json")),
+        "checkpoint": checkpoint.name,
+        "training.min_history": preset.training.min_history,
+        "data.target_behaviors": preset.logs.target_behaviors,
+    }
+    return Inputs.now(values, files=files, before=before)
