@@ -22,14 +22,14 @@ def format_answer(answer: dict[str, np.ndarray], *, catalogue: Catalogue, histor
     """Table of one answer, ads by their keys where it has them; `seen` counts them in the history."""
     lines = [f"{'#':>3}  {'ad':>9}  {'SID':<14}  {'log p':>7}  {'eCPM':>6}  {'seen':>4}  text"]
     keys = answer.get(AD_KEYS, np.full(answer["ad_ids"].shape, b"", object))[0]
+    names = [key.decode() or ad for key, ad in zip(keys, answer["ad_ids"][0].tolist(), strict=True)]
     text = dict(catalogue.ads.select("ad_id", "text").iter_rows())
     for rank, ad in enumerate(answer["ad_ids"][0].tolist(), 1):
         if ad < 0:
             break
-        name = keys[rank - 1].decode() or ad
         sid = "-".join(map(str, answer["sids"][0][rank - 1].tolist()))
         lines.append(
-            f"{rank:>3}  {name:>9}  {sid:<14}  {answer['scores'][0][rank - 1]:7.3f}  "
+            f"{rank:>3}  {names[rank - 1]:>9}  {sid:<14}  {answer['scores'][0][rank - 1]:7.3f}  "
             f"{answer['expected_value'][0][rank - 1]:6.2f}  {int((history == ad).sum()):>4}  {text[ad][:64]}"
         )
     return "\n".join(lines)
