@@ -227,7 +227,7 @@ def problems(
         found.append("an ad's SID is not the tokenizer's")
     if AD_KEYS in answer:
         keys = [key.decode() for key in answer[AD_KEYS][0][real]]
-        if ids(keys) != ad_ids.tolist():
+        if any(key and id_of(key) != ad for key, ad in zip(keys, ad_ids.tolist(), strict=True)):
             found.append("an ad's key is not its own")
     return found
 

@@ -21,7 +21,8 @@ from serving.model.bundle import BundleError
 def format_answer(answer: dict[str, np.ndarray], *, catalogue: Catalogue, history: np.ndarray) -> str:
     """Table of one answer, ads by their keys where it has them; `seen` counts them in the history."""
     lines = [f"{'#':>3}  {'ad':>9}  {'SID':<14}  {'log p':>7}  {'eCPM':>6}  {'seen':>4}  text"]
-    names = answer["ad_ids"][0] if AD_KEYS not in answer else [k.decode() for k in answer[AD_KEYS][0]]
+    keys = answer.get(AD_KEYS, np.full(answer["ad_ids"].shape, b"", object))[0]
+    names = [key.decode() or ad for key, ad in zip(keys, answer["ad_ids"][0].tolist(), strict=True)]
     text = dict(catalogue.ads.select("ad_id", "text").iter_rows())
     for rank, ad in enumerate(answer["ad_ids"][0].tolist(), 1):
         if ad < 0:
