@@ -23,7 +23,7 @@ NUMBER = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
 CONTENT = {
     "account_id": {"type": "string", "maxLength": 256},
     "conversion_type": {"type": "string", "maxLength": 256},
-    "text": {"type": "string", "maxLength": 65_536},
+    "text": {"type": "string", "maxLength": 65_536, "pattern": r"\S"},
 }
 
 
