@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from examples.client import Catalogue, problems, send
 from serving.model.bundle import BundleError
+from serving.search.rank import RANK_BY
 
 
 def format_answer(answer: dict[str, np.ndarray], *, catalogue: Catalogue, history: np.ndarray) -> str:
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--num-ads", type=int, default=10)
     parser.add_argument("--exclude", type=int, nargs="*", default=[], metavar="AD")
     parser.add_argument("--widths", help='beams a level, e.g. "32-64-128:32" (within the server\'s limits)')
+    parser.add_argument("--rank-by", choices=RANK_BY, default=RANK_BY[0], help="p of an ad, or p x eCPM [p]")
     parser.add_argument("--width-cap", type=int, help="no level keeps more beams than this")
     arguments = parser.parse_args()
     try:
@@ -60,7 +62,9 @@ def main() -> None:
             arguments.url,
             tensors,
             protocol=arguments.protocol,
-            parameters={k: v for k in ("widths", "width_cap") if (v := getattr(arguments, k)) is not None},
+            parameters={
+                k: v for k in ("widths", "width_cap", "rank_by") if (v := getattr(arguments, k)) is not None
+            },
         )
         elapsed = time.perf_counter() - began
     except InferenceServerException as error:
@@ -78,7 +82,13 @@ def main() -> None:
         f"degraded {bool(answer['degraded'][0, 0])}, "
         f"{elapsed * 1e3:.0f} ms over {arguments.protocol}"
     )
-    wrong = problems(answer, catalogue=catalogue, num_ads=arguments.num_ads, exclude=arguments.exclude)
+    wrong = problems(
+        answer,
+        catalogue=catalogue,
+        num_ads=arguments.num_ads,
+        exclude=arguments.exclude,
+        rank_by=arguments.rank_by,
+    )
     if wrong:
         print("wrong answer: " + "; ".join(wrong), file=sys.stderr)
         sys.exit(1)
