@@ -76,7 +76,7 @@ train: $(RUN)/tokenizer/sids.parquet ## train the generator (goes on where it wa
 	$(PY) -m training.recipes.pretrain --config $(CONFIG) --run $(RUN) $(if $(FRESH),--fresh)
 
 .PHONY: evaluate
-evaluate: ## recall and NDCG on the test weeks, beside two baselines
+evaluate: ## recall, NDCG and value recall on a held-out part, beside four baselines
 	$(PY) -m training.evaluation --config $(CONFIG) --run $(RUN)
 
 .PHONY: tensorboard-setup

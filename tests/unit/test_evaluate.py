@@ -201,11 +201,7 @@ def test_baselines_equal_counting_in_the_raw_table(explorers, part, exclude_seen
         recent = Counter(events.filter(before, pl.col("timestamp") >= now - days * DAY)["ad_id"])
         together = {
             ad: round(
-                sum(
-                    len(users[h] & users[ad]) / math.sqrt(len(users[h]) * len(users[ad]))
-                    for h in own
-                    if h != ad and users[h] and users[ad]
-                ),
+                sum(len(users[h] & users[ad]) / len(users[h]) for h in own if h != ad and users[h]),
                 9,
             )
             for ad in range(60)

@@ -114,22 +114,20 @@ def window_counts(
 class CoOccurrence:
     """Item-to-item co-occurrence: ads that users have who have the ads of this one.
 
-    With U(a), the users of ad a, an ad c scores sum over the ads h of a history, h other than c, of
-    |U(h) & U(c)| / sqrt(|U(h)| |U(c)|) (the cosine of Sarwar et al., WWW 2001; plain counts would only name
-    what is popular).
+    With U(a), the users of ad a in the training part, an ad c scores the sum over the ads h of a history, h
+    other than c, of |U(h) & U(c)| / |U(h)|: how many of those who have h have c, too.
     """
 
     def __init__(self, users: np.ndarray, rows: np.ndarray, *, shape: tuple[int, int]) -> None:
         """From events: user and ad of each, int64; `shape` is (U, A)."""
         had = sparse.csr_matrix((np.ones(len(users)), (users, rows)), shape=shape)
         had.data[:] = 1.0  # SciPy has added up what came twice
-        self._known = had.getnnz(axis=0)
-        self._had = had @ sparse.diags(1 / np.sqrt(np.maximum(self._known, 1)))  # [U, A], columns of length 1
-        self._by_ad = self._had.tocsc()
+        self._had, self._users = had, had.getnnz(axis=0)
+        self._shares = (had @ sparse.diags(1 / np.maximum(self._users, 1))).tocsc()
 
     def scores(self, history: np.ndarray) -> np.ndarray:
         """Scores float64 [A] for distinct ads, rows of the dataset; equal to nine digits is equal."""
-        shared = np.asarray(self._by_ad[:, history].sum(axis=1)).ravel()  # [U]
+        shared = np.asarray(self._shares[:, history].sum(axis=1)).ravel()  # [U]
         scores = self._had.T @ shared
-        scores[history] -= self._known[history] > 0  # of each ad with itself
+        scores[history] -= self._users[history] > 0  # of each ad with itself
         return np.round(scores, 9)
