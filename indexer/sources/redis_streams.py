@@ -18,7 +18,6 @@ import redis
 
 from indexer.events.error import EventError
 from indexer.sources.config import RedisConfig
-from indexer.sources.redis_client import make_client
 from indexer.sources.redis_position import (
     EntryId,
     Position,
@@ -31,6 +30,7 @@ from indexer.sources.redis_position import (
 from indexer.sources.source import OffsetOf, OnGap, Source, Taker, log
 from indexer.sources.submission import Item
 from indexer.store.gaps import Gap
+from serving.redis_client import make_client
 
 _BLOCK_MS = 300
 _MEASURE_S = 2.0
@@ -51,7 +51,10 @@ class RedisSource(Source):
         """
         self.name = f"redis:{config.stream}"
         self._config = config
-        self._client = make_client(config.url, socket_timeout_s=_BLOCK_MS / 1000 + 10)
+        # One try a call: `Source` reconnects, with pauses, and says so.
+        self._client = make_client(
+            config.url, connect_timeout_s=5, timeout_s=_BLOCK_MS / 1000 + 10, name="gr4ad-indexer"
+        )
         self._handed: Position | None = None  # last entry that the worker got
         self._added: int | None = None  # entries that were ever there before the next one
         self._gap: Gap | None = None  # before that one, on record

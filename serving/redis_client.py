@@ -18,15 +18,17 @@ _FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 _TLS = _PLAIN.union(_FILES, ("ssl_password", "ssl_cert_reqs", "ssl_check_hostname", "ssl_ciphers"))
 
 
-def make_client(url: str, *, socket_timeout_s: float) -> Any:
-    """A client that answers in bytes, as `redis_streams` reads them; it connects with its first command.
+def make_client(url: str, *, connect_timeout_s: float, timeout_s: float, name: str) -> Any:
+    """A client that answers in bytes and tries once a call; it connects with its first command.
 
-    What the source itself depends on stays as it is, whatever the URL says. The error does not show the URL,
-    which may hold a password.
+    What the caller depends on stays as it is, whatever the URL says. The error does not show the URL, which
+    may hold a password.
 
     Args:
         url: redis://, rediss:// or unix://, with password, database and options of TLS and keep-alive.
-        socket_timeout_s: of one answer.
+        connect_timeout_s: longest wait for a connection.
+        timeout_s: longest wait for an answer.
+        name: of the client, for CLIENT LIST.
 
     Raises:
         ValueError: the URL is none of Redis, or has an option that is unknown, not for its scheme, malformed
@@ -38,12 +40,12 @@ def make_client(url: str, *, socket_timeout_s: float) -> Any:
         "encoding_errors": "strict",
         "protocol": 2,
         "legacy_responses": True,
-        "retry": Retry(NoBackoff(), 0),  # one try a call: `Source` reconnects, with pauses, and says so
+        "retry": Retry(NoBackoff(), 0),
         "retry_on_timeout": False,
         "retry_on_error": [],
-        "socket_connect_timeout": 5,
-        "socket_timeout": socket_timeout_s,
-        "client_name": "gr4ad-indexer",
+        "socket_connect_timeout": connect_timeout_s,
+        "socket_timeout": timeout_s,
+        "client_name": name,
     }
     given, parts = parse_url(url), urlsplit(url)
     allowed = _TLS if parts.scheme == "rediss" else _PLAIN
