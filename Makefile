@@ -81,7 +81,7 @@ train: tokenize ## train the generator (goes on where it was stopped; FRESH=1 st
 	$(PY) -m training.recipes.pretrain $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
 
 .PHONY: evaluate
-evaluate: setup ## recall and NDCG on the test weeks, beside two baselines
+evaluate: setup ## recall, NDCG and value recall on a held-out part, beside four baselines
 	$(PY) -m training.evaluation $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
 
 .PHONY: tensorboard-setup

@@ -237,6 +237,7 @@ def _parameters(random: np.random.Generator, case: Case) -> Case:
         "width_cap",
         "width_cap",
         "deadline_ms",
+        "rank_by",
         "priority",
         "timeout",
         "sequence_id",

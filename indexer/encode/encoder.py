@@ -31,6 +31,9 @@ class Encoder(Protocol):
     ) -> np.ndarray:
         """SIDs int32 [N, T] of ads int64 [N] with their content."""
 
+    def knows(self, text: str) -> bool:
+        """Whether it knows anything of a text; all others share one prefix."""
+
 
 def encode_contents(
     encoder: Encoder, ad_ids: Sequence[int], *, contents: Sequence[dict[str, str]]

@@ -24,7 +24,9 @@ _AdId = Annotated[
 ]
 _Account = Annotated[str, Field(max_length=256, description="advertiser the ad belongs to")]
 _Conversion = Annotated[str, Field(max_length=256, description="what the ad is paid for")]
-_Text = Annotated[str, Field(max_length=65_536, description="what the semantic ID is made from")]
+_Text = Annotated[
+    str, Field(max_length=65_536, pattern=r"\S", description="what the semantic ID is made from; not blank")
+]
 _LEFT_OUT: Any = None  # a null that was sent is no text, so it is refused
 
 

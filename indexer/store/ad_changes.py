@@ -80,6 +80,8 @@ def _write_generation(
     new: dict[int, np.ndarray] = {}
     if encoder is not None and contents:
         sids = encode_contents(encoder, list(contents), contents=list(contents.values()))
+        if unknown := sum(not encoder.knows(content["text"]) for content in contents.values()):
+            writing.count(f"unknown_text.{name}", unknown)
         new = dict(zip(contents, sids, strict=True))
     elif contents and generation.ready:
         writing.count(f"unencoded.{name}", len(contents))

@@ -93,6 +93,17 @@ def test_every_kind_of_wrong_answer_is_seen(catalogue, name):
     assert any(message in problem for problem in found), found
 
 
+def test_an_answer_by_value_falls_in_p_times_v(catalogue):
+    answer = _answer([20, 30, 10])
+    answer["expected_value"] = np.array([[0.5, 2.0, 8.0]], np.float32)
+    for rank_by, order in (("value", [2, 1, 0]), ("probability", [0, 1, 2])):
+        ranked = {name: values[:, order] for name, values in answer.items()}
+        other = {"value": "probability", "probability": "value"}[rank_by]
+        checks = {"catalogue": catalogue, "num_ads": 3, "exclude": []}
+        assert problems(ranked, rank_by=rank_by, **checks) == []
+        assert problems(ranked, rank_by=other, **checks) != []
+
+
 def test_request_of_a_user(catalogue):
     tensors = catalogue.request(7, num_ads=4, exclude=[50])
     assert {name: values.tolist() for name, values in tensors.items()} == {
