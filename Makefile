@@ -34,6 +34,7 @@ FINE_TUNED ?=
 LOAD ?= $(PY) -m launcher.admin load
 # Steps that are up to date do nothing; FRESH=1 makes those again that are named: make train FRESH=1
 FRESH ?=
+RAY ?=
 TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
 BUILDER ?= tensorrt
 CAPABILITY ?=
@@ -72,21 +73,27 @@ $(VENV)/.installed: requirements.lock Makefile
 	@touch $@
 
 .PHONY: data tokenize train
-data: setup ## read the logs, check the tables, split them, say what looks wrong
-	$(PY) -m training.data.prepare $(WITH_PRESET) --out $(RUN)/data $(IF_FRESH)
+data: $(if $(RAY),ray-setup,setup) ## read the logs, check the tables, split them, say what looks wrong; RAY=1 works on Ray
+	$(PY) -m training.data.prepare $(WITH_PRESET) --out $(RUN)/data $(IF_FRESH) $(if $(RAY),--ray)
 tokenize: data ## semantic IDs of all ads; a trained model keeps its tokenizer (FRESH=1 fits another)
 	$(PY) -m training.tokenizer $(WITH_PRESET) --data $(RUN)/data --out $(RUN)/tokenizer $(IF_FRESH) $(if $(FRESH),,$(if $(wildcard $(RUN)/model/checkpoints),--keep))
 train: tokenize ## train the generator (goes on where it was stopped; FRESH=1 starts over)
 	$(PY) -m training.recipes.pretrain $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
 
 .PHONY: evaluate
-evaluate: setup ## recall and NDCG on the test weeks, beside two baselines
+evaluate: setup ## recall, NDCG and value recall on a held-out part, beside four baselines
 	$(PY) -m training.evaluation $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
 
 .PHONY: tensorboard-setup
 tensorboard-setup: $(VENV)/.tensorboard-installed ## tensorboard, for event files of training runs (optional)
 $(VENV)/.tensorboard-installed: requirements-tensorboard.txt $(VENV)/.installed
 	$(PY) -m pip install --quiet --no-deps -r requirements-tensorboard.txt
+	@touch $@
+
+.PHONY: ray-setup
+ray-setup: $(VENV)/.ray-installed ## Ray Data, for `make data RAY=1` on many machines (optional)
+$(VENV)/.ray-installed: requirements-ray.txt $(VENV)/.installed
+	$(PY) -m pip install --quiet --no-deps -r requirements-ray.txt
 	@touch $@
 
 .PHONY: kafka-setup

@@ -21,6 +21,7 @@ from serving.model.bundle import read_manifest
 from serving.model.current import current_version
 from serving.model.features import BEHAVIORS
 from serving.model.request_features import RequestFeature
+from serving.search.rank import RankBy, beam_worth
 
 AD_KEYS = "ad_keys"
 OUTPUTS = (
@@ -205,9 +206,14 @@ class Catalogue:
 
 
 def problems(
-    answer: dict[str, np.ndarray], *, catalogue: Catalogue, num_ads: int, exclude: Sequence[int | str]
+    answer: dict[str, np.ndarray],
+    *,
+    catalogue: Catalogue,
+    num_ads: int,
+    exclude: Sequence[int | str],
+    rank_by: RankBy = "probability",
 ) -> list[str]:
-    """What is wrong with an answer (row 0); empty when nothing is."""
+    """What is wrong with an answer (row 0) to a request of that rank_by; empty when nothing is."""
     found = []
     excluded = ids(exclude)
     ad_ids, scores, values, sids = (
@@ -227,8 +233,8 @@ def problems(
         found.append("an ad comes twice")
     if np.isin(ad_ids, excluded).any():
         found.append(f"excluded ad {ad_ids[np.isin(ad_ids, excluded)][0]} came back")
-    if not (np.diff(scores) <= 0).all() or not (scores <= 1e-4).all():
-        found.append("scores are not log-probabilities in falling order")
+    if not (np.diff(beam_worth(scores, values, by=rank_by)) <= 0).all() or not (scores <= 1e-4).all():
+        found.append(f"scores are not log-probabilities, or ads not in falling order of {rank_by}")
     low, high = float(catalogue.events["value"].min()), float(catalogue.events["value"].max())  # type: ignore[arg-type]
     if not ((values >= low - 1e-3) & (values <= high + 1e-3)).all():
         found.append(f"expected values between {low} and {high}, got {values.min()} .. {values.max()}")
@@ -239,7 +245,7 @@ def problems(
         found.append("an ad's SID is not the tokenizer's")
     if AD_KEYS in answer:
         keys = [key.decode() for key in answer[AD_KEYS][0][real]]
-        if ids(keys) != ad_ids.tolist():
+        if any(key and id_of(key) != ad for key, ad in zip(keys, ad_ids.tolist(), strict=True)):
             found.append("an ad's key is not its own")
     return found
 

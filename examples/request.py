@@ -16,12 +16,14 @@ from tritonclient.utils import InferenceServerException
 
 from examples.client import AD_KEYS, Catalogue, problems, send
 from serving.model.bundle import BundleError
+from serving.search.rank import RANK_BY
 
 
 def format_answer(answer: dict[str, np.ndarray], *, catalogue: Catalogue, history: np.ndarray) -> str:
     """Table of one answer, ads by their keys where it has them; `seen` counts them in the history."""
     lines = [f"{'#':>3}  {'ad':>9}  {'SID':<14}  {'log p':>7}  {'eCPM':>6}  {'seen':>4}  text"]
-    names = answer["ad_ids"][0] if AD_KEYS not in answer else [k.decode() for k in answer[AD_KEYS][0]]
+    keys = answer.get(AD_KEYS, np.full(answer["ad_ids"].shape, b"", object))[0]
+    names = [key.decode() or ad for key, ad in zip(keys, answer["ad_ids"][0].tolist(), strict=True)]
     text = dict(catalogue.ads.select("ad_id", "text").iter_rows())
     for rank, ad in enumerate(answer["ad_ids"][0].tolist(), 1):
         if ad < 0:
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--num-ads", type=int, default=10)
     parser.add_argument("--exclude", nargs="*", default=[], metavar="AD", help="ads, keys as with --user")
     parser.add_argument("--widths", help='beams a level, e.g. "32-64-128:32" (within the server\'s limits)')
+    parser.add_argument("--rank-by", choices=RANK_BY, default=RANK_BY[0], help="p of an ad, or p x eCPM [p]")
     parser.add_argument("--width-cap", type=int, help="no level keeps more beams than this")
     arguments = parser.parse_args()
     try:
@@ -64,7 +67,9 @@ def main() -> None:
             arguments.url,
             tensors,
             protocol=arguments.protocol,
-            parameters={k: v for k in ("widths", "width_cap") if (v := getattr(arguments, k)) is not None},
+            parameters={
+                k: v for k in ("widths", "width_cap", "rank_by") if (v := getattr(arguments, k)) is not None
+            },
             outputs=catalogue.outputs,
         )
         elapsed = time.perf_counter() - began
@@ -83,7 +88,13 @@ def main() -> None:
         f"degraded {bool(answer['degraded'][0, 0])}, "
         f"{elapsed * 1e3:.0f} ms over {arguments.protocol}"
     )
-    wrong = problems(answer, catalogue=catalogue, num_ads=arguments.num_ads, exclude=exclude)
+    wrong = problems(
+        answer,
+        catalogue=catalogue,
+        num_ads=arguments.num_ads,
+        exclude=exclude,
+        rank_by=arguments.rank_by,
+    )
     if wrong:
         print("wrong answer: " + "; ".join(wrong), file=sys.stderr)
         sys.exit(1)

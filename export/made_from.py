@@ -36,16 +36,16 @@ def made_from(
         "weights": trained / MODEL,
         "checkpoint": trained / CONTENT,
         "tokenizer": run / "tokenizer" / MANIFEST,
+        "evaluation": run / "model" / "evaluation.json",
     }
-    if (evaluation := run / "model" / "evaluation.json").is_file():
-        files["evaluation"] = evaluation
     if precision != "fp32":
         values |= named("precision", preset.precision.model_dump(mode="json"))
         values |= {f"serving.{key}": getattr(preset.serving, key) for key in ("widths", "normalise")}
         files |= {f"data/{name}": run / "data" / name for name in ("events.parquet", "users.parquet")}
     if fine_tuned:
         files["fine-tuned weights"] = find_checkpoint(run / FINE_TUNED) / MODEL
-    return Inputs.now(values, files=files, before=Inputs.load(run / "bundles" / RECORD))
+    there = {name: path for name, path in files.items() if path.is_file()}  # the export says what it misses
+    return Inputs.now(values, files=there, before=Inputs.load(run / "bundles" / RECORD))
 
 
 def newest(bundles: Path) -> int:

@@ -9,15 +9,19 @@ from __future__ import annotations
 import numpy as np
 
 from serving.load.ladder import searched_rows
+from serving.search.rank import RankBy, beam_worth
 
 
-def problems(answer: dict[str, np.ndarray], *, num_ads: int, live_ads: int) -> list[str]:
+def problems(
+    answer: dict[str, np.ndarray], *, num_ads: int, live_ads: int, rank_by: RankBy = "probability"
+) -> list[str]:
     """What is wrong with an answer of one row; empty when nothing is.
 
     Args:
         answer: the outputs by name.
         num_ads: how many ads were asked for.
         live_ads: how many ads could be shown at all.
+        rank_by: of the request.
     """
     ads, scores = answer["ad_ids"][0], answer["scores"][0]
     found = []
@@ -29,8 +33,9 @@ def problems(answer: dict[str, np.ndarray], *, num_ads: int, live_ads: int) -> l
         found.append("padding stands before an ad")
     if len(set(ads[:count].tolist())) != count:
         found.append("an ad comes twice")
-    if not ((np.diff(scores[:count]) <= 0).all() and (scores[:count] <= 1e-4).all()):  # also false for NaN
-        found.append("scores are not log-probabilities in falling order")
+    worth = beam_worth(scores[:count], answer["expected_value"][0][:count], by=rank_by)
+    if not ((np.diff(worth) <= 0).all() and (scores[:count] <= 1e-4).all()):  # also false for NaN
+        found.append(f"scores are not log-probabilities, or ads not in falling order of {rank_by}")
     found += [
         f"{name}: expected a version >= 1, got {int(answer[name].flat[0])}"
         for name in ("model_version", "index_version")

@@ -120,7 +120,9 @@ class Gr4adUser(User):
     def _check(self, answer: dict[str, Any], key: Key) -> tuple[LoadError | None, dict[str, Any]]:
         try:
             num_ads = int(self.plan.mix.users[key[0]]["num_ads"].flat[0])
-            wrong = answers.problems(answer, num_ads=num_ads, live_ads=self.plan.mix.live_ads)
+            by = (self.plan.parameters or {}).get("rank_by", "probability")
+            live_ads = self.plan.mix.live_ads
+            wrong = answers.problems(answer, num_ads=num_ads, live_ads=live_ads, rank_by=by)
             facts = answers.facts(answer)
         except (IndexError, TypeError, ValueError) as error:  # shapes that no answer has
             wrong, facts = [f"{type(error).__name__}: {error}"], {}

@@ -191,17 +191,15 @@ class RedisCache:
             clock: seconds.
 
         Raises:
-            ValueError: the URL is not Redis's, or a time is not positive.
+            ValueError: the URL is not Redis's or can never work, or a time is not positive.
         """
         import redis
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
+
+        from serving.redis_client import make_client
 
         if not (ttl_s > 0 and timeout_s > 0):
             raise ValueError(f"cache: expected positive times, got ttl_s {ttl_s}, timeout_s {timeout_s}")
-        self._client: Any = redis.Redis.from_url(
-            url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0)
-        )
+        self._client = make_client(url, connect_timeout_s=timeout_s, timeout_s=timeout_s, name="gr4ad-cache")
         self._errors = (redis.RedisError, OSError)
         self._ttl_ms, self._pause_s = max(int(ttl_s * 1000), 1), pause_s
         self._prefix, self._clock = prefix.encode(), clock

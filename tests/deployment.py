@@ -19,7 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from export import render
+from export.rendered import portable
 from launcher import gateway_process, triton_process
 from launcher.command import parser
 from launcher.paths import HOME
@@ -105,7 +105,7 @@ IMAGE = dockerfile()[-1]
 
 def configured_folders(run: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     """Where an adapter in the container looks for bundles and index of a run, from what rendering writes."""
-    bundles, index = (render._portable(run / name) for name in ("bundles", "index"))
+    bundles, index = (portable(run / name) for name in ("bundles", "index"))
     settings = model_settings.ModelSettings.of(
         ServingConfig(),
         bundles=bundles,

@@ -31,6 +31,9 @@ class FakeEncoder:
     def refusal(self, content: Content) -> str | None:
         return None
 
+    def knows(self, text: str) -> bool:
+        return "unheard-of" not in text
+
     def encode(self, ad_ids: np.ndarray, contents: Sequence[Content]) -> np.ndarray:
         self.calls.append(ad_ids.tolist())
         pairs = zip(ad_ids.tolist(), contents, strict=True)

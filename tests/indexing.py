@@ -50,6 +50,9 @@ class HashEncoder:
             )
         return np.array(rows, np.int32).reshape(len(ad_ids), len(self.level_sizes))
 
+    def knows(self, text: str) -> bool:
+        return True
+
 
 def write_manifest(bundles: Path, version: int, tokenizer_id: str, *, current: bool = True) -> None:
     """A bundle without graphs."""

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor
 
 from tests.malformed_http import http_body, message
 from tests.malformed_tensors import Case
@@ -131,5 +132,7 @@ def _parse(received: bytes) -> Outcome:
 
 
 def _decode(dtype: str, shape: Any, raw: bytes) -> np.ndarray:
+    if dtype == "BYTES":
+        return deserialize_bytes_tensor(raw).reshape(list(shape))
     kinds = {"INT64": "<i8", "INT32": "<i4", "FP32": "<f4", "FP64": "<f8", "BOOL": "?"}
     return np.frombuffer(raw, kinds[dtype]).reshape(list(shape))

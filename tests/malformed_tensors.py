@@ -237,6 +237,7 @@ def _parameters(random: np.random.Generator, case: Case) -> Case:
         "width_cap",
         "width_cap",
         "deadline_ms",
+        "rank_by",
         "priority",
         "timeout",
         "sequence_id",
@@ -274,8 +275,8 @@ def _parameters(random: np.random.Generator, case: Case) -> Case:
 
 
 def _model(random: np.random.Generator, case: Case) -> Case:
-    inner = ["request_features", "beam_scheduler", "ad_resolver", "lazyar_prefix", "lazyar_tail_2"]
-    names = [*inner, "", "gr4ad ", "GR4AD", "../gr4ad", "gr4ad/versions/1", "x" * 5_000]
+    inner = ["request_features", "beam_scheduler", "ad_resolver", "ad_keys", "lazyar_prefix"]
+    names = [*inner, "lazyar_tail_2", "", "gr4ad ", "GR4AD", "../gr4ad", "gr4ad/versions/1", "x" * 5_000]
     return replace(case, model=names[random.integers(len(names))])
 
 
@@ -286,7 +287,7 @@ def _version(random: np.random.Generator, case: Case) -> Case:
 
 
 def _outputs(random: np.random.Generator, case: Case) -> Case:
-    names = ["ad_ids", "ad_ids", "beam_sids", "", "x" * 5_000, "scores"]
+    names = ["ad_ids", "ad_keys", "beam_sids", "", "x" * 5_000, "scores"]
     return replace(
         case, outputs=tuple(names[random.integers(len(names))] for _ in range(random.integers(1, 4)))
     )

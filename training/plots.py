@@ -37,8 +37,9 @@ def plot_ranking(rows: dict[str, dict[str, dict[str, float]]], path: Path, *, ti
     )
     for axis, (metric, methods) in zip(axes[0], rows.items(), strict=True):
         for i, (method, values) in enumerate(methods.items()):
-            positions = [j + (i - (len(methods) - 1) / 2) * 0.25 for j in range(len(values))]
-            axis.bar(positions, list(values.values()), width=0.24, label=method.replace("_", " "))
+            width = 0.8 / len(methods)
+            positions = [j + (i - (len(methods) - 1) / 2) * width for j in range(len(values))]
+            axis.bar(positions, list(values.values()), width=0.95 * width, label=method.replace("_", " "))
             axis.set_xticks(range(len(values)), [f"@{k}" for k in values])
         axis.set_title(metric.replace("_", " "))
         axis.grid(axis="y", alpha=0.3)

@@ -102,16 +102,22 @@ class AdEncoder:
         if block:
             yield block
 
+    def knows(self, text: str) -> bool:
+        """Whether a text holds an n-gram of the vocabulary; all that hold none share one prefix."""
+        return next(self._known(text), None) is not None
+
     def _features(self, text: str) -> Features:
+        # The graph adds in this order, as the tokenizer does.
+        return sorted(Counter(self._known(text)).items())
+
+    def _known(self, text: str) -> Iterator[int]:
+        """Columns of a text's n-grams that the vocabulary has."""
         words = self._words(text.lower())
-        counts: Counter[int] = Counter()
         for n in range(1, self._ngram_max + 1):
             for start in range(len(words) - n + 1):
                 column = self._columns.get(" ".join(words[start : start + n]))
                 if column is not None:
-                    counts[column] += 1
-        # The graph adds in this order, as the tokenizer does.
-        return sorted(counts.items())
+                    yield column
 
 
 def _padded(block: list[Features]) -> tuple[np.ndarray, np.ndarray]:

@@ -37,6 +37,9 @@ class Encoder(Protocol):
             contents: of the same N ads, of which `refusal` refuses none.
         """
 
+    def knows(self, text: str) -> bool:
+        """Whether it knows anything of a text; all others share one prefix."""
+
 
 def encode_contents(encoder: Encoder, ad_ids: Sequence[int], *, contents: Sequence[Content]) -> np.ndarray:
     """SIDs int32 [N, T] of ads with content as the index stores it.

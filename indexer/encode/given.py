@@ -59,6 +59,10 @@ class VectorEncoder:
             return f"expected numbers of the names {names}, got {unknown[0][:80]!a}"
         return None
 
+    def knows(self, text: str) -> bool:
+        """See `Encoder`; no text is read."""
+        return True
+
     def encode(self, ad_ids: np.ndarray, contents: Sequence[Content]) -> np.ndarray:
         """See `Encoder`."""
         codes = [np.empty((0, len(self.level_sizes) - 1), np.int32)]
@@ -114,6 +118,10 @@ class SidEncoder:
         if any(not 0 <= code < size for code, size in zip(sid, self.level_sizes, strict=True)):
             return f"expected a sid of codes below {self.level_sizes}, got {sid}"
         return None
+
+    def knows(self, text: str) -> bool:
+        """See `Encoder`; no text is read."""
+        return True
 
     def encode(self, ad_ids: np.ndarray, contents: Sequence[Content]) -> np.ndarray:
         """See `Encoder`."""

@@ -25,7 +25,9 @@ _AdId = Annotated[
 ]
 _Account = Annotated[str, Field(max_length=256, description="advertiser the ad belongs to")]
 _Conversion = Annotated[str, Field(max_length=256, description="what the ad is paid for")]
-_Text = Annotated[str, Field(max_length=65_536, description="what the semantic ID is made from")]
+_Text = Annotated[
+    str, Field(max_length=65_536, pattern=r"\S", description="what the semantic ID is made from; not blank")
+]
 _Finite = Annotated[float, Field(ge=-3e38, le=3e38)]  # in float32, too
 _Embedding = Annotated[
     list[_Finite], Field(min_length=1, max_length=8192, description="of a model of the sender's own")

@@ -74,6 +74,8 @@ def _explained(values: Mapping[str, Any], error: ValidationError) -> EventError:
             longest = first["ctx"]["max_length"]
             got = len(values[name])
             return EventError("too_long", f"{name}: expected at most {longest} characters, got {got}")
+        case "string_pattern_mismatch":  # as the tables refuse it: all such ads would share one prefix
+            return EventError("missing_field", f"{name}: expected a text, got a blank one, {shown(value)}")
         case "string_unicode":
             at = next(i for i, c in enumerate(values[name]) if "\ud800" <= c <= "\udfff")
             return EventError("invalid_json", f"{name}: expected text, got a lone surrogate at {at}")

@@ -50,10 +50,13 @@ def add_reads(app: FastAPI, api: Api) -> None:
             raise HttpError(404, "unknown_ad", f"ad {shown(key)} is not in the index")
         return ad
 
+    # HEAD as GET: FastAPI does not add it by itself, and load balancers ask so. The server drops the body.
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="The process is alive")
     async def healthz() -> Alive:
         return Alive(status="alive")
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get(
         "/readyz",
         response_model=Ready,
@@ -65,6 +68,7 @@ def add_reads(app: FastAPI, api: Api) -> None:
         ready = Ready(ready=not problems, problems=problems, sources=sources)
         return JSONResponse(ready.model_dump(), status_code=503 if problems else 200)
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", response_class=Response, summary="Prometheus metrics")
     def metrics() -> Response:
         return Response(api.metrics.render(), media_type=CONTENT_TYPE_LATEST)

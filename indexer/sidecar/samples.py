@@ -42,6 +42,9 @@ def store_samples(file: StoreFile) -> Iterator[Sample]:
         if what == "unencoded":
             text = "Content changes that a generation missed for want of an encoder."
             yield "unencoded_total", text, {"generation": name}, value
+        elif what == "unknown_text":
+            text = "Texts encoded that hold no word of the tokenizer: their ads share one prefix."
+            yield "unknown_texts_total", text, {"generation": name}, value
         elif what == "recovered":
             yield "recovered_total", "Dead letters that took effect later.", {"kind": name}, value
     for part in (STORE, BASE):
@@ -90,6 +93,8 @@ def source_samples(sources: Iterable[Source]) -> Iterator[Sample]:
         yield "source_events_total", "Events handed to the writer.", label, state.received
         text = "Events that had been applied before and were only acknowledged."
         yield "source_redelivered_total", text, label, state.redelivered
+        text = "Messages without a value, which were skipped."
+        yield "source_tombstones_total", text, label, state.tombstones
         yield "source_failures_total", "Failed connections or reads.", label, state.failures
         if state.lag_events is not None:
             yield "source_lag_events", "Events not applied yet.", label, state.lag_events

@@ -11,7 +11,6 @@ from collections import defaultdict
 from concurrent.futures import Future
 from typing import Any
 
-from indexer.events.error import EventError
 from indexer.sources.config import KafkaConfig
 from indexer.sources.source import OffsetOf, OnGap, Source, Taker, log
 from indexer.sources.submission import Item
@@ -33,6 +32,7 @@ class KafkaSource(Source):
 
         Raises:
             ImportError: confluent-kafka is not installed.
+            ValueError: an option that librdkafka does not know, or a value that it does not take.
         """
         try:
             import confluent_kafka
@@ -48,27 +48,37 @@ class KafkaSource(Source):
         self._consumer: Any = None
         self._next: dict[int, int] = {}  # by partition: first offset that the worker has not got
         self._committed: dict[int, int] = {}  # by partition: first offset that is not applied
+        self._seen_end: dict[int, int] = {}  # by partition: its end, when all was handed over
         self._told: dict[int, int] = {}
         self._applied_ms: dict[int, int] = defaultdict(int)
         self._down = ""
         self._measured_at = self._partitions_at = 0.0
+        try:
+            self._make_consumer().close()  # a wrong option fails at every try alike
+        except confluent_kafka.KafkaException as error:
+            raise ValueError(f"Kafka options: {error.args[0].str()}") from error
         super().__init__(worker, offset_of=offset_of, on_gap=on_gap)
 
     def _open(self) -> None:
         self._close()
         self._down = ""
-        self._consumer = self._kafka.Consumer(
+        self._consumer = self._make_consumer()
+        self._assign()
+
+    def _make_consumer(self) -> Any:
+        """What the source itself depends on stays as it is, whatever the options say."""
+        return self._kafka.Consumer(
             {
+                "client.id": "gr4ad-indexer",
+                **self._config.options,
                 "bootstrap.servers": self._config.brokers,
                 "group.id": self._config.group,
                 "enable.auto.commit": False,
+                "enable.partition.eof": True,
                 "auto.offset.reset": "earliest",
-                "client.id": "gr4ad-indexer",
-                **self._config.options,
                 "error_cb": self._on_error,
             }
         )
-        self._assign()
 
     def _on_error(self, error: Any) -> None:
         if error.code() == self._kafka.KafkaError._ALL_BROKERS_DOWN or error.fatal():
@@ -86,6 +96,7 @@ class KafkaSource(Source):
             self._consumer.incremental_assign(new)
 
     def _start(self, partition: int) -> Any:
+        self._seen_end.pop(partition, None)
         if partition not in self._next:
             offset = self._offset_of(self._key(partition))
             self._next[partition] = self._committed[partition] = int(offset) + 1 if offset else 0
@@ -121,17 +132,24 @@ class KafkaSource(Source):
             raise self._kafka.KafkaException(
                 self._kafka.KafkaError(self._kafka.KafkaError._ALL_BROKERS_DOWN, self._down)
             )
-        items, taken, expected = [], [], dict(self._next)
+        items, taken, expected, ends = [], [], dict(self._next), {}
         for message in messages:
             if message.error() is not None:
-                raise self._kafka.KafkaException(message.error())
+                if message.error().code() != self._kafka.KafkaError._PARTITION_EOF:
+                    raise self._kafka.KafkaException(message.error())
+                ends[message.partition()] = message.offset()
+                continue
             if message.offset() < self._next[message.partition()]:
                 self.state.redelivered += 1
                 continue
             if message.offset() > expected[message.partition()]:
                 self._check_retention(message.partition())
             expected[message.partition()] = message.offset() + 1
-            items.append(self._item(message))
+            if message.value() is None:
+                self._skip_tombstone(message)
+                continue
+            key, offset = self._key(message.partition()), str(message.offset()).encode()
+            items.append(Item(message.value(), key, offset))
             taken.append((message.partition(), message.offset(), message.timestamp()[1]))
         if items:
             submission = self._worker.submit(items, kept=True, stop=self._stop)
@@ -140,6 +158,7 @@ class KafkaSource(Source):
             self._next |= {partition: offset + 1 for partition, offset, _ in taken}
             self.state.received += len(items)
             submission.future.add_done_callback(lambda future: self._done(taken, future))
+        self._seen_end |= ends
         self._acknowledge()
         now = time.monotonic()
         if now - self._measured_at > _MEASURE_S:
@@ -159,14 +178,15 @@ class KafkaSource(Source):
         low, high = self._consumer.get_watermark_offsets(at, timeout=_TIMEOUT_S)
         return low, high
 
-    def _item(self, message: Any) -> Item:
-        key, offset = self._key(message.partition()), str(message.offset()).encode()
-        if message.value() is not None:
-            return Item(message.value(), key, offset)
-        error = EventError(
-            "missing_field", f"{key} offset {message.offset()}: expected an event, got no value"
-        )
-        return Item(b"", key, offset, error)
+    def _skip_tombstone(self, message: Any) -> None:
+        """A message without a value lets compaction forget its key.
+
+        It deletes no ad: without a version nobody knows which changes it comes after.
+        """
+        if not self.state.tombstones:
+            where = f"{self._key(message.partition())} offset {message.offset()}"
+            log.warning("%s: no value: ads are deleted by events; such are skipped", where)
+        self.state.tombstones += 1
 
     def _key(self, partition: int) -> str:
         return f"{self.name}:{partition}"
@@ -178,8 +198,18 @@ class KafkaSource(Source):
                 self._committed[partition] = offset + 1
                 self._applied_ms[partition] = timestamp
 
+    def _position(self, partition: int) -> int:
+        """First offset that is not applied, or the end that was seen when all before it is applied.
+
+        Not every offset is an event: a transaction ends with a marker, which no consumer is given.
+        """
+        committed = self._committed[partition]
+        done = committed == self._next[partition]
+        return max(committed, self._seen_end.get(partition, 0)) if done else committed
+
     def _acknowledge(self) -> None:
-        behind = {p: o for p, o in dict(self._committed).items() if o and self._told.get(p) != o}
+        positions = {partition: self._position(partition) for partition in self._committed}
+        behind = {p: o for p, o in positions.items() if o and self._told.get(p) != o}
         if behind and self._consumer is not None:
             at = [self._kafka.TopicPartition(self._config.topic, p, o) for p, o in behind.items()]
             self._consumer.commit(offsets=at, asynchronous=not self._stop.is_set())
@@ -188,10 +218,10 @@ class KafkaSource(Source):
     def _measure(self) -> None:
         self._measured_at = time.monotonic()
         lag, oldest = 0, 0.0
-        for partition, position in dict(self._committed).items():
+        for partition in self._committed:
             at = self._kafka.TopicPartition(self._config.topic, partition)
             _, high = self._consumer.get_watermark_offsets(at, cached=True)
-            behind = max(high - position, 0)  # high is negative before the first fetch
+            behind = max(high - self._position(partition), 0)  # high is negative before the first fetch
             lag += behind
             if behind and self._applied_ms[partition] > 0:
                 oldest = max(oldest, time.time() - self._applied_ms[partition] / 1000)

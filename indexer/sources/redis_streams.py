@@ -15,8 +15,6 @@ from contextlib import suppress
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from indexer.events.error import EventError
 from indexer.sources.config import RedisConfig
@@ -32,6 +30,7 @@ from indexer.sources.redis_position import (
 from indexer.sources.source import OffsetOf, OnGap, Source, Taker, log
 from indexer.sources.submission import Item
 from indexer.store.gaps import Gap
+from serving.redis_client import make_client
 
 _BLOCK_MS = 300
 _MEASURE_S = 2.0
@@ -48,18 +47,13 @@ class RedisSource(Source):
         """Prepare.
 
         Raises:
-            ValueError: the URL is none of Redis.
+            ValueError: see `make_client`.
         """
         self.name = f"redis:{config.stream}"
         self._config = config
         # One try a call: `Source` reconnects, with pauses, and says so.
-        self._client: Any = redis.Redis.from_url(  # its types are unions of all protocols and modes
-            config.url,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            socket_connect_timeout=5,
-            socket_timeout=_BLOCK_MS / 1000 + 10,
-            client_name="gr4ad-indexer",
+        self._client = make_client(
+            config.url, connect_timeout_s=5, timeout_s=_BLOCK_MS / 1000 + 10, name="gr4ad-indexer"
         )
         self._handed: Position | None = None  # last entry that the worker got
         self._added: int | None = None  # entries that were ever there before the next one
@@ -134,19 +128,21 @@ class RedisSource(Source):
         """Take over what is pending anywhere in the group and acknowledge what had been applied.
 
         Only the holder of the index's lock gets here, so every other consumer of its group is dead, however
-        short its idle time. Entries that were trimmed from the stream leave the list on the way.
+        short its idle time. Entries that are no longer in the stream leave the list on the way; Redis 6.2
+        keeps them, and its claim does not say which they are.
         """
-        config, start = self._config, b"0-0"
-        while True:
-            start, entries, *_ = self._client.xautoclaim(
+        config, start, done = self._config, b"0-0", False
+        while not done:
+            start, *_ = self._client.xautoclaim(
                 config.stream, config.group, config.consumer, 0, start_id=start, count=100
             )
-            applied = [i for i, _ in entries if entry_id(i) <= self._committed]
-            if applied:
-                self._client.xack(config.stream, config.group, *applied)
-                self.state.redelivered += len(applied)
-            if entry_id(start) == (0, 0):
-                return
+            done = entry_id(start) == (0, 0)
+        last = text_of(self._committed)
+        while applied := self._client.xpending_range(
+            config.stream, config.group, min="-", max=last, count=1000
+        ):
+            self._client.xack(config.stream, config.group, *(entry["message_id"] for entry in applied))
+            self.state.redelivered += len(applied)
 
     def _poll(self) -> None:
         config = self._config

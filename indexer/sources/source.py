@@ -42,6 +42,7 @@ class SourceState:
         error: why not.
         received: events handed to the worker.
         redelivered: events that had been applied before and were only acknowledged.
+        tombstones: messages without a value, which were skipped (Kafka).
         failures: times the broker was lost.
         lag_events: events not applied yet; None when the broker does not know.
         lag_seconds: age of the oldest event that is not applied yet.
@@ -51,6 +52,7 @@ class SourceState:
     error: str = "not connected yet"
     received: int = 0
     redelivered: int = 0
+    tombstones: int = 0
     failures: int = 0
     lag_events: int | None = None
     lag_seconds: float | None = None

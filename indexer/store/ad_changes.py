@@ -85,6 +85,8 @@ def _write_generation(
         if taken:
             sids = encode_contents(encoder, list(taken), contents=list(taken.values()))
             new = dict(zip(taken, sids, strict=True))
+        if unknown := sum(not encoder.knows(contents[ad_id]["text"]) for ad_id in new):
+            writing.count(f"unknown_text.{name}", unknown)
     elif contents and generation.ready:
         writing.count(f"unencoded.{name}", len(contents))
     rows = []

@@ -36,7 +36,7 @@ class StoreFile:
         counters: events since the index was made: `applied.<kind>`, `stale.<kind>`, `rejected.<reason>`,
             `recovered.<kind>` (a dead letter that took effect later), `dead_letters`,
             `dead_letters_forgotten`, `unencoded.<tokenizer id>` (content changes that a generation without
-            an encoder missed).
+            an encoder missed), `unknown_text.<tokenizer id>` (texts encoded without one known word).
         log_rows: rows of the change log of each generation.
         now: unix seconds.
     """

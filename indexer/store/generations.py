@@ -114,6 +114,8 @@ def _encode_missing(writing: WriteTransaction, encoder: Encoder, *, missing: lis
     ad_ids = [ad_id for ad_id, _ in missing]
     contents = [_content(writing, ad_id) for ad_id in ad_ids]
     sids = encode_contents(encoder, ad_ids, contents=contents)
+    if unknown := sum(not encoder.knows(content["text"]) for content in contents):
+        writing.count(f"unknown_text.{encoder.tokenizer_id}", unknown)
     for (ad_id, status), codes in zip(missing, sids, strict=True):
         writing.txn.put(ad_key(ad_id), codes.astype("<i4").tobytes(), db=handles.codes)
         if status == ACTIVE:

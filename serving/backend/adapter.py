@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from serving.backend.request import RequestError
+from serving.search.rank import RANK_BY, RankBy
 
 
 def array(triton: Any, request: Any, name: str) -> np.ndarray | None:
@@ -64,6 +65,21 @@ def cache_parameter(request: Any) -> bool:
     if value not in (None, "use", "bypass"):
         raise RequestError(f'parameter cache: expected "use" or "bypass", got {value!r}')
     return value != "bypass"
+
+
+def rank_parameter(request: Any) -> RankBy:
+    """What ads are ranked by: request parameter `rank_by`, "probability" (the default) or "value".
+
+    Raises:
+        RequestError: it is something else.
+    """
+    value = text_parameter(request, "rank_by")
+    if value is None:
+        return "probability"
+    for known in RANK_BY:
+        if value == known:
+            return known
+    raise RequestError(f"parameter rank_by: expected {' or '.join(RANK_BY)}, got {value!r}")
 
 
 def pad_rows(rows: list[np.ndarray], *, fill: float) -> np.ndarray:

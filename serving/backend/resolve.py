@@ -14,6 +14,7 @@ import numpy as np
 from serving.index.reader import IndexReader
 from serving.index.snapshot import Snapshot
 from serving.model.bundle import read_manifest
+from serving.search.rank import RankBy, beam_worth
 
 NO_AD = -1
 FORGET_S = 60.0  # after which a generation that nobody asks for any more is no longer followed
@@ -73,8 +74,9 @@ def resolve(
     expected_value: np.ndarray,
     num_ads: int,
     exclude: np.ndarray,
+    rank_by: RankBy = "probability",
 ) -> Ads:
-    """Active ads of the beams in the order of the beams; ads that share a SID follow each other by ad id.
+    """Active ads of the beams, best beam first; ads that share a SID follow each other by ad id.
 
     Args:
         snapshot: index as of now; a beam whose SID is no longer live yields nothing.
@@ -83,7 +85,11 @@ def resolve(
         expected_value: float32 [n].
         num_ads: k.
         exclude: int64, ads not to return.
+        rank_by: what makes a beam better, see `serving.search.rank`.
     """
+    # Equals stay in the order of the search; so do, by probability, all.
+    order = np.argsort(-beam_worth(scores, expected_value, by=rank_by), kind="stable")
+    sids, scores, expected_value = sids[order], scores[order], expected_value[order]
     rows, ads = snapshot.ads_of_sids(sids)
     if len(exclude):
         kept = ~np.isin(ads, exclude)

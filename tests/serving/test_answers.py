@@ -143,6 +143,29 @@ def test_a_capped_request_still_gets_all_its_ads(server):
     assert (answer["ad_ids"] >= 0).all()
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_rank_by_value_orders_by_p_times_v(server, protocol):
+    url = server.grpc_url if protocol == "grpc" else server.http_url
+    tensors = request(num_ads=40, rows=2, exclude=LIVE[: len(LIVE) - 40].tolist())  # so all ads are in both
+    found = send(url, tensors, protocol=protocol, parameters={"rank_by": "probability"})
+    valued = send(url, tensors, protocol=protocol, parameters={"rank_by": "value"})
+    for row in range(2):
+        worth = np.exp(found["scores"][row].astype(np.float64)) * found["expected_value"][row]
+        order = np.argsort(-worth, kind="stable")
+        assert order.tolist() != list(range(40))
+        for name in ("ad_ids", "sids"):
+            np.testing.assert_array_equal(valued[name][row], found[name][row][order])
+        for name in ("scores", "expected_value"):
+            np.testing.assert_allclose(valued[name][row], found[name][row][order], atol=1e-5)
+
+
+@pytest.mark.parametrize("value", ["", "p", "Value", 1, True], ids=repr)
+def test_a_wrong_rank_by_is_an_invalid_argument(server, value):
+    with pytest.raises(InferenceServerException, match="parameter rank_by: expected") as caught:
+        send(server.grpc_url, request(), parameters={"rank_by": value})
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
 @pytest.mark.parametrize("value", [0, -3, "x", "2.5", True, "9" * 5000], ids=lambda v: repr(v)[:8])
 def test_a_wrong_parameter_is_an_invalid_argument(server, value):
     with pytest.raises(

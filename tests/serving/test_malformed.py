@@ -70,6 +70,8 @@ def _assert_fits_the_contract(case: Case, outcome: Outcome) -> None:
         == found["expected_value"].shape
         == (len(asked), asked.max())
     )
+    assert found["ad_keys"].shape == found["ad_ids"].shape
+    assert set(found["ad_keys"].ravel()) == {b""}  # the ads of this deployment are numbers
     assert found["sids"].shape == (len(asked), asked.max(), len(LEVEL_SIZES))
     for row, num_ads in enumerate(asked):
         allowed = np.setdiff1d(LIVE, excluded[row])

@@ -21,6 +21,7 @@ from examples.client import send
 from launcher.paths import HOME
 from launcher.run_file import RunFile
 from launcher.stubs import SHM, stubs
+from launcher.triton_server import TritonServer
 from tests.pipeline import Pipeline
 from tests.serving.ask import Reference, request
 from tests.waiting import wait_until
@@ -128,13 +129,12 @@ def test_what_dies_is_started_again(up, pipeline, victim):
 
 def test_a_server_that_hangs_is_started_again(up):
     (pid,) = up.children("tritonserver")
-    began = time.monotonic()
     os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: "Triton does not answer" in up.log, timeout_s=8, what="a word about it")
     wait_until(
         lambda: up.children("tritonserver") not in ([], [pid]), timeout_s=45, every_s=0.2, what="another one"
     )
     wait_until(up.is_ready, timeout_s=30, what="health says yes")
-    assert time.monotonic() - began < RECOVERS_S
 
 
 def test_it_gives_up_what_dies_again_and_again(up):
@@ -157,6 +157,18 @@ def test_a_launcher_that_is_killed_takes_all_along(up):
     wait_until(
         lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), timeout_s=30, what="both ended"
     )
+
+
+def test_what_a_killed_server_left_in_memory_the_next_one_removes(up, pipeline):
+    """Killed with its launcher, as for want of memory: nobody is there to remove its regions."""
+    (triton,) = up.children("tritonserver")
+    up.process.kill()
+    os.kill(triton, signal.SIGKILL)
+    up.process.wait(10)
+    assert any(name.startswith(f"{SHM}/") for name in up.leftovers())
+    with TritonServer(pipeline.repository):
+        assert up.leftovers() == []
+        assert not list(SHM.glob(f"gr4ad-launcher-gr4ad_{up.process.pid}_*"))
 
 
 def test_a_stop_fails_none_of_48_requests_in_hand(up):

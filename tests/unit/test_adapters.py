@@ -200,7 +200,7 @@ def test_every_request_counts_once_by_how_it_ended(graphs, load, monkeypatch):
 class Full:
     """An entry that lets nobody in."""
 
-    def check(self, now):
+    def check(self, now, *, rows):
         raise OverloadError("overloaded: the queue is full")
 
 
@@ -288,9 +288,11 @@ def test_ad_keys(load, pipeline, tmp_path):
     )
     model = load("ad_keys", config=config)
     ads = np.array([[id_of(key), 5], [-1, id_of(key)]])
-    found = model.execute([Request({"resolved_ads": ads}), Request({"resolved_ads": ads[:, :0]})])
+    many = np.zeros((1, 41), np.int64)  # more than `max_num_ads` of an answer
+    found = model.execute([Request({"resolved_ads": ads}), Request({"resolved_ads": many})])
     assert found[0].arrays()["ad_keys"].tolist() == [[key.encode(), b""], [b"", key.encode()]]
-    assert found[1].arrays()["ad_keys"].shape == (2, 0)
+    assert "expected 1..40 (ads to return), got 41" in found[1].error().message()
+    assert found[1].error().code() == TritonError.INVALID_ARG
     model.finalize()
 
 

@@ -200,9 +200,25 @@ def test_redis_that_hangs_costs_one_timeout(server: RedisServer) -> None:
         assert time.monotonic() - began < 1.0
 
 
-def test_address_must_be_redis() -> None:
-    with pytest.raises(ValueError, match=r"scheme|redis"):
-        RedisCache("http://127.0.0.1", ttl_s=TTL_S)
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://127.0.0.1", "scheme"),
+        ("redis://127.0.0.1?ssl_cert_reqs=none", "for redis://, got ssl_cert_reqs"),
+        ("redis://127.0.0.1?nonsense=1", "got nonsense"),
+    ],
+)
+def test_an_address_that_can_never_work_is_refused(url: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RedisCache(url, ttl_s=TTL_S)
+
+
+@needs_redis
+def test_options_of_the_address_do_not_change_what_the_cache_stands_on(server: RedisServer) -> None:
+    cache = RedisCache(f"{server.url}?decode_responses=True&socket_timeout=60", ttl_s=TTL_S, timeout_s=2.0)
+    cache.put([(b"a", entry(1))])
+    assert same(cache.get([b"a"])[0], entry(1))
+    assert cache.failures == 0
 
 
 def test_both_keep_the_contract() -> None:

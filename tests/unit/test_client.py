@@ -1,10 +1,14 @@
 """The client's check of an answer: a right one has no problems, every kind of wrong one is seen."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
 
-from examples.client import Catalogue, problems
+from examples.client import AD_KEYS, OUTPUTS, Catalogue, problems
+from examples.request import format_answer
+from serving.keys import id_of
 
 SIDS = [[0, 0, 1], [0, 1, 0], [0, 1, 0], [1, 0, 0], [1, 2, 2], [1, 2, 2]]  # of the ads 10, 20 .. 60
 
@@ -89,6 +93,17 @@ def test_every_kind_of_wrong_answer_is_seen(catalogue, name):
     assert any(message in problem for problem in found), found
 
 
+def test_an_answer_by_value_falls_in_p_times_v(catalogue):
+    answer = _answer([20, 30, 10])
+    answer["expected_value"] = np.array([[0.5, 2.0, 8.0]], np.float32)
+    for rank_by, order in (("value", [2, 1, 0]), ("probability", [0, 1, 2])):
+        ranked = {name: values[:, order] for name, values in answer.items()}
+        other = {"value": "probability", "probability": "value"}[rank_by]
+        checks = {"catalogue": catalogue, "num_ads": 3, "exclude": []}
+        assert problems(ranked, rank_by=rank_by, **checks) == []
+        assert problems(ranked, rank_by=other, **checks) != []
+
+
 def test_request_of_a_user(catalogue):
     tensors = catalogue.request(7, num_ads=4, exclude=[50])
     assert {name: values.tolist() for name, values in tensors.items()} == {
@@ -103,3 +118,59 @@ def test_request_of_a_user(catalogue):
     assert catalogue.request(8, num_ads=4)["profile"].tolist() == [[0, 0]]  # unknown age, unseen region
     with pytest.raises(ValueError, match=r"expected a user of the logs \(7 \.\. 8\), got 9"):
         catalogue.request(9, num_ads=4)
+
+
+@pytest.fixture
+def keyed(catalogue):
+    """The same users under keys, one of which looks like a number; ads of numbers."""
+    names = {7: "anna", 8: "8"}
+    ids_of = {number: id_of(name) for number, name in names.items()}
+    renamed = pl.col("user_id").replace_strict(ids_of, return_dtype=pl.Int64)
+    return replace(
+        catalogue,
+        users=catalogue.users.with_columns(renamed),
+        events=catalogue.events.with_columns(renamed),
+        keys={"users": pl.DataFrame({"key": list(names.values()), "user_id": list(ids_of.values())})},
+    )
+
+
+def test_a_user_is_asked_for_by_key_where_users_have_keys(catalogue, keyed):
+    by_number, by_key = catalogue.request(7, num_ads=4), keyed.request(keyed.user("anna"), num_ads=4)
+    for name, values in by_number.items():
+        np.testing.assert_array_equal(by_key[name], values)
+    assert keyed.user("8") == "8"
+    assert (keyed.ad("40"), catalogue.user("8")) == (40, 8)
+    with pytest.raises(ValueError, match=r"expected a user of the logs \('8' \.\. 'anna'\), got 'bert'"):
+        keyed.request("bert", num_ads=4)
+    with pytest.raises(ValueError, match="got ''|expected 1 to 256"):
+        keyed.request("", num_ads=4)
+    with pytest.raises(ValueError, match="invalid literal"):
+        catalogue.user("anna")
+
+
+def test_keys_of_an_answer_are_compared_with_its_ads(catalogue):
+    assert catalogue.outputs == OUTPUTS
+    names = [f"ad {i}" for i in range(6)]
+    ids = [id_of(name) for name in names]
+    renamed = pl.Series("ad_id", ids)
+    keyed = replace(
+        catalogue,
+        ads=catalogue.ads.with_columns(renamed),
+        sids=catalogue.sids.with_columns(renamed),
+        keys={"ads": pl.DataFrame({"key": names, "ad_id": ids})},
+    )
+    assert keyed.outputs == (*OUTPUTS, AD_KEYS)
+    answer = _answer([20, 30, 10])
+    answer["ad_ids"] = np.array([[ids[1], ids[2], ids[0]]])
+    answer[AD_KEYS] = np.array([[b"ad 1", b"ad 2", b"ad 0"]], np.object_)
+    assert problems(answer, catalogue=keyed, num_ads=3, exclude=["ad 3", ids[4]]) == []
+    assert problems(answer, catalogue=keyed, num_ads=3, exclude=["ad 2"]) == [
+        f"excluded ad {ids[2]} came back"
+    ]
+    answer[AD_KEYS][0, 1] = b""  # created by its number
+    assert problems(answer, catalogue=keyed, num_ads=3, exclude=[]) == []
+    shown = format_answer(answer, catalogue=keyed, history=np.array(ids[:1])).splitlines()
+    assert "  ad 1  " in shown[1]
+    assert f"  {ids[2]}  " in shown[2]
+    answer[AD_KEYS][0, 1] = b"ad 3"
+    assert problems(answer, catalogue=keyed, num_ads=3, exclude=[]) == ["an ad's key is not its own"]

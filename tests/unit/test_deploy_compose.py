@@ -115,7 +115,9 @@ def test_another_run_is_mounted_where_its_image_has_the_folders() -> None:
     assert targets <= folders
 
 
-def test_the_index_builder_gets_a_command_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_builder_gets_a_command_that_exists(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     service = SERVICES["indexer-build"]
     assert service["entrypoint"] == [f"{IMAGE.home}/.venv/bin/python", "-m", "indexer"]
     calls: list[dict[str, Path]] = []
@@ -124,6 +126,10 @@ def test_the_index_builder_gets_a_command_that_exists(monkeypatch: pytest.Monkey
     monkeypatch.setattr(build, "current_version", lambda _: 1)
     monkeypatch.setattr(build, "build", lambda **arguments: calls.append(arguments))
     monkeypatch.setattr(sys, "argv", ["indexer", *service["command"]])
+    monkeypatch.chdir(tmp_path)
+    for name in ("data/ads.parquet", "tokenizer/sids.parquet", "index/here"):
+        (tmp_path / RUN / name).parent.mkdir(parents=True)
+        (tmp_path / RUN / name).touch()
     main()
     home = Path(IMAGE.home)
     mounts = {Path(v["target"]): bool(v.get("read_only")) for v in service["volumes"]}

@@ -103,6 +103,13 @@ def test_equals_the_tokenizer_on_any_text(pair, texts, seed):
     np.testing.assert_array_equal(actual, wanted)
 
 
+@given(text=TEXT)
+@settings(max_examples=150, deadline=None)
+def test_knows_what_the_tokenizer_has_a_weight_for(pair, text):
+    tokenizer, encoder = pair
+    assert encoder.knows(text) == bool(tokenizer._embedder._vectorizer.transform([text]).nnz)
+
+
 def known_texts(count=2000):
     random = np.random.default_rng(8)
     texts = [" ".join(random.choice(WORDS, size=random.integers(1, 15))) for _ in range(count)]

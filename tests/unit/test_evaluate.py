@@ -1,17 +1,26 @@
 """Ranking metrics and baselines against plain versions; the whole evaluation on a tiny log."""
 
+import json
 import math
 from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
-import training.evaluation.ranking as module
-from tests.tiny_log import open_run, write_run
+import training.evaluation.__main__ as command
+from serving.search.widths import WidthPlan
+from tests.tiny_log import CONFIG, DAY, open_run, run_of, write_run
 from training.evaluation.__main__ import format_report
-from training.evaluation.metrics import personal_frequency, rank_by_count, ranking_metrics
+from training.evaluation.baselines import best, fill_up
+from training.evaluation.competing import Competing
+from training.evaluation.metrics import ranking_metrics
+from training.evaluation.ranking import evaluate, rank_by_model
+from training.evaluation.requests import draw_requests
+from training.preset.preset import ConfigError
 from training.rollout.executor import TorchExecutor
 
 
@@ -50,17 +59,24 @@ def test_metrics_by_hand():
     assert got["value_recall"] == {"1": 0.0, "2": 0.75}
 
 
-def test_popularity_by_hand():
-    assert rank_by_count(np.array([5, 2, 9, 2, 5, 2]), limit=9).tolist() == [2, 5, 9]
-    assert rank_by_count(np.array([9, 5, 9, 5, 1]), limit=2).tolist() == [5, 9]  # equals by ad id
-    assert rank_by_count(np.zeros(0, np.int64), limit=5).tolist() == []
+def test_best_of_scores_by_hand():
+    everything = np.ones(5, bool)
+    assert best(np.array([0, 3, 1, 3, 2]), everything, limit=9).tolist() == [
+        1,
+        3,
+        4,
+        2,
+    ]  # none without a score
+    assert best(np.array([2, 3, 2, 3, 2]), everything, limit=3).tolist() == [1, 3, 0]  # equals by row
+    assert best(np.array([2, 3, 2, 3, 2]), ~np.eye(5, dtype=bool)[1], limit=3).tolist() == [3, 0, 2]
+    assert best(np.zeros(5), everything, limit=3).tolist() == []
 
 
-def test_personal_frequency_by_hand():
+def test_filling_up_by_hand():
     popular = np.array([1, 2, 3, 4])
-    assert personal_frequency(np.array([8, 3, 8]), popular, limit=5).tolist() == [8, 3, 1, 2, 4]
-    assert personal_frequency(np.array([8, 3, 8]), popular, limit=1).tolist() == [8]
-    assert personal_frequency(np.zeros(0, np.int64), popular, limit=2).tolist() == [1, 2]  # cold start
+    assert fill_up(np.array([8, 3]), popular, limit=5).tolist() == [8, 3, 1, 2, 4]
+    assert fill_up(np.array([8, 3]), popular, limit=1).tolist() == [8]
+    assert fill_up(np.zeros(0, np.int64), popular, limit=2).tolist() == [1, 2]  # cold start
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +85,38 @@ def run(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("log"))
 
 
-def report_of(run, executor=None, *, model=None):
-    preset, spec, dataset = open_run(run)
+@pytest.fixture(scope="module")
+def explorers(tmp_path_factory):
+    """A log whose users go back to some ads, and look at others for the first time, not always buying."""
+    random = np.random.default_rng(1)
+    names = ["user_id", "ad_id", "timestamp", "behavior", "value", "provenance"]
+    rows = [
+        (user, ad, day * DAY + user, behavior, float(random.integers(1, 9)), "made up")
+        for user in range(12)
+        for day in range(0, 49, 2)
+        for ad, behavior in {
+            int(random.zipf(1.3)) % 60: "conversion",
+            int(random.integers(60)): "click",
+        }.items()
+    ]
+    events = pl.DataFrame(rows, schema=names, orient="row")
+    return run_of(tmp_path_factory.mktemp("explorers"), events, users=12, config=CONFIG)
+
+
+METHODS = {"model", "popularity", "recent_popularity", "personal_frequency", "co_occurrence"}
+
+
+def ads_of(run) -> pl.DataFrame:
+    return pl.read_parquet(run[1] / "data" / "ads.parquet")
+
+
+def report_of(run, *overrides, ads=None, executor=None):
+    preset, spec, dataset = open_run(run, *overrides)
     torch.manual_seed(0)
-    executor = executor or TorchExecutor((model or spec.build()).eval())
-    return module.evaluate(
-        executor,
+    return evaluate(
+        executor or TorchExecutor(spec.build().eval()),
         dataset,
+        ads=ads_of(run) if ads is None else ads,
         config=preset.evaluation,
         level_sizes=spec.level_sizes,
         target_behaviors=preset.logs.target_behaviors,
@@ -84,12 +125,25 @@ def report_of(run, executor=None, *, model=None):
     )
 
 
+def requests_of(run, part="test"):
+    preset, _, dataset = open_run(run)
+    return draw_requests(
+        dataset,
+        target_behaviors=preset.logs.target_behaviors,
+        min_history=preset.training.min_history,
+        count=30,
+        seed=0,
+        part=part,
+    )
+
+
 def test_report_of_a_tiny_run(run):
     report = report_of(run)
     assert report["invalid_rate"] == 0
     assert report["requests"] == 30
+    assert set(report["left_out"].values()) == {0}
     for metric in ("recall", "ndcg", "value_recall"):
-        assert set(report[metric]) == {"model", "popularity", "personal_frequency"}
+        assert set(report[metric]) == METHODS
         for values in report[metric].values():
             assert list(values) == ["1", "5"]
             assert 0 <= values["1"] <= 1
@@ -98,49 +152,198 @@ def test_report_of_a_tiny_run(run):
     # users of this log repeat four ads: their own history must beat what is popular
     assert report["recall"]["personal_frequency"]["5"] > 0.9
     assert report["recall"]["popularity"]["5"] < 0.5
-    assert "personal_frequency" in format_report(report)
+    text = format_report(report)
+    for metric in ("recall", "ndcg", "value_recall"):
+        for method, values in report[metric].items():
+            assert "".join(f"{v:10.4f}" for v in values.values()) in text, (metric, method)
 
 
-def test_baselines_equal_counting_in_the_raw_table(run):
-    preset, _, dataset = open_run(run)
-    requests = module.draw_requests(
-        dataset,
-        target_behaviors=preset.logs.target_behaviors,
-        min_history=preset.training.min_history,
-        count=30,
-        seed=0,
+def some_ads(ads: pl.DataFrame) -> pl.DataFrame:
+    """Every seventh paused, and every fifth created in the last two days of the log."""
+    number = pl.int_range(pl.len())
+    return ads.with_columns(
+        status=pl.when(number % 7 == 0).then(pl.lit("paused")).otherwise("status"),
+        created_at=pl.when(number % 5 == 0).then(47 * DAY + 3600 * (number % 3)).otherwise("created_at"),
     )
-    events = pl.read_parquet(run[1] / "data" / "events.parquet").filter(pl.col("behavior") == "conversion")
-    split = dataset.split
-    popular = Counter(events.filter(pl.col("timestamp") < split.train_end)["ad_id"].to_list())
-    popular = sorted(popular, key=lambda a: (-popular[a], a))
-    hits = {"popularity": [], "personal_frequency": []}
+
+
+def ranked(counts, allowed) -> list[int]:
+    return sorted((ad for ad in counts if counts[ad] > 0 and ad in allowed), key=lambda ad: (-counts[ad], ad))
+
+
+@pytest.mark.parametrize("part", ["test", "validation"])
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_baselines_equal_counting_in_the_raw_table(explorers, part, exclude_seen):
+    """Loops over the raw events, ad by ad and request by request."""
+    *_, dataset = open_run(explorers)
+    ads = some_ads(ads_of(explorers))
+    created, active = (dict(ads.select("ad_id", c).iter_rows()) for c in ("created_at", "status"))
+    requests, days = requests_of(explorers, part), 3
+    table = pl.read_parquet(explorers[1] / "data" / "events.parquet")
+    events = table.filter(pl.col("behavior") == "conversion")
+    training = events.filter(pl.col("timestamp") < dataset.split.train_end)
+    popular = Counter(training["ad_id"].to_list())
+    users = {ad: set(training.filter(pl.col("ad_id") == ad)["user_id"]) for ad in range(60)}
+    found = {name: [] for name in METHODS - {"model"}}
+    left_out = Counter()
     for i, row in enumerate(requests.rows):
         user, now = int(dataset.log.user_ids[requests.groups.user_row[row]]), int(requests.groups.now[row])
-        assert split.validation_end <= now < split.end
-        mine = events.filter(pl.col("user_id") == user)
-        target = set(mine.filter(pl.col("timestamp") == now)["ad_id"].to_list())
-        assert target == set(requests.targets[i].tolist())
-        own = Counter(mine.filter(pl.col("timestamp") < now)["ad_id"].to_list())
-        own = sorted(own, key=lambda a: (-own[a], a))
-        own += [a for a in popular if a not in own]
-        for method, ranked in (("popularity", popular), ("personal_frequency", own)):
-            hits[method].append(len(target & set(ranked[:5])) / len(target))
-    report = report_of(run)
-    for method, values in hits.items():
-        assert report["recall"][method]["5"] == pytest.approx(np.mean(values))
+        mine, before = pl.col("user_id") == user, pl.col("timestamp") < now
+        wanted = set(events.filter(mine, pl.col("timestamp") == now)["ad_id"])
+        assert wanted == set(requests.targets[i].tolist())
+        seen = set(table.filter(mine, before)["ad_id"]) if exclude_seen else set()
+        allowed = {ad for ad in range(60) if active[ad] == "active" and created[ad] <= now} - seen
+        left_out["targets"] += len(wanted - allowed)
+        if not wanted & allowed:
+            left_out["requests"] += 1
+            continue
+        own = Counter(events.filter(mine, before)["ad_id"])
+        recent = Counter(events.filter(before, pl.col("timestamp") >= now - days * DAY)["ad_id"])
+        together = {
+            ad: round(
+                sum(len(users[h] & users[ad]) / len(users[h]) for h in own if h != ad and users[h]),
+                9,
+            )
+            for ad in range(60)
+        }
+        first = ranked(popular, allowed)
+        for name, counts in (
+            ("popularity", popular),
+            ("recent_popularity", recent),
+            ("personal_frequency", own),
+            ("co_occurrence", together),
+        ):
+            order = ranked(counts, allowed)
+            order += [ad for ad in first if ad not in order]
+            found[name].append(len(wanted & allowed & set(order[:5])) / len(wanted & allowed))
+    options = [f"evaluation.part={part}", f"evaluation.exclude_seen={exclude_seen}"]
+    report = report_of(explorers, *options, f"evaluation.recent_days={days}", ads=ads)
+    assert left_out["targets"] > 0
+    assert report["left_out"].pop("requests") == left_out["requests"]
+    assert sum(report["left_out"].values()) == left_out["targets"]
+    assert report["requests"] == 30 - left_out["requests"]
+    for method, values in found.items():
+        assert report["recall"][method]["5"] == pytest.approx(np.mean(values)), method
+
+
+def exhaustive(spec, dataset, requests, *, ads, seen, by):
+    """Ads of each request by the model's own p of every ad, and p x v; the whole catalogue, one by one."""
+    torch.manual_seed(0)
+    executor = TorchExecutor(spec.build().eval())
+    rankings = []
+    for i, row in enumerate(requests.rows):
+        slots, profile = dataset.context(requests.groups, np.array([row]))
+        worth = {}
+        for ad, sid in zip(dataset.ad_ids.tolist(), dataset.ad_sids, strict=True):
+            logprob, carry = executor.prefix(slots, profile)
+            score, only = float(logprob[0, sid[0]]), np.zeros((1, 1), np.int32)  # beam of one
+            for level in range(2, len(sid) + 2):
+                token = np.array([[sid[level - 2]]], np.int32)
+                codes = len(spec.value_buckets.means) if level > len(sid) else spec.level_sizes[level - 1]
+                every = np.arange(codes, dtype=np.int32)[None, None]
+                found, carry = executor.tail(
+                    level,
+                    carry,
+                    parents=[only] * (level - 2),
+                    token=token,
+                    allowed=every,
+                )
+                if level <= len(sid):
+                    score += float(found[0, 0, sid[level - 1]])
+            value = float(np.exp(found[0, 0]) @ spec.value_buckets.means)
+            worth[ad] = math.exp(score) * (value if by == "value" else 1)
+        now = int(requests.now[i])
+        live = ads.filter((pl.col("status") == "active") & (pl.col("created_at") <= now))["ad_id"].to_list()
+        rankings.append(sorted((ad for ad in live if ad not in seen[i]), key=lambda ad: (-worth[ad], ad)))
+    return rankings
+
+
+@pytest.mark.parametrize("by", ["probability", "value"])
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_the_model_ranks_what_competes_as_an_exhaustive_search(explorers, by, exclude_seen):
+    preset, spec, dataset = open_run(explorers)
+    ads = some_ads(ads_of(explorers))
+    competing = Competing.of(dataset, ads, exclude_seen=exclude_seen)
+    requests, _ = competing.answerable(requests_of(explorers))
+    requests = replace(requests, rows=requests.rows[-8:])
+    table = pl.read_parquet(explorers[1] / "data" / "events.parquet")
+    users = dataset.log.user_ids[requests.groups.user_row[requests.rows]]
+    seen = [
+        set(table.filter(pl.col("user_id") == user, pl.col("timestamp") < now)["ad_id"])
+        if exclude_seen
+        else set()
+        for user, now in zip(users.tolist(), requests.now.tolist(), strict=True)
+    ]
+    torch.manual_seed(0)
+    found, *_ = rank_by_model(
+        TorchExecutor(spec.build().eval()),
+        requests,
+        competing=competing,
+        level_sizes=spec.level_sizes,
+        plan=WidthPlan((6, 30, 60), 60),
+        limit=12,
+        batch_size=3,
+        value_table=spec.value_buckets.means,
+        rank_by=by,
+        progress=False,
+    )
+    wanted = exhaustive(spec, dataset, requests, ads=ads, seen=seen, by=by)
+    for got, expected in zip(found, wanted, strict=True):
+        assert got.tolist() == expected[:12]
+
+
+def test_without_a_target_that_competes_the_error_says_what_was_left_out(run):
+    """Users of this log repeat: they have seen every target."""
+    with pytest.raises(ValueError, match="expected a target among the ads that compete, .*'seen': "):
+        report_of(run, "evaluation.exclude_seen=true")
+    paused = ads_of(run).with_columns(status=pl.lit("paused"))
+    with pytest.raises(ValueError, match="expected a target among the ads that compete, .*'paused': [1-9]"):
+        report_of(run, ads=paused)
+
+
+def test_an_index_of_other_ads_is_refused(run):
+    with pytest.raises(ValueError, match="expected the 60 ads that have SIDs .* got 59"):
+        report_of(run, ads=ads_of(run).head(59))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "evaluation.cutoffs=[1, 17]",
+            "a last width of at least the largest cut-off, 17, got widths '4-8-16:1'",
+        ),
+        ("evaluation.part=train", "evaluation.part: .*'validation' or 'test', got 'train'"),
+        ("evaluation.rank_by=ecpm", "evaluation.rank_by: .*'probability' or 'value', got 'ecpm'"),
+        ("evaluation.recent_days=0", "evaluation.recent_days: .*greater than 0"),
+    ],
+)
+def test_settings_that_cannot_be(run, override, message):
+    with pytest.raises(ConfigError, match=message):
+        open_run(run, override)
+
+
+def test_the_command_takes_part_and_ranking(explorers, tmp_path, monkeypatch, capsys):
+    preset, spec, dataset = open_run(explorers)
+    checkpoint = SimpleNamespace(spec=spec, model=spec.build(), step=7)
+    monkeypatch.setattr(command, "open_checkpoint", lambda folder, name: checkpoint)
+    options = ["--config", str(explorers[0]), "--run", str(explorers[1]), "--model", str(tmp_path)]
+    options += ["--part", "validation", "--rank-by", "value", "--exclude-seen"]
+    monkeypatch.setattr("sys.argv", ["evaluate", *options])
+    command.main()
+    report = json.loads((tmp_path / "evaluation-validation.json").read_text())
+    assert (report["part"], report["rank_by"], report["exclude_seen"]) == ("validation", "value", True)
+    assert not (tmp_path / "evaluation.json").exists()
+    assert (
+        "validation requests, widths 4-8-16:1, ranked by value, seen ads left out" in capsys.readouterr().out
+    )
 
 
 def test_oracle_reaches_recall_one(run):
     """An engine that knows the answer gets it through beam search and look-up: the harness loses nothing."""
-    preset, spec, dataset = open_run(run)
-    requests = module.draw_requests(
-        dataset,
-        target_behaviors=preset.logs.target_behaviors,
-        min_history=preset.training.min_history,
-        count=30,
-        seed=0,
-    )
+    _, spec, dataset = open_run(run)
+    competing = Competing.of(dataset, ads_of(run), exclude_seen=False)
+    requests, _ = competing.answerable(requests_of(run))
     seen = iter(requests.targets)
 
     class Oracle:
@@ -173,16 +376,14 @@ def test_oracle_reaches_recall_one(run):
             return out, {"prefix": chains}
 
     # Ads that share a target's SID push others back, so the cutoff must leave room for them.
-    ranked, beams, invalid = module.rank_by_model(
+    ranked, beams, invalid = rank_by_model(
         Oracle(),
-        dataset,
         requests,
-        plan=module.WidthPlan((6, 30, 60), 1),
+        competing=competing,
+        level_sizes=spec.level_sizes,
+        plan=WidthPlan((6, 30, 60), 1),
         limit=20,
         batch_size=7,
-        snapshot=module.IndexSnapshot.build(
-            dataset.ad_ids, dataset.ad_sids, active=np.ones(60, bool), level_sizes=spec.level_sizes
-        ),
         value_table=spec.value_buckets.means,
         progress=False,
     )
@@ -196,6 +397,6 @@ def test_oracle_reaches_recall_one(run):
 def test_no_test_request(run):
     preset, _, dataset = open_run(run)
     with pytest.raises(ValueError, match="expected at least one test request, got none"):
-        module.draw_requests(
+        draw_requests(
             dataset, target_behaviors=preset.logs.target_behaviors, min_history=9999, count=5, seed=0
         )

@@ -31,10 +31,10 @@ def test_events_of_every_kind():
     assert event_of(PAUSE) == PauseEvent(ad_id=7, version=4)
     assert event_of(PAUSE | {"kind": "resume"}) == ResumeEvent(ad_id=7, version=4)
     assert event_of(PAUSE | {"kind": "delete"}) == DeleteEvent(ad_id=7, version=4)
-    updated = event_of({"kind": "update", "ad_id": 0, "version": 0, "text": ""})
-    assert updated == UpdateEvent(ad_id=0, version=0, text="")
-    assert updated.content == {"text": ""}
-    assert updated.fields() == {"kind": "update", "ad_id": 0, "version": 0, "text": ""}
+    updated = event_of({"kind": "update", "ad_id": 0, "version": 0, "account_id": ""})
+    assert updated == UpdateEvent(ad_id=0, version=0, account_id="")
+    assert updated.content == {"account_id": ""}
+    assert updated.fields() == {"kind": "update", "ad_id": 0, "version": 0, "account_id": ""}
     assert event_of(PAUSE | {"version": 2**63 - 1}).version == 2**63 - 1
 
 
@@ -147,6 +147,9 @@ def test_what_is_not_a_json_object(raw, reason, message):
         (CREATE | {"version": 10**5000}, "out_of_range", "got a number of 16610 bits"),
         (CREATE | {"text": None}, "wrong_type", "text: expected a string, got NoneType"),
         (PAUSE | {"kind": "update", "text": None}, "wrong_type", "text: expected a string, got NoneType"),
+        (CREATE | {"text": ""}, "missing_field", "text: expected a text, got a blank one, ''"),
+        (CREATE | {"text": " \t\n\u3000"}, "missing_field", "text: expected a text, got a blank one"),
+        (PAUSE | {"kind": "update", "text": " "}, "missing_field", "text: expected a text, got a blank one"),
         (CREATE | {"text": "t" * 65_537}, "too_long", "text: expected at most 65536 characters, got 65537"),
         (CREATE | {"account_id": "a" * 257}, "too_long", "account_id: expected at most 256 .* got 257"),
         (CREATE | {"conversion_type": "a" * 257}, "too_long", "conversion_type: expected at most 256"),

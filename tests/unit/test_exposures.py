@@ -34,6 +34,7 @@ def recall(made, folder):
     report = evaluate(
         TorchExecutor(trainer.model.eval()),
         dataset,
+        ads=pl.read_parquet(made[1] / "data" / "ads.parquet"),
         config=preset.evaluation,
         level_sizes=spec.level_sizes,
         target_behaviors=preset.logs.target_behaviors,

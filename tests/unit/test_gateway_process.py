@@ -123,6 +123,19 @@ def is_right(answer) -> bool:
     return status == 200 and json.loads(body)["outputs"][0]["data"] == [14]
 
 
+def test_health_and_metrics_answer_head_without_a_body(triton, gateway):
+    pages = [(gateway.http_url, "/v2/health/live"), (gateway.http_url, "/v2/health/ready")]
+    pages += [(gateway.http_url, "/v2/models/gr4ad/ready"), (gateway.metrics_url, "/metrics")]
+    for url, path in pages:
+        connection = http.client.HTTPConnection(url, timeout=20)
+        for method in ("HEAD", "GET"):  # a body after HEAD would stand before the next answer
+            connection.request(method, path)
+            response = connection.getresponse()
+            assert (response.status, int(response.headers["content-length"]) > 0) == (200, True), path
+            assert bool(response.read()) == (method == "GET")
+        connection.close()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_answers_all_48_in_hand(triton, gateway_to_stop, number):
     triton.release.clear()

@@ -361,6 +361,22 @@ def test_ready_and_healthy(client):
     assert client.get("/readyz").json() == {"ready": True, "problems": [], "sources": {}}
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+def test_health_and_metrics_answer_head(client, path):
+    answer = client.head(path)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == client.get(path).headers["content-type"]
+    assert client.head("/dead-letters").status_code == 405  # what is no health
+
+
+def test_blank_text_becomes_a_dead_letter(client):
+    answer = client.post("/events", json=create(7, text=" \n"))
+    assert (answer.status_code, answer.json()["reason"]) == (422, "missing_field")
+    assert client.get("/ads/7").status_code == 404
+    [letter] = client.get("/dead-letters").json()["dead_letters"]
+    assert letter["message"].startswith("text: expected a text, got a blank one")
+
+
 def test_without_an_encoder_it_is_not_ready_but_ads_can_be_paused(start, folder):
     with IndexStore(folder / "index", encoders=[HashEncoder("tok-a")]) as store:
         store.build(

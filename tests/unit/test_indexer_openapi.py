@@ -24,7 +24,7 @@ AD_ID = {"oneOf": [NUMBER, {"type": "string", "minLength": 1, "maxLength": 256}]
 CONTENT = {
     "account_id": {"type": "string", "maxLength": 256},
     "conversion_type": {"type": "string", "maxLength": 256},
-    "text": {"type": "string", "maxLength": 65_536},
+    "text": {"type": "string", "maxLength": 65_536, "pattern": r"\S"},
 }
 FLOAT32 = {"type": "number", "minimum": -3e38, "maximum": 3e38}
 CODE = {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**20}

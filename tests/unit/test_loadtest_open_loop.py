@@ -328,3 +328,18 @@ def test_locust_itself_runs_the_locustfile(run, more):
     assert failed == pytest.approx(count / 10, abs=2)
     if not more:
         assert count == pytest.approx(80, abs=30)  # two dispatchers of 20 / s for 2 s
+
+
+def test_locust_ends_at_sigterm_with_calls_outstanding(run):
+    with serve_grpc(Behaviour(seconds=2.0)) as url:
+        command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless"]
+        command += ["--host", url, "--run", str(run), "--synthetic-ads", "1000", "--qps", "20"]
+        process = subprocess.Popen(command, cwd=HOME, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        while "All users spawned" not in process.stderr.readline():
+            assert process.poll() is None
+        time.sleep(1.0)
+        process.terminate()
+        _, said = process.communicate(timeout=30)
+    assert "Shutting down" in said
+    assert process.returncode == 0

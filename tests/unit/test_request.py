@@ -1,5 +1,7 @@
 """Every refusal of a request says what was expected and what came; what may be trimmed is counted."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -172,3 +174,23 @@ def test_resolve_keeps_the_order_of_beams_and_skips_what_is_not_live():
     assert (found.sids[count:] == -1).all()
     short = resolve(snapshot, beams, scores=scores, expected_value=values, num_ads=1, exclude=exclude)
     assert short.ad_ids.tolist() == everything[:1]
+
+
+def test_resolve_ranks_by_probability_or_by_what_an_ad_is_worth():
+    snapshot = tiny_snapshot()
+    live = np.array(sorted({tuple(s) for s in snapshot.sids_of(snapshot.leaf_ad_ids)[0].tolist()}), np.int32)
+    random = np.random.default_rng(4)
+    scores = np.sort(-random.exponential(2, 20).astype(np.float32))[::-1].copy()
+    values = random.exponential(3, 20).astype(np.float32)
+    values[12:] = np.nan  # beyond the value width
+    beams = {"scores": scores, "expected_value": values, "exclude": np.zeros(0, np.int64)}
+    ads_of = [snapshot.ads_of_leaves(np.array([i]))[1].tolist() for i in range(20)]
+    worth = [math.exp(s) * v for s, v in zip(scores.tolist(), values.tolist(), strict=True)]
+    best = sorted(range(12), key=lambda i: -worth[i]) + list(range(12, 20))
+    assert best != list(range(20))
+    for rank_by, order in (("probability", range(20)), ("value", best)):
+        found = resolve(snapshot, live[:20], num_ads=15, rank_by=rank_by, **beams)
+        assert found.ad_ids.tolist() == [ad for i in order for ad in ads_of[i]][:15]
+        of_ads = [i for i in order for _ in ads_of[i]][:15]
+        np.testing.assert_array_equal(found.scores, scores[of_ads])
+        np.testing.assert_array_equal(found.expected_value, np.nan_to_num(values[of_ads]))

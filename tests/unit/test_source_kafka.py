@@ -2,10 +2,12 @@
 
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from indexer.sidecar.metrics import Metrics
+from indexer.sidecar.samples import source_samples
 from indexer.sidecar.worker import Worker
 from indexer.sources.config import KafkaConfig
 from indexer.sources.kafka import KafkaSource
@@ -149,10 +151,127 @@ def test_nothing_is_committed_to_kafka_before_the_store(cluster, store, start):
 
 def test_poison_goes_to_the_dead_letters_and_does_not_block(cluster, store, start):
     start(store)
-    cluster.add([event(1), b"{", b"\xff", None, b"", event(2)], partition=0)
+    cluster.add([event(1), b"{", b"\xff", b"", event(2)], partition=0)
     wait_until(lambda: len(store.applied) >= 2)
-    assert [r for r, _ in store.rejected] == ["invalid_json", "invalid_json", "missing_field", "invalid_json"]
-    assert store.offsets == {f"kafka:{TOPIC}:0": b"5"}
+    assert [r for r, _ in store.rejected] == ["invalid_json", "invalid_json", "invalid_json"]
+    assert store.offsets == {f"kafka:{TOPIC}:0": b"4"}
+
+
+def test_tombstones_are_counted_said_once_and_no_dead_letters(cluster, store, start, monkeypatch, caplog):
+    monkeypatch.setattr("indexer.sources.kafka._MEASURE_S", 0.1)
+    sidecar = start(store)
+    cluster.add([event(1), None, event(2), None, None], partition=0)
+    cluster.add([None], partition=1)  # alone
+    wait_until(lambda: len(store.applied) >= 2)
+    wait_until(lambda: sidecar.source.state.tombstones == 4)
+    wait_until(lambda: sidecar.source.state.lag_events == 0)  # also behind the last event
+    assert store.rejected == []
+    assert store.offsets == {f"kafka:{TOPIC}:0": b"2"}
+    assert len([r for r in caplog.records if "no value" in r.message]) == 1
+    samples = {name: value for name, _, _, value in source_samples([sidecar.source])}
+    assert samples["source_tombstones_total"] == 4
+    cluster.add(events([7]), partition=1)
+    wait_until(lambda: len(store.applied) == 3)
+    wait_until(lambda: cluster.committed() == {0: 5, 1: 2, 2: -1001, 3: -1001})
+
+
+class TransactionalConsumer:
+    """What librdkafka shows of one partition whose transactions end with a marker: its offset, no message."""
+
+    def __init__(self, log: list[bytes | None], settings: dict) -> None:
+        self._log, self._settings = log, settings
+        self._at = self._told_end = -1
+        self.commits: list[int] = []
+
+    def list_topics(self, topic, timeout):
+        return SimpleNamespace(topics={topic: SimpleNamespace(error=None, partitions={0: None})})
+
+    def assignment(self):
+        return [confluent_kafka.TopicPartition(TOPIC, 0)] if self._at >= 0 else []
+
+    def incremental_assign(self, partitions):
+        self._at = partitions[0].offset
+
+    def get_watermark_offsets(self, partition, **_):
+        return 0, len(self._log)
+
+    def commit(self, offsets, asynchronous):
+        self.commits += [at.offset for at in offsets]
+
+    def consume(self, count, timeout):
+        time.sleep(0.01)
+        found = [self._message(at, value) for at, value in enumerate(self._log) if at >= self._at and value]
+        self._at = end = len(self._log)
+        if self._settings.get("enable.partition.eof") and end != self._told_end:
+            self._told_end = end
+            code = confluent_kafka.KafkaError(confluent_kafka.KafkaError._PARTITION_EOF)
+            found.append(self._message(end, b"", error=code))
+        return found
+
+    @staticmethod
+    def _message(offset, value, error=None):
+        fields = {"offset": offset, "value": value, "error": error, "partition": 0, "timestamp": (1, 1000)}
+        return SimpleNamespace(**{name: lambda value=value: value for name, value in fields.items()})
+
+    def close(self):
+        pass
+
+
+def test_markers_of_transactions_are_no_lag(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("indexer.sources.kafka._MEASURE_S", 0.05)
+    log, made = [event(1), event(2), None], []
+
+    def consumer(settings):
+        made.append(TransactionalConsumer(log, settings))
+        return made[-1]
+
+    monkeypatch.setattr(confluent_kafka, "Consumer", consumer)
+    sidecar = Sidecar(SimpleNamespace(brokers="127.0.0.1:1"), store, tmp_path)
+    try:
+        wait_until(lambda: len(store.applied) == 2)
+        wait_until(lambda: sidecar.source.state.lag_events == 0)
+        assert sidecar.source.state.lag_seconds == 0
+        wait_until(lambda: made[-1].commits[-1:] == [3])  # other tools see no lag either
+        store.gate.clear()
+        log.extend([event(3), None])
+        wait_until(lambda: sidecar.source.state.lag_events)
+        store.gate.set()
+        wait_until(lambda: len(store.applied) == 3)
+        wait_until(lambda: sidecar.source.state.lag_events == 0)
+        assert store.offsets == {f"kafka:{TOPIC}:0": b"3"}  # of the last event, as ever
+        assert store.gaps == []
+    finally:
+        store.gate.set()
+        sidecar.stop()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nonsense": "1"}, 'No such configuration property: "nonsense"'),
+        ({"fetch.min.bytes": "x"}, "fetch.min.bytes"),
+    ],
+)
+def test_an_option_that_can_never_work_is_refused_at_the_start(store, options, message):
+    config = KafkaConfig("127.0.0.1:1", TOPIC, options=options)
+    with pytest.raises(ValueError, match=f"Kafka options: .*{message}"):
+        KafkaSource(config, None, offset_of=store.offset, on_gap=store.record_gap)
+
+
+def test_options_do_not_change_what_the_source_stands_on(cluster, store, tmp_path):
+    own = {"enable.auto.commit": "true", "group.id": "other", "auto.offset.reset": "latest"}
+    config = KafkaConfig(cluster.brokers, TOPIC, options=own)
+    cluster.add(events(range(8)))
+    sidecar = SourceSidecar(
+        store,
+        tmp_path,
+        lambda worker: KafkaSource(config, worker, offset_of=store.offset, on_gap=store.record_gap),
+    )
+    try:
+        wait_until(lambda: len(store.applied) == 8)
+        wait_until(lambda: cluster.committed() == dict.fromkeys(range(PARTITIONS), 2))
+    finally:
+        sidecar.stop()
 
 
 def test_a_full_queue_holds_the_topic_back(cluster, store, start):

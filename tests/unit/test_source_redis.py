@@ -6,12 +6,14 @@ import time
 
 import pytest
 import redis
+from redis._parsers.helpers import parse_xautoclaim
 
 from indexer.sources.config import RedisConfig
 from indexer.sources.redis_streams import RedisSource
 from tests.recording_store import RecordingStore, event
 from tests.redis_server import BINARY, RedisServer
 from tests.redis_sidecar import GROUP, STREAM, add, pending, sidecars
+from tests.source_sidecar import SourceSidecar
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="redis-server is not installed")
@@ -100,6 +102,26 @@ def test_entries_that_were_trimmed_while_pending_leave_the_list(server, store, s
     wait_until(lambda: len(store.applied) >= 6)
     wait_until(lambda: pending(server) == 0)
     assert ads(store) == [4, 5, 6, 7, 8, 9]
+
+
+def test_redis_6_claims_entries_that_are_gone(server, store, start, monkeypatch):
+    """Redis 6.2 keeps deleted entries pending, and its XAUTOCLAIM has a nil in the place of each."""
+    ids = add(server, range(10))
+    server.client.xgroup_create(STREAM, GROUP, id="0")
+    server.client.xreadgroup(GROUP, "dead", {STREAM: ">"}, count=10)
+    server.client.xdel(STREAM, *ids[:4])
+    store.offsets[f"redis:{STREAM}"] = ids[4]
+
+    def claim(client, name, groupname, consumername, min_idle_time, start_id, count):
+        there = {i: [i, [n for pair in fields.items() for n in pair]] for i, fields in client.xrange(name)}
+        return parse_xautoclaim([b"0-0", [there.get(i) for i in ids]])
+
+    monkeypatch.setattr(redis.Redis, "xautoclaim", claim)
+    sidecar = start(store)
+    wait_until(lambda: len(store.applied) >= 5)
+    wait_until(lambda: pending(server) == 0)
+    assert ads(store) == [5, 6, 7, 8, 9]
+    assert sidecar.source.state.failures == 0
 
 
 def test_redis_killed_and_started_again_in_the_middle(server, store, start, caplog):
@@ -320,6 +342,38 @@ def test_stop_is_quick_and_acknowledges_what_was_committed(server, store, start)
     assert pending(server) == 0
 
 
-def test_a_url_of_something_else_is_refused(store):
-    with pytest.raises(ValueError, match="scheme"):
-        RedisSource(RedisConfig("http://127.0.0.1"), None, offset_of=store.offset, on_gap=store.record_gap)
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://127.0.0.1", "scheme"),
+        ("redis://127.0.0.1?nonsense=1", "expected the options .* for redis://, got nonsense"),
+        ("redis://127.0.0.1?nonsense", "got nonsense"),
+        ("redis://127.0.0.1?host=other", "got host"),
+        ("redis://127.0.0.1?ssl_cert_reqs=none", "for redis://, got ssl_cert_reqs"),
+        ("rediss://127.0.0.1?ssl_cert_reqs=perhaps", "Invalid SSL Certificate Requirements Flag: perhaps"),
+        ("rediss://127.0.0.1?ssl_ca_certs=/nowhere/ca.pem", "ssl_ca_certs: .* nothing at /nowhere/ca.pem"),
+        ("redis://127.0.0.1?health_check_interval=often", "health_check_interval"),
+        ("redis://127.0.0.1/ads", "number of a database as path, got '/ads'"),
+        ("redis://127.0.0.1:99999", "Port out of range"),
+    ],
+)
+def test_a_url_that_can_never_work_is_refused_at_the_start(store, url, message):
+    with pytest.raises(ValueError, match=message):
+        RedisSource(RedisConfig(url), None, offset_of=store.offset, on_gap=store.record_gap)
+
+
+def test_options_of_the_url_do_not_change_what_the_source_stands_on(server, store, tmp_path):
+    url = f"{server.url}?decode_responses=True&protocol=3&socket_timeout=0.01&client_name=x&encoding=utf-16"
+    config = RedisConfig(url)
+    sidecar = SourceSidecar(
+        store,
+        tmp_path,
+        lambda worker: RedisSource(config, worker, offset_of=store.offset, on_gap=store.record_gap),
+    )
+    try:
+        add(server, range(5))
+        wait_until(lambda: ads(store) == [0, 1, 2, 3, 4])
+        wait_until(lambda: pending(server) == 0)
+        assert sidecar.source.state.failures == 0
+    finally:
+        sidecar.stop()

@@ -13,13 +13,17 @@ import torch
 import export.__main__ as export_step
 import indexer.__main__ as index_step
 import training.tokenizer.__main__ as tokenizer_step
-from serving.inputs import RECORD
+from export.made_from import made_from
+from serving.inputs import RECORD, Inputs
+from serving.inputs import changes as changes_of
 from serving.model.current import current_version
 from tests.tiny_log import write_run
 from training.data import prepare
 from training.data.source_files import source_files
 from training.evaluation import __main__ as evaluation_step
+from training.loop.retention import find_checkpoint
 from training.preset.data import DataConfig
+from training.preset.preset import Preset
 from training.recipes import pretrain
 from training.tokenizer.storage import read_folder
 
@@ -189,8 +193,22 @@ def test_bundle_and_index_are_made_once(steps, tmp_path):
     assert export(sets=["serving.max_num_ads=7"]) == (True, 1)  # rendered all the same
     assert [path.read_text() for path in configs] != before
     assert RECORD not in {path.name for path in (steps.run / "bundles" / "1" / "tokenizer").iterdir()}
+
+    def stale(**changes):
+        options = {
+            "preset": Preset.load(steps.preset),
+            "precision": "fp32",
+            "fine_tuned": False,
+            "version": 1,
+        }
+        now = made_from(steps.run, find_checkpoint(steps.run / "model"), **(options | changes))
+        return changes_of(Inputs.load(steps.run / "bundles" / RECORD).values, now.values)
+
+    assert stale() == []
+    assert stale(version=2) == ["bundle 1 -> 2"]
+    assert "precision fp32 -> int8" in stale(precision="int8")
     steps.train(sets=["training.steps=3"])
-    assert export() == (False, 2)
+    assert [change.split()[0] for change in stale()] == ["weights", "checkpoint"]
 
     tables = [
         f"--ads={steps.run / 'data' / 'ads.parquet'}",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from indexer.events.error import EventError
+from indexer.sidecar.samples import store_samples
 from indexer.store.dead_letters import MAX_WAITING, RAW_BYTES
 from indexer.store.incoming import Incoming
 from indexer.store.index_store import IndexStore
@@ -93,6 +94,15 @@ def test_one_call_of_the_encoder_a_batch(tmp_path):
         updates = [update(i, 2, text="later") for i in range(3)]
         apply(store, *(create(i, 1) for i in range(5)), *updates, pause(4, 2))
     assert encoder.calls == [[0, 1, 2, 3, 4]]
+
+
+def test_texts_without_a_known_word_are_counted(store):
+    apply(store, create(1, 1, "unheard-of"), create(2, 1, "text"), create(3, 1, "unheard-of, too"))
+    assert store.file.counters["unknown_text.tok"] == 2
+    apply(store, update(2, 2, text="unheard-of"), update(1, 2, account_id="b"), pause(3, 2))
+    assert store.file.counters["unknown_text.tok"] == 4  # encoded anew, with its old text
+    samples = {(name, *labels.values()): value for name, _, labels, value in store_samples(store.file)}
+    assert samples["unknown_texts_total", "tok"] == 4
 
 
 def test_events_that_come_too_early_wait(store):

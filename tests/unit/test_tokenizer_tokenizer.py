@@ -229,5 +229,5 @@ def test_a_kept_tokenizer_encodes_newer_ads(tmp_path, ads):
     assert again.head(first.height).equals(first)
     np.testing.assert_array_equal(again.drop("ad_id").to_numpy(), Tokenizer.load(out).encode(newer))
     other = CONFIG.model_copy(update={"hash_size": CONFIG.hash_size + 1})
-    with pytest.raises(ValueError, match="tokenizer.hash_size 64 -> 65: a model that was trained"):
+    with pytest.raises(ValueError, match=r"tokenizer.hash_size \d+ -> \d+: a model that was trained on"):
         run(other, data, out_dir=out, keep=True)

@@ -23,7 +23,7 @@ from training.data.completejourney import load_completejourney
 from training.data.event_order import KEY
 from training.data.exportable import check_exportable
 from training.data.files import NAMES, reading
-from training.data.keys import FOLDER as KEYS
+from training.data.keys import FOLDER
 from training.data.parquet import open_parquet
 from training.data.parts import cut, parts_of, with_parts
 from training.data.prepared import FILES
@@ -177,7 +177,7 @@ def _check_replaceable(out: Path, source: str | None) -> None:
         raise FileExistsError(f"{out}: expected a folder other than the source, got the source")
     names = {path.name for path in out.iterdir()} - {RECORD} if out.is_dir() else {out.name}
     # stats.json marks a folder as ours: a folder of somebody's tables has the other names too.
-    if names and not ("stats.json" in names and names <= FILES):
+    if names and not ("stats.json" in names and names <= FILES | {FOLDER}):
         found = ", ".join(sorted(names)[:8])
         raise FileExistsError(f"{out}: expected nothing, or a prepared data folder to replace, got {found}")
 
@@ -198,22 +198,24 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_preset_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--ray", action="store_true", help="divide and sort the events on Ray")
     parser.add_argument("--fresh", action="store_true", help="read the source again, changed or not")
+    parser.add_argument("--ray", action="store_true", help="divide and sort the events on Ray")
     options = parser.parse_args(arguments)
     record = options.out / RECORD
     try:
         preset = Preset.load(options.config, options.overrides)
         inputs = _inputs(preset.logs, record)
-        outputs = [options.out / name for name in FILES - {KEYS}]  # only of ids that are texts are there keys
+        outputs = [options.out / name for name in FILES]
         if is_up_to_date(record, inputs, outputs=outputs, fresh=options.fresh):
             return 0
-        report = prepare(  # a new folder: the record of the old one went with it
+        workers = OnRay() if options.ray else Here()
+        # A new folder: the record of the old one goes with it.
+        report = prepare(
             preset.logs,
             options.out,
             rules=preset.training,
-            workers=OnRay() if options.ray else Here(),
             check=lambda ads: check_exportable(preset, ads),
+            workers=workers,
         )
         inputs.save(record)
     except (ValueError, OSError) as error:

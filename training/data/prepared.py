@@ -6,14 +6,14 @@ from pathlib import Path
 
 from training.data.columns import Named
 from training.data.files import NAMES, read_table
-from training.data.keys import FOLDER, Keys
+from training.data.keys import Keys
 from training.data.log import EventLog
 from training.data.parts import Parts
 from training.data.profile import ProfileVocabulary
 from training.data.schema import LoadStats, Tables, make_tables
 from training.data.split import Split
 
-FILES = {f"{name}.parquet" for name in NAMES} | {"split.json", "profile.json", "stats.json", FOLDER}
+FILES = {f"{name}.parquet" for name in NAMES} | {"split.json", "profile.json", "stats.json"}
 
 
 @dataclass(frozen=True)

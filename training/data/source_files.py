@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from training.data.completejourney import find_package_data
-from training.data.parquet import NAMES
+from training.data.files import NAMES
 from training.preset.data import DataConfig
 
 

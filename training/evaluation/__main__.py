@@ -1,8 +1,8 @@
-"""Ranking quality on the test weeks, by the beam search that serves: `make evaluate`.
+"""Ranking quality on a held-out part, by the beam search that serves: `make evaluate`.
 
-A request is a basket of the test weeks: its history is everything strictly before it, its targets are its
-ads. The whole catalogue is searched. Baselines on the same requests: global popularity (counts of the
-training weeks) and the user's own most frequent ads (filled up with popular ones).
+A request's history is everything strictly before it, its targets are its ads. Of the whole catalogue compete
+the ads that are active and created by then. Baselines on the same requests: global and recent popularity, the
+user's own most frequent ads, and item-to-item co-occurrence.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 
 from serving.files import write_file
 from serving.inputs import Inputs, is_up_to_date
-from training.evaluation.inputs import RECORD, inputs_of
+from serving.search.rank import RANK_BY
+from training.evaluation.inputs import inputs_of
 from training.evaluation.ranking import evaluate
 from training.loop.checkpoint import CheckpointError, load_checkpoint
 from training.loop.retention import find_checkpoint
@@ -24,19 +25,24 @@ from training.preset.preset import Preset, add_preset_arguments
 from training.rollout.executor import TorchExecutor
 from training.run import RunData
 
+METRICS = ("recall", "ndcg", "value_recall")
+
 
 def format_report(report: dict) -> str:
-    """The figures as a text table."""
-    cutoffs = list(next(iter(report["recall"].values())))
-    header = f"{'':22}" + "".join(f"{m}@{k}".rjust(15) for m in ("recall", "ndcg") for k in cutoffs)
-    lines = [header]
-    for method in report["recall"]:
-        cells = [report[m][method][k] for m in ("recall", "ndcg") for k in cutoffs]
-        lines.append(f"{method:22}" + "".join(f"{c:15.4f}" for c in cells))
-    lines.append(
-        f"{report['requests']:,} test requests, widths {report['widths']}, "
-        f"invalid rate {report['invalid_rate']:.4f}"
-    )
+    """Every metric as a text table, and what it was measured on."""
+    lines = []
+    for metric in METRICS:
+        cutoffs = list(next(iter(report[metric].values())))
+        lines.append(f"{metric:22}" + "".join(f"@{k}".rjust(10) for k in cutoffs))
+        for method, values in report[metric].items():
+            lines.append(f"  {method:20}" + "".join(f"{values[k]:10.4f}" for k in cutoffs))
+    left = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in report["left_out"].items())
+    lines += [
+        f"{report['requests']:,} {report['part']} requests, widths {report['widths']}, ranked by "
+        f"{report['rank_by']}, seen ads {'left out' if report['exclude_seen'] else 'kept'}, "
+        f"invalid rate {report['invalid_rate']:.4f}",
+        f"left out: {left} (targets that could not be answers, requests that had no other)",
+    ]
     return "\n".join(lines)
 
 
@@ -54,13 +60,24 @@ def main() -> None:
         "--checkpoint", default="latest", help="latest, best (by validation) or a name: step-000400 [latest]"
     )
     parser.add_argument("--fresh", action="store_true", help="evaluate again, also where nothing changed")
+    parser.add_argument("--part", choices=("validation", "test"), help="part to evaluate [evaluation.part]")
+    parser.add_argument("--rank-by", choices=RANK_BY, help="p, or p x value [evaluation.rank_by]")
+    parser.add_argument(
+        "--exclude-seen",
+        action=argparse.BooleanOptionalAction,
+        help="whether ads of the history are left out [evaluation.exclude_seen]",
+    )
     arguments = parser.parse_args()
     folder = arguments.model or arguments.run / "model"
+    given = {name: getattr(arguments, name) for name in ("part", "rank_by", "exclude_seen")}
+    overrides = [f"evaluation.{name}={value}" for name, value in given.items() if value is not None]
     try:
-        preset = Preset.load(arguments.config, arguments.overrides)
+        preset = Preset.load(arguments.config, [*arguments.overrides, *overrides])
         torch.set_num_threads(preset.training.threads)
         path = find_checkpoint(folder, arguments.checkpoint)
-        record, table = folder / RECORD, folder / "evaluation.json"
+        part = preset.evaluation.part
+        name = "evaluation" if part == "test" else f"evaluation-{part}"
+        record, table = folder / f"{name}.inputs.json", folder / f"{name}.json"
         inputs = inputs_of(preset, arguments.run, checkpoint=path, before=Inputs.load(record))
         if is_up_to_date(record, inputs, outputs=[table], fresh=arguments.fresh):
             print(format_report(json.loads(table.read_text())))
@@ -71,6 +88,7 @@ def main() -> None:
         report = evaluate(
             TorchExecutor(checkpoint.model.eval()),
             data.dataset(checkpoint.spec),
+            ads=data.prepared.tables.ads,
             config=preset.evaluation,
             level_sizes=checkpoint.spec.level_sizes,
             target_behaviors=preset.logs.target_behaviors,
@@ -84,12 +102,12 @@ def main() -> None:
     write_file(table, json.dumps(report, indent=2))
     inputs.save(record)
     plot_ranking(
-        {m: report[m] for m in ("recall", "ndcg", "value_recall")},
-        folder / "evaluation.png",
-        title=f"{report['requests']:,} test requests, whole catalogue",
+        {m: report[m] for m in METRICS},
+        folder / f"{name}.png",
+        title=f"{report['requests']:,} {report['part']} requests, all ads that compete",
     )
     print(format_report(report))
-    print(f"plot: {folder}/evaluation.png\n{report['provenance']}")
+    print(f"plot: {folder}/{name}.png\n{report['provenance']}")
 
 
 if __name__ == "__main__":

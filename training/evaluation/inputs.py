@@ -8,7 +8,6 @@ from serving.inputs import Inputs, named
 from training.loop.checkpoint import MODEL
 from training.preset.preset import Preset
 
-RECORD = "evaluation.inputs.json"  # beside the report
 _FILES = ("ads.parquet", "users.parquet", "events.parquet", "split.json")
 
 

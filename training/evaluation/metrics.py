@@ -1,4 +1,4 @@
-"""Ranking metrics over ads, and the two baselines every result stands beside.
+"""Ranking metrics over ads.
 
 Letters: R requests, k cutoff.
 """
@@ -38,15 +38,3 @@ def ranking_metrics(
         out["ndcg"][str(k)] = float(np.mean(ndcg))
         out["value_recall"][str(k)] = float(np.sum(found) / total_value)
     return out
-
-
-def rank_by_count(ad_ids: np.ndarray, *, limit: int) -> np.ndarray:
-    """Ads by how often they occur, most first, equals by ad id; at most `limit`."""
-    ads, counts = np.unique(ad_ids, return_counts=True)
-    return ads[np.lexsort((ads, -counts))[:limit]]
-
-
-def personal_frequency(history: np.ndarray, popular: np.ndarray, *, limit: int) -> np.ndarray:
-    """A user's most frequent ads, filled up with the most popular ones."""
-    own = rank_by_count(history, limit=limit)
-    return np.concatenate([own, popular[~np.isin(popular, own)]])[:limit]

@@ -1,40 +1,60 @@
-"""Ads of test requests by the beam search that serves, and by two baselines, with metrics of each."""
+"""Ads of held-out requests by the beam search that serves, and by baselines, with metrics of each."""
 
 from __future__ import annotations
 
 import sys
 
 import numpy as np
+import polars as pl
 from tqdm import tqdm
 
 from serving.backend.resolve import NO_AD, resolve
 from serving.index.snapshot import IndexSnapshot
-from serving.model.features import BEHAVIORS
 from serving.search.beam_search import beam_search
 from serving.search.executor import Executor
+from serving.search.rank import RankBy
 from serving.search.widths import WidthPlan
-from training.data.parts import TRAIN
 from training.data.samples import RequestDataset
-from training.evaluation.metrics import personal_frequency, rank_by_count, ranking_metrics
+from training.evaluation.baselines import rank_by_baselines
+from training.evaluation.competing import Competing
+from training.evaluation.metrics import ranking_metrics
 from training.evaluation.requests import Requests, draw_requests
 from training.preset.evaluation import EvaluationConfig
 
 
 def rank_by_model(
     executor: Executor,
-    dataset: RequestDataset,
     requests: Requests,
     *,
-    snapshot: IndexSnapshot,
+    competing: Competing,
+    level_sizes: tuple[int, ...],
     plan: WidthPlan,
     limit: int,
     batch_size: int,
     value_table: np.ndarray,
+    rank_by: RankBy = "probability",
     progress: bool = True,
 ) -> tuple[list[np.ndarray], int, int]:
-    """Ads of each request, best first; the number of beams returned, and of those that are no live SID."""
-    ranked, beams_seen, invalid = [], 0, 0
-    none = np.zeros(0, np.int64)
+    """Ads of each request, best first; the number of beams returned, and of those that are no live SID.
+
+    A batch is searched in the index as of its last request; of it, each request leaves out what it has seen
+    and what was created after it, as `exclude_ad_ids` does in serving.
+
+    Args:
+        executor: engine.
+        requests: the oldest first.
+        competing: which ads may be answers.
+        level_sizes: of the SIDs.
+        plan: widths.
+        limit: most ads of a request.
+        batch_size: requests a search.
+        value_table: mean of each value bucket.
+        rank_by: of the ads, as in serving.
+        progress: show how far it is.
+    """
+    dataset, ranked, beams_seen, invalid = competing.dataset, [], 0, 0
+    snapshot: IndexSnapshot | None = None
+    active = np.zeros(0, bool)
     for start in tqdm(
         range(0, len(requests.rows), batch_size),
         desc="evaluate",
@@ -43,7 +63,15 @@ def rank_by_model(
         mininterval=2.0,
         disable=not progress,
     ):
-        slots, profile = dataset.context(requests.groups, requests.rows[start : start + batch_size])
+        batch = range(start, min(start + batch_size, len(requests.rows)))
+        there = competing.allowed(int(requests.now[batch[-1]]), seen=np.zeros(0, np.int64))
+        if snapshot is None or not np.array_equal(there, active):
+            active = there
+            snapshot = IndexSnapshot.build(
+                dataset.ad_ids, dataset.ad_sids, active=active, level_sizes=level_sizes
+            )
+        excluded = [_excluded(competing, requests, i, active=active) for i in batch]
+        slots, profile = dataset.context(requests.groups, requests.rows[batch.start : batch.stop])
         beams = beam_search(
             executor,
             snapshot.trie,
@@ -52,8 +80,9 @@ def rank_by_model(
             plan=plan,
             value_table=value_table,
             num_results=np.full(len(slots), limit),
+            banned=[snapshot.banned_leaves(ads) for ads in excluded],
         )
-        for row in range(len(slots)):
+        for row, exclude in enumerate(excluded):
             sids = beams.sids[row][beams.leaves[row] >= 0]
             beams_seen += len(sids)
             invalid += int((snapshot.leaves_of(sids) < 0).sum())
@@ -63,63 +92,88 @@ def rank_by_model(
                 scores=beams.scores[row],
                 expected_value=beams.expected_value[row],
                 num_ads=limit,
-                exclude=none,
+                exclude=exclude,
+                rank_by=rank_by,
             ).ad_ids
             ranked.append(ads[ads != NO_AD])
     return ranked, beams_seen, invalid
+
+
+def _excluded(competing: Competing, requests: Requests, i: int, *, active: np.ndarray) -> np.ndarray:
+    """Ads of the index that may not be answers to request i."""
+    allowed = competing.allowed(int(requests.now[i]), seen=competing.seen(requests, i))
+    return competing.dataset.ad_ids[active & ~allowed]
 
 
 def evaluate(
     executor: Executor,
     dataset: RequestDataset,
     *,
+    ads: pl.DataFrame,
     config: EvaluationConfig,
     level_sizes: tuple[int, ...],
     target_behaviors: tuple[str, ...],
     min_history: int,
     value_table: np.ndarray,
 ) -> dict:
-    """Metrics of model and baselines, and the share of returned beams that are not live SIDs."""
-    requests = draw_requests(
+    """Metrics of model and baselines, targets left out, and the share of beams that are not live SIDs.
+
+    Args:
+        executor: engine of the model.
+        dataset: log and histories.
+        ads: table of the ads, for `status` and `created_at`.
+        config: section `evaluation`.
+        level_sizes: of the SIDs.
+        target_behaviors: names of the behaviors that make a target.
+        min_history: events before a request.
+        value_table: mean of each value bucket.
+
+    Raises:
+        ValueError: no request, or no target that competes.
+    """
+    competing = Competing.of(dataset, ads, exclude_seen=config.exclude_seen)
+    drawn = draw_requests(
         dataset,
         target_behaviors=target_behaviors,
         min_history=min_history,
         count=config.requests,
         seed=config.seed,
+        part=config.part,
     )
-    snapshot = IndexSnapshot.build(
-        dataset.ad_ids, dataset.ad_sids, active=np.ones(len(dataset.ad_ids), bool), level_sizes=level_sizes
-    )
+    requests, left_out = competing.answerable(drawn)
     limit = max(config.cutoffs)
-    ranked = {}
-    ranked["model"], beams, invalid = rank_by_model(
+    model, beams, invalid = rank_by_model(
         executor,
-        dataset,
         requests,
-        snapshot=snapshot,
+        competing=competing,
+        level_sizes=level_sizes,
         plan=WidthPlan.parse(config.widths, levels=len(level_sizes)),
         limit=limit,
         batch_size=config.batch_size,
         value_table=value_table,
+        rank_by=config.rank_by,
     )
-    log = dataset.log
-    wanted = np.isin(log.behavior, [BEHAVIORS[name] for name in target_behaviors])
-    known = log.outcomes(wanted & (dataset.parts.event == TRAIN))
-    popular = rank_by_count(log.ad_ids[known], limit=limit)
-    ranked["popularity"] = [popular] * len(requests.rows)
-    pasts = (dataset.history(requests.groups, row) for row in requests.rows)
-    ranked["personal_frequency"] = [
-        personal_frequency(log.ad_ids[past[wanted[past]]], popular, limit=limit) for past in pasts
-    ]
+    baselines = rank_by_baselines(
+        dataset,
+        requests,
+        competing=competing,
+        target_behaviors=target_behaviors,
+        recent_days=config.recent_days,
+        limit=limit,
+    )
     report: dict = {
+        "part": config.part,
         "requests": len(requests.rows),
+        "left_out": left_out,
+        "exclude_seen": config.exclude_seen,
+        "rank_by": config.rank_by,
         "widths": config.widths,
         "invalid_rate": invalid / max(beams, 1),
         "recall": {},
         "ndcg": {},
         "value_recall": {},
     }
-    for method, lists in ranked.items():
+    for method, lists in ({"model": model} | baselines).items():
         metrics = ranking_metrics(lists, requests.targets, values=requests.values, cutoffs=config.cutoffs)
         for name, values in metrics.items():
             report[name][method] = values

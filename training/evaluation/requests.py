@@ -1,4 +1,4 @@
-"""Requests of the test weeks, with what they should have found."""
+"""Requests of a held-out part, with what they should have found."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from training.data.samples import RequestDataset
 
 @dataclass(frozen=True)
 class Requests:
-    """Test requests.
+    """Drawn requests.
 
     Attributes:
-        groups: requests of the test weeks.
+        groups: requests of the part.
         rows: those of them that were drawn.
         targets: of each drawn request, distinct ads int64 that it should have found.
         values: of each, the value of each target.
@@ -26,6 +26,11 @@ class Requests:
     targets: list[np.ndarray]
     values: list[np.ndarray]
 
+    @property
+    def now(self) -> np.ndarray:
+        """Time of each drawn request, int64 unix seconds."""
+        return self.groups.now[self.rows]
+
 
 def draw_requests(
     dataset: RequestDataset,
@@ -34,15 +39,16 @@ def draw_requests(
     min_history: int,
     count: int,
     seed: int,
+    part: str = "test",
 ) -> Requests:
-    """Draw requests of the test weeks.
+    """Draw requests of a part.
 
     Raises:
         ValueError: there is none.
     """
-    groups = dataset.groups("test", target_behaviors=target_behaviors, min_history=min_history)
+    groups = dataset.groups(part, target_behaviors=target_behaviors, min_history=min_history)
     if not len(groups):
-        raise ValueError("expected at least one test request, got none")
+        raise ValueError(f"expected at least one {part} request, got none")
     rows = np.sort(np.random.default_rng(seed).permutation(len(groups))[:count])
     targets, values = [], []
     for row in rows:

@@ -16,6 +16,7 @@ from serving.backend.adapter import array
 from serving.backend.answers import answer_each
 from serving.backend.model_settings import ModelSettings
 from serving.backend.outcomes import Outcomes
+from serving.backend.request import check_num_ads
 from serving.index.ad_keys import AdKeys
 
 
@@ -24,7 +25,9 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Open the index."""
-        self.reader = AdKeys(ModelSettings.read(args).index_folder)
+        settings = ModelSettings.read(args)
+        self.reader = AdKeys(settings.index_folder)
+        self.limits = settings.serving.limits
         self.outcomes = Outcomes(pb_utils, model="ad_keys")
 
     def finalize(self):
@@ -39,5 +42,7 @@ class TritonPythonModel:
     def run(self, request):
         """Keys of one request's ads, resolved_ads [b, k]."""
         ad_ids = array(pb_utils, request, "resolved_ads")
+        # Whoever calls this model past the ensemble must not keep it busy.
+        check_num_ads(np.array(ad_ids.shape[1]), self.limits)
         keys = np.array(self.reader.of(ad_ids.ravel().tolist()), np.object_)
         return {"ad_keys": keys.reshape(ad_ids.shape)}

@@ -12,7 +12,7 @@ sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.backend.adapter import array, pad_rows
+from serving.backend.adapter import array, pad_rows, rank_parameter
 from serving.backend.answers import answer_each
 from serving.backend.model_settings import ModelSettings
 from serving.backend.outcomes import Outcomes
@@ -57,6 +57,7 @@ class TritonPythonModel:
         )
         # Again: whoever calls this model past the ensemble must not fill memory.
         check_num_ads(num_ads, self.limits)
+        rank_by = rank_parameter(request)
         snapshots = [self.snapshots.of(int(v)) for v in models[:, 0]]
         rows = [
             resolve(
@@ -66,6 +67,7 @@ class TritonPythonModel:
                 expected_value=values[i],
                 num_ads=int(num_ads[i, 0]),
                 exclude=exclude[i],
+                rank_by=rank_by,
             )
             for i in range(len(sids))
         ]

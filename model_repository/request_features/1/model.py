@@ -14,7 +14,7 @@ import time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.backend.adapter import array, pad_rows
+from serving.backend.adapter import array, pad_rows, rank_parameter
 from serving.backend.answers import answer_each
 from serving.backend.draining import Draining
 from serving.backend.entry import Entry
@@ -73,6 +73,7 @@ class TritonPythonModel:
             num_ads=num_ads,
         )
         check_num_ads(num_ads[:, 0], self.limits)
+        rank_parameter(request)  # of ad_resolver: a wrong one is refused before anything is searched
         rows = len(ad_ids)
         profile = np.zeros((rows, 0), np.int32) if profile is None else profile
         now = np.full((rows, 1), int(time.time())) if now is None else now
