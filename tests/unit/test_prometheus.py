@@ -90,7 +90,7 @@ def test_alerts_say_what_to_do() -> None:
 
 def test_commands_and_names_in_the_descriptions_exist() -> None:
     text = " ".join(rule["annotations"]["description"] for rule in ALERTS.values())
-    known = request_path() | {"gr4ad_width_need": set()}
+    known = request_path() | gateway() | {"gr4ad_width_need": set()}
     assert set(re.findall(r"\bgr4ad_\w+", text)) <= known.keys()
     for module in re.findall(r"python -m (\S+?)`", text):
         assert (HOME / f"{module.replace('.', '/')}.py").exists()
