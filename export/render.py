@@ -160,9 +160,7 @@ def _context_tensors(features: FeatureSpec) -> dict[str, str]:
             f'  {{ name: "{name}" data_type: TYPE_{kind} dims: [ {width} ] optional: true }},'
             for name, (kind, width) in inputs.items()
         ),
-        "context_map": "\n".join(
-            f'      input_map {{ key: "{name}" value: "{name}" }}' for name in inputs
-        ),
+        "context_map": "\n".join(f'      input_map {{ key: "{name}" value: "{name}" }}' for name in inputs),
         "profile_codes": codes,
         "profile_codes_out": f"      output_map {{ {codes_map} }}" if columns else "",
         "profile_codes_in": f"      input_map {{ {codes_map} }}" if columns else "",

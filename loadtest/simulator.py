@@ -218,9 +218,7 @@ class _Simulation:
         self._take_time(replica, service.entry_s)
         stamp = now - service.entry_s  # the entry takes the time before it works
         refused = None
-        if (
-            replica.admission and replica.outlooks
-        ):  # a policy that predicts nothing has none
+        if replica.admission and replica.outlooks:  # a policy that predicts nothing has none
             refused = replica.admission.admit(stamp, list(replica.outlooks.values()))
         if refused or len(replica.waiting) >= self.cluster.max_queue:
             self.status[request], self.finished[request] = TURNED_AWAY, now

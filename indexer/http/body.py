@@ -11,9 +11,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _PLAIN, _TEXT = r'[^"{}\[\]]*+', r'"(?:[^"\\]++|\\.)*+"'
 _LIST = rf"\[{_PLAIN}\]"  # an embedding, a SID
 _NUMBERS = rf"\{{{_PLAIN}(?:{_TEXT}{_PLAIN})*+\}}"  # by name
-_FLAT = re.compile(
-    rf"\{{{_PLAIN}(?:(?:{_TEXT}|{_LIST}|{_NUMBERS}){_PLAIN})*+\}}[ \t\r\n]*+", re.DOTALL
-)
+_FLAT = re.compile(rf"\{{{_PLAIN}(?:(?:{_TEXT}|{_LIST}|{_NUMBERS}){_PLAIN})*+\}}[ \t\r\n]*+", re.DOTALL)
 _MARK = re.compile(r'["\[\]{},]')
 _INSIDE = re.compile(r'(?:[^"\\]++|\\.)*+', re.DOTALL)  # of a string
 _MAX_PARTS = 200  # strings, brackets and commas of a row that is not written as every event is

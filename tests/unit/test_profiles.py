@@ -1,6 +1,5 @@
 """Optimisation profiles hold every shape that a search within the serving limits asks for."""
 
-
 import numpy as np
 import pytest
 

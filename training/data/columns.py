@@ -103,7 +103,6 @@ class Named:
         known = ADS_COLUMNS.get(column) or given_column(column)
         return known or (NUMERIC if column in self.numeric else None)
 
-
     @classmethod
     def of(cls, config: DataConfig) -> Self:
         """Those of a preset's section `data`."""

@@ -100,9 +100,7 @@ def _inputs(config: TokenizerConfig, data_dir: Path, *, out_dir: Path, keep: boo
     return replace(found, values=found.values | {_FITTED_ON: fitted_on})
 
 
-def _kept(
-    folder: Path, config: TokenizerConfig, numeric_columns: Sequence[str]
-) -> Tokenizer | GivenSids:
+def _kept(folder: Path, config: TokenizerConfig, numeric_columns: Sequence[str]) -> Tokenizer | GivenSids:
     tokenizer = kinds.load(folder)
     if not kinds.is_made_with(tokenizer, config, numeric_columns=numeric_columns):
         was = named("tokenizer", tokenizer.config.model_dump(mode="json"))

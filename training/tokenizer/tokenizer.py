@@ -46,9 +46,7 @@ class Tokenizer:
         self._id = content_id(self._config_dict(), self._metadata(), arrays=self._arrays())
 
     @classmethod
-    def fit(
-        cls, ads: pl.DataFrame, config: TokenizerConfig, *, numeric_columns: Sequence[str] = ()
-    ) -> Self:
+    def fit(cls, ads: pl.DataFrame, config: TokenizerConfig, *, numeric_columns: Sequence[str] = ()) -> Self:
         """Learn from the ads' texts, or from what they come with; the order of the rows does not matter.
 
         The embedder reads each distinct text once; k-means weighs it by its ads, because SIDs collide where
