@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.deployment import DEPLOY
-from tests.promql import TARGET, TRITON, request_path, selectors, sidecar
+from tests.promql import TARGET, TRITON, gateway, request_path, selectors, sidecar
 from tests.unit.test_prometheus import ALERTS, PROMTOOL, RECORDED, needs_promtool
 
 FOLDER = DEPLOY / "grafana" / "dashboards"
@@ -37,7 +37,7 @@ def _queries(board: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize("name", BOARDS)
 def test_every_name_exists(name: str) -> None:
-    known = TRITON | request_path() | sidecar() | dict.fromkeys(RECORDED, {"result", "source"})
+    known = TRITON | request_path() | gateway() | sidecar() | dict.fromkeys(RECORDED, {"result", "source"})
     known["ALERTS"] = {"alertname", "alertstate"}
     found = set()
     for title, expression in _queries(BOARDS[name]):

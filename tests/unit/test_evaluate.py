@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import training.evaluation.__main__ as command
+from serving.inputs import Inputs
 from serving.search.widths import WidthPlan
 from tests.tiny_log import CONFIG, DAY, open_run, run_of, write_run
 from training.evaluation.__main__ import format_report
@@ -326,7 +327,9 @@ def test_settings_that_cannot_be(run, override, message):
 def test_the_command_takes_part_and_ranking(explorers, tmp_path, monkeypatch, capsys):
     preset, spec, dataset = open_run(explorers)
     checkpoint = SimpleNamespace(spec=spec, model=spec.build(), step=7)
-    monkeypatch.setattr(command, "open_checkpoint", lambda folder, name: checkpoint)
+    monkeypatch.setattr(command, "find_checkpoint", lambda folder, name: tmp_path / "step-000007")
+    monkeypatch.setattr(command, "load_checkpoint", lambda path: checkpoint)
+    monkeypatch.setattr(command, "inputs_of", lambda *_, **__: Inputs({}, {}))
     options = ["--config", str(explorers[0]), "--run", str(explorers[1]), "--model", str(tmp_path)]
     options += ["--part", "validation", "--rank-by", "value", "--exclude-seen"]
     monkeypatch.setattr("sys.argv", ["evaluate", *options])

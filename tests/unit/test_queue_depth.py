@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from serving.load.queue_depth import QueueDepth, parse_metrics
+from serving.load.queue_depth import MeanTime, QueueDepth, parse_metrics, spent
 
 PAGE = """# HELP nv_inference_pending_request_count Pending requests awaiting execution
 # TYPE nv_inference_pending_request_count gauge
@@ -105,12 +105,12 @@ def wait_for(condition, *, seconds=5.0):
 
 def test_counts_of_the_model_add_up_over_versions_and_reasons():
     reading = parse_metrics(PAGE, model="beam_scheduler", at=2.0)
-    assert reading == (12, 100 + 3 + 4 + 12, 2.0)
+    assert reading == (12, 100 + 3 + 4 + 12, 2.0, None)
 
 
 def test_a_page_without_finished_requests_has_no_total():
     text = 'nv_inference_pending_request_count{version="1", model="m"} 3 1712345678\n'
-    assert parse_metrics(text, model="m", at=0.0) == (3, None, 0.0)
+    assert parse_metrics(text, model="m", at=0.0) == (3, None, 0.0, None)
 
 
 @pytest.mark.parametrize(
@@ -215,3 +215,30 @@ def test_arrivals_are_counted_where_requests_come_in():
     assert (reading.pending, reading.total) == (12, 110 + 900 + 2)
     alone = parse_metrics(PAGE, model="beam_scheduler", entry="request_features", at=1.0)
     assert (alone.pending, alone.total) == (12, None)
+
+
+def test_the_time_elsewhere_is_the_mean_of_late():
+    mean = MeanTime(over_s=1.0)
+    mean.update(0.0, 5.0, 100)
+    assert mean.value is None, "of before it looked it says nothing"
+    mean.update(0.5, 5.4, 110)
+    assert mean.value == pytest.approx(0.04)
+    mean.update(1.0, 5.4, 110)
+    mean.update(1.6, 5.7, 120)
+    assert mean.value == pytest.approx(0.3 / 10), "of the last second"
+    for at in (2.0, 2.5, 3.0):
+        mean.update(at, 5.7, 120)
+    assert mean.value == pytest.approx(0.03), "what is known stays while nothing comes"
+    mean.update(4.0, 0.1, 1)
+    mean.update(4.1, 0.3, 2)
+    assert mean.value == pytest.approx(0.2), "the server was started again"
+
+
+def test_time_and_requests_of_a_model_are_read_from_the_page():
+    text = """
+nv_inference_request_success{model="ad_resolver",version="1"} 7
+nv_inference_request_duration_us{model="ad_resolver",version="1"} 3500000
+nv_inference_request_success{model="other",version="1"} 9
+"""
+    assert spent(text, model="ad_resolver") == (3.5, 7.0)
+    assert spent(text, model="other") is None

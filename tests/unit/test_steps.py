@@ -101,7 +101,12 @@ def test_exactly_what_depends_on_a_change_is_done_again(steps):
     steps.edit("events", lambda table: table.with_columns(pl.col("value") * 2))
     assert steps.all(["training.steps=4"]) == ["data", "train", "evaluate"]
     # The status of an ad: nothing that is trained knows of it.
-    steps.edit("ads", lambda table: table.with_columns(status=pl.lit("paused")))
+    steps.edit(
+        "ads",
+        lambda table: table.with_columns(
+            status=pl.when(pl.col("ad_id") == 0).then(pl.lit("paused")).otherwise(pl.col("status"))
+        ),
+    )
     assert steps.all(["training.steps=4"]) == ["data", "tokenize", "evaluate"]
     assert steps.all(["training.steps=4"]) == []
 
@@ -121,7 +126,7 @@ def test_fresh_does_it_again(steps):
     assert "rows read" in steps.data("--fresh")
     assert "60 ads" in steps.tokenize("--fresh")
     assert "M parameters" in steps.train("--fresh")
-    assert "recall@" in steps.evaluate("--fresh")
+    assert "recall" in steps.evaluate("--fresh")
 
 
 def test_a_changed_tokenizer_is_not_trained_over(steps):

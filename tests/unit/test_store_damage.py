@@ -234,7 +234,7 @@ def test_what_was_committed_counts_though_the_file_cannot_be_made_whole(tmp_path
     with empty_store(tmp_path, map_size=1 << 26) as store:
         monkeypatch.setattr(os, "truncate", refuse)
         for number in range(200):
-            outcome = apply(store, create(number, 0, "x" * 4096 * (number % 7)))[0]
+            outcome = apply(store, create(number, 0, "x" * max(1, 4096 * (number % 7))))[0]
             assert (outcome.result, outcome.sequence) == ("applied", store.meta.sequence)
             with store.file.write() as writing:
                 writing.txn.put(b"page", bytes(4096 * (number % 5)), db=store.file.tables.content)
