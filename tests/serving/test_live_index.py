@@ -128,8 +128,7 @@ def test_a_model_of_another_tokenizer_takes_over_and_no_answer_mixes(pipeline, o
 
     def sids(version: int) -> np.ndarray:
         """SIDs int32 [N, T] of all ads."""
-        columns = {f"{name}s": content[name].to_list() for name in CONTENT_FIELDS}
-        return encoders[version].encode(ads, **columns)
+        return encoders[version].encode(ads, table.select(CONTENT_FIELDS).to_dicts())
 
     with IndexStore(deployment.index) as store:
         store.build(
