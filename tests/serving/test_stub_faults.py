@@ -25,7 +25,7 @@ from tests.waiting import wait_until
 
 RECOVERS_S = 10.0
 TIDY_S = 20.0
-STUBS = 8  # two schedulers, the entry, the resolver, four graphs
+STUBS = 9  # two schedulers, the entry, the resolver, the keys, four graphs
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]  # what dies is timed
 
