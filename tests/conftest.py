@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,3 +46,9 @@ def no_curves():
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("training.plots.plot_history", lambda *_: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def same_priority(monkeypatch):
+    """Adapters that are loaded into the process of the tests do not lower its priority."""
+    monkeypatch.setattr("serving.backend.priority.SEARCH_NICE", os.getpriority(os.PRIO_PROCESS, 0))

@@ -15,6 +15,7 @@ import triton_python_backend_utils as pb_utils
 from serving.backend.adapter import array
 from serving.backend.answers import answer_each
 from serving.backend.model_settings import GraphSettings
+from serving.backend.priority import yield_to_answers
 from serving.engines.ort import open_checked
 from serving.model.bundle import BundleError, read_manifest
 
@@ -28,6 +29,7 @@ class TritonPythonModel:
         With another one it loads as well, answers nothing, and the scheduler refuses its version: a version
         that does not load would keep Triton from loading the good ones at its start.
         """
+        yield_to_answers()
         settings = GraphSettings.read(args)
         file = Path(__file__).with_name("model.onnx")
         self.session, self.refusal = None, None

@@ -18,6 +18,7 @@ from serving.backend.engine import make_engine
 from serving.backend.model_settings import ModelSettings
 from serving.backend.outcomes import Outcomes
 from serving.backend.plans import SearchPlans
+from serving.backend.priority import yield_to_answers
 from serving.backend.request import check_exclude, check_num_ads, parse_widths
 from serving.backend.scheduler_load import SchedulerLoad, make_cache
 from serving.batch import SearchRequest
@@ -33,6 +34,7 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Open index and manifest; the graphs are called first when a request comes."""
+        yield_to_answers()
         settings = ModelSettings.read(args)
         serving, bundles = settings.serving, settings.bundles_folder
         reader = IndexReader(settings.index_folder)
