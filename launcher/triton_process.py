@@ -93,13 +93,17 @@ class TritonProcess:
             if left:
                 logger.warning("%d requests in hand have no answer after %.0f s; ending", left, grace_s)
 
-    def stop(self) -> None:
-        """Ends it: SIGTERM, then SIGKILL to its own group; removes its leftovers."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """Ends it: SIGTERM, then SIGKILL to its own group; removes its leftovers.
+
+        `at_once` for one that hangs: it would not hear SIGTERM.
+        """
         with ExitStack() as last:
             last.callback(remove_leftovers, self._prefix)
             last.callback(self.admin.close)
             for watch in self._watches:
                 watch.end()
-            end_process(self._process, kill_after_s=self._options.exit_timeout_s + _KILL_AFTER_S)
+            patience_s = 0.0 if at_once else self._options.exit_timeout_s + _KILL_AFTER_S
+            end_process(self._process, kill_after_s=patience_s)
             for watch in self._watches:
                 watch.join()

@@ -175,7 +175,7 @@ class TritonServer:
         Raises:
             ServerError: as `start`.
         """
-        self._running().stop()
+        self._running().stop(at_once=True)
         self._begin()
 
     def stop(self) -> None:
