@@ -22,6 +22,7 @@ Answer = dict[str, np.ndarray]
 TOLERANCE = 1e-4  # of scores, which depend a little on the batch
 QUIET_S = 1.5  # of right answers and true health without a gap: then a deployment has recovered
 PROMPT_S = 1.0
+MOMENT_S = 0.3
 SLACK_S = 2.0  # that health may lag behind what requests see: it asks once a second, with a time-out
 
 
@@ -165,13 +166,15 @@ def judge(seen: Seen, *, at: float, over: float | None = None) -> Verdict:
 
 
 def _is_false(asked: list[Asked], when: float, healthy: bool) -> bool:
-    """Whether health says the opposite of every request that was sent in the last seconds, of some.
+    """Whether health says the opposite of every request that was sent around then, of some.
 
-    An answer that took as long as a look at health may take is no sign that it should have said yes.
+    One that was sent a moment later counts as well: health is right to say yes as soon as all is well, and
+    the requests before were sent when they were not. An answer that took as long as a look at health may
+    take is no sign that it should have said yes.
     """
     near = [a for a in asked if when - SLACK_S <= a.began <= when]
     if len(near) < 5 or all(a.began >= when - SLACK_S for a in asked):
         return False
     if healthy:
-        return all(a.outcome != "ok" for a in near)
+        return all(a.outcome != "ok" for a in asked if when - SLACK_S <= a.began <= when + MOMENT_S)
     return all(a.outcome == "ok" and a.ended - a.began < PROMPT_S for a in near)

@@ -143,6 +143,24 @@ def test_a_failed_probe_is_not_ready_and_says_why(error):
     asyncio.run(scenario())
 
 
+def test_one_dead_process_of_two_is_no_reason_to_say_no():
+    async def scenario():
+        triton = FakeTriton()
+        answer, failed = triton.infer, []
+
+        async def infer(request, *, timeout_s):
+            if not failed:
+                failed.append(request)
+                raise GONE
+            return await answer(request, timeout_s=timeout_s)
+
+        triton.infer = infer
+        assert (await Probe(triton, "gr4ad", clock=Clock()).health()).ready
+        assert failed
+
+    asyncio.run(scenario())
+
+
 def test_a_probe_that_hangs_is_not_ready():
     async def scenario():
         triton = FakeTriton()
@@ -224,6 +242,6 @@ def test_a_deployment_that_changed_gets_another_probe():
         triton.error = None
         clock.now += 1.1
         assert (await probe.health()).ready
-        assert [len(r.raw_input_contents[3]) // 4 for r in triton.probes] == [4, 4, 9]
+        assert [len(r.raw_input_contents[3]) // 4 for r in triton.probes] == [4, 4, 9, 9]
 
     asyncio.run(scenario())
