@@ -161,6 +161,25 @@ def test_one_dead_process_of_two_is_no_reason_to_say_no():
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("others", [True, False])
+def test_a_probe_that_fails_late_is_judged_by_who_was_answered_meanwhile(others):
+    """It stood in the queue of a process that was killed for standing still."""
+
+    async def scenario():
+        triton, clock = FakeTriton(), Clock()
+        triton.error, triton.seconds = GONE, 0.02
+        probe = Probe(triton, "gr4ad", clock=clock)
+        asked = asyncio.create_task(probe.health())
+        await asyncio.sleep(0.005)
+        clock.now += 1.5
+        if others:
+            probe.answered()
+        assert (await asked).ready == others
+        assert len(triton.probes) == 1
+
+    asyncio.run(scenario())
+
+
 def test_a_probe_that_hangs_is_not_ready():
     async def scenario():
         triton = FakeTriton()
