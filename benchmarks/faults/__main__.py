@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench/faults.json"))
     parser.add_argument("--run", type=Path, default=Path("build/bench/faults"), help="folder to work in")
     parser.add_argument(
-        "--quick", action="store_true", help="fewer faults, publishes and requests: 5 minutes"
+        "--quick", action="store_true", help="fewer faults, publishes and requests: 7 minutes"
     )
     parser.add_argument("--only", choices=PARTS, help="one part; the others keep what the file says of them")
     arguments = parser.parse_args()

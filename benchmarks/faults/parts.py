@@ -86,7 +86,7 @@ def soak(run: Path, *, quick: bool, say: Say) -> Part:
     with Deployment(run) as deployment:
         deployment.observer()
         place = Place(run / "bundles", run / "repository", run / "index", preset.serving)
-        figures = run_soak(deployment, place, seconds=60.0 if quick else 1200.0)
+        figures = run_soak(deployment, place, seconds=20.0 if quick else 1200.0)
     say(f"soak: {figures}")
     return figures, []
 
