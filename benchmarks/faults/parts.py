@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -116,8 +117,12 @@ def sidecar(run: Path, *, quick: bool, say: Say) -> Part:
     try:
         options = f"--redis-url={store.url}", "--redis-stream=ads"
         with sidecar_of(run, *options) as process, redis.Redis.from_url(store.url) as client:
-            client.xadd("ads", {"event": '{"kind": "pause", "ad_id": 1, "version": 1}'})
+            event = {"kind": "pause", "ad_id": 1, "version": 1 << 62}  # later than all that came before
+            client.xadd("ads", {"event": json.dumps(event)})
+            until = time.monotonic() + 30
             while b"paused" not in ask(process.url, "GET", "/ads/1")[1]:  # it has a position in the stream
+                if time.monotonic() > until:
+                    raise TimeoutError("sidecar: expected an event of the stream to be applied within 30 s")
                 time.sleep(0.1)
             row("stream trimmed while away", sidecar_faults.trimmed_stream(process, client, stream="ads"))
     finally:
