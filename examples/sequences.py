@@ -2,7 +2,7 @@
 
     python -m examples.sequences Beauty.txt.gz --titles Beauty.titles.json.gz --out build/tables
 
-Such files have no times. Every user's events get the same ones, an hour apart, so that gaps say nothing that
+Such files have no times. Every user's events get the same ones, a minute apart, so that gaps say nothing that
 was not in the file.
 """
 
@@ -19,7 +19,7 @@ import polars as pl
 
 from serving.files import new_folder
 
-FIRST, STEP_S = 1_600_000_000, 3600
+FIRST, STEP_S = 1_600_000_000, 60
 
 
 def main() -> None:

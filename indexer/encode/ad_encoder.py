@@ -11,14 +11,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from indexer.encode.settings import graph_metadata, open_graph, read_settings
+from indexer.encode.graph_encoder import GraphEncoder
 from indexer.events.content import Content
-from serving.index.hashing import hash_level
 
 WORD_NGRAMS = "word_ngrams"
 BLOCK_ELEMENTS = (
@@ -28,39 +26,16 @@ BLOCK_ELEMENTS = (
 Features = list[tuple[int, int]]  # (column, count) of each known n-gram of a text, by column
 
 
-class AdEncoder:
-    """The text encoder of one bundle.
+class AdEncoder(GraphEncoder):
+    """Texts -> codes, and the hash level."""
 
-    Attributes:
-        tokenizer_id: tokenizer whose SIDs it gives.
-        level_sizes: V_1 .. V_T, the hash level last.
-        from_content: see `Encoder`.
-    """
-
-    from_content = True
-
-    def __init__(self, folder: str | Path, *, threads: int = 1) -> None:
-        """Open the encoder's own folder.
-
-        Args:
-            folder: holds `encoder.onnx` and `encoder.json`.
-            threads: of ONNX Runtime.
-
-        Raises:
-            BundleError: a file is missing, unreadable or of another format, or they are of two tokenizers.
-        """
-        folder = Path(folder)
-        read_settings(folder, analyses=(WORD_NGRAMS,), read=self._read)
-        metadata = graph_metadata(
-            self.tokenizer_id, self.level_sizes, features=len(self._columns), dim=self._dim
-        )
-        self._session = open_graph(folder, threads=threads, metadata=metadata)
+    analysis = WORD_NGRAMS
+    _columns: dict[str, int]
 
     def _read(self, content: dict[str, Any]) -> None:
-        self.tokenizer_id = str(content["tokenizer_id"])
-        self.level_sizes = tuple(int(size) for size in content["level_sizes"])
+        super()._read(content)
         self._words = re.compile(content["token_pattern"]).findall
-        self._ngram_max, self._dim = int(content["ngram_max"]), int(content["embedding_dim"])
+        self._ngram_max = int(content["ngram_max"])
         self._columns = {ngram: column for column, ngram in enumerate(content["vocabulary"])}
         # What a row of a block costs at least: a score for every code, and the vector.
         self._width = max(*self.level_sizes[:-1], self._dim)
@@ -69,25 +44,13 @@ class AdEncoder:
         """See `Encoder`; any text will do."""
         return None
 
-    def encode(self, ad_ids: Sequence[int] | np.ndarray, contents: Sequence[Content]) -> np.ndarray:
-        """See `Encoder`. Memory beside the answer is bounded by the block, and by the longest text alone."""
-        hashed = hash_level(
-            [content["account_id"] for content in contents],
-            [content["conversion_type"] for content in contents],
-            ad_ids,
-            size=self.level_sizes[-1],
-        )
-        texts = [content["text"] for content in contents]
+    def _codes(self, contents: Sequence[Content]) -> np.ndarray:
+        """Memory beside the answer is bounded by the block, and by the longest text alone."""
         # Many ads share a text: encode each once. inverse [N] -> row of `distinct`.
         distinct: dict[str, int] = {}
-        inverse = [distinct.setdefault(text, len(distinct)) for text in texts]
-        codes = [np.empty((0, len(self.level_sizes) - 1), np.int32)]
-        for block in self._blocks(distinct):
-            columns, tf = _padded(block)
-            codes += self._session.run(["codes"], {"columns": columns, "tf": tf})
-        return np.concatenate(
-            [np.concatenate(codes)[inverse], hashed[:, None]], axis=1
-        )  # [N, T - 1] + [N, 1]
+        inverse = [distinct.setdefault(content["text"], len(distinct)) for content in contents]
+        padded = map(_padded, self._blocks(distinct))
+        return self._run({"columns": columns, "tf": tf} for columns, tf in padded)[inverse]
 
     def _blocks(self, texts: Iterable[str]) -> Iterator[list[Features]]:
         block: list[Features] = []

@@ -11,41 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from indexer.encode.settings import graph_metadata, open_graph, read_settings
+from indexer.encode.graph_encoder import GraphEncoder
+from indexer.encode.settings import read_settings
 from indexer.events.content import Content, unpack_vector
-from serving.index.hashing import hash_level
 
 GIVEN_VECTORS, GIVEN_SIDS = "given_vectors", "given_sids"
 _BLOCK = 1024  # ads: bounds every matrix of a call of the graph
 
 
-class VectorEncoder:
-    """Given embeddings and numbers -> codes, in ONNX Runtime, and the hash level.
+class VectorEncoder(GraphEncoder):
+    """Given embeddings and numbers -> codes, and the hash level."""
 
-    Attributes:
-        tokenizer_id: tokenizer whose SIDs it gives.
-        level_sizes: V_1 .. V_T, the hash level last.
-        from_content: see `Encoder`.
-    """
-
-    from_content = True
-
-    def __init__(self, folder: Path, *, threads: int = 1) -> None:
-        """Open the encoder's own folder.
-
-        Raises:
-            BundleError: a file is missing, unreadable or of another format, or they are of two tokenizers.
-        """
-        read_settings(folder, analyses=(GIVEN_VECTORS,), read=self._read)
-        metadata = graph_metadata(
-            self.tokenizer_id, self.level_sizes, features=len(self._columns), dim=self._dim
-        )
-        self._session = open_graph(folder, threads=threads, metadata=metadata)
+    analysis = GIVEN_VECTORS
 
     def _read(self, content: dict[str, Any]) -> None:
-        self.tokenizer_id = str(content["tokenizer_id"])
-        self.level_sizes = tuple(int(size) for size in content["level_sizes"])
-        self._dim, self._columns = int(content["embedding_dim"]), tuple(map(str, content["columns"]))
+        super()._read(content)
+        self._columns = tuple(map(str, content["columns"]))
 
     def refusal(self, content: Content) -> str | None:
         """See `Encoder`: another width of the embedding, or a number of an unknown name."""
@@ -63,18 +44,9 @@ class VectorEncoder:
         """See `Encoder`; no text is read."""
         return True
 
-    def encode(self, ad_ids: np.ndarray, contents: Sequence[Content]) -> np.ndarray:
-        """See `Encoder`."""
-        codes = [np.empty((0, len(self.level_sizes) - 1), np.int32)]
-        for start in range(0, len(contents), _BLOCK):
-            codes += self._session.run(["codes"], self._inputs(contents[start : start + _BLOCK]))
-        hashed = hash_level(
-            [c["account_id"] for c in contents],
-            [c["conversion_type"] for c in contents],
-            ad_ids,
-            size=self.level_sizes[-1],
-        )
-        return np.concatenate([np.concatenate(codes), hashed[:, None]], axis=1)  # [N, T - 1] + [N, 1]
+    def _codes(self, contents: Sequence[Content]) -> np.ndarray:
+        starts = range(0, len(contents), _BLOCK)
+        return self._run(self._inputs(contents[start : start + _BLOCK]) for start in starts)
 
     def _inputs(self, contents: Sequence[Content]) -> dict[str, np.ndarray]:
         found = {}
