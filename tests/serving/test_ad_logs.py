@@ -9,20 +9,17 @@ from export.bundle import write_bundle
 from export.render import render
 from indexer.store.index_store import IndexStore
 from launcher.triton_server import TritonServer
-from serving.backend.resolve import resolve
 from serving.index.snapshot import IndexSnapshot
 from serving.model.bundle import read_manifest
 from serving.model.current import current_version
 from serving.model.features import BEHAVIORS
-from serving.search.beam_search import beam_search
-from serving.search.widths import WidthPlan
 from tests.funnel_log import USERS, config, impressions
-from tests.pipeline import WIDTHS, serving_config
+from tests.pipeline import serving_config
+from tests.serving.trained import best_ads
 from tests.tiny_log import open_run, run_of
 from training.loop.device import Device
 from training.loop.retention import open_checkpoint
 from training.recipes.pretrain import prepare_training
-from training.rollout.executor import TorchExecutor
 
 
 def test_impressions_and_clicks_with_request_ids(tmp_path, no_curves):
@@ -71,23 +68,7 @@ def test_impressions_and_clicks_with_request_ids(tmp_path, no_curves):
                 },
                 protocol="grpc",
             )
-            beams = beam_search(
-                TorchExecutor(checkpoint.model.eval()),
-                snapshot.trie,
-                slots[i : i + 1],
-                profile[i : i + 1],
-                plan=WidthPlan.parse(WIDTHS, levels=3),
-                num_results=np.array([5]),
-                value_table=spec.value_buckets.means,
-            )
-            best = resolve(
-                snapshot,
-                beams.sids[0],
-                scores=beams.scores[0],
-                expected_value=beams.expected_value[0],
-                num_ads=5,
-                exclude=np.zeros(0, np.int64),
-            )
+            best = best_ads(checkpoint, snapshot, slots=slots[i], profile=profile[i], num_ads=5)
             np.testing.assert_allclose(answer["scores"][0], best.scores, atol=1e-4)
             assert set(answer["ad_ids"][0]) == set(best.ad_ids)
     assert len(rows) > 5

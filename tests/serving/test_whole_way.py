@@ -6,16 +6,13 @@ import numpy as np
 import polars as pl
 
 from examples.client import send
-from serving.backend.resolve import resolve
 from serving.index.snapshot import IndexSnapshot
 from serving.model.bundle import read_manifest
 from serving.model.features import BEHAVIORS
-from serving.search.beam_search import beam_search
-from serving.search.widths import WidthPlan
 from tests.funnel_log import ADS, USERS, impressions
+from tests.serving.trained import best_ads
 from tests.whole_way import DAY, TRAINING, WholeWay, purchases, write_tables
 from training.loop.retention import open_checkpoint
-from training.rollout.executor import TorchExecutor
 from training.run import RunData
 
 CREATE = {"kind": "create", "version": 1, "account_id": "acme", "conversion_type": "buy"}
@@ -157,23 +154,7 @@ def test_impressions_and_clicks_with_request_ids_and_request_features(tmp_path, 
 
     def scores(i, codes):
         """Of the five best ads of request i, by PyTorch."""
-        beams = beam_search(
-            TorchExecutor(checkpoint.model.eval()),
-            snapshot.trie,
-            slots[i : i + 1],
-            np.array([codes], np.int32),
-            plan=WidthPlan.parse("4-8-16:6", levels=3),
-            num_results=np.array([5]),
-            value_table=checkpoint.spec.value_buckets.means,
-        )
-        best = resolve(
-            snapshot,
-            beams.sids[0],
-            scores=beams.scores[0],
-            expected_value=beams.expected_value[0],
-            num_ads=5,
-            exclude=np.zeros(0, np.int64),
-        )
+        best = best_ads(checkpoint, snapshot, slots=slots[i], profile=np.array(codes, np.int32), num_ads=5)
         return best.scores
 
     with way.serve() as server:
