@@ -46,8 +46,8 @@ class Admission:
         if waiting and waiting + rows > self._max_queue:
             return f"queue: it is full, {waiting} requests wait and at most {self._max_queue} may"
         if outlooks:
-            late = self._late if all(o.overloaded for o in outlooks) else self._flooded
-            reason = late(now, outlooks, rows)
+            known = all(o.overloaded for o in outlooks)
+            reason = self._late(now, outlooks, rows) if known else self._flooded(outlooks)
             if reason is not None:
                 return reason
         self._waiting.extend([now] * rows)
@@ -60,7 +60,7 @@ class Admission:
         while self._waiting and self._waiting[0] <= taken:
             self._waiting.popleft()
 
-    def _flooded(self, now: float, outlooks: Sequence[Outlook], rows: int) -> str | None:
+    def _flooded(self, outlooks: Sequence[Outlook]) -> str | None:
         """Whether those that wait take the floor much longer than the SLO."""
         first, waiting = outlooks[0], len(self._waiting)
         batches = waiting / first.max_batch
