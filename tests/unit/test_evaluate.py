@@ -21,6 +21,7 @@ from training.evaluation.competing import Competing
 from training.evaluation.metrics import ranking_metrics
 from training.evaluation.ranking import evaluate, rank_by_model
 from training.evaluation.requests import draw_requests
+from training.evaluation.targets import recall_by_kind, target_masks
 from training.preset.preset import ConfigError
 from training.rollout.executor import TorchExecutor
 
@@ -153,7 +154,9 @@ def test_report_of_a_tiny_run(run):
     # users of this log repeat four ads: their own history must beat what is popular
     assert report["recall"]["personal_frequency"]["5"] > 0.9
     assert report["recall"]["popularity"]["5"] < 0.5
+    assert report["recall_of"]["cold"] == {"targets": 0, "recall": {}}
     text = format_report(report)
+    assert "cold" not in text
     for metric in ("recall", "ndcg", "value_recall"):
         for method, values in report[metric].items():
             assert "".join(f"{v:10.4f}" for v in values.values()) in text, (metric, method)
@@ -225,6 +228,39 @@ def test_baselines_equal_counting_in_the_raw_table(explorers, part, exclude_seen
     assert report["requests"] == 30 - left_out["requests"]
     for method, values in found.items():
         assert report["recall"][method]["5"] == pytest.approx(np.mean(values)), method
+
+
+def test_new_and_cold_targets_equal_counting_in_the_raw_table(tmp_path):
+    """Each user buys ad 0 every day, an ad of the day, and ads 50.. in the last weeks only."""
+    rows = [
+        (user, ad, day * DAY + user, "conversion", 1.0, "made up")
+        for user in range(6)
+        for day in range(49)
+        for ad in {0, 1 + (user * 7 + day) % 40, 50 + (user + day // 4) % 5 if day > 40 else 0}
+    ]
+    names = ["user_id", "ad_id", "timestamp", "behavior", "value", "provenance"]
+    table = pl.DataFrame(rows, schema=names, orient="row")
+    run = run_of(tmp_path, table, users=6, config=CONFIG)
+    *_, dataset = open_run(run)
+    requests = requests_of(run)
+    masks = target_masks(dataset, requests)
+    trained = set(table.filter(pl.col("timestamp") < dataset.split.train_end)["ad_id"])
+    ranked = [np.array([50, 0, 7, 51])] * len(requests.rows)
+    hits, counts = Counter(), Counter()
+    for i, row in enumerate(requests.rows):
+        user, now = int(dataset.log.user_ids[requests.groups.user_row[row]]), int(requests.groups.now[row])
+        before = set(table.filter(pl.col("user_id") == user, pl.col("timestamp") < now)["ad_id"])
+        for at, ad in enumerate(requests.targets[i].tolist()):
+            kinds = {"new_to_user": ad not in before, "cold": ad not in trained}
+            for kind, holds in kinds.items():
+                assert masks[kind][i][at] == holds, (kind, i, ad)
+                counts[kind] += holds
+                hits[kind] += holds and ad in (50, 0)
+    assert counts["cold"] > counts["new_to_user"] > 0  # bought again within the test weeks
+    report = recall_by_kind({"these": ranked}, requests, masks=masks, cutoffs=(2, 4))
+    for kind, count in counts.items():
+        assert report[kind]["targets"] == count
+        assert report[kind]["recall"]["these"]["2"] == pytest.approx(hits[kind] / count)
 
 
 def exhaustive(spec, dataset, requests, *, ads, seen, by):

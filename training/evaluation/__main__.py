@@ -30,12 +30,16 @@ METRICS = ("recall", "ndcg", "value_recall")
 
 def format_report(report: dict) -> str:
     """Every metric as a text table, and what it was measured on."""
+    tables = {metric: report[metric] for metric in METRICS}
+    for kind, of_kind in report.get("recall_of", {}).items():
+        title = f"recall of {of_kind['targets']:,} {kind.replace('_', ' ')}"
+        tables |= {title: of_kind["recall"]} if of_kind["recall"] else {}
     lines = []
-    for metric in METRICS:
-        cutoffs = list(next(iter(report[metric].values())))
-        lines.append(f"{metric:22}" + "".join(f"@{k}".rjust(10) for k in cutoffs))
-        for method, values in report[metric].items():
-            lines.append(f"  {method:20}" + "".join(f"{values[k]:10.4f}" for k in cutoffs))
+    for title, methods in tables.items():
+        cutoffs = list(next(iter(methods.values())))
+        lines.append(f"{title:34}" + "".join(f"@{k}".rjust(10) for k in cutoffs))
+        for method, values in methods.items():
+            lines.append(f"  {method:32}" + "".join(f"{values[k]:10.4f}" for k in cutoffs))
     left = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in report["left_out"].items())
     lines += [
         f"{report['requests']:,} {report['part']} requests, widths {report['widths']}, ranked by "

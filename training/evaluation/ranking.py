@@ -19,6 +19,7 @@ from training.evaluation.baselines import rank_by_baselines
 from training.evaluation.competing import Competing
 from training.evaluation.metrics import ranking_metrics
 from training.evaluation.requests import Requests, draw_requests
+from training.evaluation.targets import recall_by_kind, target_masks
 from training.preset.evaluation import EvaluationConfig
 
 
@@ -173,7 +174,10 @@ def evaluate(
         "ndcg": {},
         "value_recall": {},
     }
-    for method, lists in ({"model": model} | baselines).items():
+    ranked = {"model": model} | baselines
+    masks = target_masks(dataset, requests)
+    report["recall_of"] = recall_by_kind(ranked, requests, masks=masks, cutoffs=config.cutoffs)
+    for method, lists in ranked.items():
         metrics = ranking_metrics(lists, requests.targets, values=requests.values, cutoffs=config.cutoffs)
         for name, values in metrics.items():
             report[name][method] = values
