@@ -27,6 +27,8 @@ class TokenizerConfig(BaseModel):
         min_df: a feature must occur in this many distinct texts.
         kmeans_iterations: Lloyd iterations of each level.
         seed: seed of the SVD and of every k-means.
+        align_to: folder of an older tokenizer whose codes a new one begins with and is paired with, so that
+            `training.warm_start` takes the embeddings of its codes; null for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +44,7 @@ class TokenizerConfig(BaseModel):
     min_df: Count = 2
     kmeans_iterations: Count = 20
     seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
+    align_to: str | None = None
 
     @property
     def levels(self) -> int:
@@ -68,6 +71,7 @@ class TokenizerConfig(BaseModel):
         """Plain values, as they are stored with a tokenizer; its id is made from them.
 
         One that learns leaves the keys of given SIDs out, so its id is what it was before there were any.
+        Where an older tokenizer lay is no part of either kind.
         """
-        left_out = {"sids", "given_sizes"} if self.sids == "learnt" else set()
+        left_out = {"align_to"} | ({"sids", "given_sizes"} if self.sids == "learnt" else set())
         return self.model_dump(mode="json", exclude=left_out)

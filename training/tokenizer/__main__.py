@@ -22,6 +22,7 @@ from serving.inputs import RECORD, Inputs, changes, is_up_to_date, named, summar
 from training.preset.preset import Preset, add_preset_arguments
 from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer import kinds
+from training.tokenizer.align import align
 from training.tokenizer.given_sids import GivenSids
 from training.tokenizer.quality import DEFINITIONS, SidQuality, sid_quality
 from training.tokenizer.tokenizer import Tokenizer
@@ -56,11 +57,12 @@ def run(
     known = int((ads["created_at"] < train_end).sum())
     print(f"{ads.height:,} ads, {known:,} of them before the train end", flush=True)
 
+    older = None if keep else kinds.load_older(config)
     start = time.perf_counter()
     tokenizer = (
         _kept(out_dir, config, numeric_columns)
         if keep
-        else kinds.fit(ads, config, train_end=train_end, numeric_columns=numeric_columns)
+        else kinds.fit(ads, config, train_end=train_end, numeric_columns=numeric_columns, older=older)
     )
     fitted = time.perf_counter()
     sids = tokenizer.encode(ads)
@@ -70,6 +72,8 @@ def run(
     (out_dir / RECORD).unlink(missing_ok=True)
     if not keep:
         tokenizer.save(out_dir)
+        if older is not None and isinstance(tokenizer, Tokenizer):
+            _align(tokenizer, older, ads=ads.filter(pl.col("created_at") < train_end), out_dir=out_dir)
     columns = {f"s{level + 1}": sids[:, level].astype(np.int32) for level in range(sids.shape[1])}
     with new_file(out_dir / "sids.parquet") as partial:
         pl.DataFrame({"ad_id": ads["ad_id"].cast(pl.Int64), **columns}).write_parquet(partial)
@@ -79,6 +83,13 @@ def run(
     print(f"fit {fitted - start:.1f} s, encode {encoded - fitted:.1f} s\n")
     print(quality.format_table())
     return quality
+
+
+def _align(tokenizer: Tokenizer, older: Tokenizer, *, ads: pl.DataFrame, out_dir: Path) -> None:
+    alignment = align(tokenizer, older, ads=ads)
+    alignment.save(out_dir)
+    kept = ", ".join(f"{share:.1%}" for share in alignment.agreement)
+    print(f"aligned to {alignment.aligned_to}: ads whose codes up to each level go on: {kept}", flush=True)
 
 
 def _train_end(data_dir: Path) -> int:

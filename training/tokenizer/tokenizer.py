@@ -1,5 +1,7 @@
 """Ads -> UA-SIDs."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,22 +48,36 @@ class Tokenizer:
         self._id = content_id(self._config_dict(), self._metadata(), arrays=self._arrays())
 
     @classmethod
-    def fit(cls, ads: pl.DataFrame, config: TokenizerConfig, *, numeric_columns: Sequence[str] = ()) -> Self:
+    def fit(
+        cls,
+        ads: pl.DataFrame,
+        config: TokenizerConfig,
+        *,
+        numeric_columns: Sequence[str] = (),
+        older: Tokenizer | None = None,
+    ) -> Self:
         """Learn from the ads' texts, or from what they come with; the order of the rows does not matter.
 
         The embedder reads each distinct text once; k-means weighs it by its ads, because SIDs collide where
         many ads share a cell (completejourney, defaults, seeds 0 to 2: collision 7.3 to 7.4 %; with equal
-        weights, seeds 0 and 1: 10.5 to 10.9 %).
+        weights, seeds 0 and 1: 10.5 to 10.9 %). With an older tokenizer k-means begins with its codes.
 
         Raises:
             ValueError: a column is missing, of the wrong type or null, or the texts are too few or too alike.
         """
         # One thread: other thread counts add in another order and would give another tokenizer id.
         with threadpool_limits(limits=1):
-            return cls._fit(ads, config, numeric_columns=tuple(numeric_columns))
+            return cls._fit(ads, config, numeric_columns=tuple(numeric_columns), older=older)
 
     @classmethod
-    def _fit(cls, ads: pl.DataFrame, config: TokenizerConfig, *, numeric_columns: tuple[str, ...]) -> Self:
+    def _fit(
+        cls,
+        ads: pl.DataFrame,
+        config: TokenizerConfig,
+        *,
+        numeric_columns: tuple[str, ...],
+        older: Tokenizer | None,
+    ) -> Self:
         _check_ads(ads, text=config.embedding != "given")
         if not ads.height:
             raise ValueError("expected at least one ad to fit the tokenizer on, got an empty table")
@@ -73,10 +89,15 @@ class Tokenizer:
         embedder = EMBEDDERS[config.embedding].fit(content, config)
         vectors = embedder.embed(content)
         logger.info("embedded as %d x %d; fitting residual k-means %s", *vectors.shape, config.codebook_sizes)
+        start = None
+        if older is not None:
+            start = np.empty((len(copies), older.config.levels - 1), np.int32)
+            start[inverse] = older.encode(ads)[:, :-1]
         quantizer = ResidualKMeans.fit(
             vectors,
             config.codebook_sizes,
             weights=copies,
+            start=start,
             iterations=config.kmeans_iterations,
             seed=config.seed,
         )
@@ -123,6 +144,20 @@ class Tokenizer:
             size=self.config.hash_size,
         )
         return np.concatenate([codes[inverse], hashed[:, None]], axis=1)  # [N, T - 1] + [N, 1]
+
+    def vectors(self, ads: pl.DataFrame) -> np.ndarray:
+        """Return float32 [N, D], what the quantizer reads of each ad.
+
+        Raises:
+            ValueError: a column is missing, of the wrong type or null.
+        """
+        _check_ads(ads, text=self.config.embedding != "given")
+        content, inverse = _contents(ads, self.config, self.numeric_columns)
+        return self._embedder.embed(content)[inverse]
+
+    def reconstruct(self, sids: np.ndarray) -> np.ndarray:
+        """Return float32 [N, D], what the codes before the hash say of the vectors; sids int [N, T]."""
+        return self._quantizer.decode(np.asarray(sids)[:, :-1])
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer to `folder`, replacing an older tokenizer there in one step.

@@ -46,11 +46,16 @@ class ResidualKMeans:
         iterations: int,
         seed: int,
         weights: np.ndarray | None = None,
+        start: np.ndarray | None = None,
     ) -> Self:
         """Learn one codebook a level from x, float32 [N, D]; the order of the points does not matter.
 
         Equal points are merged and their weights ([N], > 0, default 1 each) added: no two codes start from
         copies of one point, while centroids go where the weight is.
+
+        With `start`, codes int [N, levels] that the points have by an older quantizer, each level begins with
+        the means of its older codes, so that most points keep theirs; without, and where an older code has no
+        point, with points drawn by weight.
 
         Raises:
             ValueError: a level has fewer distinct residuals than codes, x is not finite [N, D] within
@@ -62,25 +67,27 @@ class ResidualKMeans:
             raise ValueError(f"expected {len(x)} positive weights, got shape {list(weights.shape)}")
         random = np.random.default_rng(seed)
         for level, size in enumerate(sizes, start=1):
-            residual, weights = _merge_equal(residual, weights)
-            if len(residual) < size:
+            points, mass = _merge_equal(residual, weights)
+            if len(points) < size:
                 raise ValueError(
                     f"level {level}: expected at least {size} distinct vectors for its {size} codes, "
-                    f"got {len(residual)} among {len(x)}: lower codebook_sizes or give more varied texts"
+                    f"got {len(points)} among {len(x)}: lower codebook_sizes or give more varied texts"
                 )
             # Every point counts (faiss would sample 256 a centroid); a small cluster is no reason to warn.
             kmeans = faiss.Kmeans(
-                residual.shape[1],
+                points.shape[1],
                 size,
                 niter=iterations,
                 seed=seed + level,
                 min_points_per_centroid=1,
-                max_points_per_centroid=max(256, len(residual)),
+                max_points_per_centroid=max(256, len(points)),
             )
             # faiss would start from points drawn uniformly; draw them by weight as well.
-            share = weights.astype(np.float64) / weights.sum(dtype=np.float64)
-            start = random.choice(len(residual), size, replace=False, p=share)
-            kmeans.train(residual, weights=weights, init_centroids=residual[start])
+            share = mass.astype(np.float64) / mass.sum(dtype=np.float64)
+            begin = points[random.choice(len(points), size, replace=False, p=share)]
+            if start is not None and level <= start.shape[1]:
+                begin = _older_means(residual, weights, codes=start[:, level - 1], drawn=begin)
+            kmeans.train(points, weights=mass, init_centroids=begin)
             codebook = _on_grid(np.asarray(kmeans.centroids))
             codebooks.append(codebook)
             residual = residual - codebook[_nearest(residual, codebook)]
@@ -140,6 +147,19 @@ def _check_points(x: np.ndarray, *, dim: int | None = None) -> np.ndarray:
         row = int(np.flatnonzero(~(norms <= MAX_NORM))[0])
         raise ValueError(f"row {row}: expected a finite vector of length <= {MAX_NORM}, got {norms[row]}")
     return _on_grid(x)
+
+
+def _older_means(
+    points: np.ndarray, weights: np.ndarray | None, *, codes: np.ndarray, drawn: np.ndarray
+) -> np.ndarray:
+    """Means of older codes in the place of `drawn`, float32 [K, D]; of more than K codes the heaviest K."""
+    older = max(int(codes.max()) + 1, len(drawn))
+    mass = np.bincount(codes, weights=weights, minlength=older)
+    columns = points.T if weights is None else points.T * weights
+    sums = np.stack([np.bincount(codes, weights=column, minlength=older) for column in columns], axis=1)
+    kept = np.sort(np.argsort(-mass, kind="stable")[: len(drawn)])  # every code where there are at most K
+    means = (sums[kept] / np.maximum(mass[kept], 1e-9)[:, None]).astype(np.float32)
+    return np.where(mass[kept][:, None] > 0, means, drawn)
 
 
 def _on_grid(x: np.ndarray) -> np.ndarray:
