@@ -9,8 +9,9 @@ import polars as pl
 
 from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer.columns import check_readable
+from training.tokenizer.cooccurrence.positives import Cooccurrence
 from training.tokenizer.given_sids import GivenSids
-from training.tokenizer.storage import read_folder
+from training.tokenizer.storage import TokenizerError, read_folder
 from training.tokenizer.tokenizer import Tokenizer
 
 
@@ -20,6 +21,7 @@ def fit(
     *,
     train_end: int,
     numeric_columns: Sequence[str] = (),
+    cooccurrence: Cooccurrence | None = None,
     older: Tokenizer | None = None,
 ) -> Tokenizer | GivenSids:
     """A tokenizer for these ads.
@@ -30,6 +32,7 @@ def fit(
         train_end: unix seconds; later ads must not shape codebooks, since nobody knew them at that time.
             Given SIDs are taken of all ads.
         numeric_columns: of ads, see `data.numeric_columns`.
+        cooccurrence: baskets of the training part; None where there are none.
         older: whose codes a tokenizer that learns begins with.
 
     Raises:
@@ -39,7 +42,9 @@ def fit(
     if config.sids == "given":
         return GivenSids.fit(ads, config)
     known = ads.filter(pl.col("created_at") < train_end)
-    return Tokenizer.fit(known, config, numeric_columns=numeric_columns, older=older)
+    return Tokenizer.fit(
+        known, config, numeric_columns=numeric_columns, cooccurrence=cooccurrence, older=older
+    )
 
 
 def load(folder: Path) -> Tokenizer | GivenSids:
@@ -50,6 +55,14 @@ def load(folder: Path) -> Tokenizer | GivenSids:
     """
     _, config, *_ = read_folder(Path(folder))
     return (GivenSids if config.get("sids") == "given" else Tokenizer).load(folder)
+
+
+def saved_id(folder: Path) -> str | None:
+    """Id of the tokenizer that a folder holds; None where it holds no sound one."""
+    try:
+        return read_folder(folder)[0]
+    except TokenizerError:
+        return None
 
 
 def load_older(config: TokenizerConfig) -> Tokenizer | None:
