@@ -149,9 +149,9 @@ def _tell_drift(tokenizer: Tokenizer, ads: pl.DataFrame, table: pl.DataFrame, *,
     if fit is None:
         print(f"drift: not known, {out_dir} was fitted before there was a {FIT}", flush=True)
         return
-    drift = Drift.between(
-        fit.spread, _spread(tokenizer, ads, table, created=pl.col("created_at") >= fit.fitted_until)
-    )
+    new = _spread(tokenizer, ads, table, created=pl.col("created_at") >= fit.fitted_until)
+    codes = table.drop("ad_id").to_numpy()[:, :-1]
+    drift = Drift.between(fit.spread, new, codes=codes)
     drift.save(out_dir)
     print(f"drift of {drift.new.ads:,} ads since the fit: {drift.why}", flush=True)
 
