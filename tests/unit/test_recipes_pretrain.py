@@ -333,28 +333,16 @@ def test_codes_of_an_aligned_tokenizer_take_the_rows_they_go_on_from(run, tmp_pa
 
 def test_an_alignment_to_a_third_tokenizer_says_nothing(run, trained, tmp_path, capsys):
     """The file beside the tokenizer is read by the command; what it is not aligned to is not taken."""
-    found = open_checkpoint(trained)
+    found, sources = open_checkpoint(trained), (np.arange(6), np.arange(5), np.empty(0, np.int64))
     save_checkpoint(tmp_path / "o", replace(found, spec=replace(found.spec, tokenizer_id="older")), keep=1)
-    for aligned_to, told in (
-        ("older", "codes.tables.2.weight (16 codes go on"),
-        ("third", "another tokenizer"),
-    ):
-        found = open_checkpoint(trained)
-        save_checkpoint(
-            tmp_path / "o", replace(found, spec=replace(found.spec, tokenizer_id="older")), keep=1
-        )
-        shutil.copytree(run[1], tmp_path / aligned_to)
-        sources = (np.arange(6), np.arange(5), np.empty(0, np.int64))
-        Alignment(found.spec.tokenizer_id, aligned_to, sources, (1.0, 1.0)).save(
-            tmp_path / aligned_to / "tokenizer"
-        )
-        place = (run[0], tmp_path / aligned_to)
-        warm = trainer(place, tmp_path / f"{aligned_to}-model", f"training.warm_start={tmp_path / 'o'}")
+    for name, told in (("older", "codes.tables.2.weight (16 codes go on"), ("third", "another tokenizer")):
+        shutil.copytree(run[1], tmp_path / name)
+        Alignment(found.spec.tokenizer_id, name, sources, (1.0, 1.0)).save(tmp_path / name / "tokenizer")
+        overrides = f"training.warm_start={tmp_path / 'o'}"
+        warm = trainer((run[0], tmp_path / name), tmp_path / f"{name}-model", overrides)
         assert told in capsys.readouterr().out
-        same = torch.equal(
-            warm.model.state_dict()["codes.tables.0.weight"], weights(trained)["codes.tables.0.weight"]
-        )
-        assert same == (aligned_to == "older")
+        table = warm.model.state_dict()["codes.tables.0.weight"]
+        assert torch.equal(table, weights(trained)["codes.tables.0.weight"]) == (name == "older")
 
 
 def test_a_warm_start_needs_a_new_model_and_a_checkpoint(run, trained, tmp_path):
