@@ -15,7 +15,7 @@ from training.tokenizer.alignment import ALIGNMENT, NONE, Alignment
 from training.tokenizer.given_sids import GivenSids
 from training.tokenizer.tokenizer import Tokenizer
 
-CONFIG = CONFIG.model_copy(update={"embedding": "tfidf_svd"})
+CONFIG = CONFIG.model_copy(update={"embedding": "tfidf_svd", "quantizer": "rq_kmeans"})
 
 
 def matched(vectors, old, new, sizes=((5,), (5,))):

@@ -11,7 +11,7 @@ from training.tokenizer.__main__ import run
 from training.tokenizer.drift import DRIFT, MIN_ADS, Drift, Spread
 from training.tokenizer.fit_record import FIT, FitRecord
 
-CONFIG = CONFIG.model_copy(update={"embedding": "tfidf_svd"})
+CONFIG = CONFIG.model_copy(update={"embedding": "tfidf_svd", "quantizer": "rq_kmeans"})
 EVEN = np.tile(np.arange(8), 100)[:, None]
 
 

@@ -12,7 +12,7 @@ from training.tokenizer import kinds
 from training.tokenizer.__main__ import run
 from training.tokenizer.published import RETIRED, SIDS, keep_published, load_published
 
-CONFIG = CONFIG.model_copy(update={"embedding": "tfidf_svd"})
+CONFIG = CONFIG.model_copy(update={"embedding": "tfidf_svd", "quantizer": "rq_kmeans"})
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from training.tokenizer.tokenizer import Tokenizer
 def align(new: Tokenizer, old: Tokenizer, *, ads: pl.DataFrame) -> Alignment:
     """Pair the codes of two tokenizers over the ads, which both can encode.
 
-    A code of the hash level means the same in both if the level has the same size, and nothing otherwise.
+    A code of the hash level means the same in both if size and salt are the same, and nothing otherwise.
 
     Raises:
         ValueError: no ad, or a tokenizer that cannot read them.
@@ -39,11 +39,12 @@ def align(new: Tokenizer, old: Tokenizer, *, ads: pl.DataFrame) -> Alignment:
         old_sizes=old.level_sizes[:-1],
         new_sizes=new.level_sizes[:-1],
     )
-    size = new.level_sizes[-1]
     more = [np.empty(0, np.int64)] * (new.config.levels - 1 - len(sources))
-    hashed = np.arange(size if size == old.level_sizes[-1] else 0)
-    if new.config.levels != old.config.levels:  # a model has one table a level, by its place
-        hashed = np.empty(0, np.int64)
+    # A model has one table a level, by its place.
+    same = all(
+        getattr(new.config, key) == getattr(old.config, key) for key in ("levels", "hash_size", "hash_salt")
+    )
+    hashed = np.arange(new.config.hash_size if same else 0)
     return Alignment(new.tokenizer_id, old.tokenizer_id, (*sources, *more, hashed), agreement)
 
 
