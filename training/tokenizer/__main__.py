@@ -10,6 +10,7 @@ the new ads are from those of the fit is told (`training.tokenizer.drift`).
 import argparse
 import json
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -31,6 +32,7 @@ from training.tokenizer.fit_record import FIT, FitRecord, peak_memory_gb
 from training.tokenizer.given_sids import GivenSids
 from training.tokenizer.published import keep_published, load_published, write_published
 from training.tokenizer.quality import DEFINITIONS, SidQuality, sid_quality
+from training.tokenizer.report.command import main as report
 from training.tokenizer.tokenizer import Tokenizer
 from training.workers import Here, OnRay, Workers
 
@@ -214,7 +216,10 @@ def _kept(folder: Path, config: TokenizerConfig, numeric_columns: Sequence[str])
 
 
 def main() -> None:
-    """Command line."""
+    """Command line; `report` as the first word is a command of its own."""
+    if sys.argv[1:2] == ["report"]:
+        report(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(
         prog="python -m training.tokenizer",
         description=__doc__,
