@@ -70,6 +70,8 @@ class TokenizerConfig(BaseModel):
         cooccurrence: how `bag` learns.
         kmeans_iterations: of Lloyd's algorithm in each level.
         seed: seed of the SVD, of what is drawn while `bag` learns, and of every k-means.
+        align_to: folder of an older tokenizer whose codes a new one begins with and is paired with, so that
+            `training.warm_start` takes the embeddings of its codes; null for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -88,6 +90,7 @@ class TokenizerConfig(BaseModel):
     cooccurrence: CooccurrenceConfig = CooccurrenceConfig()
     kmeans_iterations: Count = 20
     seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
+    align_to: str | None = None
 
     @property
     def levels(self) -> int:
@@ -118,9 +121,11 @@ class TokenizerConfig(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """Plain values, as they are stored with a tokenizer; its id is made from them.
 
-        A key that plays no part is left out, so that the id is what it was before there was such a key.
+        A key that plays no part is left out, so that the id is what it was before there was such a key;
+        where an older tokenizer lay plays none.
         """
-        left_out = {"sids", "given_sizes"} if self.sids == "learnt" else {"quantizer", "hash_salt"}
+        left_out = {"align_to"}
+        left_out |= {"sids", "given_sizes"} if self.sids == "learnt" else {"quantizer", "hash_salt"}
         if not self.learns_from_baskets:
             left_out.add("cooccurrence")
         left_out |= {key for key, before in _BEFORE.items() if getattr(self, key) == before}

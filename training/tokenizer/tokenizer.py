@@ -1,5 +1,7 @@
 """Ads -> UA-SIDs."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +56,7 @@ class Tokenizer:
         *,
         numeric_columns: Sequence[str] = (),
         cooccurrence: Cooccurrence | None = None,
+        older: Tokenizer | None = None,
     ) -> Self:
         """Learn from the ads' texts, or from what they come with; the order of the rows does not matter.
 
@@ -61,14 +64,21 @@ class Tokenizer:
 
         The embedder reads each distinct text once; the quantizer weighs it by its ads, because SIDs collide
         where many ads share a cell (completejourney, rq_kmeans, (512, 256), seeds 0 to 2: collision 7.3 to
-        7.4 %; with equal weights, seeds 0 and 1: 10.5 to 10.9 %).
+        7.4 %; with equal weights, seeds 0 and 1: 10.5 to 10.9 %). With an older tokenizer it begins with its
+        codes.
 
         Raises:
             ValueError: a column is missing, of the wrong type or null, or the texts are too few or too alike.
         """
         # One thread: other thread counts add in another order and would give another tokenizer id.
         with threadpool_limits(limits=1):
-            return cls._fit(ads, config, numeric_columns=tuple(numeric_columns), cooccurrence=cooccurrence)
+            return cls._fit(
+                ads,
+                config,
+                numeric_columns=tuple(numeric_columns),
+                cooccurrence=cooccurrence,
+                older=older,
+            )
 
     @classmethod
     def _fit(
@@ -78,6 +88,7 @@ class Tokenizer:
         *,
         numeric_columns: tuple[str, ...],
         cooccurrence: Cooccurrence | None,
+        older: Tokenizer | None,
     ) -> Self:
         _check_ads(ads, text=config.embedding != "given")
         if not ads.height:
@@ -96,7 +107,11 @@ class Tokenizer:
         vectors = embedder.embed(content)
         how = (config.quantizer, config.codebook_sizes)
         logger.info("embedded as %d x %d; fitting %s %s", *vectors.shape, *how)
-        quantizer = QUANTIZERS[config.quantizer].fit(vectors, config, weights=copies)
+        start = None
+        if older is not None:
+            start = np.empty((len(copies), older.config.levels - 1), np.int32)
+            start[inverse] = older.encode(ads)[:, :-1]
+        quantizer = QUANTIZERS[config.quantizer].fit(vectors, config, weights=copies, start=start)
         return cls(config, embedder, quantizer=quantizer)
 
     @property
@@ -141,6 +156,20 @@ class Tokenizer:
             salt=self.config.hash_salt,
         )
         return np.concatenate([codes[inverse], hashed[:, None]], axis=1)  # [N, T - 1] + [N, 1]
+
+    def vectors(self, ads: pl.DataFrame) -> np.ndarray:
+        """Return float32 [N, D], what the quantizer reads of each ad.
+
+        Raises:
+            ValueError: a column is missing, of the wrong type or null.
+        """
+        _check_ads(ads, text=self.config.embedding != "given")
+        content, inverse = _contents(ads, self.config, self.numeric_columns)
+        return self._embedder.embed(content)[inverse]
+
+    def reconstruct(self, sids: np.ndarray) -> np.ndarray:
+        """Return float32 [N, D], what the codes before the hash say of the vectors; sids int [N, T]."""
+        return self._quantizer.decode(np.asarray(sids)[:, :-1])
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer to `folder`, replacing an older tokenizer there in one step.
