@@ -58,7 +58,7 @@ class TokenizerConfig(BaseModel):
         given_sizes: codes of each level of given SIDs, first level first; null takes what the data need.
         codebook_sizes: codes of each level of the quantizer, first level first.
         quantizer: `balanced`, residual k-means whose codes have equal shares of the ads; `rq_kmeans`, the
-            plain one.
+            plain one; `rq_kmeans_plus`, trained further from there; `fsq`, rounding on principal axes.
         hash_size: codes of the last level, a hash of (account, conversion type, ad).
         hash_salt: up to 16 letters, digits, `_`, `.` or `-`; with another salt other ads collide.
         embedding: `bag` embeds texts and learns which are bought together; `tfidf_svd` embeds texts as their
@@ -80,7 +80,7 @@ class TokenizerConfig(BaseModel):
     given_sizes: Annotated[tuple[Size | None, ...], Field(min_length=1, max_length=8)] = (None, None, None)
     # At most four levels: keeps the fixed-point arithmetic of residual k-means far from 2^53.
     codebook_sizes: Annotated[tuple[Size, ...], Field(min_length=1, max_length=4)] = (512, 256)
-    quantizer: Literal["balanced", "rq_kmeans"] = "balanced"
+    quantizer: Literal["balanced", "rq_kmeans", "rq_kmeans_plus", "fsq"] = "balanced"
     hash_size: Size = 1024
     hash_salt: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{0,16}$")] = ""
     embedding: Literal["bag", "tfidf_svd", "given"] = "bag"

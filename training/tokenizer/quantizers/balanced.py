@@ -14,6 +14,8 @@ Two things cannot be even. A vector with more weight than m has a code of its ow
 lie in tight, distant heaps, prices alone would send many of them far away: so before that, centroids go where
 the mass is, the lightest codes moving into the heaviest cells between steps of Lloyd's algorithm.
 
+Products are on the grid and sums have one order, so a fit does not depend on threads.
+
 Letters: N points, D dimensions, K codes of a level, m = total weight / K.
 """
 
@@ -23,12 +25,13 @@ from scipy.sparse import csr_matrix
 from training.tokenizer.quantizers.grid import on_grid
 from training.tokenizer.quantizers.residual import MAX_PRICE, Level, ResidualQuantizer
 
-SAMPLE = 64  # points a code that centroids and first prices are learnt from; all where there are fewer than
+SAMPLE = 32  # points a code that centroids and first prices are learnt from; all where there are fewer than
 MIN_SAMPLE = 2**16  # these
 MOVED = 0.1  # of the codes, at most, in one step of Lloyd's algorithm
 LIGHT = 0.5  # of m: a code with less may move
-PRICE_STEPS = 120  # on the sample
-MORE_PRICE_STEPS = 30  # on all points, from the sample's prices
+ROUNDS = 4  # of prices; before each but the first, centroids go to the means of the cells that prices made
+PRICE_STEPS = 40  # of a round
+LAST_STEPS = 20  # on all points, from the sample's prices
 FIRST_STEP = 0.02  # of the mean squared distance
 GROW, SHRINK = 1.2, 0.5
 
@@ -51,7 +54,11 @@ class Balanced(ResidualQuantizer):
         sample, share = points[some], np.ones(size) if size < len(points) else mass
         codebook = _centroids(sample, share, begin=begin, iterations=iterations, random=random)
         level = _priced(sample, share, level=Level.of(codebook), steps=PRICE_STEPS)
-        return level if size >= len(points) else _priced(points, mass, level=level, steps=MORE_PRICE_STEPS)
+        for _ in range(ROUNDS - 1):
+            codes = level.nearest(sample)
+            codebook = _means(sample, share, codes=codes, codebook=level.codebook)
+            level = _priced(sample, share, level=Level.of(codebook, level.price), steps=PRICE_STEPS)
+        return level if size >= len(points) else _priced(points, mass, level=level, steps=LAST_STEPS)
 
 
 def _centroids(
@@ -97,7 +104,7 @@ def _priced(points: np.ndarray, weights: np.ndarray, *, level: Level, steps: int
             best, least = level, uneven
         if number == 0:
             error = points - level.codebook[codes]
-            scale = float(weights @ (error * error).sum(axis=1)) / weights.sum()
+            scale = float((weights * (error * error).sum(axis=1)).sum() / weights.sum())
             step[:] = FIRST_STEP * scale
         excess = np.clip((mass - target) / mass.mean(), -1.0, 1.0)
         turned = np.sign(excess * before)

@@ -149,7 +149,10 @@ class ResidualQuantizer(ABC):
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         """See `Quantizer`."""
-        residual = check_points(x, dim=self.levels[0].codebook.shape[1])
+        return self.encode_points(check_points(x, dim=self.levels[0].codebook.shape[1]))
+
+    def encode_points(self, residual: np.ndarray) -> np.ndarray:
+        """Return codes int32 [N, L] of points float32 [N, D] that are on the grid already."""
         codes = np.empty((len(residual), len(self.levels)), np.int32)
         for number, level in enumerate(self.levels):
             codes[:, number] = level.nearest(residual)
