@@ -31,7 +31,7 @@ from training.tokenizer.drift import Drift, Spread
 from training.tokenizer.fit_record import FIT, FitRecord, peak_memory_gb
 from training.tokenizer.given_sids import GivenSids
 from training.tokenizer.published import keep_published, load_published, write_published
-from training.tokenizer.quality import DEFINITIONS, SidQuality, sid_quality
+from training.tokenizer.quality import DEFINITIONS, SidQuality, Vectors, sid_quality
 from training.tokenizer.report.command import main as report
 from training.tokenizer.tokenizer import Tokenizer
 from training.workers import Here, OnRay, Workers
@@ -92,21 +92,24 @@ def run(
     same = kinds.saved_id(out_dir) == tokenizer.tokenizer_id
     published = load_published(out_dir) if same else None
     table = _table(ads, codes, published=published, tokenizer=tokenizer)
-    quality = sid_quality(table.drop("ad_id").to_numpy(), tokenizer.level_sizes)
+    sids = table.drop("ad_id").to_numpy()
+    vectors = tokenizer.vectors_behind(ads, sids) if isinstance(tokenizer, Tokenizer) else None
+    quality = sid_quality(sids, tokenizer.level_sizes, vectors=vectors)
 
     (out_dir / RECORD).unlink(missing_ok=True)
     if not same:
         tokenizer.save(out_dir)
     write_published(out_dir, table, before=published)
-    if isinstance(tokenizer, Tokenizer):
+    if vectors is not None:
+        created = ads["created_at"].to_numpy()
         if not keep:
-            spread = _spread(tokenizer, ads, table, created=pl.col("created_at") < train_end)
+            spread = _spread(vectors, sids, rows=created < train_end)
             rate = ads.height / (encoded - fitted)
             costs = {"fit_seconds": fitted - start, "fit_peak_gb": peak_gb, "encode_ads_per_s": rate}
             FitRecord(tokenizer.tokenizer_id, train_end, spread, **costs).save(out_dir)
-        if older is not None:
+        if older is not None and isinstance(tokenizer, Tokenizer):
             _align(tokenizer, older, ads=ads.filter(pl.col("created_at") < train_end), out_dir=out_dir)
-        _tell_drift(tokenizer, ads, table, out_dir=out_dir)
+        _tell_drift(vectors, sids, created=created, out_dir=out_dir)
     report = {"tokenizer_id": tokenizer.tokenizer_id, **asdict(quality), "definitions": DEFINITIONS}
     write_file(out_dir / "quality.json", json.dumps(report, indent=2) + "\n")
     print(f"tokenizer {tokenizer.tokenizer_id} -> {out_dir}")
@@ -139,21 +142,17 @@ def _table(
     return table
 
 
-def _spread(tokenizer: Tokenizer, ads: pl.DataFrame, table: pl.DataFrame, *, created: pl.Expr) -> Spread:
-    """How those of the ads lie in the codes that `table` gives them, row by row."""
-    rows = ads.select(created).to_series()
-    sids = table.filter(rows).drop("ad_id").to_numpy()
-    return Spread.of(tokenizer.vectors(ads.filter(rows)), sids[:, :-1], decoded=tokenizer.reconstruct(sids))
+def _spread(vectors: Vectors, sids: np.ndarray, *, rows: np.ndarray) -> Spread:
+    return Spread.of(vectors.x[rows], sids[rows, :-1], decoded=vectors.decoded[rows])
 
 
-def _tell_drift(tokenizer: Tokenizer, ads: pl.DataFrame, table: pl.DataFrame, *, out_dir: Path) -> None:
+def _tell_drift(vectors: Vectors, sids: np.ndarray, *, created: np.ndarray, out_dir: Path) -> None:
     fit = FitRecord.load(out_dir)
     if fit is None:
         print(f"drift: not known, {out_dir} was fitted before there was a {FIT}", flush=True)
         return
-    new = _spread(tokenizer, ads, table, created=pl.col("created_at") >= fit.fitted_until)
-    codes = table.drop("ad_id").to_numpy()[:, :-1]
-    drift = Drift.between(fit.spread, new, codes=codes)
+    new = _spread(vectors, sids, rows=created >= fit.fitted_until)
+    drift = Drift.between(fit.spread, new, codes=sids[:, :-1])
     drift.save(out_dir)
     print(f"drift of {drift.new.ads:,} ads since the fit: {drift.why}", flush=True)
 

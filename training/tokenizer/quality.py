@@ -115,7 +115,7 @@ def sid_quality(
     if vectors is not None:
         known = {
             "collision_floor": _collision(np.stack([vectors.content, sids[:, -1]], axis=1))[0],
-            "reconstruction": _reconstruction(vectors),
+            "reconstruction": reconstruction(vectors.x, vectors.decoded),
             "path_similarity": _path_similarity(sids[:, :-1], vectors),
         }
     return SidQuality(
@@ -146,9 +146,10 @@ def _collision(sids: np.ndarray) -> tuple[float, int]:
     return float(counts[counts > 1].sum() / len(sids)), len(counts)
 
 
-def _reconstruction(vectors: Vectors) -> float | None:
-    x = vectors.x.astype(np.float64)
-    variance, error = ((x - x.mean(axis=0)) ** 2).sum(), ((x - vectors.decoded) ** 2).sum()
+def reconstruction(x: np.ndarray, decoded: np.ndarray) -> float | None:
+    """Squared error of `decoded` in units of the mean's, both [N, D]; None where all vectors are equal."""
+    x = x.astype(np.float64)
+    variance, error = ((x - x.mean(axis=0)) ** 2).sum(), ((x - decoded) ** 2).sum()
     return float(error / variance) if variance > 0 else None
 
 

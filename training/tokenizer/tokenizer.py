@@ -19,6 +19,7 @@ from training.tokenizer.cooccurrence.positives import Cooccurrence
 from training.tokenizer.embedders import EMBEDDERS
 from training.tokenizer.embedders.base import Embedder
 from training.tokenizer.embedders.given_vectors import GivenContent
+from training.tokenizer.quality import Vectors
 from training.tokenizer.quantizers import QUANTIZERS
 from training.tokenizer.quantizers.base import Quantizer
 from training.tokenizer.storage import TokenizerError, content_id, read_folder, write_folder
@@ -170,6 +171,15 @@ class Tokenizer:
     def reconstruct(self, sids: np.ndarray) -> np.ndarray:
         """Return float32 [N, D], what the codes before the hash say of the vectors; sids int [N, T]."""
         return self._quantizer.decode(np.asarray(sids)[:, :-1])
+
+    def vectors_behind(self, ads: pl.DataFrame, sids: np.ndarray) -> Vectors:
+        """What the quality of SIDs, int [N, T] of N ads, is measured by.
+
+        Raises:
+            ValueError: a column is missing, of the wrong type or null.
+        """
+        content = _contents(ads, self.config, self.numeric_columns)[1]
+        return Vectors(content, self.vectors(ads), self.reconstruct(sids))
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer to `folder`, replacing an older tokenizer there in one step.

@@ -13,8 +13,8 @@ from training.tokenizer.report.stages import LEARNT
 
 _GROUPS = {
     "warm": "share of the texts whose nearest other text is a partner, among those that have one and were in "
-    "five baskets or more before. Partners are in at least 2 baskets together after the training part, and 10 "
-    "times as often as chance would have it: without that, naming the best-seller would win",
+    "five baskets or more before. Partners are in at least 2 baskets together after the training part, and "
+    "10 times as often as chance would have it: without that, naming the best-seller would win",
     "kept out": "the same of texts whose baskets a second embedder of the same settings was not shown",
     "few": "the same of texts in fewer than five baskets before",
 }
@@ -43,8 +43,8 @@ class Row:
 
 def rows(figures: Figures) -> list[Row]:
     """All figures of the table, in the order of the page."""
-    quality, levels, found = figures.quality, figures.levels, _recall_rows(figures)
-    floor = "unknown" if figures.floor is None else f"{100 * figures.floor:.2f} %"
+    quality, found = figures.quality, _recall_rows(figures)
+    floor = quality.collision_floor
     found += [
         Row(
             "collision",
@@ -54,9 +54,9 @@ def rows(figures: Figures) -> list[Row]:
         ),
         Row(
             "collision floor",
-            floor,
+            "not known" if floor is None else f"{100 * floor:.2f} %",
             "",
-            "the same if every distinct text had a prefix of its own: what only a larger hash level removes",
+            "the same if every distinct content had a prefix of its own: only a larger hash level removes it",
         ),
         Row(
             "compression",
@@ -71,24 +71,35 @@ def rows(figures: Figures) -> list[Row]:
             "distinct SIDs / product of the level sizes",
         ),
     ]
-    for number, level in enumerate(levels, start=1):
-        used = 1 - level.dead / len(level.ads)
-        hashed = number == len(levels) and bool(figures.lost)
+    sizes = quality.level_sizes
+    for level, size in enumerate(sizes):
+        hashed = level == len(sizes) - 1 and bool(figures.lost)
         found.append(
             Row(
-                f"level {number}" + (", hash" if hashed else ""),
-                f"Gini {level.gini:.3f}, largest {level.largest:.2f}, used {100 * used:.1f} %",
-                "used: 92.13 % (RQ-VAE), 100 % (RQ-Kmeans), 99.36 % (RQ-Kmeans+)" if number == 1 else "",
-                _LEVEL if number == 1 else "the same of this level",
+                f"level {level + 1}" + (", hash" if hashed else ""),
+                f"Gini {quality.gini[level]:.3f}, largest {quality.largest[level]:.2f}, used "
+                f"{100 * (1 - quality.dead_codes[level] / size):.1f} %",
+                "used: 92.13 % (RQ-VAE), 100 % (RQ-Kmeans), 99.36 % (RQ-Kmeans+)" if level == 0 else "",
+                _LEVEL if level == 0 else "the same of this level",
             )
         )
     if figures.lost:
         found.append(
             Row(
-                "lost after each level",
-                ", ".join(f"{share:.3f}" for share in figures.lost),
+                "reconstruction",
+                ", ".join("not known" if share is None else f"{share:.3f}" for share in figures.lost),
                 "",
-                "sum |x - y|^2 / sum |x|^2 over the ads, y the sum of the centroids of the codes so far",
+                "after each level: sum |x - y|^2 / sum |x - mean|^2 over the ads, y what the codes so far "
+                "stand for; 0 is exact",
+            )
+        )
+    if quality.path_similarity is not None:
+        found.append(
+            Row(
+                "path similarity",
+                f"{quality.path_similarity:.3f}",
+                ".985 (RQ-VAE), .986 (RQ-Kmeans), .992 (RQ-Kmeans+)",
+                "mean over prefixes with two distinct contents or more of the mean cosine of their pairs",
             )
         )
     return found

@@ -20,8 +20,7 @@ from training.tokenizer.alignment import Alignment
 from training.tokenizer.drift import DRIFT
 from training.tokenizer.fit_record import FitRecord
 from training.tokenizer.published import SIDS
-from training.tokenizer.quality import SidQuality, sid_quality
-from training.tokenizer.report.levels import LevelUse, collision_floor, lost_by_level
+from training.tokenizer.quality import SidQuality, reconstruction, sid_quality
 from training.tokenizer.report.map import AdMap, draw_map
 from training.tokenizer.report.stages import Recall, measure_recall
 from training.tokenizer.report.tree import Node, Words, grow, spread_codes
@@ -38,9 +37,8 @@ class Figures:
         tokenizer_id: whose.
         settings: as they are stored with it.
         quality: of the SIDs.
-        floor: collision if every distinct content had a prefix of its own.
-        levels: of each level, the hash level last.
-        lost: share of the vectors' squared length that the first 1, 2, .. levels lose.
+        levels: ads of each code, int64 [K], of each level, the hash level last.
+        lost: reconstruction error after the first 1, 2, .. levels, see `quality.reconstruction`.
         recall: of neighbours; None without texts, or without baskets that say anything.
         tree: some codes of the first level, from the fullest to the emptiest.
         map: of distinct texts.
@@ -52,9 +50,8 @@ class Figures:
     tokenizer_id: str
     settings: dict[str, Any]
     quality: SidQuality
-    floor: float | None
-    levels: list[LevelUse]
-    lost: list[float]
+    levels: list[np.ndarray]
+    lost: list[float | None]
     recall: Recall | None
     tree: list[Node]
     map: AdMap | None
@@ -83,22 +80,36 @@ class Figures:
         sids = table.drop("ad_id").to_numpy()
         fit = FitRecord.load(folder)
         until = fit.fitted_until if fit else json.loads((data_dir / "split.json").read_text())["train_end"]
-        learns, reads_texts = isinstance(tokenizer, Tokenizer), "text" in ads.columns
+        reads_texts, levels = "text" in ads.columns, enumerate(tokenizer.level_sizes)
+        common: dict[str, Any] = {
+            "tokenizer_id": tokenizer.tokenizer_id,
+            "settings": tokenizer.config.to_json(),
+            "levels": [np.bincount(sids[:, t], minlength=size) for t, size in levels],
+            "fit": fit,
+            "drift": read_object(folder / DRIFT) if (folder / DRIFT).exists() else None,
+            "alignment": Alignment.load(folder),
+        }
+        if not isinstance(tokenizer, Tokenizer):
+            tree = _tree(ads, sids) if reads_texts else []
+            quality = sid_quality(sids, tokenizer.level_sizes)
+            return cls(**common, quality=quality, lost=[], recall=None, tree=tree, map=None)
+        vectors = tokenizer.vectors_behind(ads, sids)
+        recall = None
+        if tokenizer.config.embedding != "given":
+            recall = measure_recall(
+                tokenizer, ads, data_dir=data_dir, behaviors=behaviors, fitted_until=until
+            )
         return cls(
-            tokenizer_id=tokenizer.tokenizer_id,
-            settings=tokenizer.config.to_json(),
-            quality=sid_quality(sids, tokenizer.level_sizes),
-            floor=collision_floor(_contents(ads), sids[:, -1]) if learns and reads_texts else None,
-            levels=[LevelUse.of(sids[:, t], size=size) for t, size in enumerate(tokenizer.level_sizes)],
-            lost=_lost(tokenizer, ads, sids) if isinstance(tokenizer, Tokenizer) else [],
-            recall=measure_recall(tokenizer, ads, data_dir=data_dir, behaviors=behaviors, fitted_until=until)
-            if isinstance(tokenizer, Tokenizer) and tokenizer.config.embedding != "given"
-            else None,
-            tree=_tree(ads, sids[:, :-1] if learns else sids) if reads_texts else [],
-            map=draw_map(tokenizer, ads, sids) if isinstance(tokenizer, Tokenizer) and reads_texts else None,
-            fit=fit,
-            drift=read_object(folder / DRIFT) if (folder / DRIFT).exists() else None,
-            alignment=Alignment.load(folder),
+            **common,
+            quality=sid_quality(sids, tokenizer.level_sizes, vectors=vectors),
+            # `reconstruct` leaves the last column out, the hash level.
+            lost=[
+                reconstruction(vectors.x, tokenizer.reconstruct(sids[:, : level + 1]))
+                for level in range(1, sids.shape[1])
+            ],
+            recall=recall,
+            tree=_tree(ads, sids[:, :-1]) if reads_texts else [],
+            map=draw_map(tokenizer, ads, sids) if reads_texts else None,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -112,15 +123,16 @@ class Figures:
             "tokenizer_id": self.tokenizer_id,
             **ratios,
             "collision": self.quality.collision,
-            "collision_floor": self.floor,
+            "collision_floor": self.quality.collision_floor,
             "compression": self.quality.compression,
-            **{f"gini_{t}": level.gini for t, level in enumerate(self.levels, start=1)},
-            "dead_codes": sum(level.dead for level in self.levels),
+            **{f"gini_{t}": gini for t, gini in enumerate(self.quality.gini, start=1)},
+            "dead_codes": sum(self.quality.dead_codes),
             **{name: getattr(self.fit, name) if self.fit else None for name in costs},
             "ads": self.quality.ads,
             "utilisation": self.quality.utilisation,
-            "largest_bucket": [level.largest for level in self.levels],
-            "lost_by_level": self.lost,
+            "largest_bucket": list(self.quality.largest),
+            "reconstruction": self.lost,
+            "path_similarity": self.quality.path_similarity,
             "recall": self.recall.stages if self.recall else None,
             "recall_anchors": self.recall.anchors if self.recall else None,
             "drift": self.drift,
@@ -129,16 +141,6 @@ class Figures:
             "settings": self.settings,
             "clusters": [asdict(node) for node in self.tree],
         }
-
-
-def _contents(ads: pl.DataFrame) -> np.ndarray:
-    return np.unique(ads["text"].to_numpy(), return_inverse=True)[1]
-
-
-def _lost(tokenizer: Tokenizer, ads: pl.DataFrame, sids: np.ndarray) -> list[float]:
-    levels = range(1, sids.shape[1])
-    # `reconstruct` leaves the last column, the hash level, out.
-    return lost_by_level(tokenizer.vectors(ads), [tokenizer.reconstruct(sids[:, : n + 1]) for n in levels])
 
 
 def _tree(ads: pl.DataFrame, codes: np.ndarray) -> list[Node]:

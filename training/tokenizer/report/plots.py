@@ -46,13 +46,14 @@ def recall_bars(recall: Recall) -> str:
 def level_curves(figures: Figures) -> str:
     """Ads of each code from the fullest to the emptiest, beside the mean."""
     figure, axes = _panels(len(figures.levels), width=3.7)
-    for number, (axis, level) in enumerate(zip(axes, figures.levels, strict=True), start=1):
-        ranked = np.sort(level.ads)[::-1]
+    quality = figures.quality
+    for number, (axis, ads) in enumerate(zip(axes, figures.levels, strict=True)):
+        ranked = np.sort(ads)[::-1]
         axis.fill_between(np.arange(1, len(ranked) + 1), ranked, step="mid", color="#1f5fa8", alpha=0.8)
         axis.axhline(ranked.mean(), color="#e08a3c", linewidth=1)
         axis.set_title(
-            f"level {number}: {len(ranked):,} codes\n"
-            f"Gini {level.gini:.3f}, largest {level.largest:.2f} x mean, {level.dead} dead",
+            f"level {number + 1}: {len(ranked):,} codes\nGini {quality.gini[number]:.3f}, largest "
+            f"{quality.largest[number]:.2f} x mean, {quality.dead_codes[number]} dead",
             fontsize=9,
         )
         axis.set_xlabel("codes, the fullest first")
@@ -65,8 +66,8 @@ def collision_bars(figures: Figures) -> str:
     """Collision beside its floor, and what the levels lose."""
     figure, (left, right) = _panels(2, width=4.6)
     shares = {"this tokenizer": figures.quality.collision}
-    if figures.floor is not None:
-        shares["its floor"] = figures.floor
+    if figures.quality.collision_floor is not None:
+        shares["its floor"] = figures.quality.collision_floor
     shares |= {"paper, MGMR": 0.1826, "paper, RQ-Kmeans": 0.8544}
     colours = ["#1f5fa8", "#7fa7d1", "#bbbbbb", "#bbbbbb"][-len(shares) :]
     bars = left.barh(list(shares), list(shares.values()), color=colours)
@@ -74,12 +75,11 @@ def collision_bars(figures: Figures) -> str:
     left.invert_yaxis()
     left.set_xlim(0, 1)
     left.set_title("ads that share their SID with another ad")
-    if figures.lost:
-        bars = right.bar(
-            ["no code", *(f"level {n}" for n in range(1, len(figures.lost) + 1))], [1, *figures.lost]
-        )
-        right.bar_label(bars, labels=[f"{share:.2f}" for share in (1, *figures.lost)], fontsize=8)
-        right.set_title("share of the vectors lost after each level")
+    lost = [1.0, *(share for share in figures.lost if share is not None)]
+    if len(lost) > 1:
+        bars = right.bar(["the mean", *(f"level {n}" for n in range(1, len(lost)))], lost)
+        right.bar_label(bars, labels=[f"{share:.2f}" for share in lost], fontsize=8)
+        right.set_title("squared error of the vectors after each level")
         right.set_ylim(0, 1.1)
     else:
         right.set_axis_off()
