@@ -81,7 +81,10 @@ def test_no_baskets_give_no_strength(tmp_path):
     found = swing(csr_matrix((0, 5), dtype=np.uint8), baskets_per_content=9, popularity_power=1)
     assert found.shape == (5, 5)
     assert not found.nnz
-    assert swing(csr_matrix((0, 0), dtype=np.uint8), baskets_per_content=9, popularity_power=1).shape == (0, 0)
+    assert swing(csr_matrix((0, 0), dtype=np.uint8), baskets_per_content=9, popularity_power=1).shape == (
+        0,
+        0,
+    )
 
 
 @pytest.mark.slow
