@@ -31,7 +31,7 @@ from training.tokenizer.drift import Drift, Spread
 from training.tokenizer.fit_record import FIT, FitRecord, peak_memory_gb
 from training.tokenizer.given_sids import GivenSids
 from training.tokenizer.published import keep_published, load_published, write_published
-from training.tokenizer.quality import DEFINITIONS, SidQuality, sid_quality
+from training.tokenizer.quality import DEFINITIONS, SidQuality, Vectors, sid_quality
 from training.tokenizer.report.command import main as report
 from training.tokenizer.tokenizer import Tokenizer
 from training.workers import Here, OnRay, Workers
@@ -92,7 +92,7 @@ def run(
     same = kinds.saved_id(out_dir) == tokenizer.tokenizer_id
     published = load_published(out_dir) if same else None
     table = _table(ads, codes, published=published, tokenizer=tokenizer)
-    quality = sid_quality(table.drop("ad_id").to_numpy(), tokenizer.level_sizes)
+    quality = _quality(tokenizer, ads, sids=table.drop("ad_id").to_numpy())
 
     (out_dir / RECORD).unlink(missing_ok=True)
     if not same:
@@ -172,6 +172,15 @@ def _cooccurrence(
         return None
     baskets = read_baskets(data_dir, part="train", behaviors=behaviors, basket=config.cooccurrence.basket)
     return Cooccurrence(baskets, workers=workers, scratch=data_dir)
+
+
+def _quality(tokenizer: Tokenizer | GivenSids, ads: pl.DataFrame, *, sids: np.ndarray) -> SidQuality:
+    vectors = None
+    if isinstance(tokenizer, Tokenizer):
+        vectors = Vectors(
+            tokenizer.contents(ads), x=tokenizer.vectors(ads), decoded=tokenizer.reconstruct(sids)
+        )
+    return sid_quality(sids, tokenizer.level_sizes, vectors=vectors)
 
 
 def _train_end(data_dir: Path) -> int:

@@ -167,6 +167,10 @@ class Tokenizer:
         content, inverse = _contents(ads, self.config, self.numeric_columns)
         return self._embedder.embed(content)[inverse]
 
+    def contents(self, ads: pl.DataFrame) -> np.ndarray:
+        """Return int64 [N], which distinct content each ad has; of given embeddings each has its own."""
+        return _contents(ads, self.config, self.numeric_columns)[1]
+
     def reconstruct(self, sids: np.ndarray) -> np.ndarray:
         """Return float32 [N, D], what the codes before the hash say of the vectors; sids int [N, T]."""
         return self._quantizer.decode(np.asarray(sids)[:, :-1])
