@@ -1,1 +1,1 @@
-"""What the tokenizer gives: measures over seeds, each with the command that makes it."""
+"""What the tokenizer's embedders and quantizers are worth, and what a re-fit costs a model."""

@@ -9,6 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from training.tokenizer.report.figures import Figures
+from training.tokenizer.report.stages import LEARNT
+
+_GROUPS = {
+    "warm": "share of the texts whose nearest other text is a partner, among those that have one and were in "
+    "five baskets or more before. Partners are in at least 2 baskets together after the training part, and 10 "
+    "times as often as chance would have it: without that, naming the best-seller would win",
+    "kept out": "the same of texts whose baskets a second embedder of the same settings was not shown",
+    "few": "the same of texts in fewer than five baskets before",
+}
+_LEVEL = (
+    "Gini coefficient of the ads a code has, 0 where all are equal; ads of the fullest code in units of the "
+    "mean; share of the codes that an ad has"
+)
 
 
 @dataclass(frozen=True)
@@ -30,14 +43,13 @@ class Row:
 
 def rows(figures: Figures) -> list[Row]:
     """All figures of the table, in the order of the page."""
-    quality, levels = figures.quality, figures.levels
-    found = [*_recall_rows(figures)]
-    floor = "unknown" if figures.floor is None else f"{figures.floor:.2%}"
+    quality, levels, found = figures.quality, figures.levels, _recall_rows(figures)
+    floor = "unknown" if figures.floor is None else f"{100 * figures.floor:.2f} %"
     found += [
         Row(
             "collision",
-            f"{quality.collision:.2%}",
-            "85.44 % (RQ-Kmeans) to 18.26 % (MGMR)",
+            f"{100 * quality.collision:.2f} %",
+            "85.44 % (RQ-Kmeans), 18.26 % (MGMR)",
             "share of ads that share their SID with at least one other ad",
         ),
         Row(
@@ -49,25 +61,25 @@ def rows(figures: Figures) -> list[Row]:
         Row(
             "compression",
             f"{quality.compression:.3f}",
-            "3.54 (RQ-Kmeans) to 1.07 (MGMR)",
+            "3.54 (RQ-Kmeans), 1.07 (MGMR)",
             "ads per distinct SID; 1 where every ad has its own",
         ),
         Row(
             "utilisation",
             f"{quality.utilisation * 1000:.3f} permille",
-            "0.10 (RQ-Kmeans) to 0.34 permille (MGMR)",
+            "0.10 (RQ-Kmeans), 0.34 permille (MGMR)",
             "distinct SIDs / product of the level sizes",
         ),
     ]
     for number, level in enumerate(levels, start=1):
         used = 1 - level.dead / len(level.ads)
+        hashed = number == len(levels) and bool(figures.lost)
         found.append(
             Row(
-                f"level {number}" + (" (hash)" if number == len(levels) and figures.lost else ""),
-                f"Gini {level.gini:.3f}, largest {level.largest:.2f}, used {used:.1%}",
-                "level 1 used: 92.13 % (RQ-VAE) to 100 % (RQ-Kmeans), GPR" if number == 1 else "",
-                "Gini coefficient of the ads a code has (0: all equal); ads of the fullest code in units of "
-                "the mean; share of the codes that an ad has",
+                f"level {number}" + (", hash" if hashed else ""),
+                f"Gini {level.gini:.3f}, largest {level.largest:.2f}, used {100 * used:.1f} %",
+                "used: 92.13 % (RQ-VAE), 100 % (RQ-Kmeans), 99.36 % (RQ-Kmeans+)" if number == 1 else "",
+                _LEVEL if number == 1 else "the same of this level",
             )
         )
     if figures.lost:
@@ -85,23 +97,15 @@ def rows(figures: Figures) -> list[Row]:
 def _recall_rows(figures: Figures) -> list[Row]:
     if figures.recall is None:
         return []
-    names = {
-        "warm": "that learning saw in baskets",
-        "kept out": "whose baskets a second embedder of the same settings was not shown",
-        "few": "with fewer than five baskets before",
-    }
     found = []
-    for group, which in names.items():
-        ratio = figures.recall.ratio(group)
-        row = figures.recall.stages["learnt"][group]
+    for group, definition in _GROUPS.items():
+        ratio, row = figures.recall.ratio(group), figures.recall.stages[LEARNT][group]
         found.append(
             Row(
                 f"R@1, {group}",
                 f"{row[1]:.3f}" + (f" ({ratio:.2f} x words)" if ratio is not None else ""),
                 ".541 (QARM), .769 (raw MLLM), .896 (UAE)" if group == "warm" else "",
-                f"of the texts {which}, and that have a partner, the share whose nearest other text is one. "
-                "Partners: in at least 2 baskets together after the training part, and 10 times as often as "
-                "chance; without that lift, naming the best-seller would win",
+                definition,
             )
         )
     return found

@@ -23,7 +23,7 @@ from training.tokenizer.published import SIDS
 from training.tokenizer.quality import SidQuality, sid_quality
 from training.tokenizer.report.levels import LevelUse, collision_floor, lost_by_level
 from training.tokenizer.report.map import AdMap, draw_map
-from training.tokenizer.report.recall import Recall, measure_recall
+from training.tokenizer.report.stages import Recall, measure_recall
 from training.tokenizer.report.tree import Node, Words, grow, spread_codes
 from training.tokenizer.tokenizer import Tokenizer
 

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from training.tokenizer.report.tree import Words
 from training.tokenizer.tokenizer import Tokenizer
 
-POINTS, REGIONS = 3000, 12
+POINTS, REGIONS = 3000, 20
 
 
 @dataclass(frozen=True, eq=False)

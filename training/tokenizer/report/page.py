@@ -19,6 +19,7 @@ table { border-collapse: collapse; width: 100% }
 tr { border-bottom: 1px solid #eee }
 td, th { text-align: left; vertical-align: top; padding: .3em .9em .3em 0 }
 td.name, td.figure { white-space: nowrap; font-variant-numeric: tabular-nums }
+td.paper { min-width: 15em }
 td.paper, .note { color: #666 }
 img { width: 100%; height: auto }
 code { background: #f4f4f4; padding: 0 .2em }

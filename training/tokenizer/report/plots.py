@@ -10,12 +10,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from training.tokenizer.recall import KS
 from training.tokenizer.report.figures import Figures
 from training.tokenizer.report.map import AdMap
-from training.tokenizer.report.recall import BEST_SELLER, CODES, KS, LEARNT, WORDS, Recall
+from training.tokenizer.report.stages import BEST_SELLER, CODES, LEARNT, WORDS, Recall
 from training.tokenizer.report.tree import Node
 
 COLOURS = {BEST_SELLER: "#bbbbbb", WORDS: "#7fa7d1", LEARNT: "#1f5fa8", CODES: "#e08a3c"}
+NAMED = 0.012  # of the ads shown; a narrower box has no room for a name
 LEGEND = {
     BEST_SELLER: "naming best-sellers",
     WORDS: "words (TF-IDF + SVD)",
@@ -33,13 +35,11 @@ def recall_bars(recall: Recall) -> str:
             at = [i + (place - 1.5) * 0.2 for i, group in enumerate(recall.anchors) if group in found]
             heights = [found[group][k] for group in recall.anchors if group in found]
             bars = axis.bar(at, heights, width=0.19, color=COLOURS[stage], label=LEGEND[stage])
-            axis.bar_label(bars, labels=[f"{h:.2f}"[1:] if h < 1 else "1" for h in heights], fontsize=7)
+            axis.bar_label(bars, labels=[f"{height:.3f}".lstrip("0") for height in heights], fontsize=6)
         axis.set_xticks(range(len(names)), names, fontsize=8)
         axis.set_title(f"R@{k}")
+        axis.margins(y=0.25)
     axes[0].legend(fontsize=7, loc="upper right")
-    top = max(row[KS[-1]] for stage in recall.stages.values() for row in stage.values())
-    for axis in axes:
-        axis.set_ylim(0, 1.25 * top)
     return _svg(figure)
 
 
@@ -70,16 +70,16 @@ def collision_bars(figures: Figures) -> str:
     shares |= {"paper, MGMR": 0.1826, "paper, RQ-Kmeans": 0.8544}
     colours = ["#1f5fa8", "#7fa7d1", "#bbbbbb", "#bbbbbb"][-len(shares) :]
     bars = left.barh(list(shares), list(shares.values()), color=colours)
-    left.bar_label(bars, labels=[f"{share:.2%}" for share in shares.values()], fontsize=8, padding=3)
+    left.bar_label(bars, labels=[f"{100 * share:.2f} %" for share in shares.values()], fontsize=8, padding=3)
     left.invert_yaxis()
     left.set_xlim(0, 1)
     left.set_title("ads that share their SID with another ad")
     if figures.lost:
         bars = right.bar(
-            [f"{n} level{'s' * (n > 1)}" for n in range(len(figures.lost) + 1)], [1, *figures.lost]
+            ["no code", *(f"level {n}" for n in range(1, len(figures.lost) + 1))], [1, *figures.lost]
         )
         right.bar_label(bars, labels=[f"{share:.2f}" for share in (1, *figures.lost)], fontsize=8)
-        right.set_title("share of the vectors that the codes lose")
+        right.set_title("share of the vectors lost after each level")
         right.set_ylim(0, 1.1)
     else:
         right.set_axis_off()
@@ -90,23 +90,20 @@ def icicle(tree: list[Node]) -> str:
     """Some codes of the first level, each with its largest children; widths are numbers of ads."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     axis = figure.subplots()
-    colours = mpl.colormaps["tab10"]
+    colours, total = mpl.colormaps["Set3"], sum(node.ads for node in tree)
     left = 0.0
     for number, node in enumerate(tree):
-        colour = colours(number % 10)
+        colour = colours(number % 12)
         _box(axis, left, 1.0, width=node.ads, colour=colour, text=_label(node))
         at = left
-        for place, child in enumerate(node.children):
-            shade = (
-                tuple(0.35 * c + 0.65 for c in colour[:3])
-                if place % 2
-                else tuple(0.55 * c + 0.45 for c in colour[:3])
-            )
-            _box(axis, at, 0.0, width=child.ads, colour=shade, text=_label(child), small=True)
+        for child in node.children:
+            name = _label(child) if child.ads > NAMED * total else ""
+            _box(axis, at, 0.0, width=child.ads, colour=colour, text=name, small=True)
             at += child.ads
         rest = node.ads - sum(child.ads for child in node.children)
         if rest and node.children:
-            _box(axis, at, 0.0, width=rest, colour="#eeeeee", text=f"{rest:,} ads\nin others", small=True)
+            name = f"others\n{rest:,}" if rest > NAMED * total else ""
+            _box(axis, at, 0.0, width=rest, colour="#eeeeee", text=name, small=True)
         left += node.ads * 1.02
     axis.set_xlim(0, left)
     axis.set_ylim(0, 2)

@@ -15,19 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
-from training.preset.tokenizer import TokenizerConfig
-from training.tokenizer.cooccurrence.baskets import Baskets, read_baskets
+from training.tokenizer.cooccurrence.baskets import read_baskets
 from training.tokenizer.cooccurrence.held_out import HeldOut, best_seller_recall_at, groups, recall_at
-from training.tokenizer.cooccurrence.positives import Cooccurrence
-from training.tokenizer.embedders import EMBEDDERS
 from training.tokenizer.embedders.tfidf_svd import TfidfSvd
+from training.tokenizer.recall import KEPT_OUT, KS, fit_embedder, without
 from training.tokenizer.tokenizer import Tokenizer
 
-KS = (1, 5, 10)
-KEPT_OUT = 0.2  # of the texts
 BEST_SELLER, WORDS, LEARNT, CODES = "best-seller", "words", "learnt", "codes"
 
 Row = dict[int, float]  # recall by k
@@ -59,19 +54,19 @@ class Texts:
         texts: N.
         first: int64 [N], row of an ad of each.
         of: int64 [A], text of each ad.
-        known: bool [A], ads that the tokenizer was fitted on.
+        fitted: int64, those that the tokenizer was fitted on.
     """
 
     texts: np.ndarray
     first: np.ndarray
     of: np.ndarray
-    known: np.ndarray
+    fitted: np.ndarray
 
     @classmethod
     def among(cls, ads: pl.DataFrame, *, fitted_until: int) -> Texts:
         """Of a table of ads."""
         texts, first, of = np.unique(ads["text"].to_numpy(), return_index=True, return_inverse=True)
-        return cls(texts, first, of, (ads["created_at"] < fitted_until).to_numpy())
+        return cls(texts, first, of, np.unique(of[(ads["created_at"] < fitted_until).to_numpy()]))
 
 
 def measure_recall(
@@ -81,7 +76,6 @@ def measure_recall(
     data_dir: Path,
     behaviors: Sequence[str],
     fitted_until: int,
-    seed: int = 0,
 ) -> Recall | None:
     """Measure it on the baskets after the training part; None where they hold no pair that counts.
 
@@ -91,7 +85,6 @@ def measure_recall(
         data_dir: folder of the prepared tables.
         behaviors: events of these make a basket.
         fitted_until: unix seconds; ads created before are those the tokenizer was fitted on.
-        seed: of the texts that are kept out.
 
     Raises:
         OSError: a file is missing.
@@ -99,28 +92,28 @@ def measure_recall(
     """
     texts, config = Texts.among(ads, fitted_until=fitted_until), tokenizer.config
     kind = config.cooccurrence.basket
-    learnt_from = read_baskets(data_dir, part="train", behaviors=behaviors, basket=kind)
-    ad_ids = ads["ad_id"].to_numpy()
-
-    def table(baskets: Baskets) -> csr_matrix:
-        return baskets.contents(ad_ids, texts.of, count=len(texts.texts))
-
-    held_out = HeldOut.of(table(read_baskets(data_dir, part="later", behaviors=behaviors, basket=kind)))
+    train, later = (
+        read_baskets(data_dir, part=part, behaviors=behaviors, basket=kind).contents(
+            ads["ad_id"].to_numpy(), texts.of, count=len(texts.texts)
+        )
+        for part in ("train", "later")
+    )
+    held_out = HeldOut.of(later)
     if not len(held_out.anchors):
         return None
-    hidden = np.random.default_rng(seed).random(len(texts.texts)) < KEPT_OUT
-    train = table(learnt_from)
+    hidden = np.random.default_rng(config.seed).random(len(texts.texts)) < KEPT_OUT
     asked = dict(groups(held_out, train))
     asked["kept out"] = groups(held_out, train, kept_out=hidden)["kept out"]
     asked = {name: asked[name] for name in ("warm", "kept out", "few")}
     one_of_each = ads[texts.first]
     with threadpool_limits(limits=1):
-        known = np.unique(texts.texts[texts.of[texts.known]]).tolist()
-        words = TfidfSvd.fit(known, config).embed(texts.texts.tolist())
+        words = TfidfSvd.fit(texts.texts[texts.fitted].tolist(), config).embed(texts.texts.tolist())
         own = tokenizer.vectors(one_of_each)
         seen = dict.fromkeys(asked, own)
         if config.learns_from_baskets:
-            seen["kept out"] = _without(hidden, texts, ad_ids=ad_ids, baskets=learnt_from, config=config)
+            shown = without(train, hidden)[:, texts.fitted]
+            embedder = fit_embedder(texts.texts[texts.fitted].tolist(), config, shown)
+            seen["kept out"] = embedder.embed(texts.texts.tolist())
     codes = _unit(tokenizer.reconstruct(tokenizer.encode(one_of_each)))
     stages = {
         BEST_SELLER: {n: best_seller_recall_at(held_out, KS, anchors=a) for n, a in asked.items()},
@@ -130,19 +123,6 @@ def measure_recall(
         CODES: {n: recall_at(codes, held_out, KS, anchors=a) for n, a in asked.items() if n != "kept out"},
     }
     return Recall(stages, {name: len(anchors) for name, anchors in asked.items()})
-
-
-def _without(
-    hidden: np.ndarray, texts: Texts, *, ad_ids: np.ndarray, baskets: Baskets, config: TokenizerConfig
-) -> np.ndarray:
-    """Vectors [N, D] of an embedder of the same settings that saw no basket entry of the hidden texts."""
-    known, content = np.unique(texts.of[texts.known], return_inverse=True)
-    shown = ~hidden[texts.of[texts.known]]
-    positives = Cooccurrence(baskets).positives(
-        ad_ids[texts.known][shown], content[shown], count=len(known), settings=config.cooccurrence
-    )
-    embedder = EMBEDDERS[config.embedding].fit(texts.texts[known].tolist(), config, positives=positives)
-    return embedder.embed(texts.texts.tolist())
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
