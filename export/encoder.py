@@ -38,10 +38,12 @@ def write_encoder(tokenizer: Tokenizer | GivenSids, folder: Path) -> None:
         ParityError: the encoder does not give the tokenizer's SIDs.
     """
     graph, more = _of(tokenizer)
+    salt = "" if graph is None else tokenizer.config.hash_salt
     settings = {
         "format_version": FORMAT_VERSION,
         "tokenizer_id": tokenizer.tokenizer_id,
         "level_sizes": tokenizer.level_sizes,  # the last one is the hash's, but for given SIDs
+        **({"hash_salt": salt} if salt else {}),
         **more,
     }
     folder.mkdir()
@@ -51,6 +53,7 @@ def write_encoder(tokenizer: Tokenizer | GivenSids, folder: Path) -> None:
             tokenizer.level_sizes,
             features=len(more["vocabulary" if "vocabulary" in more else "columns"]),
             dim=more["embedding_dim"],
+            hash_salt=salt,
         )
         helper.set_model_props(graph, metadata)
         onnx.save(graph, str(folder / GRAPH))
@@ -69,7 +72,7 @@ def _of(tokenizer: Tokenizer | GivenSids) -> tuple[onnx.ModelProto | None, dict[
             mean=embedder.mean,
             std=embedder.std,
             scale=embedder.scale,
-            codebooks=tokenizer.codebooks,
+            quantizer=tokenizer.quantizer,
         )
         more = {"analysis": GIVEN_VECTORS, "embedding_dim": embedder.dim, "columns": embedder.columns}
         return graph, more
@@ -81,7 +84,7 @@ def _of(tokenizer: Tokenizer | GivenSids) -> tuple[onnx.ModelProto | None, dict[
         )
     arrays, metadata = embedder.state()
     vocabulary: dict[str, int] = metadata["vocabulary"]
-    return encoder_graph(arrays["idf"], arrays["components"], codebooks=tokenizer.codebooks), {
+    return encoder_graph(arrays["idf"], arrays["components"], quantizer=tokenizer.quantizer), {
         "analysis": WORD_NGRAMS,
         "token_pattern": TOKEN_PATTERN,
         "ngram_max": metadata["ngram_max"],

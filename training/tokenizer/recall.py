@@ -19,6 +19,7 @@ from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer.cooccurrence.held_out import HeldOut, best_seller_recall_at, groups, recall_at
 from training.tokenizer.cooccurrence.positives import find_positives
 from training.tokenizer.embedders import EMBEDDERS
+from training.tokenizer.embedders.base import Embedder
 
 KEPT_OUT = 0.1  # share of the contents
 KS = (1, 5, 10)
@@ -62,8 +63,8 @@ def group_recall(
     hidden = np.random.default_rng(config.seed).random(train.shape[1]) < kept_out
     asked = groups(held_out, train)
     found = {}
-    for baskets, names in ((train, ("warm", "few")), (_without(train, hidden), ("kept out",))):
-        vectors = _vectors(content, config, baskets)
+    for baskets, names in ((train, ("warm", "few")), (without(train, hidden), ("kept out",))):
+        vectors = fit_embedder(content, config, baskets).embed(content)
         if names == ("kept out",):
             asked = groups(held_out, train, kept_out=hidden)
         for name in names:
@@ -76,13 +77,13 @@ def group_recall(
     return found
 
 
-def _vectors(content: Any, config: TokenizerConfig, baskets: csr_matrix) -> np.ndarray:
+def fit_embedder(content: Any, config: TokenizerConfig, baskets: csr_matrix) -> Embedder:
+    """The embedder of `config` on N contents and their baskets, ones [B, N], in the order of time."""
     positives = find_positives(baskets, settings=config.cooccurrence) if config.learns_from_baskets else None
-    embedder = EMBEDDERS[config.embedding].fit(content, config, positives=positives)
-    return embedder.embed(content)
+    return EMBEDDERS[config.embedding].fit(content, config, positives=positives)
 
 
-def _without(baskets: csr_matrix, hidden: np.ndarray) -> csr_matrix:
+def without(baskets: csr_matrix, hidden: np.ndarray) -> csr_matrix:
     """The baskets without some contents, bool [N]."""
     left = (baskets @ diags((~hidden).astype(np.uint8), dtype=np.uint8)).tocsr()
     left.eliminate_zeros()
