@@ -26,6 +26,7 @@ class CooccurrenceConfig(BaseModel):
         check_every: steps between two looks at the held-out baskets; the best of them is kept.
         anchors: ads of a batch.
         positives: drawn for each anchor.
+        negatives: drawn from all ads for all anchors of a batch, besides what was drawn as positives.
         temperature: tau of the loss.
         learning_rate: of Adam.
     """
@@ -41,6 +42,7 @@ class CooccurrenceConfig(BaseModel):
     check_every: Count = 25
     anchors: Annotated[int, Field(ge=2, strict=True)] = 512
     positives: Count = 2
+    negatives: Annotated[int, Field(ge=0, strict=True)] = 2048
     temperature: Annotated[float, Field(gt=0)] = 0.07
     learning_rate: Annotated[float, Field(gt=0)] = 5e-3
 

@@ -10,7 +10,7 @@ DEFINITIONS = """\
 compression      ads per distinct SID (1 = every ad has its own; GR4AD: RQ-Kmeans 3.54, MGMR 1.07)
 collision        share of ads that share their SID with at least one other ad (GR4AD: 85.44 %, MGMR 18.26 %;
                  GPR: RQ-VAE 23.21 %, RQ-Kmeans 21.40 %, RQ-Kmeans+ 20.60 %)
-collision floor  collision if each distinct content had a prefix of its own and only the hash told its ads apart
+collision floor  collision if each distinct content had a prefix of its own: its ads have only the hash
 utilisation      distinct SIDs / product of the level sizes (GR4AD: 0.10 permille, MGMR 0.34)
 level use        share of a level's codes that at least one ad carries (GPR, first level: RQ-VAE 92.13 %,
                  RQ-Kmeans 100 %, RQ-Kmeans+ 99.36 %); the others are dead
@@ -19,7 +19,8 @@ largest          ads of a level's fullest code / mean over its codes
 reconstruction   mean of |x - x'|^2 / mean of |x - mean|^2 over the ads, x' what the codes stand for
 path similarity  mean over prefixes with two distinct contents or more of the mean cosine of their pairs
                  (GPR: RQ-VAE .985, RQ-Kmeans .986, RQ-Kmeans+ .992)
-(The papers, arXiv 2602.22732 and 2511.10138, report such figures without formulas; these are our definitions.)"""
+(The papers, arXiv 2602.22732 and 2511.10138, report such figures without formulas; these definitions are
+ours.)"""
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,10 @@ class Tokenizer:
         content, inverse = _contents(ads, self.config, self.numeric_columns)
         return self._embedder.embed(content)[inverse]
 
+    def contents(self, ads: pl.DataFrame) -> np.ndarray:
+        """Return int64 [N], which distinct content each ad has; of given embeddings each has its own."""
+        return _contents(ads, self.config, self.numeric_columns)[1]
+
     def reconstruct(self, sids: np.ndarray) -> np.ndarray:
         """Return float32 [N, D], what the codes before the hash say of the vectors; sids int [N, T]."""
         return self._quantizer.decode(np.asarray(sids)[:, :-1])
@@ -178,8 +182,7 @@ class Tokenizer:
         Raises:
             ValueError: a column is missing, of the wrong type or null.
         """
-        content = _contents(ads, self.config, self.numeric_columns)[1]
-        return Vectors(content, self.vectors(ads), self.reconstruct(sids))
+        return Vectors(self.contents(ads), self.vectors(ads), self.reconstruct(sids))
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer to `folder`, replacing an older tokenizer there in one step.

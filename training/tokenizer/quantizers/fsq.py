@@ -1,8 +1,8 @@
 """Finite scalar quantization on principal axes: a baseline without codebooks.
 
-A level of K codes is a product of a few scalars, each bounded and rounded to L values, prod L = K (FSQ; Mentzer
-et al., arXiv 2309.15505). Where FSQ learns the scalars with an autoencoder, ours are the coordinates p on the
-principal axes, the leading ones for the first level:
+A level of K codes is a product of a few scalars, each bounded and rounded to L values, prod L = K (FSQ;
+Mentzer et al., arXiv 2309.15505). Where FSQ learns the scalars with an autoencoder, ours are the coordinates
+p on the principal axes, the leading ones for the first level:
 
     q = round( (L - 1) / 2 * tanh((p - mean) / std) )
 
@@ -99,7 +99,7 @@ class Fsq:
         return tuple(int(np.prod(level)) for level in self._counts)
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """See `Quantizer`: the values of a level's scalars are the digits of its code, the first the lowest."""
+        """See `Quantizer`: a level's scalars are the digits of its code, the first the lowest."""
         along = check_points(x, dim=len(self.axes)).astype(np.float64) @ self.axes.astype(np.float64)
         codes = np.zeros((len(along), len(self.borders)), np.int32)
         axis = 0

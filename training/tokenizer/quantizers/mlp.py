@@ -2,8 +2,8 @@
 
     f(x) = clip(x + W_2 ReLU(W_1 x + b_1) + b_2, -1, 1)
 
-x, weights and, rounded, the hidden layer are on the grid of 2^-20, so every product is a multiple of 2^-40; as
-long as no sum reaches 2^12 units of 1, float64 adds them exactly in any order (see `grid.py`), here as in the
+x, weights and, rounded, the hidden layer are on the grid of 2^-20, so every product is a multiple of 2^-40;
+as long as no sum reaches 2^12, float64 adds them exactly in any order (see `grid.py`), here as in the
 encoder's graph. That is why it is ReLU and no other activation: it does not round.
 
 Letters: N points, D dimensions, H hidden units.

@@ -3,8 +3,8 @@
     z = encoder(x)      codes and z_q = residual k-means of z      x' = decoder(z_q)
 
 Encoder and decoder have a residual connection and begin as the identity, the codebooks as those of RQ-Kmeans;
-then all of them are trained with the loss of a residual-quantised VAE (GPR, arXiv 2511.10138, RQ-Kmeans+). GPR
-publishes neither sizes nor the form of the decoder: ours are one hidden layer each.
+then all of them are trained with the loss of a residual-quantised VAE (GPR, arXiv 2511.10138, RQ-Kmeans+).
+GPR publishes neither sizes nor the form of the decoder: ours have one hidden layer each.
 """
 
 from __future__ import annotations
