@@ -94,7 +94,7 @@ class Drift:
         """
         if new.ads < MIN_ADS:
             why = f"not known: expected {MIN_ADS} new ads to judge by, got {new.ads}"
-            return cls(fitted, new, 1.0, (1.0,) * len(fitted.pairs), False, why)
+            return cls(fitted, new, error=1.0, pairs=(1.0,) * len(fitted.pairs), due=False, why=why)
         error = _ratio(new.error, fitted.error)
         pairs = tuple(_ratio(now, then) for now, then in zip(same_codes(codes), fitted.pairs, strict=True))
         above = [f"error {error:.2f} > {MAX_ERROR}"] if error > MAX_ERROR else []
@@ -105,7 +105,7 @@ class Drift:
         ]
         figures = f"error {error:.2f}, pairs {', '.join(f'{ratio:.2f}' for ratio in pairs)} times the fit's"
         why = f"due: {', '.join(above)} times the fit's" if above else f"not due: {figures}"
-        return cls(fitted, new, error, pairs, bool(above), why)
+        return cls(fitted, new, error=error, pairs=pairs, due=bool(above), why=why)
 
     def save(self, folder: Path) -> None:
         """Write it beside the tokenizer.
