@@ -17,7 +17,7 @@ from training.tokenizer.report.stages import BEST_SELLER, CODES, LEARNT, WORDS, 
 from training.tokenizer.report.tree import Node
 
 COLOURS = {BEST_SELLER: "#bbbbbb", WORDS: "#7fa7d1", LEARNT: "#1f5fa8", CODES: "#e08a3c"}
-NAMED = 0.012  # of the ads shown; a narrower box has no room for a name
+NAMED = 0.03  # of the ads shown; a narrower box has no room for a name
 LEGEND = {
     BEST_SELLER: "naming best-sellers",
     WORDS: "words (TF-IDF + SVD)",
@@ -39,7 +39,7 @@ def recall_bars(recall: Recall) -> str:
         axis.set_xticks(range(len(names)), names, fontsize=8)
         axis.set_title(f"R@{k}")
         axis.margins(y=0.25)
-    axes[0].legend(fontsize=7, loc="upper right")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside lower center")
     return _svg(figure)
 
 
@@ -94,7 +94,14 @@ def icicle(tree: list[Node]) -> str:
     left = 0.0
     for number, node in enumerate(tree):
         colour = colours(number % 12)
-        _box(axis, left, 1.0, width=node.ads, colour=colour, text=_label(node))
+        _box(
+            axis,
+            left,
+            1.0,
+            width=node.ads,
+            colour=colour,
+            text=_label(node) if node.ads > NAMED * total else "",
+        )
         at = left
         for child in node.children:
             name = _label(child) if child.ads > NAMED * total else ""
