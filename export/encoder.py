@@ -22,7 +22,8 @@ from indexer.encode.given import GIVEN_SIDS, GIVEN_VECTORS
 from indexer.encode.settings import FORMAT_VERSION, GRAPH, SETTINGS, graph_metadata
 from indexer.events.content import Content, pack_vector
 from training.tokenizer.embedders.given_vectors import GivenVectors
-from training.tokenizer.embedders.tfidf_svd import TOKEN_PATTERN, TfidfSvd
+from training.tokenizer.embedders.projected import ProjectedWords
+from training.tokenizer.embedders.words import TOKEN_PATTERN
 from training.tokenizer.given_sids import GivenSids
 from training.tokenizer.tokenizer import Tokenizer
 
@@ -37,10 +38,12 @@ def write_encoder(tokenizer: Tokenizer | GivenSids, folder: Path) -> None:
         ParityError: the encoder does not give the tokenizer's SIDs.
     """
     graph, more = _of(tokenizer)
+    salt = "" if graph is None else tokenizer.config.hash_salt
     settings = {
         "format_version": FORMAT_VERSION,
         "tokenizer_id": tokenizer.tokenizer_id,
         "level_sizes": tokenizer.level_sizes,  # the last one is the hash's, but for given SIDs
+        **({"hash_salt": salt} if salt else {}),
         **more,
     }
     folder.mkdir()
@@ -50,6 +53,7 @@ def write_encoder(tokenizer: Tokenizer | GivenSids, folder: Path) -> None:
             tokenizer.level_sizes,
             features=len(more["vocabulary" if "vocabulary" in more else "columns"]),
             dim=more["embedding_dim"],
+            hash_salt=salt,
         )
         helper.set_model_props(graph, metadata)
         onnx.save(graph, str(folder / GRAPH))
@@ -68,18 +72,19 @@ def _of(tokenizer: Tokenizer | GivenSids) -> tuple[onnx.ModelProto | None, dict[
             mean=embedder.mean,
             std=embedder.std,
             scale=embedder.scale,
-            codebooks=tokenizer.codebooks,
+            quantizer=tokenizer.quantizer,
         )
         more = {"analysis": GIVEN_VECTORS, "embedding_dim": embedder.dim, "columns": embedder.columns}
         return graph, more
-    if not isinstance(embedder, TfidfSvd):
+    if not isinstance(embedder, ProjectedWords):
         raise ValueError(
-            f"tokenizer {tokenizer.tokenizer_id}: expected an embedder with an ONNX form (tfidf_svd, given), "
-            f"got {type(embedder).__name__}: write one in encoder_graph.py, or export without the tokenizer"
+            f"tokenizer {tokenizer.tokenizer_id}: expected an embedder with an ONNX form (bag, tfidf_svd, "
+            f"given), got {type(embedder).__name__}: write one in encoder_graph.py, or export without the "
+            "tokenizer"
         )
     arrays, metadata = embedder.state()
     vocabulary: dict[str, int] = metadata["vocabulary"]
-    return encoder_graph(arrays["idf"], arrays["components"], codebooks=tokenizer.codebooks), {
+    return encoder_graph(arrays["idf"], arrays["components"], quantizer=tokenizer.quantizer), {
         "analysis": WORD_NGRAMS,
         "token_pattern": TOKEN_PATTERN,
         "ngram_max": metadata["ngram_max"],

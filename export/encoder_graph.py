@@ -1,10 +1,10 @@
 """ONNX graphs of tokenizers: from what an ad is to its codes, bit for bit as the tokenizer gives them.
 
-The graphs follow the embedder (`TfidfSvd`, `GivenVectors`) and `ResidualKMeans` in float64 up to the grid,
-where arithmetic becomes exact. Before the grid only operations with one possible order of addition are used
-(CumSum, Scan), so a row is the same in any batch and with any padding. One sum, the squared length of a
-text's projection, NumPy adds in another order: it may differ in its last bit of 53, which the cast to float32
-and the grid drop.
+The graphs follow the embedder (`ProjectedWords`, `GivenVectors`) in float64 up to the grid, where arithmetic
+becomes exact; from there on see `quantizer_graph.py`. Before the grid only operations with one possible order
+of addition are used (CumSum, Scan), so a row is the same in any batch and with any padding. One sum, the
+squared length of a text's projection, NumPy adds in another order: it may differ in its last bit of 53, which
+the cast to float32 and the grid drop.
 
 Letters: N ads, L n-grams of the longest text, F n-grams of the vocabulary or numbers of an ad, D dimensions,
 K codes of a level, T levels of a SID.
@@ -12,50 +12,18 @@ K codes of a level, T levels of a SID.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.quantizer_graph import add_codes
 from training.tokenizer.embedders.given_vectors import CLIP
-from training.tokenizer.embedders.tfidf_svd import MIN_LENGTH
-from training.tokenizer.quantizers.residual_kmeans import GRID
-
-OPSET, IR_VERSION = 17, 8
-
-
-class Nodes:
-    """Nodes and constants of one graph, named as they come."""
-
-    def __init__(self, prefix: str = "") -> None:
-        """None yet; names begin with `prefix`."""
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[TensorProto] = []
-        self._prefix = prefix
-
-    def add(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        """A node; returns the name of its output."""
-        output = name or f"{self._prefix}{op}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
-        return output
-
-    def constant(self, value: Any, dtype: Any) -> str:
-        """An initializer; returns its name."""
-        name = f"{self._prefix}constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value, dtype), name))
-        return name
-
-    def length(self, x: str) -> str:
-        """Length float64 [N, 1] of the rows of x [N, .], added from left to right."""
-        axis, last = self.constant(1, np.int64), self.constant([-1], np.int64)
-        sums = self.add("CumSum", self.add("Mul", x, x), axis)
-        return self.add("Sqrt", self.add("Gather", sums, last, axis=1))
+from training.tokenizer.embedders.projected import MIN_LENGTH
+from training.tokenizer.graph_nodes import Nodes
+from training.tokenizer.quantizers.base import Quantizer
 
 
-def encoder_graph(
-    idf: np.ndarray, components: np.ndarray, *, codebooks: tuple[np.ndarray, ...]
-) -> onnx.ModelProto:
+def encoder_graph(idf: np.ndarray, components: np.ndarray, *, quantizer: Quantizer) -> onnx.ModelProto:
     """Graph from columns int64 [N, L] and term frequencies float64 [N, L] to codes int32 [N, T - 1].
 
     Padding has term frequency 0, its column may be any.
@@ -63,7 +31,7 @@ def encoder_graph(
     Args:
         idf: float32 [F].
         components: float32 [D, F].
-        codebooks: float32 [K, D] a level, on the grid.
+        quantizer: of vectors of D dimensions.
     """
     g = Nodes()
     idf_of = g.add("Gather", g.constant(idf, np.float32), "columns")  # [N, L]
@@ -73,20 +41,20 @@ def encoder_graph(
     # A text without a known word is 0 / 0 by now, and NaN is not greater either: the zero vector.
     known = g.add("Greater", length, g.constant(MIN_LENGTH, np.float64))
     unit = g.add("Where", known, g.add("Div", projected, length), g.constant(0, np.float64))
-    # float32, as `TfidfSvd.embed` returns it.
-    _codes(g, g.add("Cast", unit, to=TensorProto.FLOAT, name="unit"), codebooks)
+    # float32, as `ProjectedWords.embed` returns it.
+    add_codes(g, g.add("Cast", unit, to=TensorProto.FLOAT, name="unit"), quantizer)
     return _model(
         g,
         [
             helper.make_tensor_value_info("columns", TensorProto.INT64, ["N", "L"]),
             helper.make_tensor_value_info("tf", TensorProto.DOUBLE, ["N", "L"]),
         ],
-        levels=len(codebooks),
+        levels=len(quantizer.level_sizes),
     )
 
 
 def vectors_graph(
-    dim: int, *, mean: np.ndarray, std: np.ndarray, scale: float, codebooks: tuple[np.ndarray, ...]
+    dim: int, *, mean: np.ndarray, std: np.ndarray, scale: float, quantizer: Quantizer
 ) -> onnx.ModelProto:
     """Graph of `GivenVectors`: vectors float32 [N, D] and numbers float64 [N, F] to codes int32 [N, T - 1].
 
@@ -97,7 +65,7 @@ def vectors_graph(
         mean: float64 [F].
         std: float64 [F].
         scale: of a standardised number.
-        codebooks: float32 [K, D + F] a level, on the grid.
+        quantizer: of vectors of D + F dimensions.
     """
     g, inputs, parts = Nodes(), [], []
     if dim:
@@ -114,34 +82,12 @@ def vectors_graph(
         clipped = g.add("Clip", standard, least, most)
         parts.append(g.add("Mul", clipped, g.constant(scale, np.float64)))
     joined = g.add("Concat", *parts, axis=1)
-    _codes(g, g.add("Cast", joined, to=TensorProto.FLOAT, name="unit"), codebooks)
-    return _model(g, inputs, levels=len(codebooks))
-
-
-def _codes(g: Nodes, vectors: str, codebooks: tuple[np.ndarray, ...]) -> None:
-    """Output `codes` int32 [N, T - 1] of vectors float32 [N, D], as `ResidualKMeans.encode` has them."""
-    grid = g.constant(GRID, np.float64)
-    wide = g.add("Cast", vectors, to=TensorProto.DOUBLE)
-    residual = g.add("Div", g.add("Round", g.add("Mul", wide, grid)), grid)
-    codes = []
-    axis = g.constant([1], np.int64)
-    for codebook in codebooks:
-        centroids = codebook.astype(np.float64)
-        half_norm = g.constant(0.5 * (centroids * centroids).sum(axis=1), np.float64)  # [K]
-        book = g.add("Cast", g.constant(codebook, np.float32), to=TensorProto.DOUBLE)
-        product = g.add("MatMul", residual, g.add("Transpose", book, perm=[1, 0]))  # [N, D] @ [D, K]
-        code = g.add("ArgMin", g.add("Sub", half_norm, product), axis=1, keepdims=0)  # [N]
-        residual = g.add("Sub", residual, g.add("Gather", book, code))
-        codes.append(g.add("Unsqueeze", code, axis))
-    g.add("Cast", g.add("Concat", *codes, axis=1), to=TensorProto.INT32, name="codes")
+    add_codes(g, g.add("Cast", joined, to=TensorProto.FLOAT, name="unit"), quantizer)
+    return _model(g, inputs, levels=len(quantizer.level_sizes))
 
 
 def _model(g: Nodes, inputs: list[onnx.ValueInfoProto], *, levels: int) -> onnx.ModelProto:
-    output = helper.make_tensor_value_info("codes", TensorProto.INT32, ["N", levels])
-    graph = helper.make_graph(g.nodes, "encoder", inputs, [output], g.constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    onnx.checker.check_model(model)
-    return model
+    return g.model(inputs, [helper.make_tensor_value_info("codes", TensorProto.INT32, ["N", levels])])
 
 
 def _projection(g: Nodes, weights: str, components: np.ndarray) -> str:

@@ -2,14 +2,18 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
 from serving.index.hashing import hash_level
 
+PAGE = Path(__file__).parents[2] / "docs" / "tokenizer.md"
+FROZEN = [326, 345, 575]
 PROGRAM = """
 from serving.index.hashing import hash_level
 print(hash_level(['a', 'ü'], ['x', 'y'], [1, 2], size=977).tolist())
@@ -20,6 +24,22 @@ def test_equals_the_written_definition():
     digest = hashlib.blake2b(b"4:acmeclick:42", digest_size=8).digest()
     code = int.from_bytes(digest, "little") % 1000
     assert hash_level(["acme"], ["click"], [42], size=1000).tolist() == [code]
+
+
+def documented():
+    """Rows of the table of test vectors: account, conversion type, ad, size, salt, code."""
+    cells = r"^\| \"(.*?)\" \| \"(.*?)\" \| (\d+) \| (\d+) \| \"(.*?)\" \| (\d+) \|$"
+    rows = re.findall(cells, PAGE.read_text(), re.M)
+    return [(a, c, int(ad), int(size), salt, int(code)) for a, c, ad, size, salt, code in rows]
+
+
+def test_documented_vectors_hold():
+    """They never change: a published SID would move."""
+    assert len(documented()) == 6
+    for account, conversion, ad, size, salt, code in documented():
+        assert hash_level([account], [conversion], [ad], size=size, salt=salt).tolist() == [code]
+    frozen = hash_level(["acme", "größe", ""], ["click", "", "buy"], [42, 0, 2**62], size=1024)
+    assert frozen.tolist() == FROZEN
 
 
 def test_does_not_depend_on_the_process():
@@ -53,3 +73,21 @@ def test_spreads_evenly_and_hashes_100_000_ads_within_a_second():
 
 def test_no_ads_give_no_codes():
     assert hash_level([], [], [], size=8).shape == (0,)
+
+
+def test_a_salt_is_blake2bs_own_and_none_is_as_before():
+    digest = hashlib.blake2b(b"4:acmeclick:42", digest_size=8, salt=b"spring").digest()
+    code = int.from_bytes(digest, "little") % 1000
+    assert hash_level(["acme"], ["click"], [42], size=1000, salt="spring").tolist() == [code]
+    assert hash_level(["acme"], ["click"], [42], size=1000, salt="") == hash_level(
+        ["acme"], ["click"], [42], size=1000
+    )
+
+
+def test_another_salt_lets_other_ads_collide():
+    ads, size = 2000, 64
+    columns = (["a"] * ads, ["b"] * ads, range(ads))
+    one, two = (hash_level(*columns, size=size, salt=salt) for salt in ("", "2"))
+    together = one == one[0]
+    assert together.sum() > 10
+    assert 0 < (two[together] == two[0]).sum() < together.sum() / 2

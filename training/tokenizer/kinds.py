@@ -9,13 +9,20 @@ import polars as pl
 
 from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer.columns import check_readable
+from training.tokenizer.cooccurrence.positives import Cooccurrence
 from training.tokenizer.given_sids import GivenSids
-from training.tokenizer.storage import read_folder
+from training.tokenizer.storage import TokenizerError, read_folder
 from training.tokenizer.tokenizer import Tokenizer
 
 
 def fit(
-    ads: pl.DataFrame, config: TokenizerConfig, *, train_end: int, numeric_columns: Sequence[str] = ()
+    ads: pl.DataFrame,
+    config: TokenizerConfig,
+    *,
+    train_end: int,
+    numeric_columns: Sequence[str] = (),
+    cooccurrence: Cooccurrence | None = None,
+    older: Tokenizer | None = None,
 ) -> Tokenizer | GivenSids:
     """A tokenizer for these ads.
 
@@ -25,6 +32,8 @@ def fit(
         train_end: unix seconds; later ads must not shape codebooks, since nobody knew them at that time.
             Given SIDs are taken of all ads.
         numeric_columns: of ads, see `data.numeric_columns`.
+        cooccurrence: baskets of the training part; None where there are none.
+        older: whose codes a tokenizer that learns begins with.
 
     Raises:
         ValueError: a column or setting is unusable; says which.
@@ -33,7 +42,9 @@ def fit(
     if config.sids == "given":
         return GivenSids.fit(ads, config)
     known = ads.filter(pl.col("created_at") < train_end)
-    return Tokenizer.fit(known, config, numeric_columns=numeric_columns)
+    return Tokenizer.fit(
+        known, config, numeric_columns=numeric_columns, cooccurrence=cooccurrence, older=older
+    )
 
 
 def load(folder: Path) -> Tokenizer | GivenSids:
@@ -46,6 +57,32 @@ def load(folder: Path) -> Tokenizer | GivenSids:
     return (GivenSids if config.get("sids") == "given" else Tokenizer).load(folder)
 
 
+def saved_id(folder: Path) -> str | None:
+    """Id of the tokenizer that a folder holds; None where it holds no sound one."""
+    try:
+        return read_folder(folder)[0]
+    except TokenizerError:
+        return None
+
+
+def load_older(config: TokenizerConfig) -> Tokenizer | None:
+    """The tokenizer that `align_to` names, if any.
+
+    Raises:
+        TokenizerError: there is none, or it is unusable.
+        ValueError: one of the two takes given SIDs, whose codes nothing can align.
+    """
+    if config.align_to is None:
+        return None
+    older = load(Path(config.align_to))
+    if config.sids == "given" or not isinstance(older, Tokenizer):
+        raise ValueError(
+            f"tokenizer.align_to {config.align_to}: expected two tokenizers that learn SIDs, got "
+            f"{'given' if config.sids == 'given' else 'learnt'} SIDs now, {older.config.sids} there"
+        )
+    return older
+
+
 def is_made_with(
     tokenizer: Tokenizer | GivenSids, config: TokenizerConfig, *, numeric_columns: Sequence[str]
 ) -> bool:
@@ -55,6 +92,6 @@ def is_made_with(
         return config.levels == tokenizer.config.levels and all(size in (None, now) for size, now in pairs)
     return (
         isinstance(tokenizer, Tokenizer)
-        and tokenizer.config == config
+        and tokenizer.config.to_json() == config.to_json()
         and tokenizer.numeric_columns == tuple(numeric_columns)
     )

@@ -1,1 +1,18 @@
-"""Vector -> codes, coarse to fine."""
+"""Vector -> codes, coarse to fine.
+
+Another quantizer joins by implementing `Quantizer`, taking a name here, and a graph in
+`export/quantizer_graph.py`.
+"""
+
+from training.tokenizer.quantizers.balanced import Balanced
+from training.tokenizer.quantizers.base import Quantizer
+from training.tokenizer.quantizers.fsq import Fsq
+from training.tokenizer.quantizers.rq_kmeans import RqKmeans
+from training.tokenizer.quantizers.rq_kmeans_plus import RqKmeansPlus
+
+QUANTIZERS: dict[str, type[Quantizer]] = {
+    "balanced": Balanced,
+    "rq_kmeans": RqKmeans,
+    "rq_kmeans_plus": RqKmeansPlus,
+    "fsq": Fsq,
+}
