@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 
 import export.encoder as exporter
 import indexer.encode.ad_encoder as module
+import training.tokenizer.quantizers.rq_vae as rq_vae
 from export.bundle import write_bundle
 from export.encoder import write_encoder
 from export.parity import ParityError
+from export.quantizer_graph import add_codes
 from indexer.encode.ad_encoder import AdEncoder
 from indexer.encode.bundle_encoder import load_encoder
 from serving.files import sha256
@@ -26,6 +28,8 @@ from serving.model.bundle import BundleError, read_manifest
 from tests.pipeline import checkpoint, small_ads
 from tests.unit.test_bundle import edit, fake_graphs
 from training.preset.tokenizer import TokenizerConfig
+from training.tokenizer.graph_nodes import Nodes
+from training.tokenizer.quantizers import QUANTIZERS
 from training.tokenizer.tokenizer import Tokenizer
 
 WORDS = [
@@ -134,6 +138,37 @@ def test_vector_inside_the_graph_is_the_tokenizers_bit_for_bit(pair, tmp_path):
     columns, tf = module._padded([encoder._features(text) for text in texts])
     (vectors,) = session.run(["unit"], {"columns": columns, "tf": tf})
     np.testing.assert_array_equal(vectors, tokenizer.embedder.embed(texts))
+
+
+@pytest.mark.parametrize("quantizer", sorted(QUANTIZERS))
+def test_every_quantizer_gives_the_same_codes_in_the_graph(quantizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(rq_vae, "STEPS", 30)
+    tokenizer = fit(quantizer=quantizer)
+    write_encoder(tokenizer, tmp_path / "encoder")
+    encoder, ads = AdEncoder(tmp_path / "encoder"), table(known_texts())
+    wanted = tokenizer.encode(ads)
+    assert len(np.unique(wanted[:, :3], axis=0)) > 60
+    np.testing.assert_array_equal(encode(encoder, ads), wanted)
+    alone = np.concatenate([encode(encoder, ads[i]) for i in range(50)])
+    np.testing.assert_array_equal(alone, wanted[:50])
+
+
+def test_a_salted_hash_is_the_encoders_too_and_a_release_without_salts_refuses_it(tmp_path):
+    tokenizer = fit(hash_salt="spring-2")
+    write_encoder(tokenizer, tmp_path / "encoder")
+    encoder, ads = AdEncoder(tmp_path / "encoder"), table(known_texts(100))
+    np.testing.assert_array_equal(encode(encoder, ads), tokenizer.encode(ads))
+    path = tmp_path / SETTINGS
+    settings = json.loads(path.read_text())
+    assert settings.pop("hash_salt") == "spring-2"
+    path.write_text(json.dumps(settings))  # what such a release would read
+    with pytest.raises(BundleError, match="expected the graph of encoder.json"):
+        AdEncoder(tmp_path / "encoder")
+
+
+def test_a_quantizer_without_a_graph_is_refused():
+    with pytest.raises(ValueError, match="expected a quantizer with an ONNX form, got object"):
+        add_codes(Nodes(), "x", object())
 
 
 def test_an_ad_alone_gets_the_sid_it_gets_among_others_and_by_two_threads(pair, tmp_path):

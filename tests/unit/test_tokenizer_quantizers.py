@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import training.tokenizer.quantizers.rq_vae as rq_vae
 from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer.quantizers import QUANTIZERS
 from training.tokenizer.quantizers.balanced import Balanced
@@ -11,6 +12,13 @@ from training.tokenizer.quantizers.residual import Level
 from training.tokenizer.quantizers.rq_kmeans import RqKmeans
 
 RESIDUAL = [RqKmeans, Balanced]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_training():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rq_vae, "STEPS", 30)
+        yield
 
 
 def config(*sizes, iterations=5, seed=3):

@@ -29,9 +29,10 @@ SAMPLE = 32  # points a code that centroids and first prices are learnt from; al
 MIN_SAMPLE = 2**16  # these
 MOVED = 0.1  # of the codes, at most, in one step of Lloyd's algorithm
 LIGHT = 0.5  # of m: a code with less may move
-ROUNDS = 4  # of prices; before each but the first, centroids go to the means of the cells that prices made
-PRICE_STEPS = 40  # of a round
-LAST_STEPS = 20  # on all points, from the sample's prices
+ROUNDS = 4  # of prices, after each of which centroids go to the means of the cells that prices made
+ROUND_STEPS = 30
+LAST_STEPS = 100  # of the prices of the last centroids
+ALL_STEPS = 20  # and, where there was a sample, on all points
 FIRST_STEP = 0.02  # of the mean squared distance
 GROW, SHRINK = 1.2, 0.5
 
@@ -53,12 +54,14 @@ class Balanced(ResidualQuantizer):
         # A point is drawn by its weight, so in a sample all count the same.
         sample, share = points[some], np.ones(size) if size < len(points) else mass
         codebook = _centroids(sample, share, begin=begin, iterations=iterations, random=random)
-        level = _priced(sample, share, level=Level.of(codebook), steps=PRICE_STEPS)
-        for _ in range(ROUNDS - 1):
+        level = Level.of(codebook)
+        for _ in range(ROUNDS):
+            level = _priced(sample, share, level=level, steps=ROUND_STEPS)
             codes = level.nearest(sample)
             codebook = _means(sample, share, codes=codes, codebook=level.codebook)
-            level = _priced(sample, share, level=Level.of(codebook, level.price), steps=PRICE_STEPS)
-        return level if size >= len(points) else _priced(points, mass, level=level, steps=LAST_STEPS)
+            level = Level.of(codebook, level.price)
+        level = _priced(sample, share, level=level, steps=LAST_STEPS)
+        return level if size >= len(points) else _priced(points, mass, level=level, steps=ALL_STEPS)
 
 
 def _centroids(
