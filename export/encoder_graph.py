@@ -12,45 +12,14 @@ K codes of a level, T levels of a SID.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from training.tokenizer.embedders.given_vectors import CLIP
 from training.tokenizer.embedders.tfidf_svd import MIN_LENGTH
+from training.tokenizer.graph_nodes import Nodes
 from training.tokenizer.quantizers.residual_kmeans import GRID
-
-OPSET, IR_VERSION = 17, 8
-
-
-class Nodes:
-    """Nodes and constants of one graph, named as they come."""
-
-    def __init__(self, prefix: str = "") -> None:
-        """None yet; names begin with `prefix`."""
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[TensorProto] = []
-        self._prefix = prefix
-
-    def add(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        """A node; returns the name of its output."""
-        output = name or f"{self._prefix}{op}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
-        return output
-
-    def constant(self, value: Any, dtype: Any) -> str:
-        """An initializer; returns its name."""
-        name = f"{self._prefix}constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value, dtype), name))
-        return name
-
-    def length(self, x: str) -> str:
-        """Length float64 [N, 1] of the rows of x [N, .], added from left to right."""
-        axis, last = self.constant(1, np.int64), self.constant([-1], np.int64)
-        sums = self.add("CumSum", self.add("Mul", x, x), axis)
-        return self.add("Sqrt", self.add("Gather", sums, last, axis=1))
 
 
 def encoder_graph(
@@ -137,11 +106,7 @@ def _codes(g: Nodes, vectors: str, codebooks: tuple[np.ndarray, ...]) -> None:
 
 
 def _model(g: Nodes, inputs: list[onnx.ValueInfoProto], *, levels: int) -> onnx.ModelProto:
-    output = helper.make_tensor_value_info("codes", TensorProto.INT32, ["N", levels])
-    graph = helper.make_graph(g.nodes, "encoder", inputs, [output], g.constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    onnx.checker.check_model(model)
-    return model
+    return g.model(inputs, [helper.make_tensor_value_info("codes", TensorProto.INT32, ["N", levels])])
 
 
 def _projection(g: Nodes, weights: str, components: np.ndarray) -> str:
