@@ -22,7 +22,8 @@ from indexer.encode.given import GIVEN_SIDS, GIVEN_VECTORS
 from indexer.encode.settings import FORMAT_VERSION, GRAPH, SETTINGS, graph_metadata
 from indexer.events.content import Content, pack_vector
 from training.tokenizer.embedders.given_vectors import GivenVectors
-from training.tokenizer.embedders.tfidf_svd import TOKEN_PATTERN, TfidfSvd
+from training.tokenizer.embedders.projected import ProjectedWords
+from training.tokenizer.embedders.words import TOKEN_PATTERN
 from training.tokenizer.given_sids import GivenSids
 from training.tokenizer.tokenizer import Tokenizer
 
@@ -72,10 +73,11 @@ def _of(tokenizer: Tokenizer | GivenSids) -> tuple[onnx.ModelProto | None, dict[
         )
         more = {"analysis": GIVEN_VECTORS, "embedding_dim": embedder.dim, "columns": embedder.columns}
         return graph, more
-    if not isinstance(embedder, TfidfSvd):
+    if not isinstance(embedder, ProjectedWords):
         raise ValueError(
-            f"tokenizer {tokenizer.tokenizer_id}: expected an embedder with an ONNX form (tfidf_svd, given), "
-            f"got {type(embedder).__name__}: write one in encoder_graph.py, or export without the tokenizer"
+            f"tokenizer {tokenizer.tokenizer_id}: expected an embedder with an ONNX form (bag, tfidf_svd, "
+            f"given), got {type(embedder).__name__}: write one in encoder_graph.py, or export without the "
+            "tokenizer"
         )
     arrays, metadata = embedder.state()
     vocabulary: dict[str, int] = metadata["vocabulary"]

@@ -1,8 +1,8 @@
 """ONNX graphs of tokenizers: from what an ad is to its codes, bit for bit as the tokenizer gives them.
 
-The graphs follow the embedder (`TfidfSvd`, `GivenVectors`) and `ResidualKMeans` in float64 up to the grid,
-where arithmetic becomes exact. Before the grid only operations with one possible order of addition are used
-(CumSum, Scan), so a row is the same in any batch and with any padding. One sum, the squared length of a
+The graphs follow the embedder (`ProjectedWords`, `GivenVectors`) and `ResidualKMeans` in float64 up to the
+grid, where arithmetic becomes exact. Before the grid only operations with one possible order of addition are
+used (CumSum, Scan), so a row is the same in any batch and with any padding. One sum, the squared length of a
 text's projection, NumPy adds in another order: it may differ in its last bit of 53, which the cast to float32
 and the grid drop.
 
@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from training.tokenizer.embedders.given_vectors import CLIP
-from training.tokenizer.embedders.tfidf_svd import MIN_LENGTH
+from training.tokenizer.embedders.projected import MIN_LENGTH
 from training.tokenizer.graph_nodes import Nodes
 from training.tokenizer.quantizers.residual_kmeans import GRID
 
@@ -42,7 +42,7 @@ def encoder_graph(
     # A text without a known word is 0 / 0 by now, and NaN is not greater either: the zero vector.
     known = g.add("Greater", length, g.constant(MIN_LENGTH, np.float64))
     unit = g.add("Where", known, g.add("Div", projected, length), g.constant(0, np.float64))
-    # float32, as `TfidfSvd.embed` returns it.
+    # float32, as `ProjectedWords.embed` returns it.
     _codes(g, g.add("Cast", unit, to=TensorProto.FLOAT, name="unit"), codebooks)
     return _model(
         g,

@@ -23,6 +23,7 @@ from serving.model.bundle import read_manifest
 from training.preset.preset import Preset
 from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer.embedders.tfidf_svd import TfidfSvd
+from training.tokenizer.embedders.words import Words
 from training.tokenizer.quantizers.residual_kmeans import ResidualKMeans
 from training.tokenizer.tokenizer import Tokenizer
 
@@ -33,19 +34,21 @@ WORDS, DIM = 4_000, 64
 def seeded_tokenizer(level_sizes: tuple[int, ...], *, seed: int = 0) -> Tokenizer:
     """Tokenizer of those level sizes that knows the words w0 .. w3999; as costly as a fitted one."""
     random = np.random.default_rng(seed)
-    embedder = TfidfSvd(
-        {f"w{i}": i for i in range(WORDS)},
-        1,
-        idf=random.uniform(1.0, 9.0, WORDS).astype(np.float32),
-        components=random.standard_normal((DIM, WORDS)).astype(np.float32),
+    words = Words(
+        {f"w{i}": i for i in range(WORDS)}, 1, idf=random.uniform(1.0, 9.0, WORDS).astype(np.float32)
     )
+    embedder = TfidfSvd(words, components=random.standard_normal((DIM, WORDS)).astype(np.float32))
     books = []
     for level, size in enumerate(level_sizes[:-1]):
         book = random.standard_normal((size, DIM))
         # Of about the length of what a level leaves to the next.
         books.append((book / np.linalg.norm(book, axis=1, keepdims=True) * 0.8**level).astype(np.float32))
     config = TokenizerConfig(
-        codebook_sizes=level_sizes[:-1], hash_size=level_sizes[-1], embedding_dim=DIM, ngram_max=1
+        codebook_sizes=level_sizes[:-1],
+        hash_size=level_sizes[-1],
+        embedding="tfidf_svd",
+        embedding_dim=DIM,
+        ngram_max=1,
     )
     return Tokenizer(config, embedder, quantizer=ResidualKMeans(books))
 

@@ -40,7 +40,7 @@ def prepare(tmp_path, capsys, *, ads, data=None, **sections):
         ({}, {}, GIVEN_SIDS, "expected columns ['text']"),
         ({"text": ["a"] * 50}, {}, GIVEN_SIDS, "expected the columns sid_0, sid_1, sid_2"),
         ({"sid_0": [1] * 50}, {}, GIVEN_SIDS, "levels of tokenizer.given_sizes, got sid_0"),
-        ({"sid_0": [1] * 50}, {}, {}, "expected texts for tokenizer.embedding: tfidf_svd"),
+        ({"sid_0": [1] * 50}, {}, {}, "expected texts for tokenizer.embedding: bag"),
         (
             {"embedding": [[1.0, 2.0]] * 49 + [[1.0]]},
             {},

@@ -17,8 +17,8 @@ from training.data.files import open_table
 from training.data.parquet import open_parquet
 from training.data.prepared import load_prepared
 from training.data.schema import complete_events
-from training.data.workers import Here
 from training.preset.data import DataConfig
+from training.workers import Here
 
 EVENTS = GOOD["events"]
 KEY = ["user_id", "timestamp", "ad_id", "behavior"]

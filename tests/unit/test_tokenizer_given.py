@@ -150,7 +150,7 @@ def test_wrong_embeddings_are_refused(change, expected):
         (VECTORS, ["embedding"], (), "expected a column embedding, or columns embedding_0"),
         (VECTORS, [], ("colour",), "column colour: expected numbers, got no such column"),
         (TokenizerConfig(), [], ("price",), r"\['price'\]: expected tokenizer.embedding: given"),
-        (TokenizerConfig(), [], (), "expected texts for tokenizer.embedding: tfidf_svd, got none"),
+        (TokenizerConfig(), [], (), "expected texts for tokenizer.embedding: bag, got none"),
         (SIDS, [], (), "expected the columns sid_0, sid_1 of the 2 levels .* got none"),
     ],
 )

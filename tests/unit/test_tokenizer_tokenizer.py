@@ -12,7 +12,9 @@ from training.tokenizer.__main__ import run
 from training.tokenizer.storage import TokenizerError
 from training.tokenizer.tokenizer import Tokenizer
 
-CONFIG = TokenizerConfig(codebook_sizes=(8, 4), hash_size=64, embedding_dim=12, kmeans_iterations=5, seed=1)
+CONFIG = TokenizerConfig(
+    embedding="tfidf_svd", codebook_sizes=(8, 4), hash_size=64, embedding_dim=12, kmeans_iterations=5, seed=1
+)
 WORDS = ["milk", "bread", "soap", "tea", "salt", "rice", "pasta", "fish", "beans", "corn", "apple", "pear"]
 WORDS += ["plum", "cream", "lamp", "2", "lb", "oz"]
 

@@ -16,7 +16,7 @@ from polars.io.partition import FileProviderArgs
 from training.data.checks import ROW, Place, TableError
 from training.data.event_order import Repeats, sort_events
 from training.data.log import EventLog
-from training.data.workers import Workers
+from training.workers import Workers
 
 _BLOCK = "block of users"  # column while the events are divided
 

@@ -34,10 +34,10 @@ from training.data.schema import complete_ads, complete_users
 from training.data.source import Source
 from training.data.source_files import source_files
 from training.data.split import Split
-from training.data.workers import Here, OnRay, Workers
 from training.preset.data import DataConfig
 from training.preset.preset import Preset, add_preset_arguments
 from training.preset.recipes import TrainingConfig
+from training.workers import Here, OnRay, Workers
 
 _BLOCK = 2_000_000  # events in memory at once, about: bounds the memory, not the result
 _LOADERS = {

@@ -8,6 +8,41 @@ Size = Annotated[int, Field(ge=2, le=2**20, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 
 
+class CooccurrenceConfig(BaseModel):
+    """What an embedder learns from ads that are bought together (`embedding: bag`).
+
+    Strength is Swing's: two ads are close when pairs of baskets that share little else share both.
+
+    Attributes:
+        basket: what is bought together: `request`, the events of one request (without request ids, those of
+            one user and time), or `user`, all of a user's, for logs of one ad a request.
+        baskets_per_ad: baskets of an ad that are counted; of more a sample.
+        popularity_power: strength is divided by the neighbour's number of baskets to this power.
+        neighbours: strongest neighbours of an ad that count as positives; weaker ones are no negatives.
+        held_out: share of the baskets, the last ones, that say when to stop.
+        steps: of learning, at most.
+        check_every: steps between two looks at the held-out baskets; the best of them is kept.
+        anchors: ads of a batch.
+        positives: drawn for each anchor.
+        temperature: tau of the loss.
+        learning_rate: of Adam.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    basket: Literal["request", "user"] = "request"
+    baskets_per_ad: Annotated[int, Field(ge=2, le=10_000, strict=True)] = 200
+    popularity_power: Annotated[float, Field(ge=0, le=2)] = 0.75
+    neighbours: Count = 20
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    steps: Annotated[int, Field(ge=0, strict=True)] = 300
+    check_every: Count = 25
+    anchors: Annotated[int, Field(ge=2, strict=True)] = 512
+    positives: Count = 2
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-3
+
+
 class TokenizerConfig(BaseModel):
     """One tokenizer: text embedding, residual k-means levels, hash level.
 
@@ -20,13 +55,15 @@ class TokenizerConfig(BaseModel):
         given_sizes: codes of each level of given SIDs, first level first; null takes what the data need.
         codebook_sizes: codes of each residual k-means level, first level first.
         hash_size: codes of the last level, a hash of (account, conversion type, ad).
-        embedding: `tfidf_svd` embeds texts; `given` takes the columns `embedding` or embedding_0, .. of the
+        embedding: `bag` embeds texts and learns which are bought together; `tfidf_svd` embeds texts as their
+            words say; `given` takes the columns `embedding` or embedding_0, .. of the
             ads, and `data.numeric_columns`.
         embedding_dim: width D of the embedding; shrinks, with a warning, when the texts have fewer features.
         ngram_max: longest word n-gram that counts as a feature.
         min_df: a feature must occur in this many distinct texts.
+        cooccurrence: how `bag` learns.
         kmeans_iterations: Lloyd iterations of each level.
-        seed: seed of the SVD and of every k-means.
+        seed: seed of the SVD, of what is drawn while `bag` learns, and of every k-means.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,10 +73,11 @@ class TokenizerConfig(BaseModel):
     # At most four levels: keeps the fixed-point arithmetic of residual k-means far from 2^53.
     codebook_sizes: Annotated[tuple[Size, ...], Field(min_length=1, max_length=4)] = (512, 256)
     hash_size: Size = 1024
-    embedding: Literal["tfidf_svd", "given"] = "tfidf_svd"
+    embedding: Literal["bag", "tfidf_svd", "given"] = "bag"
     embedding_dim: Annotated[int, Field(ge=2, le=4096, strict=True)] = 64
     ngram_max: Annotated[int, Field(ge=1, le=3, strict=True)] = 2
     min_df: Count = 2
+    cooccurrence: CooccurrenceConfig = CooccurrenceConfig()
     kmeans_iterations: Count = 20
     seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
 
@@ -47,6 +85,11 @@ class TokenizerConfig(BaseModel):
     def levels(self) -> int:
         """Levels of a SID, T."""
         return len(self.given_sizes) if self.sids == "given" else len(self.codebook_sizes) + 1
+
+    @property
+    def learns_from_baskets(self) -> bool:
+        """Whether its embedder reads events besides ads."""
+        return self.sids == "learnt" and self.embedding == "bag"
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -67,7 +110,9 @@ class TokenizerConfig(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """Plain values, as they are stored with a tokenizer; its id is made from them.
 
-        One that learns leaves the keys of given SIDs out, so its id is what it was before there were any.
+        A key that plays no part is left out, so that the id is what it was before there was such a key.
         """
         left_out = {"sids", "given_sizes"} if self.sids == "learnt" else set()
+        if not self.learns_from_baskets:
+            left_out.add("cooccurrence")
         return self.model_dump(mode="json", exclude=left_out)

@@ -22,11 +22,16 @@ from serving.inputs import RECORD, Inputs, changes, is_up_to_date, named, summar
 from training.preset.preset import Preset, add_preset_arguments
 from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer import kinds
+from training.tokenizer.cooccurrence.baskets import read_baskets
+from training.tokenizer.cooccurrence.positives import Cooccurrence
 from training.tokenizer.given_sids import GivenSids
 from training.tokenizer.quality import DEFINITIONS, SidQuality, sid_quality
 from training.tokenizer.tokenizer import Tokenizer
+from training.workers import Here, OnRay, Workers
 
 _FITTED_ON = "the ads that the codebooks were fitted on"
+_EVENTS, _BEHAVIORS = "data/events.parquet", "data.target_behaviors"
+_OF_THE_FIT = (_FITTED_ON, _EVENTS, _BEHAVIORS)
 _FILES = ("tokenizer.json", "sids.parquet", "quality.json")
 
 
@@ -37,12 +42,16 @@ def run(
     out_dir: Path,
     keep: bool = False,
     numeric_columns: Sequence[str] = (),
+    target_behaviors: Sequence[str] = (),
+    workers: Workers | None = None,
 ) -> SidQuality:
     """Fit on the ads known before the train end, encode all ads, write everything to `out_dir`.
 
-    `numeric_columns` are those of `data.numeric_columns`.
+    `numeric_columns` and `target_behaviors` are those of section `data`; `workers` count what is bought
+    together, None for this process.
 
-    `data_dir` holds ads.parquet (created_at in unix seconds) and split.json with `train_end` in unix seconds.
+    `data_dir` holds ads.parquet (created_at in unix seconds), split.json with `train_end` in unix seconds,
+    and events.parquet, of whose training part an embedder may learn.
     `out_dir` gets the tokenizer, sids.parquet (ad_id Int64, s1 .. sT Int32) and quality.json; with `keep` it
     has a tokenizer already, which stays as it is.
 
@@ -60,7 +69,13 @@ def run(
     tokenizer = (
         _kept(out_dir, config, numeric_columns)
         if keep
-        else kinds.fit(ads, config, train_end=train_end, numeric_columns=numeric_columns)
+        else kinds.fit(
+            ads,
+            config,
+            train_end=train_end,
+            numeric_columns=numeric_columns,
+            cooccurrence=_cooccurrence(config, data_dir, behaviors=target_behaviors, workers=workers),
+        )
     )
     fitted = time.perf_counter()
     sids = tokenizer.encode(ads)
@@ -81,6 +96,15 @@ def run(
     return quality
 
 
+def _cooccurrence(
+    config: TokenizerConfig, data_dir: Path, *, behaviors: Sequence[str], workers: Workers | None
+) -> Cooccurrence | None:
+    if not config.learns_from_baskets:
+        return None
+    baskets = read_baskets(data_dir, part="train", behaviors=behaviors, basket=config.cooccurrence.basket)
+    return Cooccurrence(baskets, workers=workers, scratch=data_dir)
+
+
 def _train_end(data_dir: Path) -> int:
     split_file = data_dir / "split.json"
     train_end = json.loads(split_file.read_text()).get("train_end")
@@ -89,15 +113,22 @@ def _train_end(data_dir: Path) -> int:
     return train_end
 
 
-def _inputs(config: TokenizerConfig, data_dir: Path, *, out_dir: Path, keep: bool) -> Inputs:
-    """What tokenizer and SIDs are made from; one that is kept was fitted on the ads of an earlier log."""
+def _inputs(
+    config: TokenizerConfig, data_dir: Path, *, out_dir: Path, behaviors: Sequence[str], keep: bool
+) -> Inputs:
+    """What tokenizer and SIDs are made from; one that is kept was fitted on an earlier log."""
     before = Inputs.load(out_dir / RECORD)
     values, ads = named("tokenizer", config.model_dump(mode="json")), "data/ads.parquet"
-    found = Inputs.now(values, files={ads: data_dir / "ads.parquet"}, before=before)
-    fitted_on = f"{found.values[ads][:16]} before {_train_end(data_dir)}"
+    files = {ads: data_dir / "ads.parquet"}
+    if config.learns_from_baskets and not keep:
+        values[_BEHAVIORS] = list(behaviors)
+        files[_EVENTS] = data_dir / "events.parquet"
+    found = Inputs.now(values, files=files, before=before)
+    fitted = {_FITTED_ON: f"{found.values[ads][:16]} before {_train_end(data_dir)}"}
     if keep:
-        fitted_on = before.values[_FITTED_ON] if before else ""
-    return replace(found, values=found.values | {_FITTED_ON: fitted_on})
+        was = before.values if before else {}
+        fitted = {_FITTED_ON: ""} | {name: was[name] for name in _OF_THE_FIT if name in was}
+    return replace(found, values=found.values | fitted)
 
 
 def _kept(folder: Path, config: TokenizerConfig, numeric_columns: Sequence[str]) -> Tokenizer | GivenSids:
@@ -127,19 +158,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--keep", action="store_true", help="encode with the tokenizer in --out, fit none")
     parser.add_argument("--fresh", action="store_true", help="make it again, changed or not")
+    parser.add_argument("--ray", action="store_true", help="count what is bought together on Ray")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         preset = Preset.load(arguments.config, arguments.overrides)
         config, out, keep = preset.tokenizer, arguments.out, arguments.keep
-        inputs, outputs = _inputs(config, arguments.data, out_dir=out, keep=keep), [out / n for n in _FILES]
+        logs = preset.data
+        behaviors = logs.target_behaviors if logs else ()
+        inputs = _inputs(config, arguments.data, out_dir=out, behaviors=behaviors, keep=keep)
+        outputs = [out / name for name in _FILES]
         if not is_up_to_date(out / RECORD, inputs, outputs=outputs, fresh=arguments.fresh):
             run(
                 config,
                 arguments.data,
                 out_dir=out,
                 keep=keep,
-                numeric_columns=preset.data.numeric_columns if preset.data else (),
+                numeric_columns=logs.numeric_columns if logs else (),
+                target_behaviors=behaviors,
+                workers=OnRay() if arguments.ray else Here(),
             )
             inputs.save(out / RECORD)
     except (OSError, ValueError) as error:

@@ -9,13 +9,19 @@ import polars as pl
 
 from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer.columns import check_readable
+from training.tokenizer.cooccurrence.positives import Cooccurrence
 from training.tokenizer.given_sids import GivenSids
 from training.tokenizer.storage import read_folder
 from training.tokenizer.tokenizer import Tokenizer
 
 
 def fit(
-    ads: pl.DataFrame, config: TokenizerConfig, *, train_end: int, numeric_columns: Sequence[str] = ()
+    ads: pl.DataFrame,
+    config: TokenizerConfig,
+    *,
+    train_end: int,
+    numeric_columns: Sequence[str] = (),
+    cooccurrence: Cooccurrence | None = None,
 ) -> Tokenizer | GivenSids:
     """A tokenizer for these ads.
 
@@ -25,6 +31,7 @@ def fit(
         train_end: unix seconds; later ads must not shape codebooks, since nobody knew them at that time.
             Given SIDs are taken of all ads.
         numeric_columns: of ads, see `data.numeric_columns`.
+        cooccurrence: baskets of the training part; None where there are none.
 
     Raises:
         ValueError: a column or setting is unusable; says which.
@@ -33,7 +40,7 @@ def fit(
     if config.sids == "given":
         return GivenSids.fit(ads, config)
     known = ads.filter(pl.col("created_at") < train_end)
-    return Tokenizer.fit(known, config, numeric_columns=numeric_columns)
+    return Tokenizer.fit(known, config, numeric_columns=numeric_columns, cooccurrence=cooccurrence)
 
 
 def load(folder: Path) -> Tokenizer | GivenSids:

@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from serving.index.hashing import hash_level
 from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer.columns import given_numbers, given_vectors
+from training.tokenizer.cooccurrence.positives import Cooccurrence
 from training.tokenizer.embedders import EMBEDDERS
 from training.tokenizer.embedders.base import Embedder
 from training.tokenizer.embedders.given_vectors import GivenContent
@@ -46,8 +47,17 @@ class Tokenizer:
         self._id = content_id(self._config_dict(), self._metadata(), arrays=self._arrays())
 
     @classmethod
-    def fit(cls, ads: pl.DataFrame, config: TokenizerConfig, *, numeric_columns: Sequence[str] = ()) -> Self:
+    def fit(
+        cls,
+        ads: pl.DataFrame,
+        config: TokenizerConfig,
+        *,
+        numeric_columns: Sequence[str] = (),
+        cooccurrence: Cooccurrence | None = None,
+    ) -> Self:
         """Learn from the ads' texts, or from what they come with; the order of the rows does not matter.
+
+        `cooccurrence`, the baskets that ads were bought in, is for embedders that learn from it.
 
         The embedder reads each distinct text once; k-means weighs it by its ads, because SIDs collide where
         many ads share a cell (completejourney, defaults, seeds 0 to 2: collision 7.3 to 7.4 %; with equal
@@ -58,10 +68,17 @@ class Tokenizer:
         """
         # One thread: other thread counts add in another order and would give another tokenizer id.
         with threadpool_limits(limits=1):
-            return cls._fit(ads, config, numeric_columns=tuple(numeric_columns))
+            return cls._fit(ads, config, numeric_columns=tuple(numeric_columns), cooccurrence=cooccurrence)
 
     @classmethod
-    def _fit(cls, ads: pl.DataFrame, config: TokenizerConfig, *, numeric_columns: tuple[str, ...]) -> Self:
+    def _fit(
+        cls,
+        ads: pl.DataFrame,
+        config: TokenizerConfig,
+        *,
+        numeric_columns: tuple[str, ...],
+        cooccurrence: Cooccurrence | None,
+    ) -> Self:
         _check_ads(ads, text=config.embedding != "given")
         if not ads.height:
             raise ValueError("expected at least one ad to fit the tokenizer on, got an empty table")
@@ -70,7 +87,12 @@ class Tokenizer:
         content, inverse = _contents(ads, config, numeric_columns)
         copies = np.bincount(inverse)
         logger.info("%d ads have %d distinct contents; fitting %s", ads.height, len(copies), config.embedding)
-        embedder = EMBEDDERS[config.embedding].fit(content, config)
+        positives = None
+        if cooccurrence is not None and config.learns_from_baskets:
+            positives = cooccurrence.positives(
+                ads["ad_id"].to_numpy(), inverse, count=len(copies), settings=config.cooccurrence
+            )
+        embedder = EMBEDDERS[config.embedding].fit(content, config, positives=positives)
         vectors = embedder.embed(content)
         logger.info("embedded as %d x %d; fitting residual k-means %s", *vectors.shape, config.codebook_sizes)
         quantizer = ResidualKMeans.fit(

@@ -5,8 +5,9 @@ The paper embeds ads with an instruction-tuned multimodal LLM and co-occurrence 
 `Embedder` and taking a name here.
 """
 
+from training.tokenizer.embedders.bag import Bag
 from training.tokenizer.embedders.base import Embedder
 from training.tokenizer.embedders.given_vectors import GivenVectors
 from training.tokenizer.embedders.tfidf_svd import TfidfSvd
 
-EMBEDDERS: dict[str, type[Embedder]] = {"tfidf_svd": TfidfSvd, "given": GivenVectors}
+EMBEDDERS: dict[str, type[Embedder]] = {"bag": Bag, "tfidf_svd": TfidfSvd, "given": GivenVectors}

@@ -5,6 +5,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from training.preset.tokenizer import TokenizerConfig
+from training.tokenizer.cooccurrence.positives import Positives
 
 Arrays = dict[str, np.ndarray]
 
@@ -13,8 +14,12 @@ class Embedder(Protocol):
     """Content of an ad -> vector. N contents of a kind that the embedder knows, D dimensions."""
 
     @classmethod
-    def fit(cls, content: Any, config: TokenizerConfig) -> Self:
-        """Learn from N contents: texts, or `GivenContent`."""
+    def fit(cls, content: Any, config: TokenizerConfig, *, positives: Positives | None = None) -> Self:
+        """Learn from N contents, texts or `GivenContent`, and from which of them are bought together.
+
+        One that learns nothing of baskets leaves `positives` alone; one that does falls back to the content
+        where there are none.
+        """
         ...
 
     def embed(self, content: Any) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from training.preset.tokenizer import TokenizerConfig
+from training.tokenizer.cooccurrence.positives import Positives
 from training.tokenizer.embedders.base import Arrays
 
 CLIP = 3.0  # standard deviations
@@ -55,8 +56,12 @@ class GivenVectors:
         self.mean, self.std = mean, std
 
     @classmethod
-    def fit(cls, content: GivenContent, config: TokenizerConfig) -> Self:
+    def fit(
+        cls, content: GivenContent, config: TokenizerConfig, *, positives: Positives | None = None
+    ) -> Self:
         """Learn mean and standard deviation of each number; of one that is constant the deviation is 1.
+
+        The vectors stay as they are given, so `positives` are not looked at.
 
         Raises:
             ValueError: a column without any number.

@@ -1,4 +1,4 @@
-"""Who does the work on the parts of a log: this process, one after the other, or Ray on many machines."""
+"""Who does the work on parts of a log: this process, one after the other, or Ray on many machines."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar

@@ -1,0 +1,176 @@
+"""Learns a projection that lays together what is bought together: multi-positive InfoNCE.
+
+    z_i = P^T f_i / |P^T f_i|
+    L(i) = - log [ sum_{j in P_i} exp(z_i.z_j / tau) / sum_{k not in O_i} exp(z_i.z_k / tau) ]
+
+(GR4AD, arXiv 2602.22732, UA-SID.) P_i are the positives of anchor i in the batch; the batch is the anchors
+and what was drawn as their positives. O_i is i itself and every content that is bought with i but is none of
+its positives: a false negative is left out, not weighed down. The sum over positives stands inside the
+logarithm: an anchor has to lie near some of what it is bought with, not near all of it.
+
+Letters: N contents, F features, D dimensions, A anchors, M contents of a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from torch.nn import functional
+from tqdm import tqdm
+
+from training.preset.tokenizer import CooccurrenceConfig
+from training.tokenizer.cooccurrence.held_out import recall_at
+from training.tokenizer.cooccurrence.positives import Positives
+
+logger = logging.getLogger(__name__)
+
+Features: TypeAlias = csr_matrix | np.ndarray
+
+
+def learn_projection(
+    features: Features,
+    start: np.ndarray,
+    positives: Positives,
+    *,
+    settings: CooccurrenceConfig,
+    seed: int,
+) -> np.ndarray:
+    """Return the projection float32 [F, D] that was best on the held-out baskets, `start` among them.
+
+    Args:
+        features: [N, F], sparse or dense.
+        start: float32 [F, D].
+        positives: of the N contents.
+        settings: of the loss and its optimiser.
+        seed: of what is drawn.
+
+    Raises:
+        ValueError: the shapes do not agree.
+    """
+    count, width = features.shape
+    if start.shape[:1] != (width,) or positives.strength.shape != (count, count):
+        raise ValueError(
+            f"expected a projection [{width}, D] and positives [{count}, {count}] of features "
+            f"{list(features.shape)}, got {list(start.shape)} and {list(positives.strength.shape)}"
+        )
+    chosen = strongest(positives.strength, settings.neighbours)
+    anchors = np.flatnonzero(np.diff(chosen.indptr))
+    random = np.random.default_rng(seed)
+    with _one_thread():
+        projection = torch.from_numpy(np.array(start, np.float32)).requires_grad_()
+        optimiser = torch.optim.Adam([projection], lr=settings.learning_rate)
+
+        def judged() -> float:
+            vectors = _unit(_project(features, projection.detach())).numpy()
+            return recall_at(vectors, positives.held_out, (1,))[1]
+
+        best, kept, at = judged(), projection.detach().clone(), 0
+        logger.info("held-out R@1 %.3f before learning", best)
+        progress = tqdm(range(1, settings.steps + 1), desc="co-occurrence", disable=None, leave=False)
+        for step in progress:
+            batch = _Batch.draw(anchors, chosen, settings=settings, random=random)
+            z = _unit(_project(features[batch.contents], projection))  # [M, D]
+            loss = info_nce(
+                z[: batch.anchors] @ z.T / settings.temperature,  # [A, M]
+                positive=torch.from_numpy(batch.within(chosen)),
+                left_out=torch.from_numpy(batch.within(positives.strength)),
+            )
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            if step % settings.check_every == 0 or step == settings.steps:
+                recall = judged()
+                progress.set_postfix(loss=f"{loss.item():.3f}", recall=f"{recall:.3f}")
+                if recall > best:
+                    best, kept, at = recall, projection.detach().clone(), step
+        logger.info("held-out R@1 %.3f after %d of %d steps", best, at, settings.steps)
+        return kept.numpy()
+
+
+def info_nce(scores: torch.Tensor, *, positive: torch.Tensor, left_out: torch.Tensor) -> torch.Tensor:
+    """Mean loss of A anchors, which are the first of the M contents of their batch.
+
+    Args:
+        scores: z_i.z_k / tau, [A, M].
+        positive: bool [A, M].
+        left_out: bool [A, M], bought together, whether positive or not; the anchor itself need not be.
+    """
+    itself = torch.eye(*scores.shape, dtype=torch.bool)
+    positive = positive & ~itself
+    nothing = torch.finfo(scores.dtype).min
+    above = torch.logsumexp(scores.masked_fill(~positive, nothing), dim=1)
+    below = torch.logsumexp(scores.masked_fill(itself | (left_out & ~positive), nothing), dim=1)
+    return (below - above).mean()
+
+
+def strongest(strength: csr_matrix, count: int) -> csr_matrix:
+    """Of each row the `count` largest entries; of equal ones the first."""
+    row = np.repeat(np.arange(strength.shape[0]), np.diff(strength.indptr))
+    order = np.lexsort((strength.indices, -strength.data, row))
+    kept = np.sort(order[np.arange(len(order)) - strength.indptr[row] < count])
+    entries = (strength.data[kept], (row[kept], strength.indices[kept]))
+    return csr_matrix(entries, shape=strength.shape)
+
+
+class _Batch:
+    """Contents of one step, the anchors first."""
+
+    def __init__(self, contents: np.ndarray, anchors: int, *, count: int) -> None:
+        self.contents, self.anchors = contents, anchors
+        self._place = np.full(count, -1)
+        self._place[contents] = np.arange(len(contents))
+
+    @classmethod
+    def draw(
+        cls,
+        anchors: np.ndarray,
+        chosen: csr_matrix,
+        *,
+        settings: CooccurrenceConfig,
+        random: np.random.Generator,
+    ) -> _Batch:
+        """Anchors without repetition, and of each some of its positives."""
+        drawn = random.choice(anchors, min(settings.anchors, len(anchors)), replace=False)
+        first, length = chosen.indptr[drawn], np.diff(chosen.indptr)[drawn]
+        at = first[:, None] + random.integers(0, length[:, None], (len(drawn), settings.positives))
+        others = np.setdiff1d(chosen.indices[at], drawn)
+        return cls(np.concatenate([drawn, others]), len(drawn), count=chosen.shape[0])
+
+    def within(self, pairs: csr_matrix) -> np.ndarray:
+        """Which pairs of an anchor and a content of the batch there are, bool [A, M]."""
+        rows = pairs[self.contents[: self.anchors]]
+        row, place = np.repeat(np.arange(self.anchors), np.diff(rows.indptr)), self._place[rows.indices]
+        found = np.zeros((self.anchors, len(self.contents)), bool)
+        found[row[place >= 0], place[place >= 0]] = True
+        return found
+
+
+def _project(features: Features, projection: torch.Tensor) -> torch.Tensor:
+    """[N, F] @ [F, D]."""
+    if isinstance(features, np.ndarray):
+        return torch.from_numpy(np.asarray(features, np.float32)) @ projection
+    columns = torch.from_numpy(features.indices.astype(np.int64))
+    offsets = torch.from_numpy(features.indptr[:-1].astype(np.int64))
+    weights = torch.from_numpy(features.data.astype(np.float32))
+    return functional.embedding_bag(columns, projection, offsets, mode="sum", per_sample_weights=weights)
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    return functional.normalize(x, dim=1, eps=1e-9)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Other numbers of threads add in another order and would give another tokenizer id."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
