@@ -1,11 +1,28 @@
 """Settings of the tokenizer, checked when they are made."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Size = Annotated[int, Field(ge=2, le=2**20, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
+Part = Literal["words", "minilm", "given"]
+_PARTS: dict[str, tuple[Part, ...]] = {
+    "bag": ("words",),
+    "tfidf_svd": ("words",),
+    "minilm": ("minilm",),
+    "given": ("given",),
+}
+
+
+def _in_order(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """The parts of a sum, which knows no order, in one order."""
+    if len(set(parts)) != len(parts):
+        raise ValueError(f"expected each part once, got {list(parts)}")
+    return tuple(sorted(parts, key=("words", "minilm", "given").index))
+
+
+Parts = Annotated[tuple[Part, ...], Field(min_length=1), AfterValidator(_in_order)]
 
 
 class CooccurrenceConfig(BaseModel):
@@ -56,8 +73,12 @@ class TokenizerConfig(BaseModel):
         codebook_sizes: codes of each residual k-means level, first level first.
         hash_size: codes of the last level, a hash of (account, conversion type, ad).
         embedding: `bag` embeds texts and learns which are bought together; `tfidf_svd` embeds texts as their
-            words say; `given` takes the columns `embedding` or embedding_0, .. of the
-            ads, and `data.numeric_columns`.
+            words say; `minilm` embeds them with a sentence model (`make minilm-setup`); `given` takes the
+            columns `embedding` or embedding_0, .. of the ads, or `data.embedding_columns`, and
+            `data.numeric_columns`. A list of words, minilm and given is the sum of a projection of each,
+            which learns what is bought together as `bag` does.
+        instructions: file of templates that word an ad for `minilm` by its form, such as
+            training/tokenizer/instructions.yaml; null gives it the text alone.
         embedding_dim: width D of the embedding; shrinks, with a warning, when the texts have fewer features.
         ngram_max: longest word n-gram that counts as a feature.
         min_df: a feature must occur in this many distinct texts.
@@ -73,7 +94,8 @@ class TokenizerConfig(BaseModel):
     # At most four levels: keeps the fixed-point arithmetic of residual k-means far from 2^53.
     codebook_sizes: Annotated[tuple[Size, ...], Field(min_length=1, max_length=4)] = (512, 256)
     hash_size: Size = 1024
-    embedding: Literal["bag", "tfidf_svd", "given"] = "bag"
+    embedding: Literal["bag", "tfidf_svd", "minilm", "given"] | Parts = "bag"
+    instructions: str | None = None
     embedding_dim: Annotated[int, Field(ge=2, le=4096, strict=True)] = 64
     ngram_max: Annotated[int, Field(ge=1, le=3, strict=True)] = 2
     min_df: Count = 2
@@ -86,10 +108,28 @@ class TokenizerConfig(BaseModel):
         """Levels of a SID, T."""
         return len(self.given_sizes) if self.sids == "given" else len(self.codebook_sizes) + 1
 
+    @model_validator(mode="after")
+    def _check_instructions(self) -> Self:
+        if self.instructions is not None and "minilm" not in self.parts:
+            raise ValueError(
+                f"instructions: expected embedding: minilm, or a list with it, got {self.embedding}"
+            )
+        return self
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What of an ad the embedding reads."""
+        return _PARTS[self.embedding] if isinstance(self.embedding, str) else self.embedding
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether the embedding reads texts."""
+        return self.parts != ("given",)
+
     @property
     def learns_from_baskets(self) -> bool:
         """Whether its embedder reads events besides ads."""
-        return self.sids == "learnt" and self.embedding == "bag"
+        return self.sids == "learnt" and (self.embedding == "bag" or not isinstance(self.embedding, str))
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -115,4 +155,6 @@ class TokenizerConfig(BaseModel):
         left_out = {"sids", "given_sizes"} if self.sids == "learnt" else set()
         if not self.learns_from_baskets:
             left_out.add("cooccurrence")
+        if self.instructions is None:
+            left_out.add("instructions")
         return self.model_dump(mode="json", exclude=left_out)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
 
+from serving.embedding.instructions import Instructions
 from serving.embedding.sentence_model import (
     GOLDEN_TEXTS,
     SentenceFiles,
@@ -19,6 +19,7 @@ from serving.embedding.sentence_model import (
     vectors,
 )
 from serving.files import sha256
+from training.tokenizer.embedders.content import AdContent
 from training.tokenizer.embedders.minilm_graph import minilm_graph
 from training.tokenizer.vector_cache import VectorCache
 
@@ -28,30 +29,48 @@ WORD_PIECES_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411
 
 
 class MiniLm:
-    """The model and the vectors it has computed before."""
+    """The model as one tokenizer knows it: its golden vectors, and how ads are worded for it."""
 
-    def __init__(self, *, cache_file: Path | None = None) -> None:
-        """Open the model.
+    def __init__(self, golden: np.ndarray, *, instructions: Instructions | None = None) -> None:
+        """Take the golden vectors, int16 [., 384]; the model is opened, and checked by them, when it is used.
 
-        Args:
-            cache_file: where vectors are kept between runs; None keeps none.
+        Raises:
+            ValueError: they are of another shape.
+        """
+        wanted = (len(GOLDEN_TEXTS), 384)
+        if golden.shape != wanted:
+            raise ValueError(f"expected golden vectors {list(wanted)}, got {list(golden.shape)}")
+        self.golden, self.instructions = golden, instructions
+        self._model: SentenceModel | None = None
+
+    @classmethod
+    def opened(cls, *, instructions: Instructions | None = None) -> MiniLm:
+        """With the golden vectors that this machine computes.
 
         Raises:
             SentenceModelError: the extra is not installed, or its files are others.
         """
-        self._model = open_model()
-        self._cache = VectorCache(cache_file, model=WEIGHTS_SHA256)
+        model = open_model()
+        return cls(np.stack([model.steps(text) for text in GOLDEN_TEXTS]), instructions=instructions)
 
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors float32 [N, 384] of length 1 but for the grid they lie on; zero of a blank text."""
-        distinct = list(dict.fromkeys(texts))
-        made = self._cache.vectors(distinct, self._model.steps, workers=os.cpu_count() or 1)
-        row = {text: i for i, text in enumerate(distinct)}
-        return vectors(made)[[row[text] for text in texts]]
+    def embed(self, content: AdContent) -> np.ndarray:
+        """Vectors float32 [N, 384], of length 1 but for the grid they lie on; zero of a blank text.
 
-    def golden(self) -> np.ndarray:
-        """Vectors of `GOLDEN_TEXTS`, int16 [., 384], for whoever reads a tokenizer of this model."""
-        return np.stack([self._model.steps(text) for text in GOLDEN_TEXTS])
+        Raises:
+            SentenceModelError: the extra is not installed, or this machine computes other vectors.
+        """
+        if self._model is None:
+            model = open_model()
+            model.check(self.golden)
+            self._model = model
+        sentences = list(content.texts)
+        if self.instructions is not None and content.fields is not None:
+            pairs = zip(content.fields, sentences, strict=True)
+            sentences = [self.instructions.sentence(*fields, text) for fields, text in pairs]
+        rows = {sentence: row for row, sentence in enumerate(dict.fromkeys(sentences))}
+        kept = VectorCache(content.vector_file, model=WEIGHTS_SHA256)
+        made = kept.vectors(list(rows), self._model.steps, workers=os.cpu_count() or 1)
+        return vectors(made)[[rows[sentence] for sentence in sentences]]
 
 
 @cache
