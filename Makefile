@@ -72,11 +72,13 @@ $(VENV)/.installed: requirements.lock Makefile
 	$(PY) -m pip install --quiet $(TORCH)
 	@touch $@
 
-.PHONY: data tokenize train
+.PHONY: data tokenize tokenizer-report train
 data: $(if $(RAY),ray-setup,setup) ## read the logs, check the tables, split them, say what looks wrong; RAY=1 works on Ray
 	$(PY) -m training.data.prepare $(WITH_PRESET) --out $(RUN)/data $(IF_FRESH) $(if $(RAY),--ray)
 tokenize: data ## semantic IDs of all ads; a trained model keeps its tokenizer (FRESH=1 fits another)
 	$(PY) -m training.tokenizer $(WITH_PRESET) --data $(RUN)/data --out $(RUN)/tokenizer $(IF_FRESH) $(if $(FRESH),,$(if $(wildcard $(RUN)/model/checkpoints),--keep))
+tokenizer-report: tokenize ## what the tokenizer gives, measured and drawn: report.html and report.json beside it
+	$(PY) -m training.tokenizer report $(WITH_PRESET) --data $(RUN)/data --out $(RUN)/tokenizer
 train: tokenize ## train the generator (goes on where it was stopped; FRESH=1 starts over)
 	$(PY) -m training.recipes.pretrain $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
 

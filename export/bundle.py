@@ -79,7 +79,7 @@ def write_bundle(
                     f"{tokenizer}: expected tokenizer {wanted} (the model's), got {found}; train again"
                 )
             shutil.copytree(
-                tokenizer, work / "tokenizer", ignore=shutil.ignore_patterns("sids.parquet", RECORD, ".*")
+                tokenizer, work / "tokenizer", ignore=shutil.ignore_patterns("*.parquet", RECORD, ".*")
             )
             # A folder of its own: graphs at the top are Triton's.
             write_encoder(loaded, work / ENCODER)

@@ -46,10 +46,12 @@ def write_encoder(tokenizer: Tokenizer | GivenSids, folder: Path) -> None:
         ParityError: the encoder does not give the tokenizer's SIDs.
     """
     graph, more = _of(tokenizer)
+    salt = "" if graph is None else tokenizer.config.hash_salt
     settings = {
         "format_version": FORMAT_VERSION,
         "tokenizer_id": tokenizer.tokenizer_id,
         "level_sizes": tokenizer.level_sizes,  # the last one is the hash's, but for given SIDs
+        **({"hash_salt": salt} if salt else {}),
         **more,
     }
     folder.mkdir()
@@ -59,6 +61,7 @@ def write_encoder(tokenizer: Tokenizer | GivenSids, folder: Path) -> None:
             tokenizer.level_sizes,
             features=_feature_count(more),
             dim=more["embedding_dim"],
+            hash_salt=salt,
         )
         helper.set_model_props(graph, metadata)
         onnx.save(graph, str(folder / GRAPH))
@@ -73,19 +76,19 @@ def _of(tokenizer: Tokenizer | GivenSids) -> tuple[onnx.ModelProto | None, dict[
     if isinstance(tokenizer, GivenSids):
         return None, {"analysis": GIVEN_SIDS}
     embedder = tokenizer.embedder
-    codebooks = tokenizer.codebooks
+    quantizer = tokenizer.quantizer
     if isinstance(embedder, GivenVectors):
-        graph = vectors_graph(embedder, codebooks=codebooks)
+        graph = vectors_graph(embedder, quantizer=quantizer)
         return graph, {"analysis": GIVEN_VECTORS, **_given_settings(embedder)}
     if isinstance(embedder, Joined):
-        return joined_graph(embedder, codebooks=codebooks), _joined_settings(embedder)
+        return joined_graph(embedder, quantizer=quantizer), _joined_settings(embedder)
     if not isinstance(embedder, ProjectedWords):
         raise ValueError(
             f"tokenizer {tokenizer.tokenizer_id}: expected an embedder with an ONNX form (bag, tfidf_svd, "
             f"minilm, given, a list), got {type(embedder).__name__}: write one in encoder_graph.py, or "
             "export without the tokenizer"
         )
-    graph = words_graph(embedder.words.idf, embedder.components, codebooks=codebooks)
+    graph = words_graph(embedder.words.idf, embedder.components, quantizer=quantizer)
     more = {"analysis": WORD_NGRAMS, "embedding_dim": embedder.components.shape[0]}
     return graph, more | _word_settings(embedder.words)
 

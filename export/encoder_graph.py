@@ -1,10 +1,10 @@
 """ONNX graphs of tokenizers: from what an ad is to its codes, bit for bit as the tokenizer gives them.
 
-The graphs follow the embedder (`ProjectedWords`, `GivenVectors`, `Joined`) and `ResidualKMeans` in float64 up
-to the grid, where arithmetic becomes exact. Before the grid only operations with one possible order of
-addition are used (CumSum, Scan), so a row is the same in any batch and with any padding. One sum, the squared
-length of a projection, NumPy adds in another order: it may differ in its last bit of 53, which the cast to
-float32 and the grid drop.
+The graphs follow the embedder (`ProjectedWords`, `GivenVectors`, `Joined`) in float64 up to the grid, where
+arithmetic becomes exact; from there on see `quantizer_graph.py`. Before the grid only operations with one
+possible order of addition are used (CumSum, Scan), so a row is the same in any batch and with any padding.
+One sum, the squared length of a projection, NumPy adds in another order: it may differ in its last bit of 53,
+which the cast to float32 and the grid drop.
 
 Letters: N ads, L n-grams of the longest text, F n-grams of the vocabulary or numbers of an ad, D dimensions,
 K codes of a level, T levels of a SID.
@@ -16,48 +16,47 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.quantizer_graph import add_codes, on_grid
 from training.tokenizer.embedders.given_vectors import CLIP, GivenVectors
 from training.tokenizer.embedders.joined import Joined
 from training.tokenizer.embedders.projected import MIN_LENGTH
 from training.tokenizer.graph_nodes import Nodes
-from training.tokenizer.quantizers.residual_kmeans import GRID
+from training.tokenizer.quantizers.base import Quantizer
 
 
-def words_graph(
-    idf: np.ndarray, components: np.ndarray, *, codebooks: tuple[np.ndarray, ...]
-) -> onnx.ModelProto:
+def words_graph(idf: np.ndarray, components: np.ndarray, *, quantizer: Quantizer) -> onnx.ModelProto:
     """Graph of `ProjectedWords`: columns int64 [N, L] and term frequencies to codes int32 [N, T - 1].
 
     Args:
         idf: float32 [F].
         components: float32 [D, F].
-        codebooks: float32 [K, D] a level, on the grid.
+        quantizer: of vectors of D dimensions.
     """
     g = Nodes()
-    _codes(g, _unit(g, _words(g, idf, components)), codebooks)
-    return _model(g, _WORD_INPUTS, levels=len(codebooks))
+    add_codes(g, _unit(g, _words(g, idf, components)), quantizer)
+    return _model(g, _WORD_INPUTS, levels=len(quantizer.level_sizes))
 
 
-def vectors_graph(given: GivenVectors, *, codebooks: tuple[np.ndarray, ...]) -> onnx.ModelProto:
+def vectors_graph(given: GivenVectors, *, quantizer: Quantizer) -> onnx.ModelProto:
     """Graph of `GivenVectors`: vectors float32 [N, D] and numbers float64 [N, F] to codes int32 [N, T - 1].
 
     Of vectors and numbers only what is there is an input. A number that is left out is NaN.
 
     Args:
         given: the embedder.
-        codebooks: float32 [K, D + F] a level, on the grid.
+        quantizer: of vectors of D + F dimensions.
     """
     g = Nodes()
-    _codes(g, _given(g, given), codebooks)
-    return _model(g, _given_inputs(given), levels=len(codebooks))
+    add_codes(g, _given(g, given), quantizer)
+    return _model(g, _given_inputs(given), levels=len(quantizer.level_sizes))
 
 
-def joined_graph(embedder: Joined, *, codebooks: tuple[np.ndarray, ...]) -> onnx.ModelProto:
+def joined_graph(embedder: Joined, *, quantizer: Quantizer) -> onnx.ModelProto:
     """Graph of `Joined`: the inputs of its parts, sentences as float32 [N, 384], to codes int32 [N, T - 1].
 
     Args:
         embedder: the embedder.
-        codebooks: float32 [K, D] a level, on the grid.
+        quantizer: of vectors of D dimensions.
     """
     g, inputs, dense = Nodes(), list[onnx.ValueInfoProto](), list[str]()
     of_words, of_dense = np.split(embedder.components, [embedder.word_count], axis=1)
@@ -67,7 +66,7 @@ def joined_graph(embedder: Joined, *, codebooks: tuple[np.ndarray, ...]) -> onnx
         dense.append(g.add("Cast", "sentences", to=TensorProto.DOUBLE))
     if embedder.given:
         inputs += _given_inputs(embedder.given)
-        dense.append(_on_grid(g, _given(g, embedder.given)))
+        dense.append(on_grid(g, g.add("Cast", _given(g, embedder.given), to=TensorProto.DOUBLE)))
     parts = []
     if embedder.words:
         inputs += _WORD_INPUTS
@@ -75,8 +74,8 @@ def joined_graph(embedder: Joined, *, codebooks: tuple[np.ndarray, ...]) -> onnx
     if dense:
         # Exact in any order of addition: both sides lie on the grid.
         parts.append(g.add("MatMul", g.add("Concat", *dense, axis=1), g.constant(of_dense.T, np.float64)))
-    _codes(g, _unit(g, g.add("Sum", *parts)), codebooks)
-    return _model(g, inputs, levels=len(codebooks))
+    add_codes(g, _unit(g, g.add("Sum", *parts)), quantizer)
+    return _model(g, inputs, levels=len(quantizer.level_sizes))
 
 
 # Padding of a text has term frequency 0, its column may be any.
@@ -139,29 +138,6 @@ def _given(g: Nodes, given: GivenVectors) -> str:
         clipped = g.add("Clip", standard, least, most)
         parts.append(g.add("Mul", clipped, g.constant(given.scale, np.float64)))
     return g.add("Cast", g.add("Concat", *parts, axis=1), to=TensorProto.FLOAT, name="given")
-
-
-def _on_grid(g: Nodes, vectors: str) -> str:
-    """float64, rounded to the quantizers' grid."""
-    grid = g.constant(GRID, np.float64)
-    wide = g.add("Cast", vectors, to=TensorProto.DOUBLE)
-    return g.add("Div", g.add("Round", g.add("Mul", wide, grid)), grid)
-
-
-def _codes(g: Nodes, vectors: str, codebooks: tuple[np.ndarray, ...]) -> None:
-    """Output `codes` int32 [N, T - 1] of vectors float32 [N, D], as `ResidualKMeans.encode` has them."""
-    residual = _on_grid(g, vectors)
-    codes = []
-    axis = g.constant([1], np.int64)
-    for codebook in codebooks:
-        centroids = codebook.astype(np.float64)
-        half_norm = g.constant(0.5 * (centroids * centroids).sum(axis=1), np.float64)  # [K]
-        book = g.add("Cast", g.constant(codebook, np.float32), to=TensorProto.DOUBLE)
-        product = g.add("MatMul", residual, g.add("Transpose", book, perm=[1, 0]))  # [N, D] @ [D, K]
-        code = g.add("ArgMin", g.add("Sub", half_norm, product), axis=1, keepdims=0)  # [N]
-        residual = g.add("Sub", residual, g.add("Gather", book, code))
-        codes.append(g.add("Unsqueeze", code, axis))
-    g.add("Cast", g.add("Concat", *codes, axis=1), to=TensorProto.INT32, name="codes")
 
 
 def _model(g: Nodes, inputs: list[onnx.ValueInfoProto], *, levels: int) -> onnx.ModelProto:

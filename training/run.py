@@ -21,6 +21,7 @@ from training.data.values import ValueBuckets
 from training.preset.preset import Preset
 from training.preset.tokenizer import TokenizerConfig
 from training.spec import ModelSpec
+from training.tokenizer.alignment import Alignment
 from training.tokenizer.storage import read_folder
 
 
@@ -50,6 +51,7 @@ class RunData:
         sids: of every ad.
         level_sizes: of the tokenizer.
         tokenizer_id: whose SIDs they are.
+        alignment: of the tokenizer's codes to those of an older one; None where it was aligned to none.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class RunData:
     sids: pl.DataFrame
     level_sizes: tuple[int, ...]
     tokenizer_id: str
+    alignment: Alignment | None = None
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -74,6 +77,7 @@ class RunData:
             sids=load_sids(folder / "tokenizer"),
             level_sizes=TokenizerConfig.model_validate(config).level_sizes,
             tokenizer_id=tokenizer_id,
+            alignment=Alignment.load(folder / "tokenizer"),
         )
 
     def fit_spec(self, preset: Preset) -> ModelSpec:

@@ -24,7 +24,8 @@ from training.preset.preset import Preset
 from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer.embedders.tfidf_svd import TfidfSvd
 from training.tokenizer.embedders.words import Words
-from training.tokenizer.quantizers.residual_kmeans import ResidualKMeans
+from training.tokenizer.quantizers.residual import Level
+from training.tokenizer.quantizers.rq_kmeans import RqKmeans
 from training.tokenizer.tokenizer import Tokenizer
 
 CONFIG = "configs/bench.yaml"
@@ -47,10 +48,11 @@ def seeded_tokenizer(level_sizes: tuple[int, ...], *, seed: int = 0) -> Tokenize
         codebook_sizes=level_sizes[:-1],
         hash_size=level_sizes[-1],
         embedding="tfidf_svd",
+        quantizer="rq_kmeans",
         embedding_dim=DIM,
         ngram_max=1,
     )
-    return Tokenizer(config, embedder, quantizer=ResidualKMeans(books))
+    return Tokenizer(config, embedder, quantizer=RqKmeans([Level.of(book) for book in books]))
 
 
 def text(random: np.random.Generator) -> str:

@@ -41,7 +41,11 @@ class GraphEncoder(ABC):
         folder = Path(folder)
         read_settings(folder, analyses=(self.analysis,), read=self._read)
         metadata = graph_metadata(
-            self.tokenizer_id, self.level_sizes, features=self._feature_count, dim=self._dim
+            self.tokenizer_id,
+            self.level_sizes,
+            features=self._feature_count,
+            dim=self._dim,
+            hash_salt=self._hash_salt,
         )
         self._session = open_graph(folder, threads=threads, metadata=metadata)
 
@@ -49,6 +53,7 @@ class GraphEncoder(ABC):
         self.tokenizer_id = str(content["tokenizer_id"])
         self.level_sizes = tuple(int(size) for size in content["level_sizes"])
         self._dim = int(content["embedding_dim"])
+        self._hash_salt = str(content.get("hash_salt", ""))  # bundles of before have none
 
     def encode(self, ad_ids: Sequence[int] | np.ndarray, contents: Sequence[Content]) -> np.ndarray:
         """See `Encoder`."""
@@ -57,6 +62,7 @@ class GraphEncoder(ABC):
             [content["conversion_type"] for content in contents],
             ad_ids,
             size=self.level_sizes[-1],
+            salt=self._hash_salt,
         )
         return np.concatenate([self._codes(contents), hashed[:, None]], axis=1)  # [N, T - 1] + [N, 1]
 

@@ -60,10 +60,14 @@ def open_graph(folder: Path, *, threads: int, metadata: dict[str, str]) -> onnxr
 
 
 def graph_metadata(
-    tokenizer_id: str, level_sizes: tuple[int, ...], *, features: int, dim: int
+    tokenizer_id: str, level_sizes: tuple[int, ...], *, features: int, dim: int, hash_salt: str = ""
 ) -> dict[str, str]:
-    """What `encoder.onnx` says of itself, so that it is not run with the settings of another one."""
-    return {
+    """What `encoder.onnx` says of itself, so that it is not run with the settings of another one.
+
+    A salt is named where there is one: a release that knows none refuses the graph then.
+    """
+    salted = {"hash_salt": hash_salt} if hash_salt else {}
+    return salted | {
         "tokenizer_id": tokenizer_id,
         "level_sizes": " ".join(map(str, level_sizes)),
         "features": str(features),

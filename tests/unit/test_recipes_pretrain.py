@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,14 +18,16 @@ import torch
 from serving.files import sha256
 from tests.tiny_log import open_run, write_run
 from training.data.prepare import prepare
-from training.loop.checkpoint import CheckpointError
+from training.loop.checkpoint import Checkpoint, CheckpointError
 from training.loop.device import Device
 from training.loop.retention import find_checkpoint, open_checkpoint, save_checkpoint
 from training.preset.preset import Preset
 from training.recipes import pretrain
 from training.recipes.pretrain import prepare_training
-from training.run import SpecError
+from training.recipes.warm_start import take_weights
+from training.run import RunData, SpecError
 from training.tokenizer.__main__ import run as tokenize
+from training.tokenizer.alignment import NONE, Alignment
 from training.tokenizer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -298,6 +301,48 @@ def test_codes_and_categories_of_other_meaning_are_not_taken(run, trained, tmp_p
     out = capsys.readouterr().out
     assert "codes.tables.2.weight (codes of another tokenizer)" in out
     assert "context.profile.0.weight (other categories)" in out
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_codes_of_an_aligned_tokenizer_take_the_rows_they_go_on_from(run, tmp_path, tied, capsys):
+    """Tables and heads, also of levels of another size; a code from nowhere stays as it was."""
+    data, preset = RunData.load(run[1]), Preset.load(run[0], [f"model.tie_embeddings={tied}"])
+    older = replace(data.fit_spec(preset), tokenizer_id="older", level_sizes=(7, 5, 16))
+    torch.manual_seed(1)
+    source = Checkpoint(model=older.build(), spec=older, settings={})
+    sources = (np.array([3, 0, 5, 6, NONE, 4]), np.arange(5)[::-1].copy(), np.empty(0, np.int64))
+    alignment = Alignment(data.tokenizer_id, "older", sources, (0.5, 0.4))
+    torch.manual_seed(0)
+    model = data.fit_spec(preset).build()
+    fresh = {name: weight.clone() for name, weight in model.state_dict().items()}
+    left = take_weights(model, data.fit_spec(preset), source=source, alignment=alignment)
+    here, there = model.state_dict(), source.model.state_dict()
+    weights = [(f"codes.tables.{level}.weight", level, 1) for level in range(3)]
+    if not tied:
+        weights += [(f"heads.{level}.{part}", level, 0) for level in range(3) for part in ("weight", "bias")]
+    for name, level, first in weights:
+        for code, old in enumerate(sources[level]):
+            wanted = fresh[name][first + code] if old == NONE else there[name][first + old]
+            assert torch.equal(here[name][first + code], wanted)
+        if not len(sources[level]):
+            assert torch.equal(here[name], fresh[name])
+    assert "codes.tables.0.weight (1 codes go on from none)" in left
+    assert "codes.tables.2.weight (16 codes go on from none)" in left
+    assert torch.equal(here["fuse.mix.weight"], there["fuse.mix.weight"])
+
+
+def test_an_alignment_to_a_third_tokenizer_says_nothing(run, trained, tmp_path, capsys):
+    """The file beside the tokenizer is read by the command; what it is not aligned to is not taken."""
+    found, sources = open_checkpoint(trained), (np.arange(6), np.arange(5), np.empty(0, np.int64))
+    save_checkpoint(tmp_path / "o", replace(found, spec=replace(found.spec, tokenizer_id="older")), keep=1)
+    for name, told in (("older", "codes.tables.2.weight (16 codes go on"), ("third", "another tokenizer")):
+        shutil.copytree(run[1], tmp_path / name)
+        Alignment(found.spec.tokenizer_id, name, sources, (1.0, 1.0)).save(tmp_path / name / "tokenizer")
+        overrides = f"training.warm_start={tmp_path / 'o'}"
+        warm = trainer((run[0], tmp_path / name), tmp_path / f"{name}-model", overrides)
+        assert told in capsys.readouterr().out
+        table = warm.model.state_dict()["codes.tables.0.weight"]
+        assert torch.equal(table, weights(trained)["codes.tables.0.weight"]) == (name == "older")
 
 
 def test_a_warm_start_needs_a_new_model_and_a_checkpoint(run, trained, tmp_path):

@@ -23,6 +23,8 @@ def _in_order(parts: tuple[Part, ...]) -> tuple[Part, ...]:
 
 
 Parts = Annotated[tuple[Part, ...], Field(min_length=1), AfterValidator(_in_order)]
+# What tokenizers did before there were these keys.
+_BEFORE = {"quantizer": "rq_kmeans", "hash_salt": "", "instructions": None}
 
 
 class CooccurrenceConfig(BaseModel):
@@ -61,17 +63,21 @@ class CooccurrenceConfig(BaseModel):
 
 
 class TokenizerConfig(BaseModel):
-    """One tokenizer: text embedding, residual k-means levels, hash level.
+    """One tokenizer: embedding, quantizer, hash level.
 
-    The paper's UA-SID is (16384, 4096, 1024*), * = hash level (GR4AD, arXiv 2602.22732, section on UA-SID).
-    The defaults keep that shape, a wide first level and a hash as the last one, for some 70,000 ads.
+    The paper's UA-SID is MGMR RQ-Kmeans (16384, 4096, 1024*), * = hash level (GR4AD, arXiv 2602.22732,
+    section on UA-SID): levels of different size, the first the widest, each balanced, and a hash of what is
+    not semantic. The defaults are that, for some 70,000 ads.
 
     Attributes:
         sids: `learnt` makes semantic IDs from what the ads are; `given` takes the columns sid_0, sid_1, .. of
             the ads as they are, and no other key but `given_sizes` counts.
         given_sizes: codes of each level of given SIDs, first level first; null takes what the data need.
-        codebook_sizes: codes of each residual k-means level, first level first.
+        codebook_sizes: codes of each level of the quantizer, first level first.
+        quantizer: `balanced`, residual k-means whose codes have equal shares of the ads; `rq_kmeans`, the
+            plain one.
         hash_size: codes of the last level, a hash of (account, conversion type, ad).
+        hash_salt: up to 16 letters, digits, `_`, `.` or `-`; with another salt other ads collide.
         embedding: `bag` embeds texts and learns which are bought together; `tfidf_svd` embeds texts as their
             words say; `minilm` embeds them with a sentence model (`make minilm-setup`); `given` takes the
             columns `embedding` or embedding_0, .. of the ads, or `data.embedding_columns`, and
@@ -83,8 +89,10 @@ class TokenizerConfig(BaseModel):
         ngram_max: longest word n-gram that counts as a feature.
         min_df: a feature must occur in this many distinct texts.
         cooccurrence: how `bag` learns.
-        kmeans_iterations: Lloyd iterations of each level.
+        kmeans_iterations: of Lloyd's algorithm in each level.
         seed: seed of the SVD, of what is drawn while `bag` learns, and of every k-means.
+        align_to: folder of an older tokenizer whose codes a new one begins with and is paired with, so that
+            `training.warm_start` takes the embeddings of its codes; null for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,7 +101,9 @@ class TokenizerConfig(BaseModel):
     given_sizes: Annotated[tuple[Size | None, ...], Field(min_length=1, max_length=8)] = (None, None, None)
     # At most four levels: keeps the fixed-point arithmetic of residual k-means far from 2^53.
     codebook_sizes: Annotated[tuple[Size, ...], Field(min_length=1, max_length=4)] = (512, 256)
+    quantizer: Literal["balanced", "rq_kmeans"] = "balanced"
     hash_size: Size = 1024
+    hash_salt: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{0,16}$")] = ""
     embedding: Literal["bag", "tfidf_svd", "minilm", "given"] | Parts = "bag"
     instructions: str | None = None
     embedding_dim: Annotated[int, Field(ge=2, le=4096, strict=True)] = 64
@@ -102,6 +112,7 @@ class TokenizerConfig(BaseModel):
     cooccurrence: CooccurrenceConfig = CooccurrenceConfig()
     kmeans_iterations: Count = 20
     seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
+    align_to: str | None = None
 
     @property
     def levels(self) -> int:
@@ -150,11 +161,21 @@ class TokenizerConfig(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """Plain values, as they are stored with a tokenizer; its id is made from them.
 
-        A key that plays no part is left out, so that the id is what it was before there was such a key.
+        A key that plays no part is left out, so that the id is what it was before there was such a key;
+        where an older tokenizer lay plays none.
         """
-        left_out = {"sids", "given_sizes"} if self.sids == "learnt" else set()
+        left_out = {"align_to"}
+        left_out |= {"sids", "given_sizes"} if self.sids == "learnt" else {"quantizer", "hash_salt"}
         if not self.learns_from_baskets:
             left_out.add("cooccurrence")
-        if self.instructions is None:
-            left_out.add("instructions")
+        left_out |= {key for key, before in _BEFORE.items() if getattr(self, key) == before}
         return self.model_dump(mode="json", exclude=left_out)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Settings that were stored with a tokenizer; a key of later times has the value it stands for.
+
+        Raises:
+            pydantic.ValidationError: an unknown key, or a value that does not fit.
+        """
+        return cls.model_validate(_BEFORE | values)

@@ -98,7 +98,7 @@ def _begun(data: RunData, preset: Preset, *, device: Device) -> Checkpoint:
     model = spec.build()
     if preset.training.warm_start:
         path = Path(preset.training.warm_start)
-        left = take_weights(model, spec, source=open_source(path))
+        left = take_weights(model, spec, source=open_source(path), alignment=data.alignment)
         if device.rank == 0:
             print(f"{path}: weights taken" + (f", but for {', '.join(left)}" if left else ", all of them"))
     return Checkpoint(model=model, spec=spec, settings={})

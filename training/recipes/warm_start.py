@@ -1,19 +1,22 @@
 """Weights of another run's model, taken over by a new one where they fit.
 
-A weight fits if it has the shape and means the same: a code's embedding is of use only to a model of the same
-tokenizer, a category's only to one of the same categories.
+A weight fits if it has the shape and means the same: a category's embedding is of use only to a model of the
+same categories, a code's to one of the same tokenizer, or of one that was aligned to it, whose codes take the
+rows of those they go on from (`training.tokenizer.align`).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from training.loop.checkpoint import CONTENT, Checkpoint, CheckpointError, load_checkpoint
 from training.loop.retention import FOLDER, open_checkpoint
 from training.model.gr4ad import Generator
 from training.spec import ModelSpec
+from training.tokenizer.alignment import NONE, Alignment
 
 
 def open_source(path: Path) -> Checkpoint:
@@ -32,16 +35,19 @@ def open_source(path: Path) -> Checkpoint:
     )
 
 
-def take_weights(model: Generator, spec: ModelSpec, *, source: Checkpoint) -> list[str]:
+def take_weights(
+    model: Generator, spec: ModelSpec, *, source: Checkpoint, alignment: Alignment | None = None
+) -> list[str]:
     """Copy what fits into a new model.
 
     Args:
         model: with fresh weights, which stay where nothing fits.
         spec: of the model.
         source: whose weights are taken.
+        alignment: of the codes of the model's tokenizer to those of an older one.
 
     Returns:
-        Names of the weights that were not taken, each with the reason.
+        Names of the weights that were not taken, or not whole, each with the reason.
 
     Raises:
         CheckpointError: none fits.
@@ -49,12 +55,20 @@ def take_weights(model: Generator, spec: ModelSpec, *, source: Checkpoint) -> li
     there, here = source.model.state_dict(), model.state_dict()
     taken, left = {}, []
     for name, weight in here.items():
+        level = _level_of(name, spec) if spec.tokenizer_id != source.spec.tokenizer_id else None
         if name not in there:
             left.append(f"{name} (not there)")
+        elif level is not None and (alignment is None or alignment.aligned_to != source.spec.tokenizer_id):
+            left.append(f"{name} (codes of another tokenizer)")
+        elif level is not None and there[name].shape[1:] == weight.shape[1:]:
+            old = alignment.sources[level] if alignment else np.empty(0, np.int64)
+            taken[name] = _aligned(weight, there[name], old=old, first=_first_code(name))
+            if missing := len(weight) - _first_code(name) - int((old != NONE).sum()):
+                left.append(f"{name} ({missing} codes go on from none)")
         elif there[name].shape != weight.shape:
             left.append(f"{name} ({_size(there[name])} there, {_size(weight)} here)")
-        elif why := _means_something_else(name, spec, source.spec):
-            left.append(f"{name} ({why})")
+        elif _has_other_categories(name, spec, source.spec):
+            left.append(f"{name} (other categories)")
         else:
             taken[name] = there[name]
     if not taken:
@@ -63,18 +77,34 @@ def take_weights(model: Generator, spec: ModelSpec, *, source: Checkpoint) -> li
     return left
 
 
-def _means_something_else(name: str, spec: ModelSpec, source: ModelSpec) -> str:
-    part, _, rest = name.partition(".")
-    if spec.tokenizer_id != source.tokenizer_id:
-        # The last head is that of the value level; with tied embeddings it is the only one.
-        value_head = 0 if spec.model.tie_embeddings else len(spec.level_sizes)
-        if part == "codes" or (part == "heads" and int(rest.split(".")[0]) != value_head):
-            return "codes of another tokenizer"
-    if name.startswith("context.profile."):
-        column = int(name.split(".")[2])
-        if list(spec.profile_columns.items())[column] != list(source.profile_columns.items())[column]:
-            return "other categories"
-    return ""
+def _level_of(name: str, spec: ModelSpec) -> int | None:
+    """Level, from 0, whose codes the rows of a weight belong to; None where they are no codes of a SID."""
+    part, *rest = name.split(".")
+    if part == "codes":
+        return int(rest[1])
+    # The last head is that of the value level; with tied embeddings it is the only one.
+    value_head = 0 if spec.model.tie_embeddings else len(spec.level_sizes)
+    return int(rest[0]) if part == "heads" and int(rest[0]) != value_head else None
+
+
+def _first_code(name: str) -> int:
+    """Row of code 0: row 0 of a table of embeddings is padding."""
+    return 1 if name.startswith("codes.") else 0
+
+
+def _aligned(here: torch.Tensor, there: torch.Tensor, *, old: np.ndarray, first: int) -> torch.Tensor:
+    """Rows of the new codes, [first + K, ..], each that of its old code; of one with none as it is."""
+    rows, codes = here.clone(), np.flatnonzero(old != NONE)
+    rows[:first] = there[:first]
+    rows[first + codes] = there[first + old[codes]]
+    return rows
+
+
+def _has_other_categories(name: str, spec: ModelSpec, source: ModelSpec) -> bool:
+    if not name.startswith("context.profile."):
+        return False
+    column = int(name.split(".")[2])
+    return list(spec.profile_columns.items())[column] != list(source.profile_columns.items())[column]
 
 
 def _size(weight: torch.Tensor) -> str:

@@ -2,13 +2,15 @@
 
 python -m training.tokenizer --config configs/demo.yaml --data build/demo/data --out build/demo/tokenizer
 
-With --keep the tokenizer in --out gives the ads of newer logs their SIDs, so that a trained model goes on;
-one of other settings is refused.
+With --keep the tokenizer in --out gives the new ads of newer logs their SIDs, so that a trained model goes
+on; one of other settings is refused. What was published stays (`training.tokenizer.published`), and how far
+the new ads are from those of the fit is told (`training.tokenizer.drift`).
 """
 
 import argparse
 import json
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -17,15 +19,20 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from serving.files import new_file, write_file
+from serving.files import write_file
 from serving.inputs import RECORD, Inputs, changes, is_up_to_date, named, summary
 from training.preset.preset import Preset, add_preset_arguments
 from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer import kinds
+from training.tokenizer.align import align
 from training.tokenizer.cooccurrence.baskets import read_baskets
 from training.tokenizer.cooccurrence.positives import Cooccurrence
+from training.tokenizer.drift import Drift, Spread
+from training.tokenizer.fit_record import FIT, FitRecord, peak_memory_gb
 from training.tokenizer.given_sids import GivenSids
+from training.tokenizer.published import keep_published, load_published, write_published
 from training.tokenizer.quality import DEFINITIONS, SidQuality, sid_quality
+from training.tokenizer.report.command import main as report
 from training.tokenizer.tokenizer import Tokenizer
 from training.workers import Here, OnRay, Workers
 
@@ -55,8 +62,8 @@ def run(
 
     `data_dir` holds ads.parquet (created_at in unix seconds), split.json with `train_end` in unix seconds,
     and events.parquet, of whose training part an embedder may learn.
-    `out_dir` gets the tokenizer, sids.parquet (ad_id Int64, s1 .. sT Int32) and quality.json; with `keep` it
-    has a tokenizer already, which stays as it is.
+    `out_dir` gets the tokenizer, sids.parquet (ad_id Int64, s1 .. sT Int32), quality.json, fit.json and
+    drift.json; with `keep` it has a tokenizer already, which stays as it is.
 
     Raises:
         ValueError: a table or setting is unusable; the message says which.
@@ -68,6 +75,7 @@ def run(
     known = int((ads["created_at"] < train_end).sum())
     print(f"{ads.height:,} ads, {known:,} of them before the train end", flush=True)
 
+    older = None if keep else kinds.load_older(config)
     start = time.perf_counter()
     tokenizer = (
         _kept(out_dir, config, numeric_columns=numeric_columns, widths=widths)
@@ -79,28 +87,89 @@ def run(
             numeric_columns=numeric_columns,
             widths=widths,
             cooccurrence=_cooccurrence(config, data_dir, behaviors=target_behaviors, workers=workers),
+            older=older,
             vector_file=out_dir.parent / VECTORS,
         )
     )
     if isinstance(tokenizer, Tokenizer):
         tokenizer.vector_file = out_dir.parent / VECTORS
-    fitted = time.perf_counter()
-    sids = tokenizer.encode(ads)
+    fitted, peak_gb = time.perf_counter(), peak_memory_gb()
+    codes = tokenizer.encode(ads)
     encoded = time.perf_counter()
-    quality = sid_quality(sids, tokenizer.level_sizes)
+    same = kinds.saved_id(out_dir) == tokenizer.tokenizer_id
+    published = load_published(out_dir) if same else None
+    table = _table(ads, codes, published=published, tokenizer=tokenizer)
+    quality = sid_quality(table.drop("ad_id").to_numpy(), tokenizer.level_sizes)
 
     (out_dir / RECORD).unlink(missing_ok=True)
-    if not keep:
+    if not same:
         tokenizer.save(out_dir)
-    columns = {f"s{level + 1}": sids[:, level].astype(np.int32) for level in range(sids.shape[1])}
-    with new_file(out_dir / "sids.parquet") as partial:
-        pl.DataFrame({"ad_id": ads["ad_id"].cast(pl.Int64), **columns}).write_parquet(partial)
+    write_published(out_dir, table, before=published)
+    if isinstance(tokenizer, Tokenizer):
+        if not keep:
+            spread = _spread(tokenizer, ads, table, created=pl.col("created_at") < train_end)
+            rate = ads.height / (encoded - fitted)
+            costs = {"fit_seconds": fitted - start, "fit_peak_gb": peak_gb, "encode_ads_per_s": rate}
+            FitRecord(tokenizer.tokenizer_id, train_end, spread, **costs).save(out_dir)
+        if older is not None:
+            _align(tokenizer, older, ads=ads.filter(pl.col("created_at") < train_end), out_dir=out_dir)
+        _tell_drift(tokenizer, ads, table, out_dir=out_dir)
     report = {"tokenizer_id": tokenizer.tokenizer_id, **asdict(quality), "definitions": DEFINITIONS}
     write_file(out_dir / "quality.json", json.dumps(report, indent=2) + "\n")
     print(f"tokenizer {tokenizer.tokenizer_id} -> {out_dir}")
     print(f"fit {fitted - start:.1f} s, encode {encoded - fitted:.1f} s\n")
     print(quality.format_table())
     return quality
+
+
+def _table(
+    ads: pl.DataFrame,
+    codes: np.ndarray,
+    *,
+    published: pl.DataFrame | None,
+    tokenizer: Tokenizer | GivenSids,
+) -> pl.DataFrame:
+    """SIDs of the ads, those that have one as it was published."""
+    columns = {f"s{level + 1}": codes[:, level].astype(np.int32) for level in range(codes.shape[1])}
+    table = pl.DataFrame({"ad_id": ads["ad_id"].cast(pl.Int64), **columns})
+    if published is None:
+        return table
+    table, moved = keep_published(table, published)
+    if len(moved) and isinstance(tokenizer, GivenSids):
+        raise ValueError(
+            f"ad {moved[0]}: expected the SID that it was published with, the table gives another one (and "
+            f"{len(moved) - 1} more such ads): a model knows ads by their SIDs; train a new one with --fresh "
+            "or in another folder"
+        )
+    new = table.join(published, on="ad_id", how="anti").height
+    print(f"{new:,} ads are new; {len(moved):,} that have changed keep their published SID", flush=True)
+    return table
+
+
+def _spread(tokenizer: Tokenizer, ads: pl.DataFrame, table: pl.DataFrame, *, created: pl.Expr) -> Spread:
+    """How those of the ads lie in the codes that `table` gives them, row by row."""
+    rows = ads.select(created).to_series()
+    sids = table.filter(rows).drop("ad_id").to_numpy()
+    return Spread.of(tokenizer.vectors(ads.filter(rows)), sids[:, :-1], decoded=tokenizer.reconstruct(sids))
+
+
+def _tell_drift(tokenizer: Tokenizer, ads: pl.DataFrame, table: pl.DataFrame, *, out_dir: Path) -> None:
+    fit = FitRecord.load(out_dir)
+    if fit is None:
+        print(f"drift: not known, {out_dir} was fitted before there was a {FIT}", flush=True)
+        return
+    new = _spread(tokenizer, ads, table, created=pl.col("created_at") >= fit.fitted_until)
+    codes = table.drop("ad_id").to_numpy()[:, :-1]
+    drift = Drift.between(fit.spread, new, codes=codes)
+    drift.save(out_dir)
+    print(f"drift of {drift.new.ads:,} ads since the fit: {drift.why}", flush=True)
+
+
+def _align(tokenizer: Tokenizer, older: Tokenizer, *, ads: pl.DataFrame, out_dir: Path) -> None:
+    alignment = align(tokenizer, older, ads=ads)
+    alignment.save(out_dir)
+    kept = ", ".join(f"{share:.1%}" for share in alignment.agreement)
+    print(f"aligned to {alignment.aligned_to}: ads whose codes up to each level go on: {kept}", flush=True)
 
 
 def _cooccurrence(
@@ -158,7 +227,10 @@ def _kept(
 
 
 def main() -> None:
-    """Command line."""
+    """Command line; `report` as the first word is a command of its own."""
+    if sys.argv[1:2] == ["report"]:
+        report(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(
         prog="python -m training.tokenizer",
         description=__doc__,

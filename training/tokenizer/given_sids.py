@@ -102,7 +102,7 @@ class GivenSids:
         """
         stated_id, config, _, arrays = read_folder(Path(folder))
         try:
-            tokenizer = cls(TokenizerConfig.model_validate(config), **arrays)
+            tokenizer = cls(TokenizerConfig.from_json(config), **arrays)
         except (ValidationError, ValueError, TypeError) as error:
             raise TokenizerError(f"{folder}: content does not fit together ({error})") from error
         if tokenizer.tokenizer_id != stated_id:

@@ -11,7 +11,7 @@ from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer.columns import check_readable
 from training.tokenizer.cooccurrence.positives import Cooccurrence
 from training.tokenizer.given_sids import GivenSids
-from training.tokenizer.storage import read_folder
+from training.tokenizer.storage import TokenizerError, read_folder
 from training.tokenizer.tokenizer import Tokenizer
 
 
@@ -24,6 +24,7 @@ def fit(
     widths: Sequence[int] = (),
     cooccurrence: Cooccurrence | None = None,
     vector_file: Path | None = None,
+    older: Tokenizer | None = None,
 ) -> Tokenizer | GivenSids:
     """A tokenizer for these ads.
 
@@ -36,6 +37,7 @@ def fit(
         widths: of the modalities of the embedding, see `data.embedding_columns`; empty for a single one.
         cooccurrence: baskets of the training part; None where there are none.
         vector_file: where vectors that take long are kept between runs; None keeps none.
+        older: whose codes a tokenizer that learns begins with.
 
     Raises:
         ValueError: a column or setting is unusable; says which.
@@ -51,6 +53,7 @@ def fit(
         widths=widths,
         cooccurrence=cooccurrence,
         vector_file=vector_file,
+        older=older,
     )
 
 
@@ -62,6 +65,32 @@ def load(folder: Path) -> Tokenizer | GivenSids:
     """
     _, config, *_ = read_folder(Path(folder))
     return (GivenSids if config.get("sids") == "given" else Tokenizer).load(folder)
+
+
+def saved_id(folder: Path) -> str | None:
+    """Id of the tokenizer that a folder holds; None where it holds no sound one."""
+    try:
+        return read_folder(folder)[0]
+    except TokenizerError:
+        return None
+
+
+def load_older(config: TokenizerConfig) -> Tokenizer | None:
+    """The tokenizer that `align_to` names, if any.
+
+    Raises:
+        TokenizerError: there is none, or it is unusable.
+        ValueError: one of the two takes given SIDs, whose codes nothing can align.
+    """
+    if config.align_to is None:
+        return None
+    older = load(Path(config.align_to))
+    if config.sids == "given" or not isinstance(older, Tokenizer):
+        raise ValueError(
+            f"tokenizer.align_to {config.align_to}: expected two tokenizers that learn SIDs, got "
+            f"{'given' if config.sids == 'given' else 'learnt'} SIDs now, {older.config.sids} there"
+        )
+    return older
 
 
 def is_made_with(
@@ -77,7 +106,7 @@ def is_made_with(
         return config.levels == tokenizer.config.levels and all(size in (None, now) for size, now in pairs)
     return (
         isinstance(tokenizer, Tokenizer)
-        and tokenizer.config == config
+        and tokenizer.config.to_json() == config.to_json()
         and tokenizer.numeric_columns == tuple(numeric_columns)
         and tokenizer.widths == tuple(widths)
     )

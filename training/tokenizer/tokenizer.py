@@ -1,5 +1,7 @@
 """Ads -> UA-SIDs."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +18,8 @@ from training.tokenizer.contents import contents_of
 from training.tokenizer.cooccurrence.positives import Cooccurrence
 from training.tokenizer.embedders import embedder_of
 from training.tokenizer.embedders.base import Embedder
-from training.tokenizer.quantizers.residual_kmeans import ResidualKMeans
+from training.tokenizer.quantizers import QUANTIZERS
+from training.tokenizer.quantizers.base import Quantizer
 from training.tokenizer.storage import TokenizerError, content_id, read_folder, write_folder
 
 logger = logging.getLogger(__name__)
@@ -25,11 +28,11 @@ EMBEDDER = "embedder."  # prefix of the embedder's arrays in the common file
 
 
 class Tokenizer:
-    """Embedder, residual codebooks and hash level behind one `encode` (GR4AD, arXiv 2602.22732, UA-SID).
+    """Embedder, quantizer and hash level behind one `encode` (GR4AD, arXiv 2602.22732, UA-SID).
 
     A frame of ads needs the columns ad_id (integer), account_id and conversion_type (string or integer), and
     what the embedder reads: text (string), or embeddings and numbers; others are ignored.
-    Letters: N ads, T levels = codebooks + the hash level.
+    Letters: N ads, T levels = those of the quantizer + the hash level.
 
     Attributes:
         vector_file: where vectors that take long are kept between runs; None keeps none.
@@ -37,15 +40,14 @@ class Tokenizer:
 
     vector_file: Path | None = None
 
-    def __init__(self, config: TokenizerConfig, embedder: Embedder, *, quantizer: ResidualKMeans) -> None:
+    def __init__(self, config: TokenizerConfig, embedder: Embedder, *, quantizer: Quantizer) -> None:
         """Put fitted parts together; `fit` and `load` are the usual ways in.
 
         Raises:
-            ValueError: the codebooks do not have the sizes of the config.
+            ValueError: the quantizer's levels do not have the sizes of the config.
         """
-        sizes = tuple(len(book) for book in quantizer.codebooks)
-        if sizes != config.codebook_sizes:
-            raise ValueError(f"expected codebooks of {config.codebook_sizes} codes, got {sizes}")
+        if quantizer.level_sizes != config.codebook_sizes:
+            raise ValueError(f"expected levels of {config.codebook_sizes} codes, got {quantizer.level_sizes}")
         self.config, self._embedder, self._quantizer = config, embedder, quantizer
         self._id = content_id(self._config_dict(), self._metadata(), arrays=self._arrays())
 
@@ -59,15 +61,17 @@ class Tokenizer:
         widths: Sequence[int] = (),
         cooccurrence: Cooccurrence | None = None,
         vector_file: Path | None = None,
+        older: Tokenizer | None = None,
     ) -> Self:
         """Learn from the ads' texts, or from what they come with; the order of the rows does not matter.
 
         `cooccurrence`, the baskets that ads were bought in, is for embedders that learn from it; the others
         are those of `contents_of`.
 
-        The embedder reads each distinct text once; k-means weighs it by its ads, because SIDs collide where
-        many ads share a cell (completejourney, defaults, seeds 0 to 2: collision 7.3 to 7.4 %; with equal
-        weights, seeds 0 and 1: 10.5 to 10.9 %).
+        The embedder reads each distinct text once; the quantizer weighs it by its ads, because SIDs collide
+        where many ads share a cell (completejourney, rq_kmeans, (512, 256), seeds 0 to 2: collision 7.3 to
+        7.4 %; with equal weights, seeds 0 and 1: 10.5 to 10.9 %). With an older tokenizer it begins with its
+        codes.
 
         Raises:
             ValueError: a column is missing, of the wrong type or null, or the texts are too few or too alike.
@@ -81,6 +85,7 @@ class Tokenizer:
                 widths=widths,
                 cooccurrence=cooccurrence,
                 vector_file=vector_file,
+                older=older,
             )
 
     @classmethod
@@ -93,6 +98,7 @@ class Tokenizer:
         widths: Sequence[int],
         cooccurrence: Cooccurrence | None,
         vector_file: Path | None,
+        older: Tokenizer | None,
     ) -> Self:
         if not ads.height:
             raise ValueError("expected at least one ad to fit the tokenizer on, got an empty table")
@@ -110,14 +116,13 @@ class Tokenizer:
             )
         embedder = embedder_of(config).fit(content, config, positives=positives)
         vectors = embedder.embed(content)
-        logger.info("embedded as %d x %d; fitting residual k-means %s", *vectors.shape, config.codebook_sizes)
-        quantizer = ResidualKMeans.fit(
-            vectors,
-            config.codebook_sizes,
-            weights=copies,
-            iterations=config.kmeans_iterations,
-            seed=config.seed,
-        )
+        how = (config.quantizer, config.codebook_sizes)
+        logger.info("embedded as %d x %d; fitting %s %s", *vectors.shape, *how)
+        start = None
+        if older is not None:
+            start = np.empty((len(copies), older.config.levels - 1), np.int32)
+            start[inverse] = older.encode(ads)[:, :-1]
+        quantizer = QUANTIZERS[config.quantizer].fit(vectors, config, weights=copies, start=start)
         tokenizer = cls(config, embedder, quantizer=quantizer)
         tokenizer.vector_file = vector_file
         return tokenizer
@@ -135,7 +140,7 @@ class Tokenizer:
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
-        """Codes of each level, length T: the codebooks, then the hash."""
+        """Codes of each level, length T: the quantizer's, then the hash's."""
         return self.config.level_sizes
 
     @property
@@ -149,9 +154,9 @@ class Tokenizer:
         return self._embedder
 
     @property
-    def codebooks(self) -> tuple[np.ndarray, ...]:
-        """Codebooks of the levels before the hash, float32 [K_l, D] each, for export."""
-        return self._quantizer.codebooks
+    def quantizer(self) -> Quantizer:
+        """The fitted quantizer of the levels before the hash, for export."""
+        return self._quantizer
 
     def encode(self, ads: pl.DataFrame) -> np.ndarray:
         """Return SIDs int32 [N, T]; a row depends on that ad alone, not on its neighbours in the call.
@@ -159,21 +164,43 @@ class Tokenizer:
         Raises:
             ValueError: a column is missing, of the wrong type or null.
         """
-        content, inverse = contents_of(
-            ads,
-            self.config,
-            numeric_columns=self.numeric_columns,
-            widths=self.widths,
-            vector_file=self.vector_file,
-        )
+        content, inverse = self.contents(ads)
         codes = self._quantizer.encode(self._embedder.embed(content))  # [distinct, T - 1]
         hashed = hash_level(
             ads["account_id"].cast(pl.String).to_list(),
             ads["conversion_type"].cast(pl.String).to_list(),
             ads["ad_id"].to_list(),
             size=self.config.hash_size,
+            salt=self.config.hash_salt,
         )
         return np.concatenate([codes[inverse], hashed[:, None]], axis=1)  # [N, T - 1] + [N, 1]
+
+    def vectors(self, ads: pl.DataFrame) -> np.ndarray:
+        """Return float32 [N, D], what the quantizer reads of each ad.
+
+        Raises:
+            ValueError: a column is missing, of the wrong type or null.
+        """
+        content, inverse = self.contents(ads)
+        return self._embedder.embed(content)[inverse]
+
+    def contents(self, ads: pl.DataFrame) -> tuple[Any, np.ndarray]:
+        """What the embedder reads of N ads, and which of it each ad has, int64 [N]; see `contents_of`.
+
+        Raises:
+            ValueError: a column is missing, of the wrong type or null.
+        """
+        return contents_of(
+            ads,
+            self.config,
+            numeric_columns=self.numeric_columns,
+            widths=self.widths,
+            vector_file=self.vector_file,
+        )
+
+    def reconstruct(self, sids: np.ndarray) -> np.ndarray:
+        """Return float32 [N, D], what the codes before the hash say of the vectors; sids int [N, T]."""
+        return self._quantizer.decode(np.asarray(sids)[:, :-1])
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer to `folder`, replacing an older tokenizer there in one step.
@@ -193,11 +220,12 @@ class Tokenizer:
         folder = Path(folder)
         stated_id, config_dict, metadata, arrays = read_folder(folder)
         try:
-            config = TokenizerConfig.model_validate(config_dict)
+            config = TokenizerConfig.from_json(config_dict)
             learnt = {k.removeprefix(EMBEDDER): v for k, v in arrays.items() if k.startswith(EMBEDDER)}
             embedder = embedder_of(config).from_state(learnt, metadata)
-            books = [arrays[f"codebook.{level}"] for level in range(len(config.codebook_sizes))]
-            tokenizer = cls(config, embedder, quantizer=ResidualKMeans(books))
+            others = {k: v for k, v in arrays.items() if not k.startswith(EMBEDDER)}
+            quantizer = QUANTIZERS[config.quantizer].from_state(others)
+            tokenizer = cls(config, embedder, quantizer=quantizer)
         except (ValidationError, ValueError, KeyError, TypeError) as error:
             raise TokenizerError(f"{folder}: content does not fit together ({error})") from error
         if tokenizer.tokenizer_id != stated_id:
@@ -212,4 +240,4 @@ class Tokenizer:
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {EMBEDDER + name: array for name, array in self._embedder.state()[0].items()}
-        return arrays | {f"codebook.{level}": book for level, book in enumerate(self._quantizer.codebooks)}
+        return arrays | self._quantizer.state()

@@ -112,6 +112,8 @@ def _nearest(vectors: np.ndarray, block: np.ndarray, *, most: int) -> np.ndarray
     """The nearest other contents of each of a block, the nearest first: int64 [A, most]."""
     similarity = vectors[block] @ vectors.T  # [A, D] @ [D, N]
     similarity[np.arange(len(block)), block] = -np.inf
+    if most == 1:
+        return similarity.argmax(axis=1)[:, None]
     most = min(most, similarity.shape[1])
     near = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
     order = np.argsort(-np.take_along_axis(similarity, near, axis=1), axis=1, kind="stable")

@@ -30,7 +30,7 @@ from training.tokenizer.embedders.minilm import MiniLm
 from training.tokenizer.embedders.projected import MIN_LENGTH, svd_components
 from training.tokenizer.embedders.words import Words
 from training.tokenizer.instructions import read_instructions
-from training.tokenizer.quantizers.residual_kmeans import _on_grid as on_grid
+from training.tokenizer.quantizers.grid import on_grid
 
 logger = logging.getLogger(__name__)
 

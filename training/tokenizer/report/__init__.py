@@ -1,0 +1,1 @@
+"""What a tokenizer gives, measured and drawn: python -m training.tokenizer report."""

@@ -1,0 +1,146 @@
+"""Everything that a report shows, as numbers.
+
+Letters: A ads, T levels, D dimensions, P points of the map.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from serving.files import read_object
+from training.tokenizer import kinds
+from training.tokenizer.alignment import Alignment
+from training.tokenizer.drift import DRIFT
+from training.tokenizer.fit_record import FitRecord
+from training.tokenizer.published import SIDS
+from training.tokenizer.quality import SidQuality, sid_quality
+from training.tokenizer.report.levels import LevelUse, collision_floor, lost_by_level
+from training.tokenizer.report.map import AdMap, draw_map
+from training.tokenizer.report.recall import Recall, measure_recall
+from training.tokenizer.report.tree import Node, Words, grow, spread_codes
+from training.tokenizer.tokenizer import Tokenizer
+
+CLUSTERS = 8  # codes of the first level that are shown
+
+
+@dataclass(frozen=True, eq=False)
+class Figures:
+    """Of one tokenizer and its SIDs; what a tokenizer of given SIDs cannot have is None or empty.
+
+    Attributes:
+        tokenizer_id: whose.
+        settings: as they are stored with it.
+        quality: of the SIDs.
+        floor: collision if every distinct content had a prefix of its own.
+        levels: of each level, the hash level last.
+        lost: share of the vectors' squared length that the first 1, 2, .. levels lose.
+        recall: of neighbours; None without texts, or without baskets that say anything.
+        tree: some codes of the first level, from the fullest to the emptiest.
+        map: of distinct texts.
+        fit: what the fit cost; None for a tokenizer from before that was kept.
+        drift: content of drift.json.
+        alignment: to an older tokenizer.
+    """
+
+    tokenizer_id: str
+    settings: dict[str, Any]
+    quality: SidQuality
+    floor: float | None
+    levels: list[LevelUse]
+    lost: list[float]
+    recall: Recall | None
+    tree: list[Node]
+    map: AdMap | None
+    fit: FitRecord | None
+    drift: dict[str, Any] | None
+    alignment: Alignment | None
+
+    @classmethod
+    def measure(cls, folder: Path, *, data_dir: Path, behaviors: Sequence[str]) -> Figures:
+        """Measure the tokenizer in a folder and the SIDs that it has given to the ads of a log.
+
+        Raises:
+            TokenizerError: there is no sound tokenizer.
+            ValueError: an ad has no SID; or see `measure_recall`.
+            OSError: a file is missing.
+        """
+        tokenizer = kinds.load(folder)
+        ads = pl.read_parquet(data_dir / "ads.parquet")
+        table = ads.select("ad_id").join(
+            pl.read_parquet(folder / SIDS), on="ad_id", how="left", maintain_order="left"
+        )
+        if missing := table["s1"].null_count():
+            raise ValueError(
+                f"{folder / SIDS}: expected a SID for every ad, {missing} have none: make tokenize"
+            )
+        sids = table.drop("ad_id").to_numpy()
+        fit = FitRecord.load(folder)
+        until = fit.fitted_until if fit else json.loads((data_dir / "split.json").read_text())["train_end"]
+        learns, reads_texts = isinstance(tokenizer, Tokenizer), "text" in ads.columns
+        return cls(
+            tokenizer_id=tokenizer.tokenizer_id,
+            settings=tokenizer.config.to_json(),
+            quality=sid_quality(sids, tokenizer.level_sizes),
+            floor=collision_floor(_contents(ads), sids[:, -1]) if learns and reads_texts else None,
+            levels=[LevelUse.of(sids[:, t], size=size) for t, size in enumerate(tokenizer.level_sizes)],
+            lost=_lost(tokenizer, ads, sids) if isinstance(tokenizer, Tokenizer) else [],
+            recall=measure_recall(tokenizer, ads, data_dir=data_dir, behaviors=behaviors, fitted_until=until)
+            if isinstance(tokenizer, Tokenizer) and tokenizer.config.reads_texts
+            else None,
+            tree=_tree(ads, sids[:, :-1] if learns else sids) if reads_texts else [],
+            map=draw_map(tokenizer, ads, sids) if isinstance(tokenizer, Tokenizer) and reads_texts else None,
+            fit=fit,
+            drift=read_object(folder / DRIFT) if (folder / DRIFT).exists() else None,
+            alignment=Alignment.load(folder),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; None for what is not known."""
+        ratios = {
+            f"r1_{key}_ratio": self.recall.ratio(group) if self.recall else None
+            for key, group in (("warm", "warm"), ("heldout", "kept out"), ("few", "few"))
+        }
+        costs = ("fit_seconds", "fit_peak_gb", "encode_ads_per_s")
+        return {
+            "tokenizer_id": self.tokenizer_id,
+            **ratios,
+            "collision": self.quality.collision,
+            "collision_floor": self.floor,
+            "compression": self.quality.compression,
+            **{f"gini_{t}": level.gini for t, level in enumerate(self.levels, start=1)},
+            "dead_codes": sum(level.dead for level in self.levels),
+            **{name: getattr(self.fit, name) if self.fit else None for name in costs},
+            "ads": self.quality.ads,
+            "utilisation": self.quality.utilisation,
+            "largest_bucket": [level.largest for level in self.levels],
+            "lost_by_level": self.lost,
+            "recall": self.recall.stages if self.recall else None,
+            "recall_anchors": self.recall.anchors if self.recall else None,
+            "drift": self.drift,
+            "aligned_to": self.alignment.aligned_to if self.alignment else None,
+            "agreement": list(self.alignment.agreement) if self.alignment else None,
+            "settings": self.settings,
+            "clusters": [asdict(node) for node in self.tree],
+        }
+
+
+def _contents(ads: pl.DataFrame) -> np.ndarray:
+    return np.unique(ads["text"].to_numpy(), return_inverse=True)[1]
+
+
+def _lost(tokenizer: Tokenizer, ads: pl.DataFrame, sids: np.ndarray) -> list[float]:
+    levels = range(1, sids.shape[1])
+    # `reconstruct` leaves the last column, the hash level, out.
+    return lost_by_level(tokenizer.vectors(ads), [tokenizer.reconstruct(sids[:, : n + 1]) for n in levels])
+
+
+def _tree(ads: pl.DataFrame, codes: np.ndarray) -> list[Node]:
+    words = Words(ads["text"].to_list())
+    return grow(codes, words, first=spread_codes(codes[:, 0], count=CLUSTERS))

@@ -1,0 +1,155 @@
+"""Recall of neighbours at each stage of a tokenizer, from words to codes, and for groups of texts.
+
+Stages: words alone (TF-IDF + SVD, the first version), the tokenizer's vectors, and what its codes keep of
+them. Groups: `warm`, texts that learning saw in baskets; `kept out`, texts whose baskets a second embedder of
+the same settings was not shown; `few`, texts with fewer than five baskets in the training part.
+
+Letters: A ads, N distinct texts, B baskets, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from scipy.sparse import csr_matrix
+from threadpoolctl import threadpool_limits
+
+from training.tokenizer.cooccurrence.baskets import Baskets, read_baskets
+from training.tokenizer.cooccurrence.held_out import HeldOut, best_seller_recall_at, groups, recall_at
+from training.tokenizer.cooccurrence.positives import Cooccurrence
+from training.tokenizer.embedders import embedder_of
+from training.tokenizer.embedders.tfidf_svd import TfidfSvd
+from training.tokenizer.tokenizer import Tokenizer
+
+KS = (1, 5, 10)
+KEPT_OUT = 0.2  # of the texts
+BEST_SELLER, WORDS, LEARNT, CODES = "best-seller", "words", "learnt", "codes"
+
+Row = dict[int, float]  # recall by k
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Recall at k.
+
+    Attributes:
+        stages: by stage and group; a stage lacks a group that it cannot be asked about.
+        anchors: texts that were asked for, by group.
+    """
+
+    stages: dict[str, dict[str, Row]]
+    anchors: dict[str, int]
+
+    def ratio(self, group: str, *, k: int = 1) -> float | None:
+        """Recall of the tokenizer's vectors in units of that of words; None where words find nothing."""
+        words = self.stages[WORDS].get(group, {}).get(k, 0.0)
+        return self.stages[LEARNT][group][k] / words if words > 0 else None
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Distinct texts of the ads.
+
+    Attributes:
+        texts: N.
+        first: int64 [N], row of an ad of each.
+        of: int64 [A], text of each ad.
+        known: bool [A], ads that the tokenizer was fitted on.
+    """
+
+    texts: np.ndarray
+    first: np.ndarray
+    of: np.ndarray
+    known: np.ndarray
+
+    @classmethod
+    def among(cls, ads: pl.DataFrame, *, fitted_until: int) -> Texts:
+        """Of a table of ads."""
+        texts, first, of = np.unique(ads["text"].to_numpy(), return_index=True, return_inverse=True)
+        return cls(texts, first, of, (ads["created_at"] < fitted_until).to_numpy())
+
+
+def measure_recall(
+    tokenizer: Tokenizer,
+    ads: pl.DataFrame,
+    *,
+    data_dir: Path,
+    behaviors: Sequence[str],
+    fitted_until: int,
+    seed: int = 0,
+) -> Recall | None:
+    """Measure it on the baskets after the training part; None where they hold no pair that counts.
+
+    Args:
+        tokenizer: reads texts.
+        ads: A rows.
+        data_dir: folder of the prepared tables.
+        behaviors: events of these make a basket.
+        fitted_until: unix seconds; ads created before are those the tokenizer was fitted on.
+        seed: of the texts that are kept out.
+
+    Raises:
+        OSError: a file is missing.
+        ValueError: a table or split.json is broken.
+    """
+    texts, config = Texts.among(ads, fitted_until=fitted_until), tokenizer.config
+    kind = config.cooccurrence.basket
+    learnt_from = read_baskets(data_dir, part="train", behaviors=behaviors, basket=kind)
+    ad_ids = ads["ad_id"].to_numpy()
+
+    def table(baskets: Baskets) -> csr_matrix:
+        return baskets.contents(ad_ids, texts.of, count=len(texts.texts))
+
+    held_out = HeldOut.of(table(read_baskets(data_dir, part="later", behaviors=behaviors, basket=kind)))
+    if not len(held_out.anchors):
+        return None
+    hidden = np.random.default_rng(seed).random(len(texts.texts)) < KEPT_OUT
+    train = table(learnt_from)
+    asked = dict(groups(held_out, train))
+    asked["kept out"] = groups(held_out, train, kept_out=hidden)["kept out"]
+    asked = {name: asked[name] for name in ("warm", "kept out", "few")}
+    one_of_each = ads[texts.first]
+    with threadpool_limits(limits=1):
+        known = np.unique(texts.texts[texts.of[texts.known]]).tolist()
+        words = TfidfSvd.fit(known, config).embed(texts.texts.tolist())
+        own = tokenizer.vectors(one_of_each)
+        seen = dict.fromkeys(asked, own)
+        if config.learns_from_baskets:
+            seen["kept out"] = _without(hidden, texts, ads=ads, baskets=learnt_from, tokenizer=tokenizer)
+    codes = _unit(tokenizer.reconstruct(tokenizer.encode(one_of_each)))
+    stages = {
+        BEST_SELLER: {n: best_seller_recall_at(held_out, KS, anchors=a) for n, a in asked.items()},
+        WORDS: {n: recall_at(words, held_out, KS, anchors=a) for n, a in asked.items()},
+        LEARNT: {n: recall_at(seen[n], held_out, KS, anchors=a) for n, a in asked.items()},
+        # The codebooks saw all texts, so codes cannot be asked about what is kept out.
+        CODES: {n: recall_at(codes, held_out, KS, anchors=a) for n, a in asked.items() if n != "kept out"},
+    }
+    return Recall(stages, {name: len(anchors) for name, anchors in asked.items()})
+
+
+def _without(
+    hidden: np.ndarray, texts: Texts, *, ads: pl.DataFrame, baskets: Baskets, tokenizer: Tokenizer
+) -> np.ndarray:
+    """Vectors [N, D] of an embedder of the same settings that saw no basket entry of the hidden texts."""
+    known, content = np.unique(texts.of[texts.known], return_inverse=True)
+    shown = ~hidden[texts.of[texts.known]]
+    config = tokenizer.config
+    positives = Cooccurrence(baskets).positives(
+        ads["ad_id"].to_numpy()[texts.known][shown],
+        content[shown],
+        count=len(known),
+        settings=config.cooccurrence,
+    )
+    one_of_each = ads[texts.first]  # in the order of texts, which is that of contents
+    embedder = embedder_of(config).fit(tokenizer.contents(one_of_each[known])[0], config, positives=positives)
+    return embedder.embed(tokenizer.contents(one_of_each)[0])
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows [N, D] of length 1, or 0 where they are."""
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(length > 0, length, 1)
