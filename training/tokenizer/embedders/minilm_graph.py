@@ -26,13 +26,9 @@ def minilm_graph(weights: Mapping[str, np.ndarray]) -> onnx.ModelProto:
     """
     g = _Layers()
     word = g.add("Gather", g.weight("embeddings.word_embeddings.weight"), "pieces")  # [L, D]
-    position = g.add(
-        "Slice",
-        g.weight("embeddings.position_embeddings.weight"),
-        g.constant([0], np.int64),
-        g.add("Shape", "pieces"),
-        g.constant([0], np.int64),
-    )
+    first = g.constant([0], np.int64)
+    bounds = (first, g.add("Shape", "pieces"), first)  # from 0 to L, of axis 0
+    position = g.add("Slice", g.weight("embeddings.position_embeddings.weight"), *bounds)
     kind = g.add("Gather", g.weight("embeddings.token_type_embeddings.weight"), g.constant(0, np.int64))
     x = g.norm("embeddings.LayerNorm", g.add("Add", g.add("Add", word, kind), position))
     for layer in range(LAYERS):
