@@ -147,7 +147,9 @@ def test_it_learns_from_baskets_what_its_features_can_tell():
     together = csr_matrix(same.astype(np.float32))
     baskets = csr_matrix(np.array([group == one for one in range(12)] * 4, np.float32))
     config = TokenizerConfig(
-        embedding=("given",), cooccurrence=CooccurrenceConfig(steps=60, check_every=10, anchors=30), **SHAPE
+        embedding=("given",),
+        cooccurrence=CooccurrenceConfig(steps=60, check_every=10, anchors=30, learning_rate=0.03),
+        **SHAPE,
     )
     content, _ = read_contents(table, config, numeric_columns=NUMBERS, widths=WIDTHS)
     scores = {}
