@@ -107,7 +107,7 @@ def test_equals_the_tokenizer_on_any_text(pair, texts, seed):
 @settings(max_examples=150, deadline=None)
 def test_knows_what_the_tokenizer_has_a_weight_for(pair, text):
     tokenizer, encoder = pair
-    assert encoder.knows(text) == bool(tokenizer._embedder._vectorizer.transform([text]).nnz)
+    assert encoder.knows(text) == bool(tokenizer.embedder.words.features([text]).nnz)
 
 
 def known_texts(count=2000):
