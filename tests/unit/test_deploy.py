@@ -29,7 +29,7 @@ from tests.deployment import (
     wanted_packages,
 )
 
-EXTRAS = ("gpu", "kafka")  # values of the build argument PACKAGES, besides the default
+EXTRAS = ("gpu", "kafka", "minilm")  # values of the build argument PACKAGES, besides the default
 FIRST_PARTY = {"serving", "web", "gateway", "launcher", "indexer", "triton_python_backend_utils"}
 
 

@@ -20,9 +20,10 @@ from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer import kinds
 from training.tokenizer.__main__ import run
 from training.tokenizer.columns import check_readable, given_sids, given_vectors
+from training.tokenizer.contents import contents_of as read_contents
 from training.tokenizer.given_sids import GivenSids
 from training.tokenizer.storage import TokenizerError
-from training.tokenizer.tokenizer import Tokenizer, _contents
+from training.tokenizer.tokenizer import Tokenizer
 
 VECTORS = TokenizerConfig(embedding="given", codebook_sizes=(8, 4), hash_size=16, kmeans_iterations=3)
 SIDS = TokenizerConfig(sids="given", given_sizes=(None, 9))
@@ -75,7 +76,7 @@ def test_embeddings_have_length_one_and_numbers_are_standardised():
     known = [table[name].to_list() for name in names]
     rows = list(zip(*known, strict=True))
     wanted = [plain_vector(v, n, known=known) for v, n in zip(vectors, rows, strict=True)]
-    content, _ = _contents(table, VECTORS, names)
+    content, _ = read_contents(table, VECTORS, numeric_columns=names)
     np.testing.assert_allclose(tokenizer.embedder.embed(content), np.array(wanted), atol=1e-6)
     assert len(np.unique(tokenizer.encode(table)[:, :2], axis=0)) > 10
 
@@ -108,11 +109,11 @@ def test_vector_inside_the_graph_is_the_tokenizers_bit_for_bit(pair):
     """Codes would hide a small error of the formula: a look at the float32 vector before the grid."""
     tokenizer, encoder, folder = pair
     graph = onnx.load(str(folder / GRAPH))
-    graph.graph.output.append(onnx.helper.make_tensor_value_info("unit", onnx.TensorProto.FLOAT, None))
+    graph.graph.output.append(onnx.helper.make_tensor_value_info("given", onnx.TensorProto.FLOAT, None))
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     table = ads(500, dim=tokenizer.embedder.dim, numbers=tokenizer.numeric_columns, seed=3)
-    content, _ = _contents(table, VECTORS, tokenizer.numeric_columns)
-    (vectors,) = session.run(["unit"], encoder._inputs(contents_of(table)))
+    content, _ = read_contents(table, VECTORS, numeric_columns=tokenizer.numeric_columns)
+    (vectors,) = session.run(["given"], encoder._given.inputs(contents_of(table)))
     np.testing.assert_array_equal(vectors, tokenizer.embedder.embed(content))
 
 

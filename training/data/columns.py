@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import polars as pl
 
 from training.data.casts import Kind
+from training.data.modalities import Modalities, is_of_modality
 from training.preset.data import DataConfig
 
 STATUSES = ("active", "paused", "deleted")
@@ -75,6 +76,7 @@ _WHOLE = tuple(
     t() for t in (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
 )
 NUMERIC = Column((*_WHOLE, *_FLOAT), "quantity", nullable=True)
+MODALITY = Column((*EMBEDDING.dtypes, *_FLOAT), "vector", required=False, nullable=True)
 CATEGORICAL = Column((*_WHOLE, *_TEXT), "category", nullable=True)
 
 
@@ -86,11 +88,13 @@ class Named:
         profile: of users; None for all they have.
         numeric: numbers of ads.
         request: of events, what a request was besides its user.
+        modalities: embeddings of ads that become one.
     """
 
     profile: tuple[str, ...] | None = None
     numeric: tuple[str, ...] = ()
     request: tuple[str, ...] = ()
+    modalities: Modalities = field(default_factory=dict)
 
     def rule(self, table: str, column: str) -> Column | None:
         """What is demanded of a column of ads, users or events; None for one that is not used."""
@@ -101,12 +105,19 @@ class Named:
         if table == "events":
             return EVENTS_COLUMNS.get(column) or (CATEGORICAL if column in self.request else None)
         known = ADS_COLUMNS.get(column) or given_column(column)
+        if known is None and is_of_modality(column, self.modalities):
+            return MODALITY
         return known or (NUMERIC if column in self.numeric else None)
 
     @classmethod
     def of(cls, config: DataConfig) -> Self:
         """Those of a preset's section `data`."""
-        return cls(config.profile_columns, numeric=config.numeric_columns, request=config.request_columns)
+        return cls(
+            config.profile_columns,
+            numeric=config.numeric_columns,
+            request=config.request_columns,
+            modalities=config.embedding_columns,
+        )
 
     @classmethod
     def kept(cls, ads: pl.DataFrame, events: pl.DataFrame) -> Self:

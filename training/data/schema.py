@@ -11,6 +11,7 @@ from training.data.columns import (
     ADS_COLUMNS,
     CATEGORICAL,
     EVENTS_COLUMNS,
+    MODALITY,
     NOTHING_NAMED,
     NUMERIC,
     PROFILE,
@@ -25,6 +26,7 @@ from training.data.columns import (
 )
 from training.data.event_order import KEY, Repeats, sort_events
 from training.data.keys import Keys, with_ids
+from training.data.modalities import check_modalities, is_of_modality, joined
 from training.data.split import PARTS
 
 
@@ -102,13 +104,15 @@ def check_ads(table: Unchecked, named: Named = NOTHING_NAMED) -> TableChecks:
     checks = table.checks()
     given = {name: rule for name in checks.schema if (rule := given_column(name)) is not None}
     numeric = {name: NUMERIC for name in named.numeric if name not in ADS_COLUMNS | given}
+    modal = {n: MODALITY for n in checks.schema if n not in given and is_of_modality(n, named.modalities)}
     schema = dict(ADS_COLUMNS)
-    if given:
+    if given or modal:
         schema["text"] = replace(schema["text"], required=False)
-    checks.columns(schema | given | numeric)
+    checks.columns(schema | given | numeric | modal)
+    check_modalities(checks, named.modalities)
     checks.ids("ad_id")
     checks.seconds("created_at")
-    if not given:
+    if not given and not modal:
         checks.rows("text", bad=pl.col("text").str.strip_chars() == "", expected="non-empty text")
     checks.rows("status", bad=~pl.col("status").is_in(STATUSES), expected=one_of(STATUSES))
     for name, rule in given.items():
@@ -210,7 +214,10 @@ def _check_reference(events: TableChecks, column: str, *, table: Unchecked, name
 def complete_ads(ads: pl.DataFrame, named: Named = NOTHING_NAMED) -> pl.DataFrame:
     """Columns of checked ads, defaults for those that are missing, in the order of their ids."""
     others = dict.fromkeys([*given_columns(ads.columns), *named.numeric])
-    return with_ids(ads.select(*_complete(ads.schema, ADS_COLUMNS, others))).sort("ad_id")
+    columns = _complete(ads.schema, ADS_COLUMNS, others)
+    if named.modalities:
+        columns.append(joined(ads.columns, named.modalities))
+    return with_ids(ads.select(columns)).sort("ad_id")
 
 
 def complete_users(users: pl.DataFrame, named: Named = NOTHING_NAMED) -> pl.DataFrame:

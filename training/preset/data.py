@@ -1,6 +1,6 @@
 """Settings of the data step, and of the contexts that are built from its logs."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
@@ -96,6 +96,9 @@ class DataConfig(BaseModel):
         target_behaviors: behaviors the model learns to predict; the others appear in histories only.
         profile_columns: columns of users that become the profile, in this order; None takes all of them.
         numeric_columns: numbers of ads, input of a tokenizer with `embedding: given`; a null is the mean.
+        embedding_columns: embeddings of ads in several modalities, by the name of their columns, with their
+            dimensions: `{image: 512, video: 768}` takes image_0 .. image_511, or a list image, and so on, and
+            makes one embedding of them; an ad without one of them has none.
         request_features: columns of events that say what a request was besides its user; an event's request
             has those of its first row.
 
@@ -112,7 +115,14 @@ class DataConfig(BaseModel):
     target_behaviors: tuple[str, ...] = Field(default=("conversion",), min_length=1)
     profile_columns: tuple[str, ...] | None = None
     numeric_columns: tuple[str, ...] = ()
+    embedding_columns: dict[str, Annotated[int, Field(ge=1, le=8192, strict=True)]] = {}
     request_features: tuple[RequestFeatureConfig, ...] = ()
+
+    @property
+    def embedding_widths(self) -> tuple[int, ...]:
+        """Dimensions of each of several modalities; empty for a single one."""
+        widths = tuple(self.embedding_columns.values())
+        return widths if len(widths) > 1 else ()
 
     @property
     def request_columns(self) -> tuple[str, ...]:

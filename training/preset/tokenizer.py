@@ -2,12 +2,29 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Size = Annotated[int, Field(ge=2, le=2**20, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
+Part = Literal["words", "minilm", "given"]
+_PARTS: dict[str, tuple[Part, ...]] = {
+    "bag": ("words",),
+    "tfidf_svd": ("words",),
+    "minilm": ("minilm",),
+    "given": ("given",),
+}
+
+
+def _in_order(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """The parts of a sum, which knows no order, in one order."""
+    if len(set(parts)) != len(parts):
+        raise ValueError(f"expected each part once, got {list(parts)}")
+    return tuple(sorted(parts, key=("words", "minilm", "given").index))
+
+
+Parts = Annotated[tuple[Part, ...], Field(min_length=1), AfterValidator(_in_order)]
 # What tokenizers did before there were these keys.
-_BEFORE = {"quantizer": "rq_kmeans", "hash_salt": ""}
+_BEFORE = {"quantizer": "rq_kmeans", "hash_salt": "", "instructions": None}
 
 
 class CooccurrenceConfig(BaseModel):
@@ -64,8 +81,12 @@ class TokenizerConfig(BaseModel):
         hash_size: codes of the last level, a hash of (account, conversion type, ad).
         hash_salt: up to 16 letters, digits, `_`, `.` or `-`; with another salt other ads collide.
         embedding: `bag` embeds texts and learns which are bought together; `tfidf_svd` embeds texts as their
-            words say; `given` takes the columns `embedding` or embedding_0, .. of the
-            ads, and `data.numeric_columns`.
+            words say; `minilm` embeds them with a sentence model (`make minilm-setup`); `given` takes the
+            columns `embedding` or embedding_0, .. of the ads, or `data.embedding_columns`, and
+            `data.numeric_columns`. A list of words, minilm and given is the sum of a projection of each,
+            which learns what is bought together as `bag` does.
+        instructions: file of templates that word an ad for `minilm` by its form, such as
+            training/tokenizer/instructions.yaml; null gives it the text alone.
         embedding_dim: width D of the embedding; shrinks, with a warning, when the texts have fewer features.
         ngram_max: longest word n-gram that counts as a feature.
         min_df: a feature must occur in this many distinct texts.
@@ -85,7 +106,8 @@ class TokenizerConfig(BaseModel):
     quantizer: Literal["balanced", "rq_kmeans", "rq_kmeans_plus", "fsq"] = "balanced"
     hash_size: Size = 1024
     hash_salt: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{0,16}$")] = ""
-    embedding: Literal["bag", "tfidf_svd", "given"] = "bag"
+    embedding: Literal["bag", "tfidf_svd", "minilm", "given"] | Parts = "bag"
+    instructions: str | None = None
     embedding_dim: Annotated[int, Field(ge=2, le=4096, strict=True)] = 64
     ngram_max: Annotated[int, Field(ge=1, le=3, strict=True)] = 2
     min_df: Count = 2
@@ -99,10 +121,28 @@ class TokenizerConfig(BaseModel):
         """Levels of a SID, T."""
         return len(self.given_sizes) if self.sids == "given" else len(self.codebook_sizes) + 1
 
+    @model_validator(mode="after")
+    def _check_instructions(self) -> Self:
+        if self.instructions is not None and "minilm" not in self.parts:
+            raise ValueError(
+                f"instructions: expected embedding: minilm, or a list with it, got {self.embedding}"
+            )
+        return self
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What of an ad the embedding reads."""
+        return _PARTS[self.embedding] if isinstance(self.embedding, str) else self.embedding
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether the embedding reads texts."""
+        return self.parts != ("given",)
+
     @property
     def learns_from_baskets(self) -> bool:
         """Whether its embedder reads events besides ads."""
-        return self.sids == "learnt" and self.embedding == "bag"
+        return self.sids == "learnt" and (self.embedding == "bag" or not isinstance(self.embedding, str))
 
     @property
     def level_sizes(self) -> tuple[int, ...]:

@@ -39,6 +39,7 @@ from training.workers import Here, OnRay, Workers
 _FITTED_ON = "the ads that the codebooks were fitted on"
 _EVENTS, _BEHAVIORS = "data/events.parquet", "data.target_behaviors"
 _OF_THE_FIT = (_FITTED_ON, _EVENTS, _BEHAVIORS)
+VECTORS = "vectors.sqlite"
 _FILES = ("tokenizer.json", "sids.parquet", "quality.json")
 
 
@@ -49,13 +50,15 @@ def run(
     out_dir: Path,
     keep: bool = False,
     numeric_columns: Sequence[str] = (),
+    widths: Sequence[int] = (),
     target_behaviors: Sequence[str] = (),
     workers: Workers | None = None,
 ) -> SidQuality:
     """Fit on the ads known before the train end, encode all ads, write everything to `out_dir`.
 
-    `numeric_columns` and `target_behaviors` are those of section `data`; `workers` count what is bought
-    together, None for this process.
+    `numeric_columns`, `widths` (of `embedding_columns`) and `target_behaviors` are those of section `data`;
+    `workers` count what is bought together, None for this process. Vectors that take long are kept beside
+    `out_dir`, in vectors.sqlite.
 
     `data_dir` holds ads.parquet (created_at in unix seconds), split.json with `train_end` in unix seconds,
     and events.parquet, of whose training part an embedder may learn.
@@ -75,17 +78,21 @@ def run(
     older = None if keep else kinds.load_older(config)
     start = time.perf_counter()
     tokenizer = (
-        _kept(out_dir, config, numeric_columns)
+        _kept(out_dir, config, numeric_columns=numeric_columns, widths=widths)
         if keep
         else kinds.fit(
             ads,
             config,
             train_end=train_end,
             numeric_columns=numeric_columns,
+            widths=widths,
             cooccurrence=_cooccurrence(config, data_dir, behaviors=target_behaviors, workers=workers),
             older=older,
+            vector_file=out_dir.parent / VECTORS,
         )
     )
+    if isinstance(tokenizer, Tokenizer):
+        tokenizer.vector_file = out_dir.parent / VECTORS
     fitted, peak_gb = time.perf_counter(), peak_memory_gb()
     codes = tokenizer.encode(ads)
     encoded = time.perf_counter()
@@ -199,13 +206,17 @@ def _inputs(
     return replace(found, values=found.values | fitted)
 
 
-def _kept(folder: Path, config: TokenizerConfig, numeric_columns: Sequence[str]) -> Tokenizer | GivenSids:
+def _kept(
+    folder: Path, config: TokenizerConfig, *, numeric_columns: Sequence[str], widths: Sequence[int]
+) -> Tokenizer | GivenSids:
     tokenizer = kinds.load(folder)
-    if not kinds.is_made_with(tokenizer, config, numeric_columns=numeric_columns):
+    if not kinds.is_made_with(tokenizer, config, numeric_columns=numeric_columns, widths=widths):
         was = named("tokenizer", tokenizer.config.model_dump(mode="json"))
         was["data.numeric_columns"] = list(getattr(tokenizer, "numeric_columns", ()))
+        was["widths of data.embedding_columns"] = list(getattr(tokenizer, "widths", ()))
         now = named("tokenizer", config.model_dump(mode="json"))
         now["data.numeric_columns"] = list(numeric_columns)
+        now["widths of data.embedding_columns"] = list(widths)
         raise ValueError(
             f"{folder}: {summary(changes(was, now))}: a model that was trained on these SIDs would no longer "
             "know its ads; set it back, or start over with another tokenizer and model (make tokenize train "
@@ -246,6 +257,7 @@ def main() -> None:
                 out_dir=out,
                 keep=keep,
                 numeric_columns=logs.numeric_columns if logs else (),
+                widths=logs.embedding_widths if logs else (),
                 target_behaviors=behaviors,
                 workers=OnRay() if arguments.ray else Here(),
             )

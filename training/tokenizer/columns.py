@@ -23,14 +23,15 @@ def check_readable(ads: pl.DataFrame, config: TokenizerConfig, *, numeric_column
     Raises:
         ValueError: it cannot; says which column is missing or wrong, and which setting asks for it.
     """
-    if numeric_columns and (config.sids == "given" or config.embedding != "given"):
+    if numeric_columns and (config.sids == "given" or "given" not in config.parts):
         raise ValueError(
             f"data.numeric_columns {list(numeric_columns)}: expected tokenizer.embedding: given, which reads "
-            f"them, got sids: {config.sids}, embedding: {config.embedding}"
+            f"them, or a list with it, got sids: {config.sids}, embedding: {config.embedding}"
         )
     if config.sids == "given":
         given_sids(ads, config.given_sizes)
-    elif config.embedding == "given":
+        return
+    if "given" in config.parts:
         given_vectors(ads)
         given_numbers(ads, numeric_columns)
         if not numeric_columns and not _numbered(ads, _EMBEDDING) and _LIST not in ads.columns:
@@ -38,7 +39,7 @@ def check_readable(ads: pl.DataFrame, config: TokenizerConfig, *, numeric_column
                 "ads: expected a column embedding, or columns embedding_0, .., or data.numeric_columns, for "
                 f"tokenizer.embedding: given, got the columns {ads.columns}"
             )
-    elif "text" not in ads.columns or (ads["text"].str.strip_chars() == "").all():
+    if config.reads_texts and ("text" not in ads.columns or (ads["text"].str.strip_chars() == "").all()):
         raise ValueError(
             f"ads: expected texts for tokenizer.embedding: {config.embedding}, got none; where the table has "
             "embeddings set tokenizer.embedding: given, where it has SIDs tokenizer.sids: given"

@@ -21,7 +21,9 @@ def fit(
     *,
     train_end: int,
     numeric_columns: Sequence[str] = (),
+    widths: Sequence[int] = (),
     cooccurrence: Cooccurrence | None = None,
+    vector_file: Path | None = None,
     older: Tokenizer | None = None,
 ) -> Tokenizer | GivenSids:
     """A tokenizer for these ads.
@@ -32,7 +34,9 @@ def fit(
         train_end: unix seconds; later ads must not shape codebooks, since nobody knew them at that time.
             Given SIDs are taken of all ads.
         numeric_columns: of ads, see `data.numeric_columns`.
+        widths: of the modalities of the embedding, see `data.embedding_columns`; empty for a single one.
         cooccurrence: baskets of the training part; None where there are none.
+        vector_file: where vectors that take long are kept between runs; None keeps none.
         older: whose codes a tokenizer that learns begins with.
 
     Raises:
@@ -43,7 +47,13 @@ def fit(
         return GivenSids.fit(ads, config)
     known = ads.filter(pl.col("created_at") < train_end)
     return Tokenizer.fit(
-        known, config, numeric_columns=numeric_columns, cooccurrence=cooccurrence, older=older
+        known,
+        config,
+        numeric_columns=numeric_columns,
+        widths=widths,
+        cooccurrence=cooccurrence,
+        vector_file=vector_file,
+        older=older,
     )
 
 
@@ -84,7 +94,11 @@ def load_older(config: TokenizerConfig) -> Tokenizer | None:
 
 
 def is_made_with(
-    tokenizer: Tokenizer | GivenSids, config: TokenizerConfig, *, numeric_columns: Sequence[str]
+    tokenizer: Tokenizer | GivenSids,
+    config: TokenizerConfig,
+    *,
+    numeric_columns: Sequence[str],
+    widths: Sequence[int] = (),
 ) -> bool:
     """Whether fitting with these settings would give a tokenizer of this kind and shape."""
     if config.sids == "given" and isinstance(tokenizer, GivenSids):
@@ -94,4 +108,5 @@ def is_made_with(
         isinstance(tokenizer, Tokenizer)
         and tokenizer.config.to_json() == config.to_json()
         and tokenizer.numeric_columns == tuple(numeric_columns)
+        and tokenizer.widths == tuple(widths)
     )

@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix, diags
 from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer.cooccurrence.held_out import HeldOut, best_seller_recall_at, groups, recall_at
 from training.tokenizer.cooccurrence.positives import find_positives
-from training.tokenizer.embedders import EMBEDDERS
+from training.tokenizer.embedders import embedder_of
 from training.tokenizer.embedders.base import Embedder
 
 KEPT_OUT = 0.1  # share of the contents
@@ -80,7 +80,7 @@ def group_recall(
 def fit_embedder(content: Any, config: TokenizerConfig, baskets: csr_matrix) -> Embedder:
     """The embedder of `config` on N contents and their baskets, ones [B, N], in the order of time."""
     positives = find_positives(baskets, settings=config.cooccurrence) if config.learns_from_baskets else None
-    return EMBEDDERS[config.embedding].fit(content, config, positives=positives)
+    return embedder_of(config).fit(content, config, positives=positives)
 
 
 def without(baskets: csr_matrix, hidden: np.ndarray) -> csr_matrix:

@@ -14,11 +14,10 @@ from threadpoolctl import threadpool_limits
 
 from serving.index.hashing import hash_level
 from training.preset.tokenizer import TokenizerConfig
-from training.tokenizer.columns import given_numbers, given_vectors
+from training.tokenizer.contents import contents_of
 from training.tokenizer.cooccurrence.positives import Cooccurrence
-from training.tokenizer.embedders import EMBEDDERS
+from training.tokenizer.embedders import embedder_of
 from training.tokenizer.embedders.base import Embedder
-from training.tokenizer.embedders.given_vectors import GivenContent
 from training.tokenizer.quality import Vectors
 from training.tokenizer.quantizers import QUANTIZERS
 from training.tokenizer.quantizers.base import Quantizer
@@ -27,7 +26,6 @@ from training.tokenizer.storage import TokenizerError, content_id, read_folder, 
 logger = logging.getLogger(__name__)
 
 EMBEDDER = "embedder."  # prefix of the embedder's arrays in the common file
-COLUMNS = ("ad_id", "account_id", "conversion_type", "text")
 
 
 class Tokenizer:
@@ -36,7 +34,12 @@ class Tokenizer:
     A frame of ads needs the columns ad_id (integer), account_id and conversion_type (string or integer), and
     what the embedder reads: text (string), or embeddings and numbers; others are ignored.
     Letters: N ads, T levels = those of the quantizer + the hash level.
+
+    Attributes:
+        vector_file: where vectors that take long are kept between runs; None keeps none.
     """
+
+    vector_file: Path | None = None
 
     def __init__(self, config: TokenizerConfig, embedder: Embedder, *, quantizer: Quantizer) -> None:
         """Put fitted parts together; `fit` and `load` are the usual ways in.
@@ -56,12 +59,15 @@ class Tokenizer:
         config: TokenizerConfig,
         *,
         numeric_columns: Sequence[str] = (),
+        widths: Sequence[int] = (),
         cooccurrence: Cooccurrence | None = None,
+        vector_file: Path | None = None,
         older: Tokenizer | None = None,
     ) -> Self:
         """Learn from the ads' texts, or from what they come with; the order of the rows does not matter.
 
-        `cooccurrence`, the baskets that ads were bought in, is for embedders that learn from it.
+        `cooccurrence`, the baskets that ads were bought in, is for embedders that learn from it; the others
+        are those of `contents_of`.
 
         The embedder reads each distinct text once; the quantizer weighs it by its ads, because SIDs collide
         where many ads share a cell (completejourney, rq_kmeans, (512, 256), seeds 0 to 2: collision 7.3 to
@@ -76,8 +82,10 @@ class Tokenizer:
             return cls._fit(
                 ads,
                 config,
-                numeric_columns=tuple(numeric_columns),
+                numeric_columns=numeric_columns,
+                widths=widths,
                 cooccurrence=cooccurrence,
+                vector_file=vector_file,
                 older=older,
             )
 
@@ -87,16 +95,19 @@ class Tokenizer:
         ads: pl.DataFrame,
         config: TokenizerConfig,
         *,
-        numeric_columns: tuple[str, ...],
+        numeric_columns: Sequence[str],
+        widths: Sequence[int],
         cooccurrence: Cooccurrence | None,
+        vector_file: Path | None,
         older: Tokenizer | None,
     ) -> Self:
-        _check_ads(ads, text=config.embedding != "given")
         if not ads.height:
             raise ValueError("expected at least one ad to fit the tokenizer on, got an empty table")
-        if config.embedding == "given":
+        if "given" in config.parts:
             ads = ads.sort("ad_id")  # means are sums, and sums know an order
-        content, inverse = _contents(ads, config, numeric_columns)
+        content, inverse = contents_of(
+            ads, config, numeric_columns=numeric_columns, widths=widths, vector_file=vector_file
+        )
         copies = np.bincount(inverse)
         logger.info("%d ads have %d distinct contents; fitting %s", ads.height, len(copies), config.embedding)
         positives = None
@@ -104,7 +115,7 @@ class Tokenizer:
             positives = cooccurrence.positives(
                 ads["ad_id"].to_numpy(), inverse, count=len(copies), settings=config.cooccurrence
             )
-        embedder = EMBEDDERS[config.embedding].fit(content, config, positives=positives)
+        embedder = embedder_of(config).fit(content, config, positives=positives)
         vectors = embedder.embed(content)
         how = (config.quantizer, config.codebook_sizes)
         logger.info("embedded as %d x %d; fitting %s %s", *vectors.shape, *how)
@@ -113,12 +124,20 @@ class Tokenizer:
             start = np.empty((len(copies), older.config.levels - 1), np.int32)
             start[inverse] = older.encode(ads)[:, :-1]
         quantizer = QUANTIZERS[config.quantizer].fit(vectors, config, weights=copies, start=start)
-        return cls(config, embedder, quantizer=quantizer)
+        tokenizer = cls(config, embedder, quantizer=quantizer)
+        tokenizer.vector_file = vector_file
+        return tokenizer
 
     @property
     def numeric_columns(self) -> tuple[str, ...]:
         """Numbers of the ads that it reads."""
         return getattr(self._embedder, "columns", ())
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Dimensions of each modality of the embeddings that it reads; empty for a single one."""
+        widths = getattr(self._embedder, "widths", ())
+        return widths if len(widths) > 1 else ()
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -146,8 +165,7 @@ class Tokenizer:
         Raises:
             ValueError: a column is missing, of the wrong type or null.
         """
-        _check_ads(ads, text=self.config.embedding != "given")
-        content, inverse = _contents(ads, self.config, self.numeric_columns)
+        content, inverse = self.contents(ads)
         codes = self._quantizer.encode(self._embedder.embed(content))  # [distinct, T - 1]
         hashed = hash_level(
             ads["account_id"].cast(pl.String).to_list(),
@@ -164,13 +182,22 @@ class Tokenizer:
         Raises:
             ValueError: a column is missing, of the wrong type or null.
         """
-        _check_ads(ads, text=self.config.embedding != "given")
-        content, inverse = _contents(ads, self.config, self.numeric_columns)
+        content, inverse = self.contents(ads)
         return self._embedder.embed(content)[inverse]
 
-    def contents(self, ads: pl.DataFrame) -> np.ndarray:
-        """Return int64 [N], which distinct content each ad has; of given embeddings each has its own."""
-        return _contents(ads, self.config, self.numeric_columns)[1]
+    def contents(self, ads: pl.DataFrame) -> tuple[Any, np.ndarray]:
+        """What the embedder reads of N ads, and which of it each ad has, int64 [N]; see `contents_of`.
+
+        Raises:
+            ValueError: a column is missing, of the wrong type or null.
+        """
+        return contents_of(
+            ads,
+            self.config,
+            numeric_columns=self.numeric_columns,
+            widths=self.widths,
+            vector_file=self.vector_file,
+        )
 
     def reconstruct(self, sids: np.ndarray) -> np.ndarray:
         """Return float32 [N, D], what the codes before the hash say of the vectors; sids int [N, T]."""
@@ -182,7 +209,7 @@ class Tokenizer:
         Raises:
             ValueError: a column is missing, of the wrong type or null.
         """
-        return Vectors(self.contents(ads), self.vectors(ads), self.reconstruct(sids))
+        return Vectors(self.contents(ads)[1], self.vectors(ads), self.reconstruct(sids))
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer to `folder`, replacing an older tokenizer there in one step.
@@ -204,7 +231,7 @@ class Tokenizer:
         try:
             config = TokenizerConfig.from_json(config_dict)
             learnt = {k.removeprefix(EMBEDDER): v for k, v in arrays.items() if k.startswith(EMBEDDER)}
-            embedder = EMBEDDERS[config.embedding].from_state(learnt, metadata)
+            embedder = embedder_of(config).from_state(learnt, metadata)
             others = {k: v for k, v in arrays.items() if not k.startswith(EMBEDDER)}
             quantizer = QUANTIZERS[config.quantizer].from_state(others)
             tokenizer = cls(config, embedder, quantizer=quantizer)
@@ -223,32 +250,3 @@ class Tokenizer:
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {EMBEDDER + name: array for name, array in self._embedder.state()[0].items()}
         return arrays | self._quantizer.state()
-
-
-def _contents(
-    ads: pl.DataFrame, config: TokenizerConfig, numeric_columns: tuple[str, ...]
-) -> tuple[Any, np.ndarray]:
-    """What the embedder reads, and which of it each ad has, int64 [N].
-
-    Many ads share a text, and each text is embedded once; given embeddings are taken as they come.
-    """
-    if config.embedding == "given":
-        content = GivenContent(given_vectors(ads), given_numbers(ads, numeric_columns), numeric_columns)
-        return content, np.arange(ads.height)
-    texts, inverse = np.unique(ads["text"].to_numpy(), return_inverse=True)
-    return texts.tolist(), inverse
-
-
-def _check_ads(ads: pl.DataFrame, *, text: bool) -> None:
-    columns = COLUMNS if text else COLUMNS[:-1]
-    missing = [name for name in columns if name not in ads.columns]
-    if missing:
-        raise ValueError(f"table of ads: expected columns {list(columns)}, missing {missing}")
-    for name in columns:
-        dtype, column = ads.schema[name], ads[name]
-        wanted = {"ad_id": dtype.is_integer(), "text": dtype == pl.String}
-        if not wanted.get(name, dtype.is_integer() or dtype in (pl.String, pl.Categorical, pl.Enum)):
-            raise ValueError(f"table of ads, column {name}: unexpected type {dtype}")
-        if column.null_count():
-            row = column.is_null().arg_max()
-            raise ValueError(f"table of ads, column {name}: expected no null, got one in row {row}")

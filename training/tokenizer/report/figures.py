@@ -95,7 +95,7 @@ class Figures:
             return cls(**common, quality=quality, lost=[], recall=None, tree=tree, map=None)
         vectors = tokenizer.vectors_behind(ads, sids)
         recall = None
-        if tokenizer.config.embedding != "given":
+        if tokenizer.config.reads_texts:
             recall = measure_recall(
                 tokenizer, ads, data_dir=data_dir, behaviors=behaviors, fitted_until=until
             )

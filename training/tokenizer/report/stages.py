@@ -112,8 +112,10 @@ def measure_recall(
         seen = dict.fromkeys(asked, own)
         if config.learns_from_baskets:
             shown = without(train, hidden)[:, texts.fitted]
-            embedder = fit_embedder(texts.texts[texts.fitted].tolist(), config, shown)
-            seen["kept out"] = embedder.embed(texts.texts.tolist())
+            # Contents come in the order of their texts, and so do rows of `one_of_each`.
+            content, _ = tokenizer.contents(one_of_each[texts.fitted])
+            embedder = fit_embedder(content, config, shown)
+            seen["kept out"] = embedder.embed(tokenizer.contents(one_of_each)[0])
     codes = _unit(tokenizer.reconstruct(tokenizer.encode(one_of_each)))
     stages = {
         BEST_SELLER: {n: best_seller_recall_at(held_out, KS, anchors=a) for n, a in asked.items()},
