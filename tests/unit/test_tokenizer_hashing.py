@@ -61,9 +61,9 @@ def test_every_part_counts_and_parts_do_not_run_together():
 def test_spreads_evenly_and_hashes_100_000_ads_within_a_second():
     count, size = 100_000, 1024
     accounts, kinds = [str(i % 5000) for i in range(count)], ["plain", "coupon"] * (count // 2)
-    start = time.perf_counter()
+    start = time.process_time()
     codes = hash_level(accounts, kinds, range(count), size=size)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert codes.dtype == np.int32
     expected = count / size
     chi_squared = float(((np.bincount(codes, minlength=size) - expected) ** 2 / expected).sum())

@@ -65,12 +65,12 @@ def test_given_sids_load_with_their_id(tmp_path):
     assert kinds.load(tmp_path / "t").tokenizer_id == GIVEN_ID
 
 
-def fresh(quantizer, **settings):
+def fresh(fitted, **settings):
     embedder = TfidfSvd(
         Words({"milk": 0, "tea": 1}, 1, idf=np.array([1, 2], np.float32)),
         components=np.eye(2, dtype=np.float32),
     )
-    return Tokenizer(TokenizerConfig.model_validate(LEARNT | settings), embedder, quantizer=quantizer)
+    return Tokenizer(TokenizerConfig.model_validate(LEARNT | settings), embedder, quantizer=fitted)
 
 
 def test_unchanged_settings_give_the_id_of_before_and_others_do_not():
