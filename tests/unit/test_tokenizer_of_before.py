@@ -4,14 +4,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from training.preset.tokenizer import TokenizerConfig
+from training.preset.tokenizer import CooccurrenceConfig, TokenizerConfig
 from training.tokenizer import kinds
 from training.tokenizer.embedders.tfidf_svd import TfidfSvd
 from training.tokenizer.embedders.words import Words
 from training.tokenizer.quantizers.balanced import Balanced
 from training.tokenizer.quantizers.residual import Level
 from training.tokenizer.quantizers.rq_kmeans import RqKmeans
-from training.tokenizer.storage import TokenizerError, write_folder
+from training.tokenizer.storage import TokenizerError, read_folder, write_folder
 from training.tokenizer.tokenizer import Tokenizer
 
 # As format 1 had it in its first release, with the ids that it gave.
@@ -90,3 +90,15 @@ def test_codes_of_another_quantizer_are_refused(tmp_path):
     write_folder(tmp_path / "t", LEARNT | {"quantizer": "fsq"}, embedder=embedder, arrays=learnt_arrays())
     with pytest.raises(TokenizerError, match="content does not fit together"):
         kinds.load(tmp_path / "t")
+
+
+def test_a_key_that_came_since_does_not_change_the_id_of_what_was_stored_without_it(tmp_path):
+    config = TokenizerConfig(embedding="bag", codebook_sizes=(2, 2), hash_size=16).to_json()
+    del config["cooccurrence"]["temperature"]  # as if it had come with this release
+    embedder = {"ngram_max": 1, "vocabulary": {"milk": 0, "tea": 1}}
+    write_folder(tmp_path / "t", config, embedder=embedder, arrays=learnt_arrays())
+    tokenizer = kinds.load(tmp_path / "t")
+    assert tokenizer.config.cooccurrence.temperature == CooccurrenceConfig().temperature
+    assert tokenizer.tokenizer_id == read_folder(tmp_path / "t")[0]
+    tokenizer.save(tmp_path / "copy")
+    assert kinds.load(tmp_path / "copy").tokenizer_id == tokenizer.tokenizer_id

@@ -41,8 +41,22 @@ class Tokenizer:
 
     vector_file: Path | None = None
 
-    def __init__(self, config: TokenizerConfig, embedder: Embedder, *, quantizer: Quantizer) -> None:
+    def __init__(
+        self,
+        config: TokenizerConfig,
+        embedder: Embedder,
+        *,
+        quantizer: Quantizer,
+        stored: dict[str, Any] | None = None,
+    ) -> None:
         """Put fitted parts together; `fit` and `load` are the usual ways in.
+
+        Args:
+            config: its settings.
+            embedder: fitted.
+            quantizer: fitted.
+            stored: the settings as they lie in its folder; of an earlier release they lack the keys that came
+                since, and the id is made from what is there.
 
         Raises:
             ValueError: the quantizer's levels do not have the sizes of the config.
@@ -50,7 +64,8 @@ class Tokenizer:
         if quantizer.level_sizes != config.codebook_sizes:
             raise ValueError(f"expected levels of {config.codebook_sizes} codes, got {quantizer.level_sizes}")
         self.config, self._embedder, self._quantizer = config, embedder, quantizer
-        self._id = content_id(self._config_dict(), self._metadata(), arrays=self._arrays())
+        self._stored = config.to_json() if stored is None else stored
+        self._id = content_id(self._stored, self._metadata(), arrays=self._arrays())
 
     @classmethod
     def fit(
@@ -217,7 +232,7 @@ class Tokenizer:
         Raises:
             TokenizerError: `folder` holds something that is not a tokenizer.
         """
-        write_folder(Path(folder), self._config_dict(), embedder=self._metadata(), arrays=self._arrays())
+        write_folder(Path(folder), self._stored, embedder=self._metadata(), arrays=self._arrays())
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -234,15 +249,12 @@ class Tokenizer:
             embedder = embedder_of(config).from_state(learnt, metadata)
             others = {k: v for k, v in arrays.items() if not k.startswith(EMBEDDER)}
             quantizer = QUANTIZERS[config.quantizer].from_state(others)
-            tokenizer = cls(config, embedder, quantizer=quantizer)
+            tokenizer = cls(config, embedder, quantizer=quantizer, stored=config_dict)
         except (ValidationError, ValueError, KeyError, TypeError) as error:
             raise TokenizerError(f"{folder}: content does not fit together ({error})") from error
         if tokenizer.tokenizer_id != stated_id:
             raise TokenizerError(f"{folder}: expected tokenizer id {stated_id}, got {tokenizer.tokenizer_id}")
         return tokenizer
-
-    def _config_dict(self) -> dict[str, Any]:
-        return self.config.to_json()
 
     def _metadata(self) -> dict[str, Any]:
         return self._embedder.state()[1]
