@@ -76,7 +76,9 @@ class Fsq:
         axes = axes[:, :needed]
         axes = on_grid(axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(needed)]))
         along = wide @ axes.astype(np.float64)  # [N, P]
-        borders, values, axis = [], [], 0
+        borders: list[list[np.ndarray]] = []
+        values: list[list[np.ndarray]] = []
+        axis = 0
         for level in counts:
             borders.append([])
             values.append([])
@@ -145,7 +147,8 @@ class Fsq:
 
 def _factors(size: int) -> list[int]:
     """Numbers of values whose product is `size`, as few and as large as can be up to `MOST_VALUES`."""
-    factors, rest, divisor = [], size, 2
+    factors: list[int] = []
+    rest, divisor = size, 2
     while rest > 1:
         while rest % divisor:
             divisor += 1
