@@ -224,3 +224,4 @@ def test_positives_never_see_the_last_baskets():
     found = find_positives(matrix(early + last, 4), settings=CooccurrenceConfig(held_out=0.1))
     assert found.strength.toarray().nonzero()[0].tolist() == [0, 1]
     assert found.held_out.popular[:2].tolist() == [2, 3]
+    assert found.seen.tolist() == [0, 1]

@@ -70,7 +70,7 @@ def vectors_of(features, projection):
 def test_what_is_bought_together_comes_to_lie_together():
     features, start, partners = meals()
     held_out = HeldOut(partners.astype(np.uint8), np.arange(partners.shape[0]))
-    positives = Positives(partners, held_out)
+    positives = Positives(partners, held_out, seen=np.arange(len(start)))
     learnt = learn_projection(features, start, positives, settings=SETTINGS, seed=0)
     before, after = (recall_at(vectors_of(features, p), held_out, (1,))[1] for p in (start, learnt))
     assert before < 0.2
@@ -89,21 +89,22 @@ def test_learning_that_does_not_help_is_thrown_away():
     np.fill_diagonal(similarity, -2)
     already = np.zeros_like(similarity, np.uint8)
     already[np.arange(len(near)), similarity.argmax(axis=1)] = 1
-    positives = Positives(partners, HeldOut(csr_matrix(already), np.arange(len(near))))
+    positives = Positives(partners, HeldOut(csr_matrix(already), np.arange(len(near))), seen=np.arange(48))
     learnt = learn_projection(features, start, positives, settings=SETTINGS, seed=0)
     np.testing.assert_array_equal(learnt, start)
 
 
 def test_other_shapes_are_refused():
     features, start, partners = meals()
-    positives = Positives(partners, HeldOut(partners, np.arange(partners.shape[0])))
+    positives = Positives(partners, HeldOut(partners, np.arange(48)), seen=np.arange(48))
     with pytest.raises(ValueError, match=r"expected a projection \[48, D\] .* got \[47, 16\] and \[48, 48\]"):
         learn_projection(features, start[1:], positives, settings=SETTINGS, seed=0)
 
 
 def test_threads_of_others_are_left_as_they_were():
     features, start, partners = meals()
-    positives = Positives(partners, HeldOut(partners.astype(np.uint8), np.arange(partners.shape[0])))
+    held_out = HeldOut(partners.astype(np.uint8), np.arange(48))
+    positives = Positives(partners, held_out, seen=np.arange(48))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -43,7 +43,8 @@ class CooccurrenceConfig(BaseModel):
         check_every: steps between two looks at the held-out baskets; the best of them is kept.
         anchors: ads of a batch.
         positives: drawn for each anchor.
-        negatives: drawn from all ads for all anchors of a batch, besides what was drawn as positives.
+        negatives: drawn from all ads of the baskets for all anchors of a batch, besides what was drawn as
+            positives.
         temperature: tau of the loss.
         learning_rate: of Adam.
     """

@@ -5,10 +5,10 @@
 
 (GR4AD, arXiv 2602.22732, UA-SID; there w = 1.) P_i are the positives of anchor i in the batch, w_ij the
 strength of one against that of the anchor's strongest. The batch is the anchors, what was drawn as their
-positives, and contents drawn from all, since an anchor has to be found among all of them. O_i is i itself and
-every content that is bought with i but is none of its positives: a false negative is left out, not weighed
-down. The sum over positives stands inside the logarithm: an anchor has to lie near some of what it is bought
-with, not near all of it.
+positives, and contents drawn from all that were in a basket, since an anchor has to be found among them. O_i
+is i itself and every content that is bought with i but is none of its positives: a false negative is left
+out, not weighed down. The sum over positives stands inside the logarithm: an anchor has to lie near some of
+what it is bought with, not near all of it.
 
 What is kept is a running mean of the projections of the steps, which generalises better than the last one.
 
@@ -80,7 +80,7 @@ def learn_projection(
         logger.info("held-out R@1 %.3f before learning", best)
         progress = tqdm(range(1, settings.steps + 1), desc="co-occurrence", disable=None, leave=False)
         for step in progress:
-            batch = _Batch.draw(anchors, chosen, settings=settings, random=random)
+            batch = _Batch.draw(anchors, chosen, seen=positives.seen, settings=settings, random=random)
             z = _unit(_project(features[batch.contents], projection))  # [M, D]
             loss = info_nce(
                 z[: batch.anchors] @ z.T / settings.temperature,  # [A, M]
@@ -140,17 +140,17 @@ class _Batch:
         anchors: np.ndarray,
         chosen: csr_matrix,
         *,
+        seen: np.ndarray,
         settings: CooccurrenceConfig,
         random: np.random.Generator,
     ) -> _Batch:
-        """Anchors without repetition, of each some of its positives, and some of all contents."""
-        count = chosen.shape[0]
+        """Anchors without repetition, of each some of its positives, and some of all contents seen."""
         drawn = random.choice(anchors, min(settings.anchors, len(anchors)), replace=False)
         first, length = chosen.indptr[drawn], np.diff(chosen.indptr)[drawn]
         at = first[:, None] + random.integers(0, length[:, None], (len(drawn), settings.positives))
-        more = random.choice(count, min(settings.negatives, count), replace=False)
+        more = random.choice(seen, min(settings.negatives, len(seen)), replace=False)
         others = np.setdiff1d(np.concatenate([chosen.indices[at].ravel(), more]), drawn)
-        return cls(np.concatenate([drawn, others]), len(drawn), count=count)
+        return cls(np.concatenate([drawn, others]), len(drawn), count=chosen.shape[0])
 
     def within(self, pairs: csr_matrix) -> np.ndarray:
         """Values of the pairs of an anchor and a content of the batch, float32 [A, M]."""

@@ -29,10 +29,12 @@ class Positives:
         strength: float32 [N, N], Swing of the earlier baskets; a row's strongest are its positives, the
             others are no negatives.
         held_out: pairs of the last baskets of the training part.
+        seen: int64, contents of the earlier baskets; of others nobody knows what they are not bought with.
     """
 
     strength: csr_matrix
     held_out: HeldOut
+    seen: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,4 +84,4 @@ def find_positives(
     )
     known = int((np.diff(strength.indptr) > 0).sum())
     logger.info("%d of %d contents are bought together with another", known, baskets.shape[1])
-    return Positives(strength, HeldOut.of(baskets[first:]))
+    return Positives(strength, HeldOut.of(baskets[first:]), seen=np.unique(baskets[:first].indices))
