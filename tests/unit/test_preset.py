@@ -37,13 +37,19 @@ def preset(tmp_path):
     return write
 
 
+def holds(found, present) -> bool:
+    """Whether a value is what a preset says, which may leave keys of a section out."""
+    if isinstance(present, dict) and isinstance(found, dict):
+        return all(key in found and holds(found[key], value) for key, value in present.items())
+    return found == present
+
+
 @pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
 def test_shipped_presets(path):
     loaded, present = Preset.load(path), yaml.safe_load(path.read_text())
     assert (loaded.data is None) == ("data" not in present)  # a preset of a seeded model has none
     for section, keys in present.items():
-        found = getattr(loaded, section).model_dump(mode="json")
-        assert {k: found[k] for k in keys} == keys
+        assert holds(getattr(loaded, section).model_dump(mode="json"), keys)
     assert path.read_text().startswith(("# python -m ", "# make "))  # the command that runs it
 
 
