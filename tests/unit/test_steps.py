@@ -97,9 +97,9 @@ def test_exactly_what_depends_on_a_change_is_done_again(steps):
     assert steps.all(["evaluation.cutoffs=[2]"]) == []
     assert steps.all(["serving.slo_ms=7", "training.workers=0"]) == ["evaluate"]  # back to the first cut-offs
     assert steps.all(["training.steps=3"]) == ["train", "evaluate"]
-    # Events: the ads and so their semantic IDs are what they were.
+    # Events: semantic IDs learn from them which ads are bought together.
     steps.edit("events", lambda table: table.with_columns(pl.col("value") * 2))
-    assert steps.all(["training.steps=4"]) == ["data", "train", "evaluate"]
+    assert steps.all(["training.steps=4"]) == ["data", "tokenize", "train", "evaluate"]
     # The status of an ad: nothing that is trained knows of it.
     steps.edit(
         "ads",
@@ -109,6 +109,13 @@ def test_exactly_what_depends_on_a_change_is_done_again(steps):
     )
     assert steps.all(["training.steps=4"]) == ["data", "tokenize", "evaluate"]
     assert steps.all(["training.steps=4"]) == []
+
+
+def test_semantic_ids_of_words_alone_do_not_depend_on_events(steps):
+    words = ["tokenizer.embedding=tfidf_svd"]
+    assert steps.all(words) == ["data", "tokenize", "train", "evaluate"]
+    steps.edit("events", lambda table: table.with_columns(pl.col("value") * 2))
+    assert steps.all([*words, "training.steps=4"]) == ["data", "train", "evaluate"]
 
 
 def test_steps_say_what_has_changed(steps):
