@@ -24,6 +24,7 @@ from training.evaluation import __main__ as evaluation_step
 from training.loop.retention import find_checkpoint
 from training.preset.data import DataConfig
 from training.preset.preset import Preset
+from training.preset.tokenizer import TokenizerConfig
 from training.recipes import pretrain
 from training.tokenizer.storage import read_folder
 
@@ -290,3 +291,15 @@ def test_records_say_nothing_of_where_things_lie(steps):
     steps.data()
     content = json.loads((steps.run / "data" / "inputs.json").read_text())
     assert str(steps.source) not in json.dumps(content)
+
+
+def test_an_edited_file_of_instructions_is_noticed(steps, tmp_path):
+    steps.data()
+    file = tmp_path / "instructions.yaml"
+    file.write_text("one")
+    config = TokenizerConfig(embedding="minilm", instructions=str(file))
+    paths = {"data_dir": steps.run / "data", "out_dir": steps.run / "tokenizer"}
+    before = tokenizer_step._inputs(config, **paths, behaviors=(), keep=False)
+    file.write_text("another")
+    after = tokenizer_step._inputs(config, **paths, behaviors=(), keep=False)
+    assert [c.split(" of ")[0] for c in changes_of(before.values, after.values)] == ["the file"]

@@ -21,6 +21,7 @@ from training.tokenizer import kinds
 from training.tokenizer.__main__ import run
 from training.tokenizer.columns import check_readable, given_sids, given_vectors
 from training.tokenizer.contents import contents_of as read_contents
+from training.tokenizer.embedders import embedder_of
 from training.tokenizer.given_sids import GivenSids
 from training.tokenizer.storage import TokenizerError
 from training.tokenizer.tokenizer import Tokenizer
@@ -79,6 +80,57 @@ def test_embeddings_have_length_one_and_numbers_are_standardised():
     content, _ = read_contents(table, VECTORS, numeric_columns=names)
     np.testing.assert_allclose(tokenizer.embedder.embed(content), np.array(wanted), atol=1e-6)
     assert len(np.unique(tokenizer.encode(table)[:, :2], axis=0)) > 10
+
+
+def test_an_embedding_that_is_left_out_is_zero_beside_other_parts_and_refused_alone():
+    table = ads().with_columns(
+        embedding=pl.Series([None if i in (0, 9) else [1.0, i, 2.0] for i in range(80)]),
+        text=pl.Series([f"tea milk {i % 20}" for i in range(80)]),
+    )
+    found = given_vectors(table, missing_is_zero=True)
+    assert found[[0, 9]].tolist() == [[0, 0, 0]] * 2
+    assert found[8].tolist() == [1, 8, 2]
+    both = TokenizerConfig(embedding=("words", "given"), codebook_sizes=(8, 4), hash_size=16, min_df=1)
+    assert Tokenizer.fit(table, both).encode(table).shape == (80, 3)
+    with pytest.raises(
+        ValueError, match="row 0, column embedding: expected 3 numbers as in other rows, got None"
+    ):
+        Tokenizer.fit(table, VECTORS)
+    empty = table.with_columns(embedding=pl.Series([[]] * 80, dtype=pl.List(pl.Float32)))
+    with pytest.raises(ValueError, match="expected lists of numbers, got none with a number"):
+        check_readable(empty, VECTORS, numeric_columns=())
+
+
+def test_equal_numbers_have_a_deviation_of_one():
+    table = ads(8, dim=0, numbers=()).with_columns(price=pl.lit(0.1))  # their plain deviation is 1.4e-17
+    table = table[:3]
+    content, _ = read_contents(table, VECTORS, numeric_columns=("price",))
+    embedder = embedder_of(VECTORS).fit(content, VECTORS)
+    other, _ = read_contents(table.with_columns(price=pl.lit(0.4)), VECTORS, numeric_columns=("price",))
+    np.testing.assert_allclose(embedder.embed(content), 0, atol=1e-9)
+    np.testing.assert_allclose(
+        embedder.embed(other), 0.1, atol=1e-6
+    )  # 0.3 deviations of 1, through 3 sqrt(1)
+
+
+def test_a_refit_to_texts_does_not_depend_on_the_order_of_rows():
+    """Ads of one text have several older codes when those were made from embeddings."""
+    table = ads().with_columns(text=pl.Series([f"tea milk {i % 20} {i % 7}" for i in range(80)]))
+    older = Tokenizer.fit(table, VECTORS, numeric_columns=("price", "age"))
+    config = TokenizerConfig(embedding="tfidf_svd", codebook_sizes=(8, 4), hash_size=16, min_df=1)
+    table = table.with_columns(text=pl.Series([f"tea milk {i % 20}" for i in range(80)]))
+    orders = [np.random.default_rng(seed).permutation(80) for seed in range(4)]
+    assert len({Tokenizer.fit(table[order], config, older=older).tokenizer_id for order in orders}) == 1
+
+
+def test_widths_that_no_part_reads_do_not_stop_a_kept_tokenizer(tmp_path, caplog):
+    table = ads().with_columns(text=pl.Series([f"tea milk {i % 20} {i % 7}" for i in range(80)]))
+    table.write_parquet(tmp_path / "ads.parquet")
+    (tmp_path / "split.json").write_text('{"train_end": 1}')
+    config = TokenizerConfig(embedding="tfidf_svd", codebook_sizes=(8, 4), hash_size=16, min_df=1)
+    for keep in (False, True):
+        run(config, tmp_path, out_dir=tmp_path / "out", keep=keep, widths=(2, 4))
+    assert "data.embedding_columns are not read" in caplog.text
 
 
 @pytest.fixture(scope="module", params=[(6, ("price", "age")), (6, ()), (0, ("price",))], ids=str)

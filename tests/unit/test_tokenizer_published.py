@@ -101,6 +101,25 @@ def test_a_crash_between_the_files_loses_none(place, monkeypatch):
     assert {row[0]: row[1:] for row in known.iter_rows()} == before
 
 
+def test_a_crash_loses_no_ad_that_comes_back(place, monkeypatch):
+    before = published(place)
+    tokenize(place, catalogue()[100:])  # the first hundred are away
+    real = pl.DataFrame.write_parquet
+
+    def fail(self, file, *args, **options):
+        if SIDS in str(file):
+            raise OSError("disk full")
+        return real(self, file, *args, **options)
+
+    monkeypatch.setattr("training.tokenizer.published.pl.DataFrame.write_parquet", fail)
+    real(catalogue(), place / "data" / "ads.parquet")
+    with pytest.raises(OSError, match="disk full"):
+        run(CONFIG, place / "data", out_dir=place / "out", keep=True)
+    monkeypatch.undo()
+    tokenize(place, catalogue().with_columns(text=pl.lit("zebra")))
+    assert published(place) == before
+
+
 def test_what_was_published_is_not_guessed(place):
     (place / "out" / SIDS).write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"expected published SIDs in sids.parquet, got .*; put the files"):

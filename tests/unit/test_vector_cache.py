@@ -87,3 +87,16 @@ def test_a_file_that_is_no_cache_is_made_anew_and_a_folder_is_refused(path, tmp_
     assert len(model.asked) == 40
     with pytest.raises(OSError, match="expected a cache of vectors to open"):
         VectorCache(tmp_path, model="m").vectors(TEXTS, model)
+
+
+def test_damaged_pages_are_made_anew(path, caplog):
+    cache, texts = VectorCache(path, model="m"), [f"{i:04} text" for i in range(3000)]
+    wanted = cache.vectors(texts, Model())
+    content = bytearray(path.read_bytes())
+    for page in range(3 * 4096, len(content), 4096):
+        content[page : page + 64] = b"\xff" * 64
+    path.write_bytes(content)
+    model = Model()
+    np.testing.assert_array_equal(cache.vectors(texts, model), wanted)
+    assert "is damaged" in caplog.text
+    np.testing.assert_array_equal(cache.vectors(texts, Model(dies_at=texts[0])), wanted)  # kept again

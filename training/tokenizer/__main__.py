@@ -33,6 +33,7 @@ from training.tokenizer.given_sids import GivenSids
 from training.tokenizer.published import keep_published, load_published, write_published
 from training.tokenizer.quality import DEFINITIONS, SidQuality, Vectors, sid_quality
 from training.tokenizer.report.command import main as report
+from training.tokenizer.storage import MANIFEST
 from training.tokenizer.tokenizer import Tokenizer
 from training.workers import Here, OnRay, Workers
 
@@ -70,6 +71,9 @@ def run(
         OSError: a file is missing.
     """
     data_dir, out_dir = Path(data_dir), Path(out_dir)
+    if widths and (config.sids == "given" or "given" not in config.parts):
+        logging.warning("data.embedding_columns are not read: tokenizer.embedding is %s", config.embedding)
+        widths = ()
     train_end = _train_end(data_dir)
     ads = pl.read_parquet(data_dir / "ads.parquet")
     known = int((ads["created_at"] < train_end).sum())
@@ -198,6 +202,13 @@ def _inputs(
     if config.learns_from_baskets and not keep:
         values[_BEHAVIORS] = list(behaviors)
         files[_EVENTS] = data_dir / "events.parquet"
+    older = None if config.align_to is None or keep else Path(config.align_to)
+    if older is not None and older.resolve() != out_dir.resolve():
+        files["the tokenizer of tokenizer.align_to"] = older / MANIFEST
+    if config.instructions is not None:
+        files["the file of tokenizer.instructions"] = Path(config.instructions)
+    # One that is missing is told by whoever reads it.
+    files = {name: path for name, path in files.items() if name == ads or path.exists()}
     found = Inputs.now(values, files=files, before=before)
     fitted = {_FITTED_ON: f"{found.values[ads][:16]} before {_train_end(data_dir)}"}
     if keep:

@@ -32,7 +32,7 @@ def check_readable(ads: pl.DataFrame, config: TokenizerConfig, *, numeric_column
         given_sids(ads, config.given_sizes)
         return
     if "given" in config.parts:
-        given_vectors(ads)
+        given_vectors(ads, missing_is_zero=config.embedding != "given")
         given_numbers(ads, numeric_columns)
         if not numeric_columns and not _numbered(ads, _EMBEDDING) and _LIST not in ads.columns:
             raise ValueError(
@@ -77,14 +77,18 @@ def given_sids(ads: pl.DataFrame, sizes: Sequence[int | None]) -> np.ndarray:
     return ads.select(names).cast(pl.Int32).to_numpy().reshape(ads.height, len(names))
 
 
-def given_vectors(ads: pl.DataFrame) -> np.ndarray:
+def given_vectors(ads: pl.DataFrame, *, missing_is_zero: bool = False) -> np.ndarray:
     """Embeddings float32 [N, D] of the list column `embedding`, or of embedding_0 .. embedding_<D - 1>.
 
     D is 0 where the table has neither.
 
+    Args:
+        ads: N rows.
+        missing_is_zero: an ad whose list is null has zeros, as in the sidecar; other parts say what it is.
+
     Raises:
-        ValueError: both, a column that is left out, lists of unequal length, or a value that is no finite
-            number in float32.
+        ValueError: both, a column that is left out, lists of unequal length or all of them empty, a null, or
+            a value that is no finite number in float32.
     """
     names = _numbered(ads, _EMBEDDING)
     if _LIST in ads.columns:
@@ -94,15 +98,22 @@ def given_vectors(ads: pl.DataFrame) -> np.ndarray:
         if not isinstance(column.dtype, pl.List | pl.Array):
             raise ValueError(f"ads, column {_LIST}: expected lists of numbers, got {column.dtype}")
         lengths = (column.arr.to_list() if isinstance(column.dtype, pl.Array) else column).list.len()
-        odd = (lengths != lengths[0]).fill_null(True)
+        width = next((int(length) for length in lengths if length), 0)
+        if not width:
+            raise ValueError(f"ads, column {_LIST}: expected lists of numbers, got none with a number")
+        if missing_is_zero:
+            zeros = pl.lit([0.0] * width, dtype=pl.List(pl.Float64))
+            column = ads.select(pl.col(_LIST).cast(pl.List(pl.Float64), strict=False).fill_null(zeros))[_LIST]
+            lengths = column.list.len()
+        odd = (lengths != width).fill_null(True)
         if odd.any():
             row = int(odd.arg_max() or 0)
             raise ValueError(
-                f"ads, row {row}, column {_LIST}: expected {lengths[0]} numbers as in row 0, got "
+                f"ads, row {row}, column {_LIST}: expected {width} numbers as in other rows, got "
                 f"{lengths[row]}"
             )
         values = column.explode().cast(pl.Float64, strict=False).to_numpy()
-        matrix = values.reshape(ads.height, int(lengths[0] or 0))
+        matrix = values.reshape(ads.height, width)
     else:
         wanted = [f"embedding_{i}" for i in range(len(names))]
         if names != wanted:

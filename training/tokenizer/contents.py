@@ -45,8 +45,9 @@ def contents_of(
     check_ads(ads, text=config.reads_texts)
     given = None
     if "given" in config.parts:
+        vectors = given_vectors(ads, missing_is_zero=config.embedding != "given")
         numbers = given_numbers(ads, numeric_columns)
-        given = GivenContent(given_vectors(ads), numbers, tuple(numeric_columns), tuple(widths))
+        given = GivenContent(vectors, numbers, tuple(numeric_columns), tuple(widths))
         if config.embedding == "given":
             return given, np.arange(ads.height)
     text = pl.col("text") if config.reads_texts else pl.lit("").alias("text")

@@ -62,7 +62,7 @@ def keep_published(sids: pl.DataFrame, published: pl.DataFrame) -> tuple[pl.Data
 def write_published(folder: Path, sids: pl.DataFrame, *, before: pl.DataFrame | None) -> None:
     """Write the SIDs of the ads, and of those that had one before and are gone.
 
-    A crash between the two files loses none: until the second is there, the older one has the ads that left.
+    A crash between two writes loses none: while `SIDS` changes, the other file holds all that were given.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -70,7 +70,10 @@ def write_published(folder: Path, sids: pl.DataFrame, *, before: pl.DataFrame | 
     if before is not None:
         gone = before.join(sids, on="ad_id", how="anti").sort("ad_id")
         if gone.height or (folder / RETIRED).exists():
+            _write(folder / RETIRED, before.sort("ad_id"))
+            _write(folder / SIDS, sids)
             _write(folder / RETIRED, gone)
+            return
     _write(folder / SIDS, sids)
 
 

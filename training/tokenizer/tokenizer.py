@@ -118,8 +118,9 @@ class Tokenizer:
     ) -> Self:
         if not ads.height:
             raise ValueError("expected at least one ad to fit the tokenizer on, got an empty table")
-        if "given" in config.parts:
-            ads = ads.sort("ad_id")  # means are sums, and sums know an order
+        if "given" in config.parts or older is not None:
+            # Means are sums, and sums know an order; of ads of one content the last one's older codes count.
+            ads = ads.sort("ad_id")
         content, inverse = contents_of(
             ads, config, numeric_columns=numeric_columns, widths=widths, vector_file=vector_file
         )

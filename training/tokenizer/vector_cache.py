@@ -46,8 +46,24 @@ class VectorCache:
             workers: threads.
 
         Raises:
-            OSError: the file cannot be made.
+            OSError: the file cannot be made or written.
         """
+        try:
+            return self._vectors(texts, make, workers=workers)
+        except sqlite3.OperationalError as error:  # locked, disk full
+            raise OSError(
+                f"{self._path}: expected a cache of vectors that can be written ({error})"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            if self._path is None:
+                raise
+            logger.warning("%s: the cache of vectors is damaged (%s); it is made anew", self._path, error)
+            self._path.unlink()
+            return self._vectors(texts, make, workers=workers)
+
+    def _vectors(
+        self, texts: Sequence[str], make: Callable[[str], np.ndarray], *, workers: int
+    ) -> list[np.ndarray]:
         keys = [blake2b(f"{self._model}\0{text}".encode(), digest_size=16).digest() for text in texts]
         with self._open() as database, ThreadPoolExecutor(workers) as pool:
             found = {key: row for key in keys if (row := _read(database, key)) is not None}

@@ -88,6 +88,8 @@ class GivenVectors:
                 raise ValueError(f"ads, column {name}: expected at least one number to fit on, got none")
         mean = np.array([n[k].mean() for n, k in zip(content.numbers.T, known.T, strict=True)])
         std = np.array([n[k].std() for n, k in zip(content.numbers.T, known.T, strict=True)])
+        # The deviation of equal numbers may be a rounding error instead of 0.
+        std = np.where(std > 1e-12 * np.abs(mean), std, 0.0)
         return cls(
             content.vectors.shape[1],
             content.columns,
