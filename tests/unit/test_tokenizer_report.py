@@ -127,7 +127,7 @@ def test_report_json_has_what_it_promises(place):
     assert all(isinstance(report[key], float | int) for key in KEYS if not key.startswith("r1"))
     assert report["collision"] >= report["collision_floor"]
     assert report["recall"]["learnt"]["warm"]["10"] > 1.5 * report["recall"]["words"]["warm"]["10"]
-    assert "kept out" not in report["recall"]["codes"]
+    assert report["recall"]["codes"]["kept out"] is None
 
 
 def test_the_page_needs_nothing_else_and_says_what_figures_mean(place):
@@ -170,6 +170,16 @@ def test_without_baskets_texts_or_learning_the_rest_is_shown(place):
     assert given.to_json()["collision"] == 0
     call(place, "report", out="given")
     assert "Tokenizer" in (place / "given" / "report.html").read_text()
+
+
+def test_a_group_without_texts_is_not_known(place):
+    """Every text is in many baskets, so none is in fewer than five."""
+    words = (place / "tokenizer" / "report.json").read_text()
+    report = json.loads(words, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert report["recall_anchors"]["few"] == 0 < report["recall_anchors"]["warm"]
+    assert (report["recall"]["learnt"]["few"], report["r1_few_ratio"]) == (None, None)
+    page = (place / "tokenizer" / "report.html").read_text()
+    assert re.search(r"R@1, few</td><td class='figure'>not known<", page)
 
 
 def test_no_partner_in_words_gives_no_ratio():

@@ -60,7 +60,7 @@ def recall_at(
     *,
     anchors: np.ndarray | None = None,
 ) -> dict[int, float]:
-    """Share of anchors with a partner among the k nearest other contents, for each k.
+    """Share of anchors with a partner among the k nearest other contents, for each k; NaN of no anchors.
 
     Args:
         vectors: float32 [N, D] of length 1 or 0.

@@ -133,7 +133,7 @@ class Figures:
             "largest_bucket": list(self.quality.largest),
             "reconstruction": self.lost,
             "path_similarity": self.quality.path_similarity,
-            "recall": self.recall.stages if self.recall else None,
+            "recall": self.recall.to_json() if self.recall else None,
             "recall_anchors": self.recall.anchors if self.recall else None,
             "drift": self.drift,
             "aligned_to": self.alignment.aligned_to if self.alignment else None,

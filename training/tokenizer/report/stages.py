@@ -33,7 +33,7 @@ class Recall:
     """Recall at k.
 
     Attributes:
-        stages: by stage and group; a stage lacks a group that it cannot be asked about.
+        stages: by stage and group; a stage lacks a group without texts, or one that it cannot be asked about.
         anchors: texts that were asked for, by group.
     """
 
@@ -44,6 +44,12 @@ class Recall:
         """Recall of the tokenizer's vectors in units of that of words; None where words find nothing."""
         words = self.stages[WORDS].get(group, {}).get(k, 0.0)
         return self.stages[LEARNT][group][k] / words if words > 0 else None
+
+    def to_json(self) -> dict[str, dict[str, Row | None]]:
+        """The stages; None for a group that one lacks."""
+        return {
+            stage: {group: found.get(group) for group in self.anchors} for stage, found in self.stages.items()
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,12 +123,13 @@ def measure_recall(
             embedder = fit_embedder(content, config, shown)
             seen["kept out"] = embedder.embed(tokenizer.contents(one_of_each)[0])
     codes = _unit(tokenizer.reconstruct(tokenizer.encode(one_of_each)))
+    some = {name: anchors for name, anchors in asked.items() if len(anchors)}  # a share of none is no number
     stages = {
-        BEST_SELLER: {n: best_seller_recall_at(held_out, KS, anchors=a) for n, a in asked.items()},
-        WORDS: {n: recall_at(words, held_out, KS, anchors=a) for n, a in asked.items()},
-        LEARNT: {n: recall_at(seen[n], held_out, KS, anchors=a) for n, a in asked.items()},
+        BEST_SELLER: {n: best_seller_recall_at(held_out, KS, anchors=a) for n, a in some.items()},
+        WORDS: {n: recall_at(words, held_out, KS, anchors=a) for n, a in some.items()},
+        LEARNT: {n: recall_at(seen[n], held_out, KS, anchors=a) for n, a in some.items()},
         # The codebooks saw all texts, so codes cannot be asked about what is kept out.
-        CODES: {n: recall_at(codes, held_out, KS, anchors=a) for n, a in asked.items() if n != "kept out"},
+        CODES: {n: recall_at(codes, held_out, KS, anchors=a) for n, a in some.items() if n != "kept out"},
     }
     return Recall(stages, {name: len(anchors) for name, anchors in asked.items()})
 
