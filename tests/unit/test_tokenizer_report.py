@@ -16,8 +16,10 @@ from training.tokenizer import __main__ as command
 from training.tokenizer.__main__ import run as tokenize
 from training.tokenizer.given_sids import GivenSids
 from training.tokenizer.report.figures import Figures
+from training.tokenizer.report.map import draw_map
 from training.tokenizer.report.stages import CODES, LEARNT, WORDS, Recall
 from training.tokenizer.report.tree import Words, grow, spread_codes
+from training.tokenizer.tokenizer import Tokenizer
 
 DAY = 86_400
 KEYS = ("r1_warm_ratio", "r1_heldout_ratio", "r1_few_ratio", "collision", "collision_floor", "compression")
@@ -52,6 +54,25 @@ def test_codes_are_shown_from_the_fullest_to_the_emptiest():
     codes = np.repeat([7, 3, 5, 1], [4, 9, 1, 6])
     assert spread_codes(codes, count=3) == [3, 7, 5]
     assert spread_codes(codes, count=9) == [3, 1, 7, 5]
+
+
+# Map
+
+
+@pytest.mark.parametrize(("columns", "drawn"), [(("price",), False), (("price", "age"), True)])
+def test_a_map_takes_two_dimensions_or_more(columns, drawn):
+    numbers = np.random.default_rng(0).normal(size=(90, 2))
+    ads = pl.DataFrame(numbers, schema=["price", "age"]).with_columns(
+        ad_id=np.arange(90), account_id=pl.lit("a"), conversion_type=pl.lit("b")
+    )
+    ads = ads.with_columns(text=pl.format("text {}", "ad_id"))
+    config = TokenizerConfig(embedding="given", codebook_sizes=(4, 4), hash_size=8)
+    tokenizer = Tokenizer.fit(ads, config, numeric_columns=columns)
+    found = draw_map(tokenizer, ads, tokenizer.encode(ads))
+    assert (found is not None) == drawn
+    if found is not None:
+        assert found.places.shape == (90, 2)
+        assert np.isfinite(found.places).all()
 
 
 # The whole
