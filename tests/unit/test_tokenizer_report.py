@@ -17,7 +17,8 @@ from training.tokenizer.__main__ import run as tokenize
 from training.tokenizer.given_sids import GivenSids
 from training.tokenizer.report.figures import Figures
 from training.tokenizer.report.map import draw_map
-from training.tokenizer.report.stages import CODES, LEARNT, WORDS, Recall
+from training.tokenizer.report.plots import recall_bars
+from training.tokenizer.report.stages import BEST_SELLER, CODES, LEARNT, WORDS, Recall, measure_recall
 from training.tokenizer.report.tree import Words, grow, spread_codes
 from training.tokenizer.tokenizer import Tokenizer
 
@@ -201,6 +202,21 @@ def test_a_group_without_texts_is_not_known(place):
     assert (report["recall"]["learnt"]["few"], report["r1_few_ratio"]) == (None, None)
     page = (place / "tokenizer" / "report.html").read_text()
     assert re.search(r"R@1, few</td><td class='figure'>not known<", page)
+
+
+def test_texts_that_share_no_word_are_measured_without_words(place):
+    ads = pl.read_parquet(place / "data" / "ads.parquet").sort("ad_id")
+    kind = ads["text"].rank("dense").cast(pl.Int64)
+    vectors = np.random.default_rng(0).normal(size=(65, 4))[kind.to_numpy()]
+    ads = ads.with_columns(text=pl.format("solo{}", kind), embedding=pl.Series(vectors.tolist()))
+    tokenizer = Tokenizer.fit(ads, TokenizerConfig(embedding="given", codebook_sizes=(4, 6), hash_size=8))
+    found = measure_recall(
+        tokenizer, ads, data_dir=place / "data", behaviors=["conversion"], fitted_until=DAY
+    )
+    assert found.anchors["warm"] > 0
+    assert list(found.stages) == [BEST_SELLER, LEARNT, CODES]
+    assert found.ratio("warm") is None
+    assert recall_bars(found).startswith("data:image/svg")
 
 
 def test_no_partner_in_words_gives_no_ratio():
