@@ -9,6 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from serving.embedding.sentence_model import SentenceModel
+from tests.unit.test_tokenizer_joined import needs_extra
 from training.data.prepare import prepare
 from training.preset.data import DataConfig
 from training.preset.tokenizer import TokenizerConfig
@@ -217,6 +219,22 @@ def test_texts_that_share_no_word_are_measured_without_words(place):
     assert list(found.stages) == [BEST_SELLER, LEARNT, CODES]
     assert found.ratio("warm") is None
     assert recall_bars(found).startswith("data:image/svg")
+
+
+@needs_extra
+def test_sentence_vectors_are_computed_once_a_run(place, monkeypatch):
+    """Fit, encode, an older tokenizer of another run and the report read one file of vectors."""
+    asked, steps = [], SentenceModel.steps
+    monkeypatch.setattr(SentenceModel, "steps", lambda self, text: asked.append(text) or steps(self, text))
+    config = TokenizerConfig(embedding="minilm", codebook_sizes=(4, 6), hash_size=8, embedding_dim=8)
+    older, newer = place / "run_a" / "tokenizer", place / "run_b" / "tokenizer"
+    texts = pl.read_parquet(place / "data" / "ads.parquet")["text"].unique()
+    tokenize(config, place / "data", out_dir=older)
+    assert [asked.count(text) for text in texts] == [1] * 64
+    tokenize(config.model_copy(update={"align_to": str(older)}), place / "data", out_dir=newer)
+    assert [asked.count(text) for text in texts] == [2] * 64
+    Figures.measure(newer, data_dir=place / "data", behaviors=["conversion"])
+    assert [asked.count(text) for text in texts] == [2] * 64
 
 
 def test_no_partner_in_words_gives_no_ratio():
