@@ -23,7 +23,7 @@ from indexer.encode.bundle_encoder import open_encoder
 from indexer.encode.encoder import Encoder
 from training.preset.preset import Preset, add_preset_arguments
 from training.preset.tokenizer import TokenizerConfig
-from training.tokenizer import kinds
+from training.tokenizer import kinds, vector_cache
 from training.tokenizer.cooccurrence.baskets import read_baskets
 from training.tokenizer.cooccurrence.positives import Cooccurrence
 
@@ -137,7 +137,7 @@ def main() -> int:
             TokenizerConfig.model_validate(settings),
             preset=preset,
             data=arguments.data,
-            kept=arguments.out.with_name("vectors.sqlite"),
+            kept=vector_cache.beside(arguments.out),
         )
         outcomes.append(outcome)
         print(

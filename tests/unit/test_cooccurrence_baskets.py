@@ -208,6 +208,25 @@ def test_recall_is_the_share_of_anchors_with_a_partner_among_the_nearest(monkeyp
     assert np.isnan(recall_at(vectors, held_out, (1,), anchors=np.array([], np.int64))[1])
 
 
+def test_equally_near_contents_come_in_their_order():
+    """Contents of a few codes: whom R@1 finds does not depend on how many others are asked for."""
+    random = np.random.default_rng(2)
+    count, ks = 120, (1, 5, 10)
+    vectors = np.eye(6, dtype=np.float32)[random.integers(0, 6, count)]  # similarities are 0 or 1
+    partners = np.triu(random.random((count, count)) < 0.05, 1)
+    partners |= partners.T
+    held_out = HeldOut(csr_matrix(partners.astype(np.uint8)), np.arange(count))
+    found = recall_at(vectors, held_out, ks)
+    anchors = np.flatnonzero(partners.any(axis=1))
+    for k in ks:
+        hits = 0
+        for i in anchors:
+            others = [j for j in range(count) if j != i]
+            nearest = sorted(others, key=lambda j: (-float(vectors[i] @ vectors[j]), j))[:k]
+            hits += any(partners[i, j] for j in nearest)
+        assert found[k] == recall_at(vectors, held_out, (k,))[k] == hits / len(anchors)
+
+
 def test_groups_part_the_anchors():
     partners = csr_matrix(np.ones((4, 4), np.uint8) - np.eye(4, dtype=np.uint8))
     train = matrix([{0, 1, 2}] * 5 + [{3}], 4)

@@ -1,6 +1,7 @@
 """Sums of words, a sentence model and what ads come with: the formula, the sidecar, ads that lack parts."""
 
 import importlib.util
+import itertools
 import json
 import shutil
 import sys
@@ -27,6 +28,7 @@ from training.tokenizer.cooccurrence.held_out import HeldOut
 from training.tokenizer.cooccurrence.positives import Positives
 from training.tokenizer.embedders import minilm
 from training.tokenizer.embedders.joined import Joined
+from training.tokenizer.quality import sid_quality
 from training.tokenizer.tokenizer import Tokenizer
 
 HAS_EXTRA = all(importlib.util.find_spec(name) for name in (minilm.PACKAGE, "tokenizers"))
@@ -190,6 +192,27 @@ def test_the_sidecar_takes_an_ad_without_an_embedding_as_zeros_and_refuses_anoth
     short = contents_of(table.with_columns(embedding=pl.Series([[1.0]] * 60, dtype=pl.List(pl.Float32))))[0]
     assert encoder.refusal(short) == "expected an embedding of 8 numbers (5 + 3), got 1"
     assert "expected numbers of the names price" in encoder.refusal(contents[0] | {"numbers": {"x": 1.0}})
+
+
+@pytest.mark.parametrize("embedding", ["given", ("given",), ("words", "given")])
+def test_ads_that_come_with_the_same_count_as_one_content(embedding):
+    """Sixty ads, twelve times the same five: collision floor and path similarity against plain loops."""
+    five = ads()[13:18].with_columns(ad_id=pl.int_range(5, dtype=pl.Int64))
+    table = pl.concat([five.with_columns(ad_id=pl.col("ad_id") + 5 * i) for i in range(12)])
+    tokenizer = fit(embedding, table, codebook_sizes=(2, 2), hash_size=4, min_df=1)
+    sids = tokenizer.encode(table)
+    vectors = tokenizer.vectors_behind(table, sids)
+    np.testing.assert_array_equal(vectors.x, tokenizer.vectors(table))
+    quality = sid_quality(sids, tokenizer.level_sizes, vectors=vectors)
+    pairs = [(i % 5, hashed) for i, hashed in enumerate(sids[:, -1].tolist())]
+    assert quality.collision_floor == np.mean([pairs.count(pair) > 1 for pair in pairs]) > 0.5
+    unit, paths = tokenizer.vectors(five).astype(np.float64), [tuple(p) for p in sids[:5, :-1].tolist()]
+    unit = [v / np.linalg.norm(v) for v in unit]
+    means = []
+    for path in set(paths):
+        inside = [u for u, p in zip(unit, paths, strict=True) if p == path]
+        means += [np.mean([a @ b for a, b in itertools.combinations(inside, 2)])] if len(inside) > 1 else []
+    assert quality.path_similarity == pytest.approx(np.mean(means))
 
 
 @needs_extra

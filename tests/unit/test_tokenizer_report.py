@@ -9,6 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from serving.embedding.sentence_model import SentenceModel
+from tests.unit.test_tokenizer_joined import needs_extra
 from training.data.prepare import prepare
 from training.preset.data import DataConfig
 from training.preset.tokenizer import TokenizerConfig
@@ -16,8 +18,11 @@ from training.tokenizer import __main__ as command
 from training.tokenizer.__main__ import run as tokenize
 from training.tokenizer.given_sids import GivenSids
 from training.tokenizer.report.figures import Figures
-from training.tokenizer.report.stages import CODES, LEARNT, WORDS, Recall
+from training.tokenizer.report.map import draw_map
+from training.tokenizer.report.plots import recall_bars
+from training.tokenizer.report.stages import BEST_SELLER, CODES, LEARNT, WORDS, Recall, measure_recall
 from training.tokenizer.report.tree import Words, grow, spread_codes
+from training.tokenizer.tokenizer import Tokenizer
 
 DAY = 86_400
 KEYS = ("r1_warm_ratio", "r1_heldout_ratio", "r1_few_ratio", "collision", "collision_floor", "compression")
@@ -52,6 +57,25 @@ def test_codes_are_shown_from_the_fullest_to_the_emptiest():
     codes = np.repeat([7, 3, 5, 1], [4, 9, 1, 6])
     assert spread_codes(codes, count=3) == [3, 7, 5]
     assert spread_codes(codes, count=9) == [3, 1, 7, 5]
+
+
+# Map
+
+
+@pytest.mark.parametrize(("columns", "drawn"), [(("price",), False), (("price", "age"), True)])
+def test_a_map_takes_two_dimensions_or_more(columns, drawn):
+    numbers = np.random.default_rng(0).normal(size=(90, 2))
+    ads = pl.DataFrame(numbers, schema=["price", "age"]).with_columns(
+        ad_id=np.arange(90), account_id=pl.lit("a"), conversion_type=pl.lit("b")
+    )
+    ads = ads.with_columns(text=pl.format("text {}", "ad_id"))
+    config = TokenizerConfig(embedding="given", codebook_sizes=(4, 4), hash_size=8)
+    tokenizer = Tokenizer.fit(ads, config, numeric_columns=columns)
+    found = draw_map(tokenizer, ads, tokenizer.encode(ads))
+    assert (found is not None) == drawn
+    if found is not None:
+        assert found.places.shape == (90, 2)
+        assert np.isfinite(found.places).all()
 
 
 # The whole
@@ -127,7 +151,7 @@ def test_report_json_has_what_it_promises(place):
     assert all(isinstance(report[key], float | int) for key in KEYS if not key.startswith("r1"))
     assert report["collision"] >= report["collision_floor"]
     assert report["recall"]["learnt"]["warm"]["10"] > 1.5 * report["recall"]["words"]["warm"]["10"]
-    assert "kept out" not in report["recall"]["codes"]
+    assert report["recall"]["codes"]["kept out"] is None
 
 
 def test_the_page_needs_nothing_else_and_says_what_figures_mean(place):
@@ -170,6 +194,47 @@ def test_without_baskets_texts_or_learning_the_rest_is_shown(place):
     assert given.to_json()["collision"] == 0
     call(place, "report", out="given")
     assert "Tokenizer" in (place / "given" / "report.html").read_text()
+
+
+def test_a_group_without_texts_is_not_known(place):
+    """Every text is in many baskets, so none is in fewer than five."""
+    words = (place / "tokenizer" / "report.json").read_text()
+    report = json.loads(words, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert report["recall_anchors"]["few"] == 0 < report["recall_anchors"]["warm"]
+    assert (report["recall"]["learnt"]["few"], report["r1_few_ratio"]) == (None, None)
+    page = (place / "tokenizer" / "report.html").read_text()
+    assert re.search(r"R@1, few</td><td class='figure'>not known<", page)
+
+
+def test_texts_that_share_no_word_are_measured_without_words(place):
+    ads = pl.read_parquet(place / "data" / "ads.parquet").sort("ad_id")
+    kind = ads["text"].rank("dense").cast(pl.Int64)
+    vectors = np.random.default_rng(0).normal(size=(65, 4))[kind.to_numpy()]
+    ads = ads.with_columns(text=pl.format("solo{}", kind), embedding=pl.Series(vectors.tolist()))
+    tokenizer = Tokenizer.fit(ads, TokenizerConfig(embedding="given", codebook_sizes=(4, 6), hash_size=8))
+    found = measure_recall(
+        tokenizer, ads, data_dir=place / "data", behaviors=["conversion"], fitted_until=DAY
+    )
+    assert found.anchors["warm"] > 0
+    assert list(found.stages) == [BEST_SELLER, LEARNT, CODES]
+    assert found.ratio("warm") is None
+    assert recall_bars(found).startswith("data:image/svg")
+
+
+@needs_extra
+def test_sentence_vectors_are_computed_once_a_run(place, monkeypatch):
+    """Fit, encode, an older tokenizer of another run and the report read one file of vectors."""
+    asked, steps = [], SentenceModel.steps
+    monkeypatch.setattr(SentenceModel, "steps", lambda self, text: asked.append(text) or steps(self, text))
+    config = TokenizerConfig(embedding="minilm", codebook_sizes=(4, 6), hash_size=8, embedding_dim=8)
+    older, newer = place / "run_a" / "tokenizer", place / "run_b" / "tokenizer"
+    texts = pl.read_parquet(place / "data" / "ads.parquet")["text"].unique()
+    tokenize(config, place / "data", out_dir=older)
+    assert [asked.count(text) for text in texts] == [1] * 64
+    tokenize(config.model_copy(update={"align_to": str(older)}), place / "data", out_dir=newer)
+    assert [asked.count(text) for text in texts] == [2] * 64
+    Figures.measure(newer, data_dir=place / "data", behaviors=["conversion"])
+    assert [asked.count(text) for text in texts] == [2] * 64
 
 
 def test_no_partner_in_words_gives_no_ratio():

@@ -23,7 +23,7 @@ from serving.files import write_file
 from serving.inputs import RECORD, Inputs, changes, is_up_to_date, named, summary
 from training.preset.preset import Preset, add_preset_arguments
 from training.preset.tokenizer import TokenizerConfig
-from training.tokenizer import kinds
+from training.tokenizer import kinds, vector_cache
 from training.tokenizer.align import align
 from training.tokenizer.cooccurrence.baskets import read_baskets
 from training.tokenizer.cooccurrence.positives import Cooccurrence
@@ -40,7 +40,6 @@ from training.workers import Here, OnRay, Workers
 _FITTED_ON = "the ads that the codebooks were fitted on"
 _EVENTS, _BEHAVIORS = "data/events.parquet", "data.target_behaviors"
 _OF_THE_FIT = (_FITTED_ON, _EVENTS, _BEHAVIORS)
-VECTORS = "vectors.sqlite"
 _FILES = ("tokenizer.json", "sids.parquet", "quality.json")
 
 
@@ -59,7 +58,7 @@ def run(
 
     `numeric_columns`, `widths` (of `embedding_columns`) and `target_behaviors` are those of section `data`;
     `workers` count what is bought together, None for this process. Vectors that take long are kept beside
-    `out_dir`, in vectors.sqlite.
+    `out_dir`, see `training.tokenizer.vector_cache`.
 
     `data_dir` holds ads.parquet (created_at in unix seconds), split.json with `train_end` in unix seconds,
     and events.parquet, of whose training part an embedder may learn.
@@ -79,7 +78,8 @@ def run(
     known = int((ads["created_at"] < train_end).sum())
     print(f"{ads.height:,} ads, {known:,} of them before the train end", flush=True)
 
-    older = None if keep else kinds.load_older(config)
+    vector_file = vector_cache.beside(out_dir)
+    older = None if keep else kinds.load_older(config, vector_file=vector_file)
     start = time.perf_counter()
     tokenizer = (
         _kept(out_dir, config, numeric_columns=numeric_columns, widths=widths)
@@ -92,11 +92,9 @@ def run(
             widths=widths,
             cooccurrence=_cooccurrence(config, data_dir, behaviors=target_behaviors, workers=workers),
             older=older,
-            vector_file=out_dir.parent / VECTORS,
+            vector_file=vector_file,
         )
     )
-    if isinstance(tokenizer, Tokenizer):
-        tokenizer.vector_file = out_dir.parent / VECTORS
     fitted, peak_gb = time.perf_counter(), peak_memory_gb()
     codes = tokenizer.encode(ads)
     encoded = time.perf_counter()
@@ -220,7 +218,7 @@ def _inputs(
 def _kept(
     folder: Path, config: TokenizerConfig, *, numeric_columns: Sequence[str], widths: Sequence[int]
 ) -> Tokenizer | GivenSids:
-    tokenizer = kinds.load(folder)
+    tokenizer = kinds.load(folder, vector_file=vector_cache.beside(folder))
     if not kinds.is_made_with(tokenizer, config, numeric_columns=numeric_columns, widths=widths):
         was = named("tokenizer", tokenizer.config.model_dump(mode="json"))
         was["data.numeric_columns"] = list(getattr(tokenizer, "numeric_columns", ()))

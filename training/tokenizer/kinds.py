@@ -57,14 +57,22 @@ def fit(
     )
 
 
-def load(folder: Path) -> Tokenizer | GivenSids:
+def load(folder: Path, *, vector_file: Path | None = None) -> Tokenizer | GivenSids:
     """Read a saved tokenizer of either kind and check it.
+
+    Args:
+        folder: where it was saved.
+        vector_file: where vectors that take long are kept between runs; None keeps none.
 
     Raises:
         TokenizerError: a file is missing or corrupted, or was written by a newer version.
     """
     _, config, *_ = read_folder(Path(folder))
-    return (GivenSids if config.get("sids") == "given" else Tokenizer).load(folder)
+    if config.get("sids") == "given":
+        return GivenSids.load(folder)
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.vector_file = vector_file
+    return tokenizer
 
 
 def saved_id(folder: Path) -> str | None:
@@ -75,8 +83,8 @@ def saved_id(folder: Path) -> str | None:
         return None
 
 
-def load_older(config: TokenizerConfig) -> Tokenizer | None:
-    """The tokenizer that `align_to` names, if any.
+def load_older(config: TokenizerConfig, *, vector_file: Path | None = None) -> Tokenizer | None:
+    """The tokenizer that `align_to` names, if any; `vector_file` as in `load`.
 
     Raises:
         TokenizerError: there is none, or it is unusable.
@@ -84,7 +92,7 @@ def load_older(config: TokenizerConfig) -> Tokenizer | None:
     """
     if config.align_to is None:
         return None
-    older = load(Path(config.align_to))
+    older = load(Path(config.align_to), vector_file=vector_file)
     if config.sids == "given" or not isinstance(older, Tokenizer):
         raise ValueError(
             f"tokenizer.align_to {config.align_to}: expected two tokenizers that learn SIDs, got "

@@ -225,7 +225,13 @@ class Tokenizer:
         Raises:
             ValueError: a column is missing, of the wrong type or null.
         """
-        return Vectors(self.contents(ads)[1], self.vectors(ads), self.reconstruct(sids))
+        content, inverse = self.contents(ads)
+        vectors = self._embedder.embed(content)
+        if "given" in self.config.parts:
+            # What ads come with is numbered ad by ad; those of equal vectors cannot be told apart.
+            vectors, number = np.unique(vectors, axis=0, return_inverse=True)
+            inverse = number.ravel()[inverse]
+        return Vectors(inverse, vectors[inverse], self.reconstruct(sids))
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer to `folder`, replacing an older tokenizer there in one step.

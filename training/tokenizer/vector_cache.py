@@ -23,6 +23,11 @@ _BATCH = 256  # texts that a kill may cost
 _SCHEMA = "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
 
 
+def beside(folder: Path) -> Path:
+    """The file of the tokenizer in a folder: beside it, so that a tokenizer made anew finds it."""
+    return folder.parent / "vectors.sqlite"
+
+
 class VectorCache:
     """int16 vectors of one model's texts."""
 

@@ -60,7 +60,7 @@ def recall_at(
     *,
     anchors: np.ndarray | None = None,
 ) -> dict[int, float]:
-    """Share of anchors with a partner among the k nearest other contents, for each k.
+    """Share of anchors with a partner among the k nearest other contents, for each k; NaN of no anchors.
 
     Args:
         vectors: float32 [N, D] of length 1 or 0.
@@ -109,15 +109,20 @@ def groups(
 
 
 def _nearest(vectors: np.ndarray, block: np.ndarray, *, most: int) -> np.ndarray:
-    """The nearest other contents of each of a block, the nearest first: int64 [A, most]."""
+    """The nearest other contents of each of a block, the nearest first: int64 [A, most].
+
+    Those that are equally near come in their order, whatever `most` is.
+    """
     similarity = vectors[block] @ vectors.T  # [A, D] @ [D, N]
     similarity[np.arange(len(block)), block] = -np.inf
     if most == 1:
         return similarity.argmax(axis=1)[:, None]
     most = min(most, similarity.shape[1])
-    near = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
-    order = np.argsort(-np.take_along_axis(similarity, near, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(near, order, axis=1)
+    last = -np.partition(-similarity, most - 1, axis=1)[:, most - 1 : most]  # [A, 1], of the last one in
+    row, near = np.nonzero(similarity >= last)  # `most` of each row, and those as near as the last one
+    order = np.lexsort((near, -similarity[row, near], row))
+    start = np.searchsorted(row, np.arange(len(block)))
+    return near[order][start[:, None] + np.arange(most)]
 
 
 def _recall(

@@ -110,11 +110,12 @@ def _recall_rows(figures: Figures) -> list[Row]:
         return []
     found = []
     for group, definition in _GROUPS.items():
-        ratio, row = figures.recall.ratio(group), figures.recall.stages[LEARNT][group]
+        ratio, row = figures.recall.ratio(group), figures.recall.stages[LEARNT].get(group)
+        value = "not known" if row is None else f"{row[1]:.3f}"
         found.append(
             Row(
                 f"R@1, {group}",
-                f"{row[1]:.3f}" + (f" ({ratio:.2f} x words)" if ratio is not None else ""),
+                value + (f" ({ratio:.2f} x words)" if ratio is not None else ""),
                 ".541 (QARM), .769 (raw MLLM), .896 (UAE)" if group == "warm" else "",
                 definition,
             )

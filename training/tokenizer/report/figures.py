@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from serving.files import read_object
-from training.tokenizer import kinds
+from training.tokenizer import kinds, vector_cache
 from training.tokenizer.alignment import Alignment
 from training.tokenizer.drift import DRIFT
 from training.tokenizer.fit_record import FitRecord
@@ -68,7 +68,7 @@ class Figures:
             ValueError: an ad has no SID; or see `measure_recall`.
             OSError: a file is missing.
         """
-        tokenizer = kinds.load(folder)
+        tokenizer = kinds.load(folder, vector_file=vector_cache.beside(folder))
         ads = pl.read_parquet(data_dir / "ads.parquet")
         table = ads.select("ad_id").join(
             pl.read_parquet(folder / SIDS), on="ad_id", how="left", maintain_order="left"
@@ -133,7 +133,7 @@ class Figures:
             "largest_bucket": list(self.quality.largest),
             "reconstruction": self.lost,
             "path_similarity": self.quality.path_similarity,
-            "recall": self.recall.stages if self.recall else None,
+            "recall": self.recall.to_json() if self.recall else None,
             "recall_anchors": self.recall.anchors if self.recall else None,
             "drift": self.drift,
             "aligned_to": self.alignment.aligned_to if self.alignment else None,

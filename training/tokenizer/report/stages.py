@@ -9,6 +9,7 @@ Letters: A ads, N distinct texts, B baskets, D dimensions.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,14 @@ import numpy as np
 import polars as pl
 from threadpoolctl import threadpool_limits
 
+from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer.cooccurrence.baskets import read_baskets
 from training.tokenizer.cooccurrence.held_out import HeldOut, best_seller_recall_at, groups, recall_at
 from training.tokenizer.embedders.tfidf_svd import TfidfSvd
 from training.tokenizer.recall import KEPT_OUT, KS, fit_embedder, without
 from training.tokenizer.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 BEST_SELLER, WORDS, LEARNT, CODES = "best-seller", "words", "learnt", "codes"
 
@@ -33,7 +37,8 @@ class Recall:
     """Recall at k.
 
     Attributes:
-        stages: by stage and group; a stage lacks a group that it cannot be asked about.
+        stages: by stage and group; a stage lacks a group without texts, or one that it cannot be asked about,
+            and a stage without a group is not there: `words` where texts share none.
         anchors: texts that were asked for, by group.
     """
 
@@ -42,8 +47,14 @@ class Recall:
 
     def ratio(self, group: str, *, k: int = 1) -> float | None:
         """Recall of the tokenizer's vectors in units of that of words; None where words find nothing."""
-        words = self.stages[WORDS].get(group, {}).get(k, 0.0)
+        words = self.stages.get(WORDS, {}).get(group, {}).get(k, 0.0)
         return self.stages[LEARNT][group][k] / words if words > 0 else None
+
+    def to_json(self) -> dict[str, dict[str, Row | None]]:
+        """The stages; None for a group that one lacks."""
+        return {
+            stage: {group: found.get(group) for group in self.anchors} for stage, found in self.stages.items()
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +118,7 @@ def measure_recall(
     asked = {name: asked[name] for name in ("warm", "kept out", "few")}
     one_of_each = ads[texts.first]
     with threadpool_limits(limits=1):
-        words = TfidfSvd.fit(texts.texts[texts.fitted].tolist(), config).embed(texts.texts.tolist())
+        words = _by_words(texts, config)
         own = tokenizer.vectors(one_of_each)
         seen = dict.fromkeys(asked, own)
         if config.learns_from_baskets:
@@ -117,14 +128,26 @@ def measure_recall(
             embedder = fit_embedder(content, config, shown)
             seen["kept out"] = embedder.embed(tokenizer.contents(one_of_each)[0])
     codes = _unit(tokenizer.reconstruct(tokenizer.encode(one_of_each)))
+    some = {name: anchors for name, anchors in asked.items() if len(anchors)}  # a share of none is no number
     stages = {
-        BEST_SELLER: {n: best_seller_recall_at(held_out, KS, anchors=a) for n, a in asked.items()},
-        WORDS: {n: recall_at(words, held_out, KS, anchors=a) for n, a in asked.items()},
-        LEARNT: {n: recall_at(seen[n], held_out, KS, anchors=a) for n, a in asked.items()},
+        BEST_SELLER: {n: best_seller_recall_at(held_out, KS, anchors=a) for n, a in some.items()},
+        WORDS: {n: recall_at(words, held_out, KS, anchors=a) for n, a in some.items() if words is not None},
+        LEARNT: {n: recall_at(seen[n], held_out, KS, anchors=a) for n, a in some.items()},
         # The codebooks saw all texts, so codes cannot be asked about what is kept out.
-        CODES: {n: recall_at(codes, held_out, KS, anchors=a) for n, a in asked.items() if n != "kept out"},
+        CODES: {n: recall_at(codes, held_out, KS, anchors=a) for n, a in some.items() if n != "kept out"},
     }
-    return Recall(stages, {name: len(anchors) for name, anchors in asked.items()})
+    known = {stage: found for stage, found in stages.items() if found}
+    return Recall(known, {name: len(anchors) for name, anchors in asked.items()})
+
+
+def _by_words(texts: Texts, config: TokenizerConfig) -> np.ndarray | None:
+    """Vectors [N, D] of their words; None where the texts share too few to learn from."""
+    try:
+        embedder = TfidfSvd.fit(texts.texts[texts.fitted].tolist(), config)
+    except ValueError as error:
+        logger.info("recall of words is left out: %s", error)
+        return None
+    return embedder.embed(texts.texts.tolist())
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
