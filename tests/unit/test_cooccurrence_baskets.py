@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy.sparse import csr_matrix
+from threadpoolctl import threadpool_limits
 
 from training.preset.tokenizer import CooccurrenceConfig
 from training.tokenizer.cooccurrence import swing as swing_module
@@ -75,6 +76,15 @@ def test_blocks_do_not_change_a_bit(monkeypatch):
     cut = swing(baskets, baskets_per_content=20, popularity_power=0.75)
     assert (whole != cut).nnz == 0
     assert whole.nnz == cut.nnz > 0
+
+
+def test_threads_of_others_do_not_change_a_bit():
+    baskets = matrix(drawn(count=300, baskets=3000), 300)
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(limits=threads):
+            found.append(swing(baskets, baskets_per_content=200, popularity_power=0.75).data)
+    np.testing.assert_array_equal(*found)
 
 
 def test_no_baskets_give_no_strength(tmp_path):

@@ -94,6 +94,16 @@ def test_learning_that_does_not_help_is_thrown_away():
     np.testing.assert_array_equal(learnt, start)
 
 
+def test_held_out_baskets_without_a_pair_throw_no_learning_away(caplog):
+    features, start, partners = meals()
+    pairs = HeldOut(partners.astype(np.uint8), np.arange(48))
+    none = HeldOut(csr_matrix(partners.shape, dtype=np.uint8), np.arange(48))
+    positives = Positives(partners, none, seen=np.arange(48))
+    learnt = learn_projection(features, start, positives, settings=SETTINGS, seed=0)
+    assert recall_at(vectors_of(features, learnt), pairs, (1,))[1] > 0.9
+    assert "nothing says when to stop, all 60 steps are kept" in caplog.text
+
+
 def test_other_shapes_are_refused():
     features, start, partners = meals()
     positives = Positives(partners, HeldOut(partners, np.arange(48)), seen=np.arange(48))

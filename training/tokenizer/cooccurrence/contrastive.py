@@ -49,6 +49,8 @@ def learn_projection(
 ) -> np.ndarray:
     """Return the projection float32 [F, D] that was best on the held-out baskets, `start` among them.
 
+    Where these hold no pair that counts, the one after all steps is returned, with a warning.
+
     Args:
         features: [N, F], sparse or dense.
         start: float32 [F, D].
@@ -68,6 +70,12 @@ def learn_projection(
     chosen = strongest(positives.strength, settings.neighbours)
     anchors = np.flatnonzero(np.diff(chosen.indptr))
     random = np.random.default_rng(seed)
+    can_stop = len(positives.held_out.anchors) > 0
+    if not can_stop:
+        logger.warning(
+            "the held-out baskets hold no pair that counts: nothing says when to stop, all %d steps are kept",
+            settings.steps,
+        )
     with _one_thread():
         projection = torch.from_numpy(np.array(start, np.float32)).requires_grad_()
         mean = projection.detach().clone()
@@ -94,7 +102,7 @@ def learn_projection(
             if step % settings.check_every == 0 or step == settings.steps:
                 recall = judged()
                 progress.set_postfix(loss=f"{loss.item():.3f}", recall=f"{recall:.3f}")
-                if recall > best:
+                if recall > best or not can_stop:
                     best, kept, at = recall, mean.clone(), step
         logger.info("held-out R@1 %.3f after %d of %d steps", best, at, settings.steps)
         return kept.numpy()

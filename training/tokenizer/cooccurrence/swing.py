@@ -10,7 +10,7 @@ over baskets and with a discount by popularity, without which best-sellers are e
 
 Of a content with very many baskets a sample is counted: those of the smallest hash, the same ones for
 everybody, so that samples of two contents meet. Contents are counted one after the other, a block a task, so
-memory is bounded by a block, and neither blocks nor workers change a bit of the result.
+memory is bounded by a block, and neither blocks nor workers nor threads change a bit of the result.
 
 Letters: B baskets, N contents.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from training.workers import Here, Workers
@@ -95,14 +96,16 @@ def _strengths(block: _Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         np.load(block.folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS
     )
     strengths, neighbours, lengths = [np.empty(0, np.float32)], [np.empty(0, np.int32)], [0]
-    for content in range(block.start, block.stop):
-        rows = baskets[content_ptr[content] : content_ptr[content + 1]]
-        found, score = _of_one(content, [contents[ptr[row] : ptr[row + 1]] for row in rows])
-        strength = (score / popularity[found] ** block.power).astype(np.float32)
-        best = np.sort(np.lexsort((found, -strength))[:KEPT])
-        strengths.append(strength[best])
-        neighbours.append(found[best].astype(np.int32))
-        lengths.append(len(best))
+    # A worker's BLAS may have other threads, which add in another order.
+    with threadpool_limits(limits=1):
+        for content in range(block.start, block.stop):
+            rows = baskets[content_ptr[content] : content_ptr[content + 1]]
+            found, score = _of_one(content, [contents[ptr[row] : ptr[row + 1]] for row in rows])
+            strength = (score / popularity[found] ** block.power).astype(np.float32)
+            best = np.sort(np.lexsort((found, -strength))[:KEPT])
+            strengths.append(strength[best])
+            neighbours.append(found[best].astype(np.int32))
+            lengths.append(len(best))
     return np.concatenate(strengths), np.concatenate(neighbours), np.cumsum(lengths)
 
 
