@@ -37,7 +37,8 @@ class CooccurrenceConfig(BaseModel):
             one user and time), or `user`, all of a user's, for logs of one ad a request.
         baskets_per_ad: baskets of an ad that are counted; of more a sample.
         popularity_power: strength is divided by the neighbour's number of baskets to this power.
-        neighbours: strongest neighbours of an ad that count as positives; weaker ones are no negatives.
+        neighbours: strongest neighbours of an ad that count as positives; weaker ones of the 200 strongest
+            are no negatives.
         held_out: share of the baskets, the last ones, that say when to stop.
         steps: of learning, at most.
         check_every: steps between two looks at the held-out baskets; the best of them is kept.

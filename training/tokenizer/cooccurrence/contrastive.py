@@ -6,9 +6,11 @@
 (GR4AD, arXiv 2602.22732, UA-SID; there w = 1.) P_i are the positives of anchor i in the batch, w_ij the
 strength of one against that of the anchor's strongest. The batch is the anchors, what was drawn as their
 positives, and contents drawn from all that were in a basket, since an anchor has to be found among them. O_i
-is i itself and every content that is bought with i but is none of its positives: a false negative is left
-out, not weighed down. The sum over positives stands inside the logarithm: an anchor has to lie near some of
-what it is bought with, not near all of it.
+is i itself and every neighbour of i that Swing keeps but that is none of its positives: at most 200, each in
+two or more of the counted baskets of i. What is bought with i once, or is weaker than those, stays a
+negative; to leave all of it out learns no better (docs/decisions.md, "What `bag` learns with"). The sum over
+positives stands inside the logarithm: an anchor has to lie near some of what it is bought with, not near all
+of it.
 
 What is kept is a running mean of the projections of the steps, which generalises better than the last one.
 
@@ -114,7 +116,7 @@ def info_nce(scores: torch.Tensor, *, weight: torch.Tensor, bought: torch.Tensor
     Args:
         scores: z_i.z_k / tau, [A, M].
         weight: w of the positives, 0 for all others, [A, M]; every anchor has a positive besides itself.
-        bought: bool [A, M], bought together, whether positive or not; the anchor itself need not be.
+        bought: bool [A, M], no negatives, whether positive or not; the anchor itself need not be.
     """
     itself = torch.eye(*scores.shape, dtype=torch.bool)
     positive = (weight > 0) & ~itself

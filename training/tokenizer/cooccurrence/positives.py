@@ -27,7 +27,7 @@ class Positives:
 
     Attributes:
         strength: float32 [N, N], Swing of the earlier baskets; a row's strongest are its positives, the
-            others are no negatives.
+            others that Swing keeps are no negatives.
         held_out: pairs of the last baskets of the training part.
         seen: int64, contents of the earlier baskets; of others nobody knows what they are not bought with.
     """
