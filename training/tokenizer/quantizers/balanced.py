@@ -22,6 +22,7 @@ Letters: N points, D dimensions, K codes of a level, m = total weight / K.
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from training.tokenizer.quantizers.candidates import Candidates
 from training.tokenizer.quantizers.grid import on_grid
 from training.tokenizer.quantizers.residual import MAX_PRICE, Level, ResidualQuantizer
 
@@ -96,11 +97,12 @@ def _centroids(
 def _priced(points: np.ndarray, weights: np.ndarray, *, level: Level, steps: int) -> Level:
     """The level with the prices, of `steps` tried, that leave no code dead and masses the most even."""
     price, best = level.price, level
+    near = Candidates(points, level)
     least = (np.inf, np.inf)
     step, before = np.zeros(len(price)), np.zeros(len(price))
     for number in range(steps):
         level = Level.of(level.codebook, price)
-        codes = level.nearest(points)
+        codes = near.nearest(level)
         mass, target = _mass(codes, weights, size=len(price))
         uneven = (int((mass == 0).sum()), float((mass * mass).sum()))
         if uneven < least:
