@@ -8,8 +8,7 @@ floor. Since then no score outside has fallen by more than the bias that fell mo
 
 A point whose best listed code scores less than that has found its code; the others are compared with all
 codes again. (Hamerly's bound, 2010, on lists.) All of it is on the grid, so codes are those of
-`Level.nearest`, bit for bit. That matters beyond repeatability: prices from lists of which nobody knows
-whether they still hold leave codes dead.
+`Level.nearest`, bit for bit.
 
 Letters: N points, D dimensions, K codes, M codes on a list.
 """
