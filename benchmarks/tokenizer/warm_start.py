@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _one_seed(arguments: argparse.Namespace, seed: int) -> dict:
-    """Curves, end losses and steps saved of one seed."""
+    """Ads that keep their codes, balance, curves, end losses and steps saved of one seed."""
     run = arguments.out / f"seed{seed}"
     run.mkdir(parents=True, exist_ok=True)
     if not (run / "data").exists():
@@ -75,8 +75,10 @@ def _one_seed(arguments: argparse.Namespace, seed: int) -> dict:
         for name in ("aligned", "unaligned")
     }
     agreement = alignment.agreement if alignment else ()
-    print(f"seed {seed}: agreement {agreement}, loss {loss}, steps saved {saved}", flush=True)
-    return {"seed": seed, "agreement": agreement, "loss": loss, "saved": saved, "curves": curves}
+    ginis = json.loads((run / "tokenizer" / "quality.json").read_text())["gini"]
+    print(f"seed {seed}: agreement {agreement}, Gini {ginis}, loss {loss}, steps saved {saved}", flush=True)
+    found = {"seed": seed, "agreement": agreement, "gini": ginis, "loss": loss, "saved": saved}
+    return found | {"curves": curves}
 
 
 def _curve(arguments: argparse.Namespace, settings: list[str], out: Path) -> list[tuple[int, float]]:

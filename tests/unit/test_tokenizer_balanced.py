@@ -71,3 +71,22 @@ def test_as_many_codes_as_points_gives_each_its_own():
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     codes = Balanced.fit(x, TokenizerConfig(codebook_sizes=(24,))).encode(x)
     assert len(np.unique(codes)) == 24
+
+
+def test_a_refit_from_older_codes_keeps_them_and_is_as_even(heaps):
+    """What was balanced needs no codes that move: those would be other codes."""
+    older = Balanced.fit(heaps, CONFIG).encode(heaps)
+    again = Balanced.fit(heaps, CONFIG.model_copy(update={"seed": 9}), start=older).encode(heaps)
+    kept = again == older
+    assert kept[:, 0].mean() > 0.9
+    assert kept.all(axis=1).mean() > 0.75
+    for level, size in enumerate(CONFIG.codebook_sizes):
+        assert gini(shares(again[:, level], size)) < 0.04
+
+
+def test_a_refit_from_uneven_codes_becomes_even(heaps):
+    older = RqKmeans.fit(heaps, CONFIG).encode(heaps)
+    codes = Balanced.fit(heaps, CONFIG, start=older).encode(heaps)
+    for level, size in enumerate(CONFIG.codebook_sizes):
+        assert gini(shares(older[:, level], size)) > 0.15
+        assert gini(shares(codes[:, level], size)) < 0.05

@@ -81,13 +81,14 @@ def match_codes(
         was, now = old[:, level], new[:, level]
         old_mean, old_ads = _means(old_rest, was, size=old_size)
         new_mean, new_ads = _means(new_rest, now, size=new_size)
-        distance = _distances(new_mean, old_mean)  # [K_new, K_old]
-        distance[:, old_ads == 0] = distance.max() + 1  # no ad, no centroid: the last choice
-        common = np.bincount(now[paired] * old_size + was[paired], minlength=new_size * old_size)
+        cost = _distances(new_mean, old_mean)  # [K_new, K_old], the one array of this size
+        cost[:, old_ads == 0] = cost.max() + 1  # no ad, no centroid: the last choice
+        source = cost.argmin(axis=1)
         # Distances only decide between equal counts: all of one row or column stay below half an ad.
-        nearness = distance / (2 * (distance.max() + 1) * max(old_size, new_size))
-        rows, columns = linear_sum_assignment(nearness - common.reshape(new_size, old_size))
-        source = distance.argmin(axis=1)
+        cost /= 2 * (cost.max() + 1) * max(old_size, new_size)
+        pairs, common = np.unique(now[paired] * np.int64(old_size) + was[paired], return_counts=True)
+        cost[np.divmod(pairs, old_size)] -= common
+        rows, columns = linear_sum_assignment(cost)
         source[rows] = columns
         source[new_ads == 0] = NONE
         paired &= source[now] == was
@@ -105,6 +106,8 @@ def _means(points: np.ndarray, codes: np.ndarray, *, size: int) -> tuple[np.ndar
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squared distances [K_a, K_b]."""
-    squared = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2 * a @ b.T
-    return np.maximum(squared, 0.0)
+    """Squared distances [K_a, K_b]; in place, 2 GB for 16,384 codes each."""
+    squared = -2 * a @ b.T
+    squared += (a * a).sum(axis=1)[:, None]
+    squared += (b * b).sum(axis=1)
+    return np.maximum(squared, 0.0, out=squared)

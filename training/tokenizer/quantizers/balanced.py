@@ -12,7 +12,8 @@ is not the best one, so the most even prices seen are kept.
 
 Two things cannot be even. A vector with more weight than m has a code of its own at best. And where points
 lie in tight, distant heaps, prices alone would send many of them far away: so before that, centroids go where
-the mass is, the lightest codes moving into the heaviest cells between steps of Lloyd's algorithm.
+the mass is, the lightest codes moving into the heaviest cells between steps of Lloyd's algorithm. Centroids
+of older codes lie there already and stay: prices come at once.
 
 Products are on the grid and sums have one order, so a fit does not depend on threads.
 
@@ -22,6 +23,7 @@ Letters: N points, D dimensions, K codes of a level, m = total weight / K.
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from training.tokenizer.quantizers.candidates import Candidates
 from training.tokenizer.quantizers.grid import on_grid
 from training.tokenizer.quantizers.residual import MAX_PRICE, Level, ResidualQuantizer
 
@@ -30,6 +32,7 @@ MIN_SAMPLE = 2**16  # these
 MOVED = 0.1  # of the codes, at most, in one step of Lloyd's algorithm
 LIGHT = 0.5  # of m: a code with less may move
 ROUNDS = 4  # of prices, after each of which centroids go to the means of the cells that prices made
+OLDER_ROUNDS = 1  # where codes should stay what they are: each one takes them further
 ROUND_STEPS = 30
 LAST_STEPS = 100  # of the prices of the last centroids
 ALL_STEPS = 20  # and, where there was a sample, on all points
@@ -42,7 +45,13 @@ class Balanced(ResidualQuantizer):
 
     @staticmethod
     def fit_level(
-        points: np.ndarray, weights: np.ndarray, *, begin: np.ndarray, iterations: int, seed: int
+        points: np.ndarray,
+        weights: np.ndarray,
+        *,
+        begin: np.ndarray,
+        older: bool,
+        iterations: int,
+        seed: int,
     ) -> Level:
         """See `ResidualQuantizer`."""
         random = np.random.default_rng(seed)
@@ -53,9 +62,10 @@ class Balanced(ResidualQuantizer):
             some = np.sort(random.choice(len(points), size, replace=False, p=mass / mass.sum()))
         # A point is drawn by its weight, so in a sample all count the same.
         sample, share = points[some], np.ones(size) if size < len(points) else mass
-        codebook = _centroids(sample, share, begin=begin, iterations=iterations, random=random)
-        level = Level.of(codebook)
-        for _ in range(ROUNDS):
+        if not older:  # a code that moves would be another one
+            begin = _centroids(sample, share, begin=begin, iterations=iterations, random=random)
+        level = Level.of(begin)
+        for _ in range(OLDER_ROUNDS if older else ROUNDS):
             level = _priced(sample, share, level=level, steps=ROUND_STEPS)
             codes = level.nearest(sample)
             codebook = _means(sample, share, codes=codes, codebook=level.codebook)
@@ -96,11 +106,12 @@ def _centroids(
 def _priced(points: np.ndarray, weights: np.ndarray, *, level: Level, steps: int) -> Level:
     """The level with the prices, of `steps` tried, that leave no code dead and masses the most even."""
     price, best = level.price, level
+    near = Candidates(points, level)
     least = (np.inf, np.inf)
     step, before = np.zeros(len(price)), np.zeros(len(price))
     for number in range(steps):
         level = Level.of(level.codebook, price)
-        codes = level.nearest(points)
+        codes = near.nearest(level)
         mass, target = _mass(codes, weights, size=len(price))
         uneven = (int((mass == 0).sum()), float((mass * mass).sum()))
         if uneven < least:

@@ -85,7 +85,13 @@ class ResidualQuantizer(ABC):
     @staticmethod
     @abstractmethod
     def fit_level(
-        points: np.ndarray, weights: np.ndarray, *, begin: np.ndarray, iterations: int, seed: int
+        points: np.ndarray,
+        weights: np.ndarray,
+        *,
+        begin: np.ndarray,
+        older: bool,
+        iterations: int,
+        seed: int,
     ) -> Level:
         """Learn the codes of one level.
 
@@ -93,6 +99,7 @@ class ResidualQuantizer(ABC):
             points: float32 [N, D], distinct, on the grid.
             weights: float32 [N], > 0.
             begin: float32 [K, D], centroids to begin with.
+            older: whether those are means of an older quantizer's codes, which should stay what they are.
             iterations: over the points, of the centroids.
             seed: of this level.
         """
@@ -129,12 +136,14 @@ class ResidualQuantizer(ABC):
                 )
             share = mass.astype(np.float64) / mass.sum(dtype=np.float64)
             begin = points[random.choice(len(points), size, replace=False, p=share)]
-            if start is not None and number <= start.shape[1]:
-                begin = _older_means(residual, weights, codes=start[:, number - 1], drawn=begin)
+            older = None if start is None or number > start.shape[1] else start[:, number - 1]
+            if older is not None:
+                begin = _older_means(residual, weights, codes=older, drawn=begin)
             level = cls.fit_level(
                 points,
                 mass,
                 begin=begin,
+                older=older is not None,
                 iterations=config.kmeans_iterations,
                 seed=config.seed + number,
             )

@@ -11,9 +11,15 @@ class RqKmeans(ResidualQuantizer):
 
     @staticmethod
     def fit_level(
-        points: np.ndarray, weights: np.ndarray, *, begin: np.ndarray, iterations: int, seed: int
+        points: np.ndarray,
+        weights: np.ndarray,
+        *,
+        begin: np.ndarray,
+        older: bool,
+        iterations: int,
+        seed: int,
     ) -> Level:
-        """See `ResidualQuantizer`."""
+        """See `ResidualQuantizer`; `older` or not, Lloyd's algorithm stays near where it begins."""
         # Every point counts (faiss would sample 256 a centroid); a small cluster is no reason to warn.
         kmeans = faiss.Kmeans(
             points.shape[1],
