@@ -25,7 +25,7 @@ from training.preset.data import DataConfig, FeatureConfig
 from training.preset.evaluation import EvaluationConfig
 from training.preset.model import ModelConfig
 from training.preset.precision import PrecisionConfig
-from training.preset.recipes import FineTuneConfig, TrainingConfig
+from training.preset.recipes import FineTuneConfig, PostTrainConfig, TrainingConfig
 from training.preset.rollout import RolloutConfig
 from training.preset.tokenizer import TokenizerConfig
 
@@ -50,6 +50,7 @@ class Preset(BaseModel):
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
+    post_training: PostTrainConfig = PostTrainConfig()
     fine_tune_fp8: FineTuneConfig = FineTuneConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     rollout: RolloutConfig = RolloutConfig()
