@@ -26,6 +26,7 @@ from training.preset.evaluation import EvaluationConfig
 from training.preset.model import ModelConfig
 from training.preset.precision import PrecisionConfig
 from training.preset.recipes import FineTuneConfig, TrainingConfig
+from training.preset.reward import RewardConfig
 from training.preset.tokenizer import TokenizerConfig
 
 
@@ -51,6 +52,7 @@ class Preset(BaseModel):
     training: TrainingConfig = TrainingConfig()
     fine_tune_fp8: FineTuneConfig = FineTuneConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    reward: RewardConfig = RewardConfig()
     serving: ServingConfig = ServingConfig()
     precision: PrecisionConfig = PrecisionConfig()
     _path: str = PrivateAttr("preset")
