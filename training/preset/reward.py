@@ -14,7 +14,8 @@ class RewardConfig(BaseModel):
         model: which one scores: trees, neural, or the mean of both.
         rows: what it learns from: exposures of the log, or candidates that are drawn where a log has no
             impressions; auto takes exposures where most of them in the training part came to nothing.
-        lists: stored lists, a name in RUN/lists, whose candidates it learns from instead; None for no lists.
+        lists: stored lists, names in RUN/lists, whose requests and candidates it learns from and is judged on
+            instead; parts without any have candidates that are drawn.
         folds: of users; each is scored by a model that was fitted on the others.
         weeks: requests of the last weeks of the training part are learnt from.
         statistics_weeks: statistics of ads are taken anew so often; a request sees the last before it.
@@ -37,7 +38,7 @@ class RewardConfig(BaseModel):
 
     model: Literal["trees", "neural", "mean"] = "mean"
     rows: Literal["auto", "exposures", "candidates"] = "auto"
-    lists: str | None = None
+    lists: tuple[str, ...] = ()
     folds: int = Field(2, ge=2, le=16)
     weeks: int = Field(8, ge=1)
     statistics_weeks: int = Field(4, ge=1)

@@ -82,15 +82,15 @@ def format_report(report: dict[str, Any]) -> str:
 
 
 def _fit(preset: Preset, run: Path, *, fresh: bool) -> None:
-    folder, name = run / "reward", preset.reward.lists
-    lists = StoredLists.open(run / "lists" / name) if name else None
+    folder = run / "reward"
+    lists = tuple(StoredLists.open(run / "lists" / name) for name in preset.reward.lists)
     values = {
         **named("reward", preset.reward.model_dump(mode="json")),
         "tokenizer": read_folder(run / "tokenizer")[0],
         "data.target_behaviors": preset.logs.target_behaviors,
         "training.min_history": preset.training.min_history,
         "features": preset.features.model_dump(mode="json"),
-        "lists": None if lists is None else lists.about.inputs,
+        "lists": [of.about.inputs for of in lists],
     }
     files = {f"data/{file}": run / "data" / file for file in _DATA}
     files["sids"] = run / "tokenizer" / "sids.parquet"
@@ -99,8 +99,8 @@ def _fit(preset: Preset, run: Path, *, fresh: bool) -> None:
         print(format_report(json.loads((folder / REPORT).read_text())))
         return
     data = RunData.load(run)
-    if lists is not None:
-        lists.check(tokenizer_id=data.tokenizer_id)
+    for of in lists:
+        of.check(tokenizer_id=data.tokenizer_id)
     source = Source(
         dataset=data.dataset(data.fit_spec(preset)),
         ads=data.prepared.tables.ads,

@@ -8,6 +8,7 @@ too high.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,7 +83,7 @@ class Drawn:
         popular: int,
         siblings: int,
         seed: int,
-        lists: StoredLists | None = None,
+        lists: Sequence[StoredLists] = (),
     ) -> None:
         """See `RewardConfig`.
 
@@ -98,7 +99,7 @@ class Drawn:
         prefixes = features.codes[:, PREFIX_2]
         self._by_prefix = np.argsort(prefixes, kind="stable")
         self._sorted = prefixes[self._by_prefix]
-        self._listed: dict[int, np.ndarray] = {}
+        self._listed: tuple[TargetGroups, np.ndarray] | None = None
 
     def of(self, groups: TargetGroups, row: int) -> Labelled:
         """Candidates of request `row` of groups whose targets are of target behaviors."""
@@ -115,24 +116,23 @@ class Drawn:
 
     def has_list(self, groups: TargetGroups) -> np.ndarray:
         """Whether there is a stored list for each request, bool [N]."""
-        if self._lists is None:
-            return np.zeros(len(groups), bool)
-        return self._rows(groups) >= 0
+        return (self._rows(groups) >= 0).any(axis=0)
 
     def _rows(self, groups: TargetGroups) -> np.ndarray:
-        assert self._lists is not None
-        if id(groups) not in self._listed:
-            self._listed[id(groups)] = self._lists.rows_of(self._features.dataset, groups)
-        return self._listed[id(groups)]
+        """Row of each request in each of the stored lists, int64 [lists, N]; kept for the next call."""
+        if self._listed is None or self._listed[0] is not groups:
+            found = [lists.rows_of(self._features.dataset, groups) for lists in self._lists]
+            self._listed = groups, np.array(found, np.int64).reshape(len(found), len(groups))
+        return self._listed[1]
 
     def _own(self, groups: TargetGroups, row: int) -> np.ndarray | None:
         """Ads of the stored list, int64 distinct; those that were appended for their outcome are left out."""
-        stored = -1 if self._lists is None else int(self._rows(groups)[row])
-        if self._lists is None or stored < 0:
-            return None
-        found = self._lists.get(stored)
-        kept = (found.flags & ~np.uint8(CandidateFlag.LOGGED)) > 0
-        return np.unique(found.ads[kept & (found.ads >= 0)])
+        for lists, stored in zip(self._lists, self._rows(groups)[:, row], strict=True):
+            if stored >= 0:
+                found = lists.get(int(stored))
+                kept = (found.flags & ~np.uint8(CandidateFlag.LOGGED)) > 0
+                return np.unique(found.ads[kept & (found.ads >= 0)])
+        return None
 
     def _draw(self, groups: TargetGroups, row: int) -> np.ndarray:
         """Rows of ads, distinct, int64."""

@@ -45,7 +45,7 @@ class Source:
         tokenizer_id: whose SIDs they have.
         target_behaviors: what counts.
         min_history: events that a user must have before a request.
-        lists: stored lists to take candidates from, or None.
+        lists: stored lists to take candidates from.
     """
 
     dataset: RequestDataset
@@ -53,7 +53,7 @@ class Source:
     tokenizer_id: str
     target_behaviors: tuple[str, ...]
     min_history: int
-    lists: StoredLists | None = None
+    lists: tuple[StoredLists, ...] = ()
 
 
 def fit_reward(source: Source, config: RewardConfig) -> tuple[RewardModel, dict[str, Any]]:
@@ -133,7 +133,7 @@ class _Draw:
         self._source, self._config, self._features = source, config, features
         self._folds = user_fold(source.dataset.log.user_ids, folds=config.folds, seed=config.seed)
         exposed = config.rows == "exposures"
-        if config.rows == "auto" and source.lists is None:
+        if config.rows == "auto" and not source.lists:
             exposed = has_impressions(source.dataset, source.target_behaviors)
         self.rows_from = "exposures" if exposed else "candidates"
 
@@ -165,7 +165,7 @@ class _Draw:
             part,
             target_behaviors=tuple(BEHAVIORS) if exposed else source.target_behaviors,
             min_history=source.min_history,
-            recent_weeks=config.weeks if source.lists is None else None,
+            recent_weeks=None if source.lists else config.weeks,
         )
         if exposed:
             return groups, Exposed(dataset, part, source.target_behaviors).of, np.arange(len(groups))

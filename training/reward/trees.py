@@ -99,7 +99,7 @@ def _boost(
         **objective,
         "learning_rate": config.tree_rate,
         "num_leaves": config.leaves,
-        "min_data_in_leaf": min(_MIN_ROWS, max(1, len(fitted.get_label()) // 20)),
+        "min_data_in_leaf": min(_MIN_ROWS, max(1, fitted.num_data() // 20)),
         "feature_fraction": 0.5,
         "bagging_fraction": 0.7,
         "bagging_freq": 1,
