@@ -26,6 +26,7 @@ from training.preset.evaluation import EvaluationConfig
 from training.preset.model import ModelConfig
 from training.preset.precision import PrecisionConfig
 from training.preset.recipes import FineTuneConfig, PostTrainConfig, TrainingConfig
+from training.preset.reward import RewardConfig
 from training.preset.rollout import RolloutConfig
 from training.preset.tokenizer import TokenizerConfig
 
@@ -53,6 +54,7 @@ class Preset(BaseModel):
     post_training: PostTrainConfig = PostTrainConfig()
     fine_tune_fp8: FineTuneConfig = FineTuneConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    reward: RewardConfig = RewardConfig()
     rollout: RolloutConfig = RolloutConfig()
     serving: ServingConfig = ServingConfig()
     precision: PrecisionConfig = PrecisionConfig()
