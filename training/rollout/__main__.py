@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, default="train", help="whose requests [train]")
     parser.add_argument("--name", help="of the lists: RUN/lists/NAME (default: the part)")
     parser.add_argument("--requests", type=int, help="how many requests [rollout.requests]")
-    parser.add_argument("--fresh", action="store_true", help="make them all anew")
+    parser.add_argument("--fresh", action="store_true", help="start over: keep no list")
     arguments = parser.parse_args()
     overrides = [*arguments.overrides]
     overrides += [f"rollout.requests={arguments.requests}"] if arguments.requests is not None else []
