@@ -36,7 +36,7 @@ class RewardConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    model: Literal["trees", "neural", "mean"] = "mean"
+    model: Literal["trees", "neural", "mean"] = "trees"
     rows: Literal["auto", "exposures", "candidates"] = "auto"
     lists: tuple[str, ...] = ()
     folds: int = Field(2, ge=2, le=16)

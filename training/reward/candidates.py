@@ -147,9 +147,10 @@ class Drawn:
             drawn.append(np.searchsorted(cumulated, at, side="right"))
         own = np.unique(request.codes[:, AD])
         if len(own):
-            drawn += [own, self._draw_siblings(own, random)]
-        rows = np.unique(np.concatenate(drawn))
-        return rows[statistics.of_key("share", AD, codes[rows, AD]) > 0]  # others were not there yet
+            siblings = self._draw_siblings(own, random)
+            there = statistics.of_key("share", AD, codes[siblings, AD]) > 0  # others may have come later
+            drawn += [own, siblings[there]]
+        return np.unique(np.concatenate(drawn))
 
     def _draw_siblings(self, own: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Ads under the prefixes of two codes of some of a history's ads, rows int64."""

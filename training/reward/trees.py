@@ -43,11 +43,13 @@ class Trees:
         odds = _boost(
             _dataset(rows, rows.had, weight=rows.weight),
             _dataset(validation, validation.had, weight=validation.weight),
+            rows=len(rows),
             config=config,
             objective={"objective": "binary", "min_sum_hessian_in_leaf": _MIN_SHARE * outcomes},
         )
         value = _boost(
             *(_ratios(part.take(part.had)) for part in (rows, validation)),
+            rows=int(rows.had.sum()),
             config=config,
             objective={"objective": "poisson"},
         )
@@ -93,13 +95,18 @@ def _ratios(rows: Rows) -> lightgbm.Dataset:
 
 
 def _boost(
-    fitted: lightgbm.Dataset, judged: lightgbm.Dataset, *, config: RewardConfig, objective: dict[str, Any]
+    fitted: lightgbm.Dataset,
+    judged: lightgbm.Dataset,
+    *,
+    rows: int,
+    config: RewardConfig,
+    objective: dict[str, Any],
 ) -> lightgbm.Booster:
     settings = {
         **objective,
         "learning_rate": config.tree_rate,
         "num_leaves": config.leaves,
-        "min_data_in_leaf": min(_MIN_ROWS, max(1, fitted.num_data() // 20)),
+        "min_data_in_leaf": min(_MIN_ROWS, max(1, rows // 20)),
         "feature_fraction": 0.5,
         "bagging_fraction": 0.7,
         "bagging_freq": 1,
