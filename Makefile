@@ -82,9 +82,17 @@ tokenizer-report: tokenize ## what the tokenizer gives, measured and drawn: repo
 train: tokenize ## train the generator (goes on where it was stopped; FRESH=1 starts over)
 	$(PY) -m training.recipes.pretrain $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
 
+.PHONY: post-train
+post-train: setup ## teach the trained model what its candidates are worth: SET="post_training.objective=rspo", see docs/value-learning.md
+	$(PY) -m training.recipes.post_train $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
+
 .PHONY: evaluate
 evaluate: setup ## recall, NDCG and value recall on a held-out part, beside four baselines
 	$(PY) -m training.evaluation $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
+
+.PHONY: rollout
+rollout: setup ## candidate lists by the search that serves, for what learns from values; goes on where it was stopped
+	$(PY) -m training.rollout $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
 
 .PHONY: tensorboard-setup
 tensorboard-setup: $(VENV)/.tensorboard-installed ## tensorboard, for event files of training runs (optional)

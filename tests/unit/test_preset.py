@@ -215,7 +215,7 @@ def test_an_override_reaches_a_group_of_keys(preset):
     [
         ("training.stepz=3", "did you mean steps"),
         ("training.learningrate=3", "did you mean learning_rate?"),
-        ("trainin.steps=3", "did you mean training?"),
+        ("trainin.steps=3", "did you mean training or post_training?"),
         ("data.split.tst=3", "did you mean test?"),
         ("tokenizer.hashsize=3", "did you mean hash_size?"),
     ],

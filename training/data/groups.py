@@ -5,6 +5,7 @@ Letters: E events, R requests, N samples.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,20 @@ class TargetGroups:
     def __len__(self) -> int:
         """Number of samples, N."""
         return int(self.request.size)
+
+    def take(self, rows: Int64) -> Self:
+        """The samples `rows`, in that order."""
+        counts = np.diff(self.target_ptr)[rows]
+        ptr = np.append(0, np.cumsum(counts))
+        of_targets = np.arange(ptr[-1]) + np.repeat(self.target_ptr[rows] - ptr[:-1], counts)
+        return type(self)(
+            request=self.request[rows],
+            user_row=self.user_row[rows],
+            now=self.now[rows],
+            history=self.history[rows],
+            target_ptr=ptr,
+            target_events=self.target_events[of_targets],
+        )
 
 
 def target_groups(

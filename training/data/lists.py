@@ -26,6 +26,7 @@ class CandidateFlag(IntFlag):
     OWN = 1  # found by the beam search of a model at most a few versions old
     LOGGED = 2  # shown to the user
     SAMPLED = 4  # drawn from the catalogue
+    EXPLORED = 8  # drawn by probability from what the search found beyond its best beams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,11 @@ class CandidateList:
     flags: np.ndarray
     ads: np.ndarray
     log_p_ref: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> CandidateList:
+        """The candidates `rows`, in that order."""
+        arrays = {name: array[rows] for name, array in vars(self).items() if array is not None}
+        return CandidateList(**arrays)
 
     def __post_init__(self) -> None:
         """Check shapes and values."""
@@ -81,7 +87,7 @@ class Lists(Generic[Array]):
         reward: float32 [B, n].
         flags: uint8 [B, n].
         ads: int64 [B, n], -1 where unknown.
-        log_p_ref: float32 [B, n], or None.
+        log_p_ref: float32 [B, n], NaN in a list that no model made; None where none made any.
     """
 
     sids: Array
@@ -104,21 +110,21 @@ def pad_lists(contexts: Sequence[CandidateList | None], *, levels: int) -> Lists
         levels: T.
 
     Raises:
-        ValueError: SIDs of another number of levels, or some lists with and some without `log_p_ref`.
+        ValueError: SIDs of another number of levels.
     """
     known = [(i, c) for i, c in enumerate(contexts) if c is not None and len(c.sids)]
     for i, candidates in known:
         if candidates.sids.shape[1] != levels:
             raise ValueError(f"context {i}: expected SIDs of {levels} levels, got {candidates.sids.shape[1]}")
-    with_reference = [i for i, candidates in known if candidates.log_p_ref is not None]
-    if with_reference and len(with_reference) < len(known):
-        without = next(i for i, _ in known if i not in with_reference)
-        raise ValueError(f"expected log_p_ref of every list or of none, got none of context {without}")
+    has_reference = any(candidates.log_p_ref is not None for _, candidates in known)
 
     def column(name: str, empty: np.ndarray) -> np.ndarray:
         rows = [empty] * len(contexts)
         for i, candidates in known:
-            rows[i] = getattr(candidates, name).astype(empty.dtype)
+            values = getattr(candidates, name)
+            if values is None:
+                values = np.full(len(candidates.sids), np.nan)
+            rows[i] = values.astype(empty.dtype)
         return pad(rows, fill=-1 if name == "ads" else 0)
 
     return Lists(
@@ -126,7 +132,7 @@ def pad_lists(contexts: Sequence[CandidateList | None], *, levels: int) -> Lists
         reward=column("reward", np.zeros(0, np.float32)),
         flags=column("flags", np.zeros(0, np.uint8)),
         ads=column("ads", np.zeros(0, np.int64)),
-        log_p_ref=column("log_p_ref", np.zeros(0, np.float32)) if with_reference else None,
+        log_p_ref=column("log_p_ref", np.zeros(0, np.float32)) if has_reference else None,
     )
 
 

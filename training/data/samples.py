@@ -158,8 +158,18 @@ class RequestDataset:
         config: TargetSettings,
         buckets: ValueBuckets,
         epoch: int,
+        user_weights: np.ndarray | None = None,
     ) -> list[Sample]:
-        """Requests with their targets; which targets are drawn depends on (seed, epoch, request) alone."""
+        """Requests with their targets; which targets are drawn depends on (seed, epoch, request) alone.
+
+        Args:
+            groups: requests.
+            rows: some of them.
+            config: how targets are drawn, and w_behavior.
+            buckets: of their values.
+            epoch: of the run.
+            user_weights: w_user, float32 of each row of the log's users; None for 1.
+        """
         weights = np.zeros(len(BEHAVIORS) + 1, np.float32)
         for name, weight in config.behavior_weights.items():
             weights[BEHAVIORS[name]] = weight
@@ -170,13 +180,14 @@ class RequestDataset:
             if len(events) > config.targets_per_request:
                 generator = np.random.default_rng((config.seed, epoch, int(row)))
                 events = generator.choice(events, config.targets_per_request, replace=False)
+            weight = weights[self.log.behavior[events]]
             found.append(
                 Sample(
                     slots=slots[i],
                     profile=profile[i],
                     tokens=self.ad_sids[self.event_ad[events]].astype(np.int64),
                     value=buckets.encode(self.log.value[events]),
-                    weight=weights[self.log.behavior[events]],
+                    weight=weight if user_weights is None else weight * user_weights[groups.user_row[row]],
                 )
             )
         return found

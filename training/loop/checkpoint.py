@@ -48,6 +48,8 @@ class Checkpoint:
         held_out: names the validation requests of the last record; losses on others are not to be compared.
         source: sha256 of the weights that a fine-tuned model was made from.
         first_record: of the history that is of the validation requests of `held_out`.
+        balance: lambda by which lists count beside targets in post-training, as measured at its start; None
+            where it was not.
         inputs: what the run reads besides its settings, see `serving.inputs.Inputs.values`; None where not
             known.
     """
@@ -64,11 +66,12 @@ class Checkpoint:
     held_out: str = ""
     source: str | None = None
     first_record: int = 0
+    balance: float | None = None
     inputs: dict[str, Any] | None = None
 
 
 _PLAIN = ("settings", "step", "seconds", "history", "sums", "held_out", "source")  # as they are in JSON
-_ADDED = ("first_record", "inputs")  # likewise; older checkpoints do not have them
+_ADDED = ("first_record", "balance", "inputs")  # likewise; older checkpoints do not have them
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:

@@ -6,7 +6,7 @@ Letters: B requests, n targets of a request, T SID levels, V codes of a level.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,13 +40,12 @@ class Loss:
 
 
 class Objective(Protocol):
-    """A loss of a model on a batch. The training loop knows nothing else of it.
+    """A loss of a model on a batch. The training loop knows nothing else of it."""
 
-    Attributes:
-        names: of the parts, the same for every batch.
-    """
-
-    names: ClassVar[tuple[str, ...]]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the parts, the same for every batch."""
+        ...
 
     def __call__(self, model: nn.Module, batch: Batch[Tensor]) -> Loss:
         """Run `model` (a `Generator`, possibly wrapped for several processes) on a batch and rate it."""

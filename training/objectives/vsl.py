@@ -3,7 +3,7 @@
 L_NTP = - sum_t log p(s_t | s_<t, X) - lambda_e log p(v | s, X)
 L_VSL = E[ w ( L_NTP + lambda_mtp L_MTP ) ]
 
-w is `Batch.weight`: the weight of the target's behavior, 0 for padding.
+w = w_user * w_behavior is `Batch.weight`, 0 for padding.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ class Vsl:
 
     def __call__(self, model: nn.Module, batch: Batch[Tensor]) -> Loss:
         """Teacher-forced: the model sees s_<t of every target. See `Generator.forward` for shapes."""
+        return self.rate(batch, *model(batch.slots, batch.profile, batch.tokens))
+
+    def rate(self, batch: Batch[Tensor], logits: list[Tensor], mtp_logits: list[Tensor]) -> Loss:
+        """The loss of what a model gave for the targets of a batch."""
         tokens, levels = batch.tokens, batch.tokens.shape[-1]
-        logits, mtp_logits = model(batch.slots, batch.profile, tokens)
         sid = sum(_cross_entropy(logits[t], tokens[..., t]) for t in range(levels))  # [B, n]
         value = _cross_entropy(logits[levels], batch.value)
         mtp = mtp_loss(mtp_logits[:levels], tokens)

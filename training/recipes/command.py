@@ -29,11 +29,11 @@ _FAULTS = (
 
 
 def parse_arguments(description: str | None, *, out: str) -> argparse.Namespace:
-    """Arguments `config`, `overrides`, `run`, `out`, `fresh`.
+    """Arguments `config`, `overrides`, `run`, `out` (None where not given), `fresh`.
 
     Args:
         description: of the recipe.
-        out: where in the run folder checkpoints go unless `--out` says otherwise.
+        out: where in the run folder the recipe puts checkpoints unless `--out` says otherwise.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -42,9 +42,7 @@ def parse_arguments(description: str | None, *, out: str) -> argparse.Namespace:
     parser.add_argument("--run", required=True, type=Path, help="run folder with data/ and tokenizer/")
     parser.add_argument("--out", type=Path, help=f"where checkpoints and curves go (default: RUN/{out})")
     parser.add_argument("--fresh", action="store_true", help="start over: do not resume from a checkpoint")
-    arguments = parser.parse_args()
-    arguments.out = arguments.out or arguments.run / out
-    return arguments
+    return parser.parse_args()
 
 
 @contextlib.contextmanager

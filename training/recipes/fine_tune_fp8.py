@@ -122,9 +122,10 @@ def main() -> None:
     with errors_end_the_command():
         arguments = parse_arguments(__doc__, out=FOLDER)
         preset = Preset.load(arguments.config, arguments.overrides)
+        folder = arguments.out or arguments.run / FOLDER
         with use_device(preset.fine_tune_fp8) as device:
             trainer = prepare_fine_tuning(
-                preset, arguments.run, folder=arguments.out, device=device, fresh=arguments.fresh
+                preset, arguments.run, folder=folder, device=device, fresh=arguments.fresh
             )
             if trainer is None:
                 return
@@ -133,7 +134,7 @@ def main() -> None:
             trainer.run()
             if device.rank == 0:
                 before, after = (trainer.history[i]["validation_total"] for i in (0, -1))
-                print(f"{arguments.out}: KL to the FP32 model {before:.5f} -> {after:.5f}")
+                print(f"{folder}: KL to the FP32 model {before:.5f} -> {after:.5f}")
 
 
 if __name__ == "__main__":

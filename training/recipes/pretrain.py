@@ -109,9 +109,10 @@ def main() -> None:
     with errors_end_the_command():
         arguments = parse_arguments(__doc__, out=FOLDER)
         preset = Preset.load(arguments.config, arguments.overrides)
+        folder = arguments.out or arguments.run / FOLDER
         with use_device(preset.training) as device:
             trainer = prepare_training(
-                preset, arguments.run, folder=arguments.out, device=device, fresh=arguments.fresh
+                preset, arguments.run, folder=folder, device=device, fresh=arguments.fresh
             )
             if trainer is None:
                 return
@@ -119,7 +120,7 @@ def main() -> None:
             if device.rank == 0:
                 loss = trainer.history[-1]["validation_sid"]
                 how = "stopped early" if trainer.exhausted else "done"
-                print(f"{how}: validation loss of the SID {loss:.4f}; curves in {arguments.out}/training.png")
+                print(f"{how}: validation loss of the SID {loss:.4f}; curves in {folder}/training.png")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,13 @@ _WINDOW = "data.attribution_window"
 _FILES = ("data/events.parquet", "data/users.parquet", "data/split.json", "tokenizer/sids.parquet")
 
 
-def inputs_of(preset: Preset, run: Path) -> dict[str, Any]:
+def inputs_of(preset: Preset, run: Path, *, more_files: Iterable[str] = ()) -> dict[str, Any]:
     """What training reads besides the section of its recipe.
+
+    Args:
+        preset: all settings.
+        run: run folder.
+        more_files: paths in the run folder that the recipe reads besides those of pre-training.
 
     Raises:
         OSError: a file is missing.
@@ -35,7 +41,7 @@ def inputs_of(preset: Preset, run: Path) -> dict[str, Any]:
         **named("model", preset.model.model_dump(mode="json")),
         **named("features", preset.features.model_dump(mode="json")),
     }
-    return Inputs.now(values, files={name: run / name for name in _FILES}).values
+    return Inputs.now(values, files={name: run / name for name in (*_FILES, *more_files)}).values
 
 
 def changed_since(

@@ -13,11 +13,12 @@ from dataclasses import replace
 import numpy as np
 
 from serving.model.features import BEHAVIORS
-from training.data.batch import Batch
+from training.data.batch import Batch, Sample, collate
 from training.data.groups import TargetGroups
 from training.data.order import BatchOrder
 from training.data.samples import RequestDataset
 from training.data.stream import stream
+from training.data.user_value import user_weights
 from training.loop.device import Device
 from training.preset.loop import LoopConfig
 from training.preset.preset import Preset
@@ -49,9 +50,15 @@ class LoggedRequests:
         self._training, behaviors = preset.training, preset.logs.target_behaviors
         history = self._training.min_history
         self.groups, self.held_out_groups = (
-            dataset.groups(part, target_behaviors=behaviors, min_history=history, recent_weeks=weeks)
+            self._kept(
+                part,
+                dataset.groups(part, target_behaviors=behaviors, min_history=history, recent_weeks=weeks),
+            )
             for part, weeks in (("train", self._training.recent_weeks), ("validation", None))
         )
+        self._user_weights = None
+        if self._training.user_weight == "value":
+            self._user_weights = user_weights(dataset.log, dataset.parts, target_behaviors=behaviors)
         for name, groups in (("training", self.groups), ("validation", self.held_out_groups)):
             if not len(groups):
                 raise ValueError(
@@ -70,6 +77,10 @@ class LoggedRequests:
                 f"expected at least one request of a batch for each of {device.world} processes, got batches "
                 f"of {self._order.batch_size}"
             )
+
+    def _kept(self, part: str, groups: TargetGroups) -> TargetGroups:
+        """Those of the requests of a part that are used: all of them."""
+        return groups
 
     def _check_weights(self, name: str, groups: TargetGroups) -> None:
         weights, log = self._training.behavior_weights, self.dataset.log
@@ -111,8 +122,16 @@ class LoggedRequests:
         return rows[self._device.rank :: self._device.world]
 
     def _batch(self, groups: TargetGroups, rows: np.ndarray, *, epoch: int) -> Batch[np.ndarray]:
-        return self.dataset.batch(
-            groups, rows, config=self._training, buckets=self._spec.value_buckets, epoch=epoch
+        return collate(self._samples(groups, rows, epoch=epoch))
+
+    def _samples(self, groups: TargetGroups, rows: np.ndarray, *, epoch: int) -> list[Sample]:
+        return self.dataset.samples(
+            groups,
+            rows,
+            config=self._training,
+            buckets=self._spec.value_buckets,
+            epoch=epoch,
+            user_weights=self._user_weights,
         )
 
 
