@@ -90,6 +90,10 @@ post-train: setup ## teach the trained model what its candidates are worth: SET=
 evaluate: setup ## recall, NDCG and value recall on a held-out part, beside four baselines
 	$(PY) -m training.evaluation $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
 
+.PHONY: rollout
+rollout: setup ## candidate lists by the search that serves, for what learns from values; goes on where it was stopped
+	$(PY) -m training.rollout $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
+
 .PHONY: tensorboard-setup
 tensorboard-setup: $(VENV)/.tensorboard-installed ## tensorboard, for event files of training runs (optional)
 $(VENV)/.tensorboard-installed: requirements-tensorboard.txt $(VENV)/.installed

@@ -39,15 +39,20 @@ _ID = re.compile("[A-Za-z0-9_-]{1,64}", re.ASCII)
 class ListWriter:
     """Makes the shards of a folder that are not there yet."""
 
-    def __init__(self, folder: Path, about: About) -> None:
+    def __init__(self, folder: Path, about: About, *, fresh: bool = False) -> None:
         """Go on with a folder whose lists are made from the same; any other is emptied.
+
+        Args:
+            folder: where the lists go.
+            about: what they are.
+            fresh: empty the folder in any case.
 
         Raises:
             OSError: the disk is full or not writable.
         """
         self.folder, self.about = folder, about
         try:
-            same = About.load(folder) == about
+            same = not fresh and About.load(folder) == about
         except ListStoreError:
             same = False
         if not same:
@@ -217,6 +222,15 @@ class RewardWriter:
         self.folder.mkdir(exist_ok=True)
         counts = np.diff(self._lists.lists.ptr[rows.start : rows.stop + 1])
         write_rewards(_part(self.folder, shard), rewards, counts=counts)
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Files without which the lists of a folder are not all there, but for their rewards."""
+    try:
+        shards = About.load(folder).shards
+    except ListStoreError:
+        shards = 0
+    return [folder / ABOUT, *(_part(folder, shard) for shard in range(shards))]
 
 
 def request_keys(log: EventLog, requests: Int64) -> tuple[Int64, Int64, Int64]:

@@ -26,6 +26,7 @@ from training.preset.evaluation import EvaluationConfig
 from training.preset.model import ModelConfig
 from training.preset.precision import PrecisionConfig
 from training.preset.recipes import FineTuneConfig, PostTrainConfig, TrainingConfig
+from training.preset.rollout import RolloutConfig
 from training.preset.tokenizer import TokenizerConfig
 
 
@@ -49,6 +50,7 @@ class Preset(BaseModel):
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
+    rollout: RolloutConfig = RolloutConfig()
     post_training: PostTrainConfig = PostTrainConfig()
     fine_tune_fp8: FineTuneConfig = FineTuneConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -132,6 +134,9 @@ class Preset(BaseModel):
         check("features", lambda: self.features.spec(levels=levels, profile_sizes=()))
         check("serving", lambda: SearchPlans.of(self.serving, levels=levels))
         check("evaluation", lambda: _check_cutoffs(self.evaluation, levels=levels))
+        if self.rollout.widths is not None:
+            widths = self.rollout.widths
+            check("rollout", lambda: WidthPlan.parse(widths, levels=levels))
         weights = self.training.behavior_weights
         targets = tuple(self.data.target_behaviors if self.data else BEHAVIORS)
         if not any(weight > 0 for behavior, weight in weights.items() if behavior in targets):
