@@ -69,8 +69,8 @@ def disagreement(scores: ListScores) -> Tensor:
     """A of each candidate, [B, m] in 0 .. 1; 0 where there is none, and in a list of one."""
     there = scores.there
     apart = ranks(scores.log_p.detach(), there) - ranks(scores.reward, there)
-    share = apart.abs() / (there.sum(-1, keepdim=True) - 1).clamp(min=1)
-    return torch.where(there, share, 0.0).to(scores.log_p.dtype)
+    share = apart.abs().to(scores.log_p.dtype) / (there.sum(-1, keepdim=True) - 1).clamp(min=1)
+    return torch.where(there, share, 0.0)
 
 
 def vsl_weights(tokens: Tensor, scores: ListScores, a: Tensor) -> Tensor:

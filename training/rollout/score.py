@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from training.model.gr4ad import Generator
+from training.objectives.list_scores import sid_log_p
 
 
 @torch.no_grad()
@@ -24,8 +25,4 @@ def log_p(model: Generator, slots: np.ndarray, profile: np.ndarray, *, sids: np.
     device = next(model.parameters()).device
     tokens = torch.from_numpy(sids.astype(np.int64)).to(device)
     logits, _ = model(torch.from_numpy(slots).to(device), torch.from_numpy(profile).to(device), tokens)
-    levels = (
-        level.log_softmax(-1).gather(2, tokens[:, :, t : t + 1]).squeeze(2)
-        for t, level in enumerate(logits[: tokens.shape[2]])
-    )
-    return torch.stack(list(levels)).sum(0).cpu().numpy()
+    return sid_log_p(logits, tokens).cpu().numpy()
