@@ -172,6 +172,35 @@ def test_a_split_without_an_end_is_refused(tmp_path):
         read_baskets(folder, part="train", behaviors=["click"])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.drop("behavior"), r"events.parquet: expected columns .* missing \['behavior'\]"),
+        (lambda rows: rows.with_columns(behavior=pl.lit(1)), "column behavior: expected texts, got Int32"),
+        (
+            lambda rows: rows.with_columns(pl.col("timestamp").cast(pl.Float64)),
+            "timestamp: expected integers",
+        ),
+        (
+            lambda rows: pl.concat([rows, rows.with_columns(ad_id=pl.lit(None, pl.Int64))]),
+            "events.parquet, column ad_id: expected no null, got one in row 1",
+        ),
+    ],
+)
+def test_events_of_another_shape_are_refused_with_their_place(change, message, tmp_path):
+    folder = prepared(tmp_path, [(1, 2, 3, "click", None, None)], split={"train_end": 9})
+    change(pl.read_parquet(folder / "events.parquet")).write_parquet(folder / "events.parquet")
+    with pytest.raises(ValueError, match=message):
+        read_baskets(folder, part="train", behaviors=["click"])
+
+
+def test_events_without_their_parts_are_refused_where_a_column_says_them(tmp_path):
+    split = {"by": "column", "train_end": 9, "validation_end": 9, "end": 9}
+    folder = prepared(tmp_path, [(1, 2, 3, "click", None, None)], split=split)
+    with pytest.raises(ValueError, match=r"events.parquet: expected columns .* missing \['split'\]"):
+        read_baskets(folder, part="train", behaviors=["click"])
+
+
 def test_ads_of_one_content_are_one_and_unknown_ads_are_left_out():
     baskets = Baskets.of([[5, 9, 7], [9], [8, 5]])
     found = baskets.contents(np.array([9, 5, 7]), np.array([1, 0, 1]), count=3)
