@@ -11,6 +11,7 @@ from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
 from training.preset.tokenizer import CooccurrenceConfig
+from training.tokenizer.cooccurrence import held_out as held_out_module
 from training.tokenizer.cooccurrence import swing as swing_module
 from training.tokenizer.cooccurrence.baskets import Baskets, read_baskets
 from training.tokenizer.cooccurrence.held_out import HeldOut, best_seller_recall_at, groups, recall_at
@@ -221,6 +222,15 @@ def test_pairs_need_two_baskets_and_ten_times_chance():
     np.testing.assert_array_equal(held_out.partners.toarray().astype(bool), wanted)
     np.testing.assert_array_equal(held_out.anchors, np.flatnonzero(wanted.any(axis=1)))
     assert holders[held_out.popular[0]] == max(holders)
+
+
+@pytest.mark.parametrize(("enough", "of_one"), [(2, False), (3, True)])
+def test_learning_stops_by_pairs_of_one_basket_where_few_contents_have_another(enough, of_one, monkeypatch):
+    monkeypatch.setattr(held_out_module, "ENOUGH", enough)
+    baskets = [{4}] * 30 + [{0, 1}, {0, 1}, {2, 3}] + [{4}] * 27
+    found = find_positives(matrix(baskets, 5), settings=CooccurrenceConfig(held_out=0.5)).held_out
+    pairs = set(zip(*(at.tolist() for at in found.partners.nonzero()), strict=True))
+    assert pairs == {(0, 1), (1, 0)} | ({(2, 3), (3, 2)} if of_one else set())
 
 
 def test_recall_is_the_share_of_anchors_with_a_partner_among_the_nearest(monkeypatch):
