@@ -5,7 +5,8 @@
 
 Only rows of `valid` and `test` are there. Rows of valid are learnt from: a user's items are one basket. Rows
 of test judge: whether the item that came next is near the last one of the history. Times are not in the
-files; valid comes before test.
+files; valid comes before test. To choose settings, a third of the users of valid judge, and the others are
+learnt from: test has no part in it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import polars as pl
 
 from training.tokenizer.cooccurrence.baskets import Baskets
 
@@ -26,8 +29,8 @@ class Amazon:
 
     Attributes:
         titles: of the items 0..N-1.
-        baskets: of the users of valid.
-        last: int64 [Q], last item of the history of each row of test.
+        baskets: of the users of valid that are learnt from.
+        last: int64 [Q], last item of the history of each row that judges.
         following: int64 [Q], the item that came next.
     """
 
@@ -37,8 +40,13 @@ class Amazon:
     following: np.ndarray
 
     @classmethod
-    def load(cls, folder: Path, category: str) -> Amazon:
+    def load(cls, folder: Path, category: str, *, judge: Literal["test", "valid"] = "test") -> Amazon:
         """Read the files of a category.
+
+        Args:
+            folder: with the files.
+            category: as their names begin.
+            judge: rows of test, or those of a third of the users of valid.
 
         Raises:
             OSError: a file is missing.
@@ -46,18 +54,27 @@ class Amazon:
         with gzip.open(folder / f"{category}.item.json.gz", "rt", encoding="utf-8") as file:
             items = json.load(file)
         titles = [str(items[str(item)]["title"]) for item in range(len(items))]
-        baskets: dict[str, set[int]] = {}
-        pairs = []
         with gzip.open(folder / f"{category}.sequences.DERIVED.jsonl.gz", "rt", encoding="utf-8") as file:
-            for row in map(json.loads, file):
-                if row["split"] == "valid":
-                    baskets.setdefault(row["user_id"], set()).update(
-                        [*row["history_item_id"], row["item_id"]]
-                    )
-                else:
-                    pairs.append((row["history_item_id"][-1], row["item_id"]))
+            rows = [json.loads(line) for line in file]
+        valid = [row for row in rows if row["split"] == "valid"]
+        users = sorted({row["user_id"] for row in valid})
+        third = set(np.random.default_rng(0).permutation(users)[: len(users) // 3].tolist())
+        judging = [row for row in valid if row["user_id"] in third]
+        if judge == "test":
+            third, judging = set(), [row for row in rows if row["split"] == "test"]
+        baskets: dict[str, set[int]] = {}
+        for row in valid:
+            if row["user_id"] not in third:
+                baskets.setdefault(row["user_id"], set()).update([*row["history_item_id"], row["item_id"]])
+        pairs = [(row["history_item_id"][-1], row["item_id"]) for row in judging]
         last, following = np.array(pairs, np.int64).T
         return cls(titles, Baskets.of([sorted(basket) for basket in baskets.values()]), last, following)
+
+    def ads(self) -> pl.DataFrame:
+        """The items as ads of one account, for the tokenizer."""
+        count = len(self.titles)
+        one: dict[str, Any] = {"account_id": ["amazon"] * count, "conversion_type": ["purchase"] * count}
+        return pl.DataFrame({"ad_id": np.arange(count), **one, "text": self.titles})
 
 
 def next_item_recall(

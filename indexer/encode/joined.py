@@ -9,7 +9,6 @@ Letters: N ads, T levels = codebooks + the hash level.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from indexer.encode.given import GivenInputs
 from indexer.encode.graph_encoder import GraphEncoder
+from indexer.encode.remembered import Remembered
 from indexer.encode.words import Features, WordColumns, blocks, padded
 from indexer.events.content import Content
 from serving.embedding.instructions import Instructions
@@ -55,7 +55,7 @@ class JoinedEncoder(GraphEncoder):
             model.check(self._golden)
         except SentenceModelError as error:
             raise BundleError(f"{folder}: {error}") from error
-        self._steps = lru_cache(maxsize=_REMEMBERED)(model.steps)
+        self._steps = Remembered(model.steps, most=_REMEMBERED)
 
     def _read(self, content: dict[str, Any]) -> None:
         super()._read(content)

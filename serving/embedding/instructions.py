@@ -72,12 +72,18 @@ def _parsed(template: Mapping[str, Any], at: int) -> _Template:
             f"{where}: expected form, instruction and, where wanted, when, got {sorted(template)}"
         )
     try:
-        names = [name for _, name, *_ in Formatter().parse(instruction) if name is not None]
+        parsed = [(name, spec, how) for _, name, spec, how in Formatter().parse(instruction)]
     except ValueError as error:
         raise ValueError(f"{where}: instruction {instruction[:80]!r}: {error}") from error
-    if "text" not in names or not set(names) <= set(FIELDS):
+    found = [place for place in parsed if place[0] is not None]
+    names = {name for name, *_ in found}
+    # A format or conversion behind a name would fail, or not, with the ad that it is given.
+    if "text" not in names or not names <= set(FIELDS) or any(spec or how for _, spec, how in found):
         wanted = ", ".join(f"{{{name}}}" for name in FIELDS)
-        raise ValueError(f"{where}: expected {{text}} and no other than {wanted} in its instruction")
+        raise ValueError(
+            f"{where}: expected {{text}} and no other than {wanted} in its instruction, as they stand "
+            f"here, got {instruction[:80]!r}"
+        )
     when = template.get("when") or {}
     if not isinstance(when, Mapping) or not when.keys() <= {"account_id", "conversion_type", "words"}:
         raise ValueError(f"{where}: expected `when` of account_id, conversion_type or words, got {when!r}")

@@ -11,6 +11,7 @@ from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
 from training.preset.tokenizer import CooccurrenceConfig
+from training.tokenizer.cooccurrence import held_out as held_out_module
 from training.tokenizer.cooccurrence import swing as swing_module
 from training.tokenizer.cooccurrence.baskets import Baskets, read_baskets
 from training.tokenizer.cooccurrence.held_out import HeldOut, best_seller_recall_at, groups, recall_at
@@ -172,6 +173,35 @@ def test_a_split_without_an_end_is_refused(tmp_path):
         read_baskets(folder, part="train", behaviors=["click"])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.drop("behavior"), r"events.parquet: expected columns .* missing \['behavior'\]"),
+        (lambda rows: rows.with_columns(behavior=pl.lit(1)), "column behavior: expected texts, got Int32"),
+        (
+            lambda rows: rows.with_columns(pl.col("timestamp").cast(pl.Float64)),
+            "timestamp: expected integers",
+        ),
+        (
+            lambda rows: pl.concat([rows, rows.with_columns(ad_id=pl.lit(None, pl.Int64))]),
+            "events.parquet, column ad_id: expected no null, got one in row 1",
+        ),
+    ],
+)
+def test_events_of_another_shape_are_refused_with_their_place(change, message, tmp_path):
+    folder = prepared(tmp_path, [(1, 2, 3, "click", None, None)], split={"train_end": 9})
+    change(pl.read_parquet(folder / "events.parquet")).write_parquet(folder / "events.parquet")
+    with pytest.raises(ValueError, match=message):
+        read_baskets(folder, part="train", behaviors=["click"])
+
+
+def test_events_without_their_parts_are_refused_where_a_column_says_them(tmp_path):
+    split = {"by": "column", "train_end": 9, "validation_end": 9, "end": 9}
+    folder = prepared(tmp_path, [(1, 2, 3, "click", None, None)], split=split)
+    with pytest.raises(ValueError, match=r"events.parquet: expected columns .* missing \['split'\]"):
+        read_baskets(folder, part="train", behaviors=["click"])
+
+
 def test_ads_of_one_content_are_one_and_unknown_ads_are_left_out():
     baskets = Baskets.of([[5, 9, 7], [9], [8, 5]])
     found = baskets.contents(np.array([9, 5, 7]), np.array([1, 0, 1]), count=3)
@@ -192,6 +222,15 @@ def test_pairs_need_two_baskets_and_ten_times_chance():
     np.testing.assert_array_equal(held_out.partners.toarray().astype(bool), wanted)
     np.testing.assert_array_equal(held_out.anchors, np.flatnonzero(wanted.any(axis=1)))
     assert holders[held_out.popular[0]] == max(holders)
+
+
+@pytest.mark.parametrize(("enough", "of_one"), [(2, False), (3, True)])
+def test_learning_stops_by_pairs_of_one_basket_where_few_contents_have_another(enough, of_one, monkeypatch):
+    monkeypatch.setattr(held_out_module, "ENOUGH", enough)
+    baskets = [{4}] * 30 + [{0, 1}, {0, 1}, {2, 3}] + [{4}] * 27
+    found = find_positives(matrix(baskets, 5), settings=CooccurrenceConfig(held_out=0.5)).held_out
+    pairs = set(zip(*(at.tolist() for at in found.partners.nonzero()), strict=True))
+    assert pairs == {(0, 1), (1, 0)} | ({(2, 3), (3, 2)} if of_one else set())
 
 
 def test_recall_is_the_share_of_anchors_with_a_partner_among_the_nearest(monkeypatch):

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from export.encoder import contents_of, write_encoder
 from indexer.encode.bundle_encoder import open_encoder
@@ -16,6 +17,7 @@ from indexer.store.generations import add_generation
 from indexer.store.index_store import IndexStore
 from serving.index.layout import IndexStoreError
 from serving.model.bundle import BundleError
+from training.preset.preset import Preset
 from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer import kinds
 from training.tokenizer.__main__ import run
@@ -123,14 +125,85 @@ def test_a_refit_to_texts_does_not_depend_on_the_order_of_rows():
     assert len({Tokenizer.fit(table[order], config, older=older).tokenizer_id for order in orders}) == 1
 
 
-def test_widths_that_no_part_reads_do_not_stop_a_kept_tokenizer(tmp_path, caplog):
-    table = ads().with_columns(text=pl.Series([f"tea milk {i % 20} {i % 7}" for i in range(80)]))
-    table.write_parquet(tmp_path / "ads.parquet")
+@pytest.mark.parametrize(
+    ("embedding", "sids", "fits"),
+    [
+        ("bag", "learnt", False),
+        ("given", "given", False),
+        ("given", "learnt", True),
+        (["given"], "learnt", True),
+    ],
+)
+def test_embedding_columns_that_no_part_reads_are_refused(embedding, sids, fits):
+    """Of one modality too, which leaves no trace in the tokenizer."""
+    content = {
+        "data": {"source": "parquet", "path": "x", "embedding_columns": {"image": 4}},
+        "tokenizer": {"embedding": embedding, "sids": sids},
+    }
+    if fits:
+        assert Preset.model_validate(content).tokenizer.reads_given
+        return
+    with pytest.raises(
+        ValidationError, match=r"data.embedding_columns \['image'\]: expected tokenizer.embedding"
+    ):
+        Preset.model_validate(content)
+
+
+def without_sids(table):
+    return table.with_columns(created_at=pl.lit(0, pl.Int64), text=pl.lit("tea"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda table: table.drop("created_at"),
+            r"ads.parquet: expected columns .* missing \['created_at'\]",
+        ),
+        (
+            lambda table: table.with_columns(created_at=pl.lit("now")),
+            "ads.parquet, column created_at: expected integers, got String",
+        ),
+        (
+            lambda table: table.with_columns(pl.when(pl.col("ad_id") != 3).then("ad_id").alias("ad_id")),
+            "ads.parquet, column ad_id: expected no null, got one in row 3",
+        ),
+        (lambda table: table.with_columns(text=pl.lit(7)), "ads, column text: expected texts, got Int32"),
+        (lambda table: table.drop("account_id"), r"ads: expected columns .* missing \['account_id'\]"),
+    ],
+)
+def test_tables_of_another_shape_are_refused_with_their_place(change, message, tmp_path):
+    change(without_sids(ads())).write_parquet(tmp_path / "ads.parquet")
     (tmp_path / "split.json").write_text('{"train_end": 1}')
     config = TokenizerConfig(embedding="tfidf_svd", codebook_sizes=(8, 4), hash_size=16, min_df=1)
-    for keep in (False, True):
-        run(config, tmp_path, out_dir=tmp_path / "out", keep=keep, widths=(2, 4))
-    assert "data.embedding_columns are not read" in caplog.text
+    with pytest.raises(ValueError, match=message):
+        run(config, tmp_path, out_dir=tmp_path / "out")
+
+
+@pytest.mark.parametrize("split", ["[1]", "{", '{"train_end": "1"}', '{"train_end": true}'])
+def test_a_split_that_is_none_is_refused(split, tmp_path):
+    ads().with_columns(created_at=pl.lit(0)).write_parquet(tmp_path / "ads.parquet")
+    (tmp_path / "split.json").write_text(split)
+    with pytest.raises(ValueError, match=r"split.json: expected train_end in unix seconds"):
+        run(VECTORS, tmp_path, out_dir=tmp_path / "out")
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path):
+    (tmp_path / "ads.parquet").write_bytes(b"no table")
+    (tmp_path / "split.json").write_text('{"train_end": 1}')
+    with pytest.raises(ValueError, match=r"ads.parquet: expected a table in Parquet"):
+        run(VECTORS, tmp_path, out_dir=tmp_path / "out")
+
+
+def test_given_sids_have_their_id_from_sids_and_sizes_alone():
+    table = with_sids(ads())
+    ids = {
+        kinds.fit(table, SIDS.model_copy(update=unread), train_end=0).tokenizer_id
+        for unread in ({}, {"seed": 5}, {"embedding": "minilm"}, {"codebook_sizes": (4, 4)}, {"hash_size": 8})
+    }
+    assert len(ids) == 1
+    larger = SIDS.model_copy(update={"given_sizes": (8, 9)})
+    assert kinds.fit(table, larger, train_end=0).tokenizer_id not in ids
 
 
 @pytest.fixture(scope="module", params=[(6, ("price", "age")), (6, ()), (0, ("price",))], ids=str)

@@ -141,6 +141,20 @@ def test_a_given_sid_that_moves_is_an_error_for_appended_ads_too(tmp_path):
     assert published(tmp_path)[269] == (3, 269 % 9)
 
 
+def test_given_sids_of_ads_that_left_outlive_a_refit_with_settings_that_nothing_reads(tmp_path):
+    config = TokenizerConfig(sids="given", given_sizes=(4, 9))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "split.json").write_text(json.dumps({"train_end": 250}))
+    ads = catalogue(40).with_columns(pl.lit(3).alias("sid_0"), (pl.col("ad_id") % 9).alias("sid_1"))
+    tokenize(tmp_path, ads[:30], keep=False, config=config)
+    tokenize(tmp_path, ads, config=config)
+    tokenize(tmp_path, ads[:30], config=config)
+    unread = config.model_copy(update={"seed": 1, "embedding": "tfidf_svd"})
+    tokenize(tmp_path, ads[:30], keep=False, config=unread)
+    known = load_published(tmp_path / "out")
+    assert sorted(known["ad_id"]) == sorted(ads["ad_id"])
+
+
 def test_other_levels_are_refused():
     one = pl.DataFrame({"ad_id": [1], "s1": [0]})
     with pytest.raises(ValueError, match=r"expected published SIDs with columns \['ad_id', 's1'\]"):

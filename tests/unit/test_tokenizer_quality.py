@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from training.tokenizer.quality import DEFINITIONS, Vectors, gini, sid_quality
+from training.tokenizer.definitions import DEFINITIONS
+from training.tokenizer.quality import Vectors, gini, sid_quality
 
 # Six ads, four SIDs: (0,0,0) three times, the others once.
 SIDS = np.array([[0, 0, 0], [1, 0, 2], [0, 0, 0], [1, 1, 2], [0, 0, 0], [3, 1, 1]], np.int32)
@@ -76,7 +77,11 @@ def test_table_shows_figures_with_their_definitions():
     table = sid_quality(SIDS, (4, 2, 5)).format_table()
     assert "1.500" in table
     assert "50.00%" in table
-    assert DEFINITIONS in table
+    said = " ".join(table.split())
+    for name, definition in DEFINITIONS.items():
+        assert f"{name} {definition.meaning}" in said
+        assert definition.papers in said
+    assert max(map(len, table.splitlines())) <= 110
 
 
 @pytest.mark.parametrize(

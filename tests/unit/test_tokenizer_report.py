@@ -81,6 +81,16 @@ def test_a_map_takes_two_dimensions_or_more(columns, drawn):
 # The whole
 
 
+@pytest.mark.parametrize("distinct", [1, 19])
+def test_a_map_needs_distinct_vectors(distinct):
+    class Few:
+        def vectors(self, ads):
+            return np.random.default_rng(0).normal(size=(distinct, 3))[ads["ad_id"].to_numpy() % distinct]
+
+    ads = pl.DataFrame({"ad_id": range(90)}).with_columns(text=pl.format("text {}", "ad_id"))
+    assert draw_map(Few(), ads, np.zeros((90, 2), int)) is None
+
+
 def source(folder, *, users=60):
     """Purchases in which kind i is bought with kind i + 16, whose texts share no word of their own."""
     random, rows = np.random.default_rng(0), []

@@ -171,7 +171,7 @@ def test_bad_tables_are_refused(ads):
         Tokenizer.fit(ads.head(0), CONFIG)
     with pytest.raises(ValueError, match=r"missing \['text'\]"):
         Tokenizer.fit(ads.drop("text"), CONFIG)
-    with pytest.raises(ValueError, match="column ad_id: unexpected type String"):
+    with pytest.raises(ValueError, match="ads, column ad_id: expected integers, got String"):
         Tokenizer.fit(ads.with_columns(pl.col("ad_id").cast(pl.String)), CONFIG)
     with pytest.raises(ValueError, match="column text: expected no null, got one in row 5"):
         Tokenizer.fit(ads.with_columns(text=pl.when(pl.col("ad_id") != 38).then("text")), CONFIG)

@@ -98,7 +98,7 @@ class DataConfig(BaseModel):
         numeric_columns: numbers of ads, input of a tokenizer with `embedding: given`; a null is the mean.
         embedding_columns: embeddings of ads in several modalities, by the name of their columns, with their
             dimensions: `{image: 512, video: 768}` takes image_0 .. image_511, or a list image, and so on, and
-            makes one embedding of them; an ad without one of them has none.
+            makes one embedding of them, for a tokenizer that reads what is given; an ad without one has none.
         request_features: columns of events that say what a request was besides its user; an event's request
             has those of its first row.
 

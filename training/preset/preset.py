@@ -146,6 +146,13 @@ class Preset(BaseModel):
                 "training.behavior_weights: expected a weight > 0 for one of data.target_behaviors "
                 f"{targets}, got {weights}"
             )
+        columns = dict(self.data.embedding_columns) if self.data else {}
+        if columns and not self.tokenizer.reads_given:
+            how = f"sids: {self.tokenizer.sids}, embedding: {self.tokenizer.embedding}"
+            faults.append(
+                f"data.embedding_columns {sorted(columns)}: expected tokenizer.embedding: given, which reads "
+                f"them, or a list with it, got {how}; set that, or data.embedding_columns: {{}}"
+            )
         sizes = (*self.tokenizer.codebook_sizes, self.tokenizer.hash_size)
         if math.prod(sizes) >= 1 << 63:  # see `serving.index.keys.pack`
             faults.append(f"tokenizer: expected level sizes whose product is below 2**63, got {sizes}")

@@ -142,6 +142,11 @@ class TokenizerConfig(BaseModel):
         return self.parts != ("given",)
 
     @property
+    def reads_given(self) -> bool:
+        """Whether the embedding reads what ads come with: vectors and numbers."""
+        return self.sids == "learnt" and "given" in self.parts
+
+    @property
     def learns_from_baskets(self) -> bool:
         """Whether its embedder reads events besides ads."""
         return self.sids == "learnt" and (self.embedding == "bag" or not isinstance(self.embedding, str))
@@ -168,8 +173,9 @@ class TokenizerConfig(BaseModel):
         A key that plays no part is left out, so that the id is what it was before there was such a key;
         where an older tokenizer lay plays none.
         """
-        left_out = {"align_to"}
-        left_out |= {"sids", "given_sizes"} if self.sids == "learnt" else {"quantizer", "hash_salt"}
+        if self.sids == "given":
+            return self.model_dump(mode="json", include={"sids", "given_sizes"})
+        left_out = {"align_to", "sids", "given_sizes"}
         if not self.learns_from_baskets:
             left_out.add("cooccurrence")
         left_out |= {key for key, before in _BEFORE.items() if getattr(self, key) == before}

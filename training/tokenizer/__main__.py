@@ -27,13 +27,15 @@ from training.tokenizer import kinds, vector_cache
 from training.tokenizer.align import align
 from training.tokenizer.cooccurrence.baskets import read_baskets
 from training.tokenizer.cooccurrence.positives import Cooccurrence
+from training.tokenizer.definitions import format_definitions
 from training.tokenizer.drift import Drift, Spread
 from training.tokenizer.fit_record import FIT, FitRecord, peak_memory_gb
 from training.tokenizer.given_sids import GivenSids
 from training.tokenizer.published import keep_published, load_published, write_published
-from training.tokenizer.quality import DEFINITIONS, SidQuality, Vectors, sid_quality
+from training.tokenizer.quality import SidQuality, Vectors, sid_quality
 from training.tokenizer.report.command import main as report
 from training.tokenizer.storage import MANIFEST
+from training.tokenizer.tables import read_ads, read_split
 from training.tokenizer.tokenizer import Tokenizer
 from training.workers import Here, OnRay, Workers
 
@@ -70,11 +72,8 @@ def run(
         OSError: a file is missing.
     """
     data_dir, out_dir = Path(data_dir), Path(out_dir)
-    if widths and (config.sids == "given" or "given" not in config.parts):
-        logging.warning("data.embedding_columns are not read: tokenizer.embedding is %s", config.embedding)
-        widths = ()
-    train_end = _train_end(data_dir)
-    ads = pl.read_parquet(data_dir / "ads.parquet")
+    train_end, _ = read_split(data_dir)
+    ads = read_ads(data_dir)
     known = int((ads["created_at"] < train_end).sum())
     print(f"{ads.height:,} ads, {known:,} of them before the train end", flush=True)
 
@@ -119,7 +118,7 @@ def run(
         if older is not None and isinstance(tokenizer, Tokenizer):
             _align(tokenizer, older, ads=ads.filter(pl.col("created_at") < train_end), out_dir=out_dir)
         _tell_drift(vectors, sids, created=created, out_dir=out_dir)
-    report = {"tokenizer_id": tokenizer.tokenizer_id, **asdict(quality), "definitions": DEFINITIONS}
+    report = {"tokenizer_id": tokenizer.tokenizer_id, **asdict(quality), "definitions": format_definitions()}
     write_file(out_dir / "quality.json", json.dumps(report, indent=2) + "\n")
     print(f"tokenizer {tokenizer.tokenizer_id} -> {out_dir}")
     print(f"fit {fitted - start:.1f} s, encode {encoded - fitted:.1f} s\n")
@@ -182,14 +181,6 @@ def _cooccurrence(
     return Cooccurrence(baskets, workers=workers, scratch=data_dir)
 
 
-def _train_end(data_dir: Path) -> int:
-    split_file = data_dir / "split.json"
-    train_end = json.loads(split_file.read_text()).get("train_end")
-    if not isinstance(train_end, int):
-        raise ValueError(f"{split_file}: expected train_end in unix seconds, got {train_end!r}")
-    return train_end
-
-
 def _inputs(
     config: TokenizerConfig, data_dir: Path, *, out_dir: Path, behaviors: Sequence[str], keep: bool
 ) -> Inputs:
@@ -208,7 +199,7 @@ def _inputs(
     # One that is missing is told by whoever reads it.
     files = {name: path for name, path in files.items() if name == ads or path.exists()}
     found = Inputs.now(values, files=files, before=before)
-    fitted = {_FITTED_ON: f"{found.values[ads][:16]} before {_train_end(data_dir)}"}
+    fitted = {_FITTED_ON: f"{found.values[ads][:16]} before {read_split(data_dir)[0]}"}
     if keep:
         was = before.values if before else {}
         fitted = {_FITTED_ON: ""} | {name: was[name] for name in _OF_THE_FIT if name in was}

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from training.preset.tokenizer import TokenizerConfig
+from training.tokenizer.tables import check_columns
 
 _EMBEDDING, _SID = re.compile(r"embedding_(\d+)"), re.compile(r"sid_(\d+)")
 _LIST = "embedding"
@@ -23,7 +24,7 @@ def check_readable(ads: pl.DataFrame, config: TokenizerConfig, *, numeric_column
     Raises:
         ValueError: it cannot; says which column is missing or wrong, and which setting asks for it.
     """
-    if numeric_columns and (config.sids == "given" or "given" not in config.parts):
+    if numeric_columns and not config.reads_given:
         raise ValueError(
             f"data.numeric_columns {list(numeric_columns)}: expected tokenizer.embedding: given, which reads "
             f"them, or a list with it, got sids: {config.sids}, embedding: {config.embedding}"
@@ -39,7 +40,11 @@ def check_readable(ads: pl.DataFrame, config: TokenizerConfig, *, numeric_column
                 "ads: expected a column embedding, or columns embedding_0, .., or data.numeric_columns, for "
                 f"tokenizer.embedding: given, got the columns {ads.columns}"
             )
-    if config.reads_texts and ("text" not in ads.columns or (ads["text"].str.strip_chars() == "").all()):
+    if not config.reads_texts:
+        return
+    if "text" in ads.columns:
+        check_columns(ads.lazy(), {"text": "texts"}, where="ads")
+    if "text" not in ads.columns or (ads["text"].cast(pl.String).str.strip_chars() == "").all():
         raise ValueError(
             f"ads: expected texts for tokenizer.embedding: {config.embedding}, got none; where the table has "
             "embeddings set tokenizer.embedding: given, where it has SIDs tokenizer.sids: given"

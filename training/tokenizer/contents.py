@@ -16,8 +16,13 @@ from training.preset.tokenizer import TokenizerConfig
 from training.tokenizer.columns import given_numbers, given_vectors
 from training.tokenizer.embedders.content import AdContent
 from training.tokenizer.embedders.given_vectors import GivenContent
+from training.tokenizer.tables import Kind, check_columns
 
-COLUMNS = ("ad_id", "account_id", "conversion_type", "text")
+_EVERY: dict[str, Kind] = {
+    "ad_id": "integers",
+    "account_id": "integers or texts",
+    "conversion_type": "integers or texts",
+}
 
 
 def contents_of(
@@ -42,7 +47,8 @@ def contents_of(
     Raises:
         ValueError: a column is missing, of the wrong type or null.
     """
-    check_ads(ads, text=config.reads_texts)
+    text_too: dict[str, Kind] = {"text": "texts"} if config.reads_texts else {}
+    check_columns(ads.lazy(), _EVERY | text_too, where="ads")
     given = None
     if "given" in config.parts:
         vectors = given_vectors(ads, missing_is_zero=config.embedding != "given")
@@ -71,23 +77,3 @@ def _distinct(keys: pl.DataFrame) -> tuple[pl.DataFrame, np.ndarray]:
     place = distinct.with_row_index("_place")
     found = keys.join(place, on=keys.columns, how="left", maintain_order="left")["_place"]
     return distinct, found.to_numpy().astype(np.int64)
-
-
-def check_ads(ads: pl.DataFrame, *, text: bool) -> None:
-    """Whether a table has the columns that every tokenizer reads, and texts where it reads them.
-
-    Raises:
-        ValueError: a column is missing, of the wrong type or null.
-    """
-    columns = COLUMNS if text else COLUMNS[:-1]
-    missing = [name for name in columns if name not in ads.columns]
-    if missing:
-        raise ValueError(f"table of ads: expected columns {list(columns)}, missing {missing}")
-    for name in columns:
-        dtype, column = ads.schema[name], ads[name]
-        wanted = {"ad_id": dtype.is_integer(), "text": dtype == pl.String}
-        if not wanted.get(name, dtype.is_integer() or dtype in (pl.String, pl.Categorical, pl.Enum)):
-            raise ValueError(f"table of ads, column {name}: unexpected type {dtype}")
-        if column.null_count():
-            row = column.is_null().arg_max()
-            raise ValueError(f"table of ads, column {name}: expected no null, got one in row {row}")

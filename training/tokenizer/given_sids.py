@@ -6,7 +6,7 @@ Letters: N ads, T levels.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -23,13 +23,22 @@ class GivenSids:
     It keeps them: its id says what the codes mean, and an ad whose SID changes later is noticed.
     """
 
-    def __init__(self, config: TokenizerConfig, *, ad_ids: np.ndarray, sids: np.ndarray) -> None:
+    def __init__(
+        self,
+        config: TokenizerConfig,
+        *,
+        ad_ids: np.ndarray,
+        sids: np.ndarray,
+        stored: dict[str, Any] | None = None,
+    ) -> None:
         """Put parts together; `fit` and `load` are the usual ways in.
 
         Args:
             config: every size is set.
             ad_ids: int64 [N], ascending.
             sids: int32 [N, T].
+            stored: the settings as they lie in its folder; those of an earlier release hold keys that play no
+                part, and its id is made from them too.
 
         Raises:
             ValueError: the shapes do not agree.
@@ -38,7 +47,8 @@ class GivenSids:
             raise ValueError(f"expected SIDs {[len(ad_ids), config.levels]}, got {list(sids.shape)}")
         self.config = config
         self._arrays = {"ad_ids": ad_ids, "sids": sids}
-        self._id = content_id(config.to_json(), {}, arrays=self._arrays)
+        self._stored = config.to_json() if stored is None else stored
+        self._id = content_id(self._stored, {}, arrays=self._arrays)
 
     @classmethod
     def fit(cls, ads: pl.DataFrame, config: TokenizerConfig) -> Self:
@@ -63,7 +73,7 @@ class GivenSids:
 
     @property
     def tokenizer_id(self) -> str:
-        """16 hex digits of the sha256 over config and SIDs; equal ids give equal SIDs."""
+        """16 hex digits of the sha256 over level sizes, ads and SIDs; equal ids give equal SIDs."""
         return self._id
 
     def encode(self, ads: pl.DataFrame) -> np.ndarray:
@@ -91,7 +101,7 @@ class GivenSids:
         Raises:
             TokenizerError: `folder` holds something that is not a tokenizer.
         """
-        write_folder(Path(folder), self.config.to_json(), embedder={}, arrays=self._arrays)
+        write_folder(Path(folder), self._stored, embedder={}, arrays=self._arrays)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -102,7 +112,7 @@ class GivenSids:
         """
         stated_id, config, _, arrays = read_folder(Path(folder))
         try:
-            tokenizer = cls(TokenizerConfig.from_json(config), **arrays)
+            tokenizer = cls(TokenizerConfig.from_json(config), **arrays, stored=config)
         except (ValidationError, ValueError, TypeError) as error:
             raise TokenizerError(f"{folder}: content does not fit together ({error})") from error
         if tokenizer.tokenizer_id != stated_id:

@@ -6,21 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DEFINITIONS = """\
-compression      ads per distinct SID (1 = every ad has its own; GR4AD: RQ-Kmeans 3.54, MGMR 1.07)
-collision        share of ads that share their SID with at least one other ad (GR4AD: 85.44 %, MGMR 18.26 %;
-                 GPR: RQ-VAE 23.21 %, RQ-Kmeans 21.40 %, RQ-Kmeans+ 20.60 %)
-collision floor  collision if each distinct content had a prefix of its own: its ads have only the hash
-utilisation      distinct SIDs / product of the level sizes (GR4AD: 0.10 permille, MGMR 0.34)
-level use        share of a level's codes that at least one ad carries (GPR, first level: RQ-VAE 92.13 %,
-                 RQ-Kmeans 100 %, RQ-Kmeans+ 99.36 %); the others are dead
-Gini             of the ads of a level's codes: 0 = all have as many, 1 = one has all
-largest          ads of a level's fullest code / mean over its codes
-reconstruction   mean of |x - x'|^2 / mean of |x - mean|^2 over the ads, x' what the codes stand for
-path similarity  mean over prefixes with two distinct contents or more of the mean cosine of their pairs
-                 (GPR: RQ-VAE .985, RQ-Kmeans .986, RQ-Kmeans+ .992)
-(The papers, arXiv 2602.22732 and 2511.10138, report such figures without formulas; these definitions are
-ours.)"""
+from training.tokenizer.definitions import format_definitions
 
 
 @dataclass(frozen=True)
@@ -40,7 +26,7 @@ class Vectors:
 
 @dataclass(frozen=True)
 class SidQuality:
-    """Quality of a SID table; see `DEFINITIONS`.
+    """Quality of a SID table; see `training.tokenizer.definitions`.
 
     Attributes:
         ads: number of ads N.
@@ -90,7 +76,7 @@ class SidQuality:
             "reconstruction": _shown(self.reconstruction, ".3f"),
             "path similarity": _shown(self.path_similarity, ".3f"),
         }
-        return "".join(f"{name:17}{value}\n" for name, value in rows.items()) + f"\n{DEFINITIONS}"
+        return "".join(f"{name:17}{value}\n" for name, value in rows.items()) + f"\n{format_definitions()}"
 
 
 def sid_quality(

@@ -5,7 +5,6 @@ Letters: B baskets, E entries (an ad in a basket), N contents.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Literal, Self
 import numpy as np
 import polars as pl
 from scipy.sparse import csr_matrix
+
+from training.tokenizer.tables import read_split, scan_events
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +77,13 @@ def read_baskets(
 
     Raises:
         OSError: a file is missing.
-        ValueError: split.json does not say where the training part ends.
+        ValueError: split.json does not say where the training part ends, or a column of the events is not as
+            it should be.
     """
-    rows = pl.scan_parquet(data_dir / "events.parquet").filter(pl.col("behavior").is_in(list(behaviors)))
-    train = _train(data_dir / "split.json")
-    rows = rows.filter(train if part == "train" else ~train)
+    train_end, by_column = read_split(data_dir)
+    train = pl.col("split") == "train" if by_column else pl.col("timestamp") < train_end
+    rows = scan_events(data_dir, also={"split": "texts"} if by_column else None)
+    rows = rows.filter(pl.col("behavior").is_in(list(behaviors)), train if part == "train" else ~train)
     keys = ["user_id"]
     if basket == "request":
         time: pl.Expr = pl.col("timestamp")
@@ -97,13 +100,3 @@ def read_baskets(
     )
     ptr = np.append(0, np.cumsum(found.list.len().to_numpy(), dtype=np.int64))
     return Baskets(ptr, found.explode(empty_as_null=False).to_numpy().astype(np.int64))
-
-
-def _train(split_file: Path) -> pl.Expr:
-    """Whether an event is of the training part."""
-    split = json.loads(split_file.read_text())
-    if split.get("by") == "column":
-        return pl.col("split") == "train"
-    if not isinstance(split.get("train_end"), int):
-        raise ValueError(f"{split_file}: expected train_end in unix seconds, got {split.get('train_end')!r}")
-    return pl.col("timestamp") < split["train_end"]

@@ -4,8 +4,10 @@ A pair counts when held-out baskets hold it at least twice and at least ten time
 
     lift(i, j) = n_ij B / (n_i n_j) >= 10
 
-Without the lift the question is answered by naming the best-seller, which is in half of all baskets. Contents
-are compared, not ads: ads of one text have one vector, and to find a copy is no merit.
+Without the lift the question is answered by naming the best-seller, which is in half of all baskets. Where
+held-out baskets seldom repeat a pair, what says when to stop learning are pairs of one basket: the recall of
+a handful of contents says nothing (docs/decisions.md, "What says when to stop on a sparse log"). Contents are
+compared, not ads: ads of one text have one vector, and to find a copy is no merit.
 
 Letters: B baskets, N contents, A anchors, D dimensions.
 """
@@ -21,6 +23,7 @@ from scipy.sparse import csr_matrix
 
 MIN_BASKETS = 2
 MIN_LIFT = 10.0
+ENOUGH = 300  # contents with a partner; a share of so many is known to .03
 _BLOCK = 1024  # anchors at a time
 
 
@@ -46,6 +49,12 @@ class HeldOut:
         kept = (pairs.row != pairs.col) & (pairs.data >= min_baskets) & (lift >= min_lift)
         entries = (np.ones(int(kept.sum()), np.uint8), (pairs.row[kept], pairs.col[kept]))
         return cls(csr_matrix(entries, shape=pairs.shape), np.argsort(-count, kind="stable"))
+
+    @classmethod
+    def to_stop_by(cls, baskets: csr_matrix) -> Self:
+        """Pairs of baskets, ones [B, N]; also those of one basket where fewer than `ENOUGH` have others."""
+        found = cls.of(baskets)
+        return found if len(found.anchors) >= ENOUGH else cls.of(baskets, min_baskets=1)
 
     @property
     def anchors(self) -> np.ndarray:

@@ -28,7 +28,7 @@ class Positives:
     Attributes:
         strength: float32 [N, N], Swing of the earlier baskets; a row's strongest are its positives, the
             others that Swing keeps are no negatives.
-        held_out: pairs of the last baskets of the training part.
+        held_out: pairs of the last baskets of the training part, which say when to stop.
         seen: int64, contents of the earlier baskets; of others nobody knows what they are not bought with.
     """
 
@@ -84,4 +84,4 @@ def find_positives(
     )
     known = int((np.diff(strength.indptr) > 0).sum())
     logger.info("%d of %d contents are bought together with another", known, baskets.shape[1])
-    return Positives(strength, HeldOut.of(baskets[first:]), seen=np.unique(baskets[:first].indices))
+    return Positives(strength, HeldOut.to_stop_by(baskets[first:]), seen=np.unique(baskets[:first].indices))

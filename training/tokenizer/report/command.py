@@ -3,7 +3,7 @@ r"""Measure a tokenizer and draw what it gives: report.html and report.json besi
 python -m training.tokenizer report --config configs/demo.yaml --data build/demo/data \
     --out build/demo/tokenizer
 
-Both say what every figure means (training.tokenizer.report.definitions). An embedder that learns from baskets
+The page says what every figure means (training.tokenizer.definitions). An embedder that learns from baskets
 is fitted a second time, without the baskets of some texts.
 """
 

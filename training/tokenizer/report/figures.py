@@ -5,7 +5,6 @@ Letters: A ads, T levels, D dimensions, P points of the map.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from training.tokenizer.quality import SidQuality, reconstruction, sid_quality
 from training.tokenizer.report.map import AdMap, draw_map
 from training.tokenizer.report.stages import Recall, measure_recall
 from training.tokenizer.report.tree import Node, Words, grow, spread_codes
+from training.tokenizer.tables import read_ads, read_split
 from training.tokenizer.tokenizer import Tokenizer
 
 CLUSTERS = 8  # codes of the first level that are shown
@@ -69,7 +69,7 @@ class Figures:
             OSError: a file is missing.
         """
         tokenizer = kinds.load(folder, vector_file=vector_cache.beside(folder))
-        ads = pl.read_parquet(data_dir / "ads.parquet")
+        ads = read_ads(data_dir)
         table = ads.select("ad_id").join(
             pl.read_parquet(folder / SIDS), on="ad_id", how="left", maintain_order="left"
         )
@@ -79,7 +79,7 @@ class Figures:
             )
         sids = table.drop("ad_id").to_numpy()
         fit = FitRecord.load(folder)
-        until = fit.fitted_until if fit else json.loads((data_dir / "split.json").read_text())["train_end"]
+        until = fit.fitted_until if fit else read_split(data_dir)[0]
         reads_texts, levels = "text" in ads.columns, enumerate(tokenizer.level_sizes)
         common: dict[str, Any] = {
             "tokenizer_id": tokenizer.tokenizer_id,

@@ -37,14 +37,15 @@ class AdMap:
 
 
 def draw_map(tokenizer: Tokenizer, ads: pl.DataFrame, sids: np.ndarray, *, seed: int = 0) -> AdMap | None:
-    """Place at most `POINTS` distinct texts; None where there are too few, or vectors are numbers."""
+    """Place at most `POINTS` distinct texts; None of few texts or vectors, or where vectors are numbers."""
     first = np.unique(ads["text"].to_numpy(), return_index=True)[1]
     if len(first) < 4 * REGIONS:
         return None
     drawn = np.random.default_rng(seed).permutation(first)[:POINTS]
     rows = ads[np.sort(drawn)]
     vectors = tokenizer.vectors(rows)
-    if vectors.shape[1] < 2:  # a line is no plane
+    # A line is no plane, and a region needs a place of its own.
+    if vectors.shape[1] < 2 or len(np.unique(vectors, axis=0)) < REGIONS:
         return None
     with threadpool_limits(limits=1):
         places = TSNE(

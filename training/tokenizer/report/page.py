@@ -6,8 +6,8 @@ from html import escape
 from typing import Any
 
 from training.tokenizer.report import plots
-from training.tokenizer.report.definitions import rows
 from training.tokenizer.report.figures import Figures
+from training.tokenizer.report.rows import rows
 from training.tokenizer.report.tree import Node
 
 _STYLE = """
