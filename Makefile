@@ -31,6 +31,7 @@ QPS ?= 5
 DURATION ?= 60
 LOADTEST ?=
 FINE_TUNED ?=
+SCORE ?=
 LOAD ?= $(PY) -m launcher.admin load
 # Steps that are up to date do nothing; FRESH=1 makes those again that are named: make train FRESH=1
 FRESH ?=
@@ -93,6 +94,11 @@ evaluate: setup ## recall, NDCG and value recall on a held-out part, beside four
 .PHONY: rollout
 rollout: setup ## candidate lists by the search that serves, for what learns from values; goes on where it was stopped
 	$(PY) -m training.rollout $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
+
+.PHONY: reward
+reward: setup ## reward model of the logs, and how good it is; SCORE=train writes the rewards of those candidate lists
+	$(PY) -m training.reward $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
+	$(if $(SCORE),$(PY) -m training.reward score $(WITH_PRESET) --run $(RUN) --lists $(SCORE))
 
 .PHONY: tensorboard-setup
 tensorboard-setup: $(VENV)/.tensorboard-installed ## tensorboard, for event files of training runs (optional)

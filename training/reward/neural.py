@@ -36,19 +36,19 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.zeros(numbers))
         self.register_buffer("scale", torch.ones(numbers))
         self.categories = nn.ModuleList(nn.Embedding(size, _CATEGORY) for size in categories)
-        self.layers = nn.Sequential(
+        self.hidden = nn.Sequential(
             nn.Linear(numbers + _CATEGORY * len(categories), width),
             nn.ReLU(),
             nn.Linear(width, max(width // 2, 1)),
             nn.ReLU(),
-            nn.Linear(max(width // 2, 1), 2),
         )
+        self.out = nn.Linear(max(width // 2, 1), 2)
 
     def forward(self, numbers: Tensor, profile: Tensor) -> Tensor:
         """Numbers [n, F] and codes [n, P] to [n, 2]."""
         numbers = ((numbers - self.mean) / self.scale).clamp(-_CLIP, _CLIP)
         vectors = [embed(profile[:, p]) for p, embed in enumerate(self.categories)]
-        return self.layers(torch.cat([numbers, *vectors], dim=1))
+        return self.out(self.hidden(torch.cat([numbers, *vectors], dim=1)))
 
 
 class Neural:
