@@ -16,6 +16,7 @@ from serving.search.rank import RankBy
 from serving.search.widths import WidthPlan
 from training.data.samples import RequestDataset
 from training.evaluation.baselines import rank_by_baselines
+from training.evaluation.calibration import calibration, target_values
 from training.evaluation.competing import Competing
 from training.evaluation.metrics import ranking_metrics
 from training.evaluation.requests import Requests, draw_requests
@@ -117,7 +118,7 @@ def evaluate(
     min_history: int,
     value_table: np.ndarray,
 ) -> dict:
-    """Metrics of model and baselines, targets left out, and the share of beams that are not live SIDs.
+    """Metrics of model and baselines, targets left out, calibration, share of beams that are not live SIDs.
 
     Args:
         executor: engine of the model.
@@ -177,6 +178,17 @@ def evaluate(
     ranked = {"model": model} | baselines
     masks = target_masks(dataset, requests)
     report["recall_of"] = recall_by_kind(ranked, requests, masks=masks, cutoffs=config.cutoffs)
+    # Of all targets of the drawn requests, also those that may not be answers: they were worth something.
+    report["calibration"] = calibration(
+        target_values(
+            executor,
+            dataset,
+            groups=drawn.groups,
+            rows=drawn.rows,
+            value_table=value_table,
+            batch_size=config.batch_size,
+        )
+    )
     for method, lists in ranked.items():
         metrics = ranking_metrics(lists, requests.targets, values=requests.values, cutoffs=config.cutoffs)
         for name, values in metrics.items():
