@@ -76,7 +76,7 @@ class CachedAnswers:
 
 
 def _enough_ads(entry: CachedBeams, request: SearchRequest, snapshot: Snapshot) -> bool:
-    """Whether an entry has ads enough after what was paused, all with a value: so it can be ranked by either."""
+    """Whether an entry has ads enough after what was paused; those of beams without a value do not count."""
     _, ads = snapshot.ads_of_sids(entry.sids[~np.isnan(entry.expected_value)])
     return int((~np.isin(ads, request.exclude)).sum()) >= request.num_ads
 

@@ -57,7 +57,7 @@ def _calibration_line(figures: dict) -> str:
     if figures["error"] is None:
         return shown
     worst = max(part["error"] for part in figures["by_decile"] if part["error"] is not None)
-    return f"{shown}, error {figures['error']:.1%}, by decile at most {worst:.1%} ({figures['targets']:,} targets)"
+    return f"{shown}, error {figures['error']:.1%}, deciles to {worst:.1%} ({figures['targets']:,} targets)"
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serving.search.executor import Executor
-from training.data.lists import pad
 from training.data.groups import TargetGroups
+from training.data.lists import pad
 from training.data.samples import RequestDataset
 
 DECILES = 10
@@ -102,7 +102,7 @@ def target_values(
 def _value_level(
     executor: Executor, slots: np.ndarray, profile: np.ndarray, *, sids: np.ndarray, buckets: int
 ) -> np.ndarray:
-    """log p(v in bucket | y, X) float32 [B, n, V] of SIDs int32 [B, n, T]."""
+    """Log p(v in bucket | y, X) float32 [B, n, V] of SIDs int32 [B, n, T]."""
     batch, count, levels = sids.shape
     _, carry = executor.prefix(slots, profile)
     own_row = np.ascontiguousarray(np.broadcast_to(np.arange(count, dtype=np.int32), (batch, count)))
