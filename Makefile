@@ -82,6 +82,10 @@ tokenizer-report: tokenize ## what the tokenizer gives, measured and drawn: repo
 train: tokenize ## train the generator (goes on where it was stopped; FRESH=1 starts over)
 	$(PY) -m training.recipes.pretrain $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
 
+.PHONY: correct-values
+correct-values: setup ## correct the expected value of the trained model on training requests; then: make evaluate export
+	$(PY) -m training.evaluation.correct_values $(WITH_PRESET) --run $(RUN)
+
 .PHONY: evaluate
 evaluate: setup ## recall, NDCG and value recall on a held-out part, beside four baselines
 	$(PY) -m training.evaluation $(WITH_PRESET) --run $(RUN) $(IF_FRESH)

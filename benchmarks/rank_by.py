@@ -1,6 +1,7 @@
 """Ranking by value against ranking by probability: what it finds, and what it costs through Triton.
 
     python -m benchmarks.rank_by quality --runs build/demo               trained runs, one a seed
+    python -m benchmarks.rank_by calibration --runs build/demo           of the expected value
     python -m benchmarks.rank_by latency --run build/demo                with bundle and index
 
 Both orders are of the same beams, with the search of serving (cold start included). `value, all` is the order
@@ -31,6 +32,7 @@ from serving.backend.settings import ServingConfig
 from serving.search.cold_start import ColdStart
 from serving.search.rank import RankBy
 from serving.search.widths import WidthPlan
+from training.evaluation.calibration import calibration, target_values
 from training.preset.preset import Preset, add_preset_arguments
 
 CUTOFFS = (10, 50)
@@ -70,6 +72,21 @@ def found_by(arguments: argparse.Namespace, run: Path) -> dict[str, dict[str, np
                 figures[way][f"value@{k}"].append(float(demo.values[i][hit].sum()))
                 figures[way][f"recall@{k}"].append(float(hit.mean()))
     return {way: {name: np.array(x) for name, x in row.items()} for way, row in figures.items()}
+
+
+def calibrated(arguments: argparse.Namespace, run: Path) -> dict[str, Any]:
+    """Calibration over the targets of all test requests, as the model says and as the run corrects it."""
+    demo = TrainedDemo.load(argparse.Namespace(**vars(arguments) | {"run": run}), graphs="onnx")
+    raw = target_values(
+        demo.executor,
+        demo.dataset,
+        groups=demo.groups,
+        rows=demo.rows,
+        value_table=demo.spec.value_buckets.means,
+        batch_size=16,
+    )
+    corrected = raw._replace(predicted=demo.spec.value_correction.of(raw.predicted).astype(np.float64))
+    return {"uncorrected": calibration(raw), "corrected": calibration(corrected)}
 
 
 def all_valued(plan: WidthPlan) -> WidthPlan:
@@ -161,25 +178,33 @@ def main() -> None:
     add_preset_arguments(parser, default="configs/demo.yaml")
     commands = parser.add_subparsers(dest="command", required=True)
     quality = commands.add_parser("quality", help="value and recall of the test requests")
-    quality.add_argument("--runs", nargs="+", type=Path, default=[Path("build/demo")], help="[build/demo]")
-    quality.add_argument("--requests", type=int, default=1500, help="test requests [1500]")
-    quality.add_argument("--widths", help="width plan (default: the preset's)")
-    quality.add_argument("--threads", type=int, default=1)
+    calibrating = commands.add_parser("calibration", help="expected value against realised value")
+    for command in (quality, calibrating):
+        command.add_argument(
+            "--runs", nargs="+", type=Path, default=[Path("build/demo")], help="[build/demo]"
+        )
+        command.add_argument("--requests", type=int, default=1500, help="test requests [1500]")
+        command.add_argument("--widths", help="width plan (default: the preset's)")
+        command.add_argument("--threads", type=int, default=1)
     timed = commands.add_parser("latency", help="lone requests through Triton")
     timed.add_argument("--run", type=Path, default=Path("build/demo"), help="[build/demo]")
     timed.add_argument("--requests", type=int, default=500, help="of each way [500]")
     timed.add_argument("--num-ads", type=int, default=10)
-    for command in (quality, timed):
+    for command in (quality, calibrating, timed):
         command.add_argument("--out", type=Path, help="report [build/bench/rank_by_COMMAND.json]")
     arguments = parser.parse_args()
     if arguments.command == "quality":
         table = gains([found_by(arguments, run) for run in arguments.runs])
+    elif arguments.command == "calibration":
+        table = {run.name: calibrated(arguments, run) for run in arguments.runs}
     else:
         serving = Preset.load(arguments.config, arguments.overrides).serving
         table = latency(arguments.run, serving, requests=arguments.requests, num_ads=arguments.num_ads)
     path = arguments.out or Path(f"build/bench/rank_by_{arguments.command}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**stamp(), "requests": arguments.requests, "ways": table}, indent=2) + "\n")
+    path.write_text(
+        json.dumps({**stamp(), "requests": arguments.requests, "figures": table}, indent=2) + "\n"
+    )
     print(json.dumps(table, indent=2))
     print(f"report: {path}")
 

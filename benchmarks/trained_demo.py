@@ -146,6 +146,7 @@ class TrainedDemo:
             plan=self.plan,
             num_results=np.array([num_ads]),
             value_table=self.spec.value_buckets.means,
+            value_correction=self.spec.value_correction,
             normalise=normalise,
             cold_start=cold_start,
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.index.trie import PrefixTree
+from serving.model.value_correction import UNCORRECTED, ValueCorrection
 from serving.search.cold_start import ColdStart
 from serving.search.executor import Carry, Executor
 from serving.search.forced import ForcedMoves, every_row
@@ -54,6 +55,7 @@ def beam_search(
     banned: list[np.ndarray] | None = None,
     normalise: tuple[Normalise, ...] | None = None,
     cold_start: ColdStart | None = None,
+    value_correction: ValueCorrection = UNCORRECTED,
 ) -> Beams:
     """Find the SIDs of highest probability for each request.
 
@@ -74,6 +76,7 @@ def beam_search(
             whose score is final are not sent through the tails, see `serving.search.forced`.
         cold_start: what SIDs get that the model was not trained on; None for what the model says. Not used
             with one level, which has no prefix.
+        value_correction: of expected values.
     """
     if trie.leaves == 0:
         return _no_beams(len(slots), levels=trie.levels)
@@ -98,7 +101,7 @@ def beam_search(
     beams = _prefix(search, slots, profile)
     for t in range(1, trie.levels):
         beams = _expand(search, t, beams)
-    return _value(search, beams, value_table)
+    return _value(search, beams, value_table, correction=value_correction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +199,9 @@ def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
     )
 
 
-def _value(search: _Search, beams: _Frontier, value_table: np.ndarray) -> Beams:
+def _value(
+    search: _Search, beams: _Frontier, value_table: np.ndarray, *, correction: ValueCorrection
+) -> Beams:
     """The value level: expected value of the best beams."""
     last, at = search.trie.levels - 1, np.arange(beams.nodes.shape[1])
     own = at < search.own_beams[:, None]  # the last level is as wide as the batch's largest request
@@ -216,7 +221,7 @@ def _value(search: _Search, beams: _Frontier, value_table: np.ndarray) -> Beams:
         allowed=np.ascontiguousarray(np.broadcast_to(buckets, (len(nodes), count, len(buckets)))),
     )
     value = np.full(nodes.shape, np.nan, np.float32)
-    value[:, :count] = np.exp(logprob) @ value_table
+    value[:, :count] = correction.of(np.exp(logprob) @ value_table)
     value[(nodes < 0) | (at >= search.own_values[:, None])] = np.nan
     return Beams(
         sids=sids,

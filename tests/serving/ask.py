@@ -19,8 +19,10 @@ from serving.index.snapshot import Snapshot
 from serving.model.bundle import read_manifest
 from serving.model.current import current_version
 from serving.model.features import fill_slots
+from serving.model.value_correction import ValueCorrection
 from serving.search.beam_search import beam_search
 from serving.search.normalise import Normalise
+from serving.search.rank import RankBy
 from serving.search.widths import WidthPlan
 from tests.pipeline import WIDTHS, Pipeline
 from tests.tiny import SPEC, tiny_catalogue
@@ -76,6 +78,7 @@ class Reference:
     snapshot: Snapshot
     executor: OrtExecutor
     value_table: np.ndarray
+    value_correction: ValueCorrection
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> Reference:
@@ -84,7 +87,12 @@ class Reference:
         manifest = read_manifest(bundle)
         reader = IndexReader(pipeline.index)
         reader.close()  # LMDB opens a file once a process; the snapshot is all that is needed
-        return cls(reader.snapshot, OrtExecutor(bundle, levels=manifest.levels), manifest.value_table)
+        return cls(
+            reader.snapshot,
+            OrtExecutor(bundle, levels=manifest.levels),
+            manifest.value_table,
+            ValueCorrection(manifest.value_correction),
+        )
 
     def answer(
         self,
@@ -93,6 +101,7 @@ class Reference:
         *,
         widths: str = WIDTHS,
         normalise: tuple[Normalise, ...] | None = None,
+        rank_by: RankBy = "probability",
     ) -> dict[str, Any]:
         """Answer of one row, searched alone."""
         t = {name: values[row] for name, values in tensors.items()}
@@ -109,6 +118,7 @@ class Reference:
             value_table=self.value_table,
             banned=[snapshot.banned_leaves(exclude)],
             normalise=normalise,
+            value_correction=self.value_correction,
         )
         ads = resolve(
             snapshot,
@@ -117,6 +127,7 @@ class Reference:
             expected_value=beams.expected_value[0],
             num_ads=num_ads,
             exclude=exclude,
+            rank_by=rank_by,
         )
         return {
             "ad_ids": ads.ad_ids,

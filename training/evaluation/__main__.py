@@ -108,6 +108,7 @@ def main() -> None:
             target_behaviors=preset.logs.target_behaviors,
             min_history=preset.training.min_history,
             value_table=checkpoint.spec.value_buckets.means,
+            value_correction=checkpoint.spec.value_correction,
         )
     except (CheckpointError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -11,13 +11,17 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
+from sklearn.isotonic import IsotonicRegression
 
+from serving.model.value_correction import UNCORRECTED, ValueCorrection
 from serving.search.executor import Executor
 from training.data.groups import TargetGroups
 from training.data.lists import pad
 from training.data.samples import RequestDataset
 
 DECILES = 10
+LEAST_TARGETS = 1_000  # a hundred for each point of a correction
 
 
 class TargetValues(NamedTuple):
@@ -54,6 +58,28 @@ def calibration(values: TargetValues) -> dict[str, Any]:
     return _off(values, order) | {"by_decile": [_off(values, part) for part in parts]}
 
 
+def fit_correction(values: TargetValues) -> ValueCorrection:
+    """Isotonic regression of realised on predicted values, through the means of tenths of the targets.
+
+    Only the shape is taken: realised values are scaled to the mean of the predictions first. How dear the
+    baskets of some weeks are says little of the next ones, and no order depends on it.
+
+    Raises:
+        ValueError: fewer than `LEAST_TARGETS`, or targets that are worth nothing on average.
+    """
+    found = calibration(values)
+    if found["targets"] < LEAST_TARGETS or not found["realised"] > 0:
+        raise ValueError(
+            f"value correction: expected {LEAST_TARGETS:,} targets or more with a mean value above 0, got "
+            f"{found['targets']:,} with {found['realised']}"
+        )
+    deciles = pl.DataFrame(found["by_decile"]).group_by("predicted").mean().sort("predicted")
+    predicted, realised = deciles["predicted"].to_numpy(), deciles["realised"].to_numpy()
+    level = found["predicted"] / found["realised"]
+    corrected = IsotonicRegression().fit_transform(predicted, realised) * level
+    return ValueCorrection(tuple(zip(predicted.tolist(), (corrected - predicted).tolist(), strict=True)))
+
+
 def _off(values: TargetValues, rows: np.ndarray) -> dict[str, Any]:
     predicted, realised = values.predicted[rows], values.realised[rows]
     mean, scale = float(realised.mean()), abs(float(realised.mean())) or None
@@ -74,6 +100,7 @@ def target_values(
     groups: TargetGroups,
     rows: np.ndarray,
     value_table: np.ndarray,
+    correction: ValueCorrection = UNCORRECTED,
     batch_size: int,
 ) -> TargetValues:
     """Expected value of every target of requests, along its own SID (teacher forcing through the graphs).
@@ -84,6 +111,7 @@ def target_values(
         groups: requests.
         rows: which of them.
         value_table: float32 [V], mean of each value bucket.
+        correction: of expected values.
         batch_size: requests a call.
     """
     predicted, realised = [np.zeros(0)], [np.zeros(0)]
@@ -93,7 +121,7 @@ def target_values(
         sids = pad([dataset.ad_sids[dataset.event_ad[e]] for e in events])  # [B, n, T]
         slots, profile = dataset.context(groups, batch)
         logprob = _value_level(executor, slots, profile, sids=sids, buckets=len(value_table))
-        found = np.exp(logprob.astype(np.float64)) @ value_table  # [B, n]
+        found = correction.of(np.exp(logprob) @ value_table).astype(np.float64)  # [B, n]
         predicted += [of_row[: len(e)] for of_row, e in zip(found, events, strict=True)]
         realised += [dataset.log.value[e].astype(np.float64) for e in events]
     return TargetValues(np.concatenate(predicted), np.concatenate(realised))

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from serving.backend.resolve import NO_AD, resolve
 from serving.index.snapshot import IndexSnapshot
+from serving.model.value_correction import UNCORRECTED, ValueCorrection
 from serving.search.beam_search import beam_search
 from serving.search.executor import Executor
 from serving.search.rank import RankBy
@@ -34,6 +35,7 @@ def rank_by_model(
     limit: int,
     batch_size: int,
     value_table: np.ndarray,
+    value_correction: ValueCorrection = UNCORRECTED,
     rank_by: RankBy = "probability",
     progress: bool = True,
 ) -> tuple[list[np.ndarray], int, int]:
@@ -51,6 +53,7 @@ def rank_by_model(
         limit: most ads of a request.
         batch_size: requests a search.
         value_table: mean of each value bucket.
+        value_correction: of expected values.
         rank_by: of the ads, as in serving.
         progress: show how far it is.
     """
@@ -81,6 +84,7 @@ def rank_by_model(
             profile,
             plan=plan,
             value_table=value_table,
+            value_correction=value_correction,
             num_results=np.full(len(slots), limit),
             banned=[snapshot.banned_leaves(ads) for ads in excluded],
         )
@@ -117,6 +121,7 @@ def evaluate(
     target_behaviors: tuple[str, ...],
     min_history: int,
     value_table: np.ndarray,
+    value_correction: ValueCorrection = UNCORRECTED,
 ) -> dict:
     """Metrics of model and baselines, targets left out, calibration, share of beams that are not live SIDs.
 
@@ -129,6 +134,7 @@ def evaluate(
         target_behaviors: names of the behaviors that make a target.
         min_history: events before a request.
         value_table: mean of each value bucket.
+        value_correction: of expected values.
 
     Raises:
         ValueError: no request, or no target that competes.
@@ -153,6 +159,7 @@ def evaluate(
         limit=limit,
         batch_size=config.batch_size,
         value_table=value_table,
+        value_correction=value_correction,
         rank_by=config.rank_by,
     )
     baselines = rank_by_baselines(
@@ -186,6 +193,7 @@ def evaluate(
             groups=drawn.groups,
             rows=drawn.rows,
             value_table=value_table,
+            correction=value_correction,
             batch_size=config.batch_size,
         )
     )
