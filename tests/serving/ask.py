@@ -5,6 +5,7 @@ Letters: b rows of one client request, N history events, P profile columns, E ex
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,8 +103,9 @@ class Reference:
         widths: str = WIDTHS,
         normalise: tuple[Normalise, ...] | None = None,
         rank_by: RankBy = "probability",
+        paused_since: Sequence[int] = (),
     ) -> dict[str, Any]:
-        """Answer of one row, searched alone."""
+        """Answer of one row, searched alone; ads that were paused after the search are not in it."""
         t = {name: values[row] for name, values in tensors.items()}
         snapshot = self.snapshot
         num_ads, exclude = int(t["num_ads"][0]), t.get("exclude_ad_ids", np.zeros(0, np.int64))
@@ -126,7 +128,7 @@ class Reference:
             scores=beams.scores[0],
             expected_value=beams.expected_value[0],
             num_ads=num_ads,
-            exclude=exclude,
+            exclude=np.append(exclude, np.array(paused_since, np.int64)),
             rank_by=rank_by,
         )
         return {
