@@ -22,7 +22,7 @@ from export.parity import check_parity
 from serving.backend.resolve import NO_AD, resolve
 from serving.engines.ort import OrtExecutor
 from serving.index.snapshot import IndexSnapshot, Snapshot
-from serving.search.beam_search import beam_search
+from serving.search.beam_search import Beams, beam_search
 from serving.search.cold_start import ColdStart
 from serving.search.normalise import Normalise
 from serving.search.widths import WidthPlan
@@ -51,6 +51,7 @@ class TrainedDemo:
         groups: test requests by row of `rows`.
         rows: the drawn ones.
         targets: ads int64 that each of them led to.
+        values: what each of those was worth.
         cold_targets: those of them that are cold.
         snapshot: index of the whole catalogue.
         seen: packed SIDs int64 that the model was trained on.
@@ -63,6 +64,7 @@ class TrainedDemo:
     groups: TargetGroups
     rows: np.ndarray
     targets: list[np.ndarray]
+    values: list[np.ndarray]
     cold_targets: list[np.ndarray]
     snapshot: IndexSnapshot
     seen: np.ndarray
@@ -96,6 +98,7 @@ class TrainedDemo:
             groups=drawn.groups,
             rows=drawn.rows,
             targets=drawn.targets,
+            values=drawn.values,
             cold_targets=[t[~np.isin(t, warm)] for t in drawn.targets],
             snapshot=index_of(dataset.ad_ids, dataset.ad_sids, spec),
             seen=dataset.seen_sids(spec.level_sizes),
@@ -111,17 +114,8 @@ class TrainedDemo:
     ) -> np.ndarray:
         """Ads int64 of the answer to a test request, best first, at most max(CUTOFFS)."""
         snapshot = snapshot or self.snapshot
-        slots, profile = self.dataset.context(self.groups, np.array([row]))
-        beams = beam_search(
-            self.executor,
-            snapshot.trie,
-            slots,
-            profile,
-            plan=self.plan,
-            num_results=np.array([max(CUTOFFS)]),
-            value_table=self.spec.value_buckets.means,
-            normalise=normalise,
-            cold_start=cold_start,
+        beams = self.beams(
+            row, num_ads=max(CUTOFFS), snapshot=snapshot, normalise=normalise, cold_start=cold_start
         )
         ads = resolve(
             snapshot,
@@ -132,6 +126,30 @@ class TrainedDemo:
             exclude=_NO_ADS,
         ).ad_ids
         return ads[ads != NO_AD]
+
+    def beams(
+        self,
+        row: int,
+        *,
+        num_ads: int,
+        snapshot: Snapshot | None = None,
+        normalise: tuple[Normalise, ...] | None = None,
+        cold_start: ColdStart | None = None,
+    ) -> Beams:
+        """Beams of a test request, searched alone."""
+        slots, profile = self.dataset.context(self.groups, np.array([row]))
+        return beam_search(
+            self.executor,
+            (snapshot or self.snapshot).trie,
+            slots,
+            profile,
+            plan=self.plan,
+            num_results=np.array([num_ads]),
+            value_table=self.spec.value_buckets.means,
+            value_correction=self.spec.value_correction,
+            normalise=normalise,
+            cold_start=cold_start,
+        )
 
 
 def options(description: str) -> argparse.ArgumentParser:

@@ -21,7 +21,7 @@ from serving.model.bundle import read_manifest
 from serving.model.current import current_version
 from serving.model.features import BEHAVIORS
 from serving.model.request_features import RequestFeature
-from serving.search.rank import RankBy, beam_worth
+from serving.search.rank import RANK_BY, RankBy, falls
 
 AD_KEYS = "ad_keys"
 OUTPUTS = (
@@ -211,9 +211,12 @@ def problems(
     catalogue: Catalogue,
     num_ads: int,
     exclude: Sequence[int | str],
-    rank_by: RankBy = "probability",
+    rank_by: RankBy | None = None,
 ) -> list[str]:
-    """What is wrong with an answer (row 0) to a request of that rank_by; empty when nothing is."""
+    """What is wrong with an answer (row 0) to a request of that rank_by; empty when nothing is.
+
+    A request without one is answered in the order of the server's `serving.rank_by`, whichever that is.
+    """
     found = []
     excluded = ids(exclude)
     ad_ids, scores, values, sids = (
@@ -233,8 +236,9 @@ def problems(
         found.append("an ad comes twice")
     if np.isin(ad_ids, excluded).any():
         found.append(f"excluded ad {ad_ids[np.isin(ad_ids, excluded)][0]} came back")
-    if not (np.diff(beam_worth(scores, values, by=rank_by)) <= 0).all() or not (scores <= 1e-4).all():
-        found.append(f"scores are not log-probabilities, or ads not in falling order of {rank_by}")
+    if not falls(scores, values, rank_by=rank_by) or not (scores <= 1e-4).all():
+        order = rank_by or " or ".join(RANK_BY)
+        found.append(f"scores are not log-probabilities, or ads not in falling order of {order}")
     low, high = float(catalogue.events["value"].min()), float(catalogue.events["value"].max())  # type: ignore[arg-type]
     if not ((values >= low - 1e-3) & (values <= high + 1e-3)).all():
         found.append(f"expected values between {low} and {high}, got {values.min()} .. {values.max()}")

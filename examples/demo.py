@@ -154,6 +154,8 @@ def run_demo(
             "--fresh",
         )
         train_seconds = step("training", "training.recipes.pretrain", *common, "--fresh")
+        correct = [*common, *(("--requests", "500") if quick else ())]
+        step("correction of the expected value", "training.evaluation.correct_values", *correct)
         step("evaluation on the test weeks", "training.evaluation", *common)
         step("export to ONNX, model repository", "export", *common, "--repository", str(repository))
         step(

@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from serving.load.ladder import searched_rows
-from serving.search.rank import RankBy, beam_worth
+from serving.search.rank import RANK_BY, RankBy, falls
 
 
 def problems(
-    answer: dict[str, np.ndarray], *, num_ads: int, live_ads: int, rank_by: RankBy = "probability"
+    answer: dict[str, np.ndarray], *, num_ads: int, live_ads: int, rank_by: RankBy | None = None
 ) -> list[str]:
     """What is wrong with an answer of one row; empty when nothing is.
 
@@ -21,7 +21,7 @@ def problems(
         answer: the outputs by name.
         num_ads: how many ads were asked for.
         live_ads: how many ads could be shown at all.
-        rank_by: of the request.
+        rank_by: of the request; None where it leaves that to the server.
     """
     ads, scores = answer["ad_ids"][0], answer["scores"][0]
     found = []
@@ -33,9 +33,10 @@ def problems(
         found.append("padding stands before an ad")
     if len(set(ads[:count].tolist())) != count:
         found.append("an ad comes twice")
-    worth = beam_worth(scores[:count], answer["expected_value"][0][:count], by=rank_by)
-    if not ((np.diff(worth) <= 0).all() and (scores[:count] <= 1e-4).all()):  # also false for NaN
-        found.append(f"scores are not log-probabilities, or ads not in falling order of {rank_by}")
+    in_order = falls(scores[:count], answer["expected_value"][0][:count], rank_by=rank_by)
+    if not (in_order and (scores[:count] <= 1e-4).all()):  # also false for NaN
+        order = rank_by or " or ".join(RANK_BY)
+        found.append(f"scores are not log-probabilities, or ads not in falling order of {order}")
     found += [
         f"{name}: expected a version >= 1, got {int(answer[name].flat[0])}"
         for name in ("model_version", "index_version")

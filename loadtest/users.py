@@ -120,7 +120,7 @@ class Gr4adUser(User):
     def _check(self, answer: dict[str, Any], key: Key) -> tuple[LoadError | None, dict[str, Any]]:
         try:
             num_ads = int(self.plan.mix.users[key[0]]["num_ads"].flat[0])
-            by = (self.plan.parameters or {}).get("rank_by", "probability")
+            by = (self.plan.parameters or {}).get("rank_by")
             live_ads = self.plan.mix.live_ads
             wrong = answers.problems(answer, num_ads=num_ads, live_ads=live_ads, rank_by=by)
             facts = answers.facts(answer)

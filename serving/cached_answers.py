@@ -76,8 +76,8 @@ class CachedAnswers:
 
 
 def _enough_ads(entry: CachedBeams, request: SearchRequest, snapshot: Snapshot) -> bool:
-    """Whether an entry has ads enough after what was paused."""
-    _, ads = snapshot.ads_of_sids(entry.sids)
+    """Whether an entry has ads enough after what was paused; those of beams without a value do not count."""
+    _, ads = snapshot.ads_of_sids(entry.sids[~np.isnan(entry.expected_value)])
     return int((~np.isin(ads, request.exclude)).sum()) >= request.num_ads
 
 

@@ -26,6 +26,7 @@ from serving.model.active_model import ActiveModel
 from serving.model.bundle import BundleError
 from serving.model.features import fill_slots
 from serving.model.manifest import Manifest
+from serving.model.value_correction import ValueCorrection
 from serving.search.beam_search import beam_search
 from serving.search.cold_start import ColdStart
 from serving.search.executor import Executor
@@ -199,6 +200,7 @@ class Scheduler:
             banned=banned if any(map(len, banned)) else None,
             normalise=self._normalise,
             cold_start=self._cold_start,
+            value_correction=ValueCorrection(manifest.value_correction),
         )
         return [
             SearchAnswer(

@@ -75,6 +75,21 @@ def plot_rankers(judged: dict[str, dict[str, Any]], path: Path, *, title: str) -
     _save(figure, path)
 
 
+def plot_reliability(deciles: list[dict], path: Path) -> None:
+    """Mean predicted and realised value of each decile, see `training.evaluation.calibration.calibration`."""
+    figure, axis = plt.subplots(figsize=(4.6, 4.2), constrained_layout=True)
+    predicted, realised = ([part[name] for part in deciles] for name in ("predicted", "realised"))
+    band = [(part["noise"] or 0.0) * abs(part["realised"]) for part in deciles]
+    axis.errorbar(predicted, realised, yerr=band, fmt="o-", capsize=3, markersize=4, label="tenth of targets")
+    ends = [min(predicted + realised), max(predicted + realised)]
+    axis.plot(ends, ends, color="grey", linewidth=1, label="as predicted")
+    axis.set_xlabel("mean expected value")
+    axis.set_ylabel("mean realised value, 95 %")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    _save(figure, path)
+
+
 def _save(figure: plt.Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

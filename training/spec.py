@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from serving.model.features import FeatureSpec
+from serving.model.value_correction import UNCORRECTED, ValueCorrection
 from training.data.values import ValueBuckets
 from training.model.gr4ad import Generator
 from training.model.initialise import initialise
@@ -30,6 +31,7 @@ class ModelSpec:
         value_buckets: of the value level.
         profile_columns: of each profile column the categories of codes 1, 2, ..; 0 is unknown. Length P.
         tokenizer_id: whose SIDs the model speaks.
+        value_correction: of the expected values of these weights; others need their own.
     """
 
     model: ModelConfig
@@ -38,6 +40,7 @@ class ModelSpec:
     value_buckets: ValueBuckets
     profile_columns: dict[str, tuple[str, ...]]
     tokenizer_id: str
+    value_correction: ValueCorrection = UNCORRECTED
 
     def empty(self) -> Generator:
         """Generator whose weights are yet to be set."""
@@ -61,6 +64,7 @@ class ModelSpec:
             "tokenizer_id": self.tokenizer_id,
             "value_edges": self.value_buckets.edges.tolist(),
             "value_means": self.value_buckets.means.tolist(),
+            "value_correction": [list(point) for point in self.value_correction.points],
             "profile_columns": {k: list(v) for k, v in self.profile_columns.items()},
         }
 
@@ -77,4 +81,6 @@ class ModelSpec:
             value_buckets=buckets,
             profile_columns={k: tuple(v) for k, v in values["profile_columns"].items()},
             tokenizer_id=values["tokenizer_id"],
+            # Older checkpoints have none.
+            value_correction=ValueCorrection(tuple(map(tuple, values.get("value_correction", ())))),
         )

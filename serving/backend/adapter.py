@@ -67,15 +67,15 @@ def cache_parameter(request: Any) -> bool:
     return value != "bypass"
 
 
-def rank_parameter(request: Any) -> RankBy:
-    """What ads are ranked by: request parameter `rank_by`, "probability" (the default) or "value".
+def rank_parameter(request: Any, *, default: RankBy) -> RankBy:
+    """What ads are ranked by: request parameter `rank_by`, "probability" or "value".
 
     Raises:
         RequestError: it is something else.
     """
     value = text_parameter(request, "rank_by")
     if value is None:
-        return "probability"
+        return default
     for known in RANK_BY:
         if value == known:
             return known

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.backend.request import RequestLimits
 from serving.load.settings import ControlSettings
+from serving.search.rank import RankBy
 
 
 class ServingConfig(BaseModel):
@@ -24,6 +25,8 @@ class ServingConfig(BaseModel):
             None for "codebook" throughout.
         cold_start: probability of a SID that the model was not trained on, as a multiple of an even share of
             its prefix's (docs/decisions.md); 0 for what the model says, which is next to nothing.
+        rank_by: what ads are ranked by where the request does not say: "probability", or "value", p x the
+            expected value, among the beams that get one.
         max_num_ads: most ads a request may ask for.
         max_exclude: most ads a request may exclude.
         max_batch_size: most requests in one batch.
@@ -55,6 +58,7 @@ class ServingConfig(BaseModel):
     max_widths: str | None = None
     normalise: str | None = None
     cold_start: float = Field(1.0, ge=0, allow_inf_nan=False)
+    rank_by: RankBy = "probability"
     max_num_ads: int = Field(200, ge=1)
     max_exclude: int = Field(1000, ge=0)
     max_batch_size: int = Field(8, ge=1)

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from serving.model.features import FeatureSpec
+from serving.model.value_correction import ValueCorrection
 
 FORMAT_VERSION = 2  # goes up when tensors of the graphs change their names or shapes
 # Features that older manifests do not name, and what they were.
@@ -61,6 +62,7 @@ class Manifest(BaseModel):
         features: context of a request.
         value_means: mean eCPM of each value bucket, ascending as the buckets.
         value_edges: between the value buckets.
+        value_correction: points of a `ValueCorrection`; none in bundles that were made without.
         profile_columns: categories of each profile column; code 0 is unknown, code i is category i - 1.
         precision: of the graphs.
         graphs: inputs and outputs of `prefix` and `tail_2` .. `tail_<T + 1>`, `<graph>.onnx` each.
@@ -84,6 +86,7 @@ class Manifest(BaseModel):
     features: FeatureSpec
     value_means: tuple[FiniteFloat, ...] = Field(min_length=1)
     value_edges: tuple[FiniteFloat, ...]
+    value_correction: tuple[tuple[FiniteFloat, FiniteFloat], ...] = ()
     profile_columns: dict[str, tuple[str, ...]]
     precision: Literal["fp32", "fp16", "int8", "fp8"]
     graphs: GraphTensors
@@ -136,6 +139,7 @@ class Manifest(BaseModel):
         _same("len(value_edges)", len(self.value_means) - 1, len(self.value_edges), of="len(value_means) - 1")
         if list(self.value_means) != sorted(self.value_means):
             raise ValueError("value_means: expected ascending values, as those of the buckets are")
+        ValueCorrection(self.value_correction)
         sizes = tuple(len(categories) + 1 for categories in self.profile_columns.values())
         _same("features.profile_sizes", sizes, self.features.profile_sizes, of="sizes of profile_columns")
         stems = ["prefix", *(f"tail_{level}" for level in range(2, levels + 2))]

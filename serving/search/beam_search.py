@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.index.trie import PrefixTree
+from serving.model.value_correction import UNCORRECTED, ValueCorrection
 from serving.search.cold_start import ColdStart
 from serving.search.executor import Carry, Executor
 from serving.search.forced import ForcedMoves, every_row
@@ -54,11 +55,13 @@ def beam_search(
     banned: list[np.ndarray] | None = None,
     normalise: tuple[Normalise, ...] | None = None,
     cold_start: ColdStart | None = None,
+    value_correction: ValueCorrection = UNCORRECTED,
 ) -> Beams:
     """Find the SIDs of highest probability for each request.
 
     Every request gets at least min(num_results, live SIDs that are not banned) beams: a level keeps more than
-    its width where the kept prefixes would not lead to that many.
+    its width where the kept prefixes would not lead to that many. Its beams, and which of them have a value,
+    are those that it would have if it were searched alone, so that no ranking depends on who shares a batch.
 
     Args:
         executor: engine.
@@ -73,6 +76,7 @@ def beam_search(
             whose score is final are not sent through the tails, see `serving.search.forced`.
         cold_start: what SIDs get that the model was not trained on; None for what the model says. Not used
             with one level, which has no prefix.
+        value_correction: of expected values.
     """
     if trie.leaves == 0:
         return _no_beams(len(slots), levels=trie.levels)
@@ -85,6 +89,8 @@ def beam_search(
         trie=trie,
         widths=(*plan.sid[:-1], max(plan.sid[-1], most)),
         num_values=num_values,
+        own_beams=np.maximum(num_results, plan.sid[-1]),
+        own_values=np.maximum(num_results, plan.value),
         needed=np.maximum(num_results, 1) + bans,
         banned=banned if banned is not None and bans.any() else None,
         most_banned=int(bans.max(initial=0)),
@@ -95,7 +101,7 @@ def beam_search(
     beams = _prefix(search, slots, profile)
     for t in range(1, trie.levels):
         beams = _expand(search, t, beams)
-    return _value(search, beams, value_table)
+    return _value(search, beams, value_table, correction=value_correction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +111,8 @@ class _Search:
     Attributes:
         widths: of each SID level, the last one at least the beams wanted.
         num_values: most beams of a request that get a value.
+        own_beams: int [B], most beams of each request.
+        own_values: int [B], how many of them get a value.
         needed: int [B], live SIDs that the kept prefixes of a request must lead to, banned ones included.
         banned: of each request, sorted leaves; None where nothing is.
         most_banned: leaves of a request.
@@ -116,6 +124,8 @@ class _Search:
     trie: PrefixTree
     widths: tuple[int, ...]
     num_values: int
+    own_beams: np.ndarray
+    own_values: np.ndarray
     needed: np.ndarray
     banned: list[np.ndarray] | None
     most_banned: int
@@ -189,9 +199,13 @@ def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
     )
 
 
-def _value(search: _Search, beams: _Frontier, value_table: np.ndarray) -> Beams:
+def _value(
+    search: _Search, beams: _Frontier, value_table: np.ndarray, *, correction: ValueCorrection
+) -> Beams:
     """The value level: expected value of the best beams."""
-    nodes, last = beams.nodes, search.trie.levels - 1
+    last, at = search.trie.levels - 1, np.arange(beams.nodes.shape[1])
+    own = at < search.own_beams[:, None]  # the last level is as wide as the batch's largest request
+    nodes, scores = np.where(own, beams.nodes, -1), np.where(own, beams.scores, np.float32(-np.inf))
     sids = np.where(nodes[..., None] >= 0, search.trie.sids(last, nodes, parents=beams.ancestors), -1)
     count = min(nodes.shape[1], search.num_values)
     top, carry = np.maximum(sids[:, :count], 0), beams.carry
@@ -207,12 +221,12 @@ def _value(search: _Search, beams: _Frontier, value_table: np.ndarray) -> Beams:
         allowed=np.ascontiguousarray(np.broadcast_to(buckets, (len(nodes), count, len(buckets)))),
     )
     value = np.full(nodes.shape, np.nan, np.float32)
-    value[:, :count] = np.exp(logprob) @ value_table
-    value[nodes < 0] = np.nan
+    value[:, :count] = correction.of(np.exp(logprob) @ value_table)
+    value[(nodes < 0) | (at >= search.own_values[:, None])] = np.nan
     return Beams(
         sids=sids,
         leaves=nodes.astype(np.int32),
-        scores=beams.scores,
+        scores=scores,
         expected_value=value,
         widths=np.array([*beams.widths, count], np.int32),
     )

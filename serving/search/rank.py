@@ -26,3 +26,9 @@ def beam_worth(scores: np.ndarray, expected_value: np.ndarray, *, by: RankBy) ->
         return scores.astype(np.float64)
     worth = np.exp(scores.astype(np.float64)) * expected_value
     return np.where(np.isnan(worth), -np.inf, worth)
+
+
+def falls(scores: np.ndarray, expected_value: np.ndarray, *, rank_by: RankBy | None) -> bool:
+    """Whether beams stand best first by an order; where it is None, by any of `RANK_BY`."""
+    worth = [beam_worth(scores, expected_value, by=by) for by in (RANK_BY if rank_by is None else (rank_by,))]
+    return any(bool((w[1:] <= w[:-1]).all()) for w in worth)

@@ -5,6 +5,7 @@ Letters: b rows of one client request, N history events, P profile columns, E ex
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,10 @@ from serving.index.snapshot import Snapshot
 from serving.model.bundle import read_manifest
 from serving.model.current import current_version
 from serving.model.features import fill_slots
+from serving.model.value_correction import ValueCorrection
 from serving.search.beam_search import beam_search
 from serving.search.normalise import Normalise
+from serving.search.rank import RankBy
 from serving.search.widths import WidthPlan
 from tests.pipeline import WIDTHS, Pipeline
 from tests.tiny import SPEC, tiny_catalogue
@@ -76,6 +79,7 @@ class Reference:
     snapshot: Snapshot
     executor: OrtExecutor
     value_table: np.ndarray
+    value_correction: ValueCorrection
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> Reference:
@@ -84,7 +88,12 @@ class Reference:
         manifest = read_manifest(bundle)
         reader = IndexReader(pipeline.index)
         reader.close()  # LMDB opens a file once a process; the snapshot is all that is needed
-        return cls(reader.snapshot, OrtExecutor(bundle, levels=manifest.levels), manifest.value_table)
+        return cls(
+            reader.snapshot,
+            OrtExecutor(bundle, levels=manifest.levels),
+            manifest.value_table,
+            ValueCorrection(manifest.value_correction),
+        )
 
     def answer(
         self,
@@ -93,8 +102,10 @@ class Reference:
         *,
         widths: str = WIDTHS,
         normalise: tuple[Normalise, ...] | None = None,
+        rank_by: RankBy = "probability",
+        paused_since: Sequence[int] = (),
     ) -> dict[str, Any]:
-        """Answer of one row, searched alone."""
+        """Answer of one row, searched alone; ads that were paused after the search are not in it."""
         t = {name: values[row] for name, values in tensors.items()}
         snapshot = self.snapshot
         num_ads, exclude = int(t["num_ads"][0]), t.get("exclude_ad_ids", np.zeros(0, np.int64))
@@ -109,6 +120,7 @@ class Reference:
             value_table=self.value_table,
             banned=[snapshot.banned_leaves(exclude)],
             normalise=normalise,
+            value_correction=self.value_correction,
         )
         ads = resolve(
             snapshot,
@@ -116,7 +128,8 @@ class Reference:
             scores=beams.scores[0],
             expected_value=beams.expected_value[0],
             num_ads=num_ads,
-            exclude=exclude,
+            exclude=np.append(exclude, np.array(paused_since, np.int64)),
+            rank_by=rank_by,
         )
         return {
             "ad_ids": ads.ad_ids,

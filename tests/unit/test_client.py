@@ -102,6 +102,9 @@ def test_an_answer_by_value_falls_in_p_times_v(catalogue):
         checks = {"catalogue": catalogue, "num_ads": 3, "exclude": []}
         assert problems(ranked, rank_by=rank_by, **checks) == []
         assert problems(ranked, rank_by=other, **checks) != []
+        assert problems(ranked, **checks) == []  # the server's own order, whichever it is
+    mixed = {name: values[:, [1, 0, 2]] for name, values in answer.items()}
+    assert any("in falling order of probability or value" in p for p in problems(mixed, **checks))
 
 
 def test_request_of_a_user(catalogue):

@@ -373,9 +373,16 @@ def test_the_command_takes_part_and_ranking(explorers, tmp_path, monkeypatch, ca
     report = json.loads((tmp_path / "evaluation-validation.json").read_text())
     assert (report["part"], report["rank_by"], report["exclude_seen"]) == ("validation", "value", True)
     assert not (tmp_path / "evaluation.json").exists()
-    assert (
-        "validation requests, widths 4-8-16:1, ranked by value, seen ads left out" in capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    assert "validation requests, widths 4-8-16:1, ranked by value, seen ads left out" in printed
+    figures = report["calibration"]
+    assert f"error {figures['error']:.1%}" in printed
+    assert sum(part["targets"] for part in figures["by_decile"]) == figures["targets"]
+    groups = dataset.groups("validation", target_behaviors=("conversion",), min_history=3)
+    drawn = np.random.default_rng(0).permutation(len(groups))[:30]
+    values = np.concatenate([dataset.log.value[dataset.targets(groups, int(row))] for row in drawn])
+    assert (figures["targets"], figures["realised"]) == (len(values), pytest.approx(float(values.mean())))
+    assert (tmp_path / "evaluation-validation-calibration.png").stat().st_size > 5_000
 
 
 def test_oracle_reaches_recall_one(run):

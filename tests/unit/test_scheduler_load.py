@@ -19,6 +19,7 @@ from serving.scheduler import Scheduler
 from serving.search.widths import WidthPlan
 from tests.recording import FakeGraphs
 from tests.tiny import SPEC
+from tests.unit.test_bundle import edit
 from tests.unit.test_scheduler import PLAN, Recorder, deployment, requests
 
 __all__ = ["deployment"]
@@ -76,6 +77,19 @@ def make(deployment, *, cache=None, queue=lambda: None, searches=None):
 
 def local() -> LocalCache:
     return LocalCache(ttl_s=60.0, max_bytes=10**7)
+
+
+def pause(deployment, *ads) -> None:
+    """In a process of its own: LMDB opens a store once a process, and this one reads it."""
+    code = (
+        "import sys\n"
+        "from indexer.events.event import PauseEvent as Pause\n"
+        "from indexer.store.incoming import Incoming\n"
+        "from indexer.store.index_store import IndexStore\n"
+        "with IndexStore(sys.argv[1]) as store:\n"
+        "    store.apply([Incoming(Pause(ad_id=int(a), version=1), b'{}', 't') for a in sys.argv[2:]])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(deployment[1]), *map(str, ads)], check=True)
 
 
 def changed(request, **changes):
@@ -187,33 +201,71 @@ def test_entries_serve_while_they_are_as_wide_as_a_search_would_be(deployment):
 def test_what_is_paused_leaves_cached_beams_and_too_few_are_searched_again(deployment):
     searches = []
     scheduler, _ = make(deployment, cache=local(), searches=searches)
-    request = requests(1, num_ads=10)[0]
+    request = requests(1, num_ads=4)[0]
     first = scheduler.search([request]).answers[0]
     snapshot = scheduler._reader.snapshot
-    _, ads = snapshot.ads_of_leaves(snapshot.leaves_of(first.sids))
-    # LMDB opens a store once a process, and this one reads it.
-    code = (
-        "import sys\n"
-        "from indexer.events.event import PauseEvent as Pause\n"
-        "from indexer.store.incoming import Incoming\n"
-        "from indexer.store.index_store import IndexStore\n"
-        "with IndexStore(sys.argv[1]) as store:\n"
-        "    store.apply([Incoming(Pause(ad_id=int(a), version=1), b'{}', 't') for a in sys.argv[2:]])"
-    )
-
-    def pause(*some) -> None:
-        subprocess.run([sys.executable, "-c", code, str(deployment[1]), *map(str, some)], check=True)
-
-    pause(ads[0])
-    assert len(ads) > 10
+    _, ads = snapshot.ads_of_sids(first.sids[np.isfinite(first.expected_value)])
+    pause(deployment, ads[0])
+    assert len(ads) > 4
     kept = scheduler.search([request]).answers[0]
     assert len(searches) == 1
     np.testing.assert_array_equal(kept.sids, first.sids)  # beams stay, whoever resolves them sees the pause
     left = scheduler._reader.snapshot
     assert ads[0] not in left.ads_of_leaves(left.leaves_of(kept.sids))[1]
     assert kept.index_version == first.index_version < left.version  # nothing newer is in them
-    pause(*ads[1 : len(ads) - 9])
+    pause(deployment, *ads[1 : len(ads) - 3])
     again = scheduler.search([request]).answers[0]
     assert len(searches) == 2
     now = scheduler._reader.snapshot
-    assert len(now.ads_of_leaves(now.leaves_of(again.sids))[1]) >= 10
+    assert len(now.ads_of_leaves(now.leaves_of(again.sids))[1]) >= 4
+
+
+def test_ads_of_beams_without_a_value_do_not_make_a_cached_answer(deployment):
+    """Ranked by value they would come last, however good they are: a search gives others a value."""
+    searches = []
+    scheduler, _ = make(deployment, cache=local(), searches=searches)
+    request = requests(1, num_ads=4)[0]
+    first = scheduler.search([request]).answers[0]
+    snapshot = scheduler._reader.snapshot
+    with_value = np.isfinite(first.expected_value)
+    ads = [snapshot.ads_of_sids(first.sids[rows])[1] for rows in (with_value, ~with_value)]
+    assert with_value.sum() == 6
+    assert len(ads[1]) > 4
+    pause(deployment, *ads[0][: len(ads[0]) - 3])
+    again = scheduler.search([request]).answers[0]
+    assert len(searches) == 2
+    left = scheduler._reader.snapshot
+    assert len(left.ads_of_sids(again.sids[np.isfinite(again.expected_value)])[1]) >= 4
+    assert scheduler.search([request]).report.hits == 1
+
+
+def test_answers_do_not_depend_on_what_is_searched_with_them_and_neither_do_cached_ones(deployment):
+    scheduler, _ = make(deployment, cache=local())
+    small, large = requests(1, num_ads=3)[0], requests(2, num_ads=40)[1]
+    together = scheduler.search([small, large]).answers[0]
+    cached = scheduler.search([small]).answers[0]
+    alone = scheduler.search([changed(small, use_cache=False)]).answers[0]
+    count = len(alone.sids)
+    for answer in (together, cached):
+        np.testing.assert_array_equal(answer.sids[:count], alone.sids)
+        np.testing.assert_allclose(answer.expected_value[:count], alone.expected_value, rtol=1e-5)
+        assert (answer.sids[count:] == -1).all()
+        assert np.isneginf(answer.scores[count:]).all()
+        assert np.isnan(answer.expected_value[count:]).all()
+
+
+def test_expected_values_are_corrected_as_the_version_says(deployment):
+    scheduler, _ = make(deployment)
+    plain = scheduler.search(requests(2)).answers
+    scheduler._reader.close()
+    points = [[1.0, 0.5], [4.0, 3.0]]
+    edit(deployment[0] / "1", value_correction=points)
+    corrected = make(deployment)[0].search(requests(2)).answers
+    for before, after in zip(plain, corrected, strict=True):
+        there = np.isfinite(before.expected_value)
+        values = before.expected_value[there]
+        np.testing.assert_allclose(
+            after.expected_value[there], values + np.interp(values, [1, 4], [0.5, 3.0]), rtol=1e-5
+        )
+        assert np.isnan(after.expected_value[~there]).all()
+        np.testing.assert_array_equal(after.sids, before.sids)

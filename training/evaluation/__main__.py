@@ -20,7 +20,7 @@ from training.evaluation.inputs import inputs_of
 from training.evaluation.ranking import evaluate
 from training.loop.checkpoint import CheckpointError, load_checkpoint
 from training.loop.retention import find_checkpoint
-from training.plots import plot_ranking
+from training.plots import plot_ranking, plot_reliability
 from training.preset.preset import Preset, add_preset_arguments
 from training.rollout.executor import TorchExecutor
 from training.run import RunData
@@ -40,6 +40,8 @@ def format_report(report: dict) -> str:
         lines.append(f"{title:34}" + "".join(f"@{k}".rjust(10) for k in cutoffs))
         for method, values in methods.items():
             lines.append(f"  {method:32}" + "".join(f"{values[k]:10.4f}" for k in cutoffs))
+    if "calibration" in report:
+        lines.append(_calibration_line(report["calibration"]))
     left = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in report["left_out"].items())
     lines += [
         f"{report['requests']:,} {report['part']} requests, widths {report['widths']}, ranked by "
@@ -48,6 +50,14 @@ def format_report(report: dict) -> str:
         f"left out: {left} (targets that could not be answers, requests that had no other)",
     ]
     return "\n".join(lines)
+
+
+def _calibration_line(figures: dict) -> str:
+    shown = f"expected value: {figures['predicted']:.3f} a target, realised {figures['realised']:.3f}"
+    if figures["error"] is None:
+        return shown
+    worst = max(part["error"] for part in figures["by_decile"] if part["error"] is not None)
+    return f"{shown}, error {figures['error']:.1%}, deciles to {worst:.1%} ({figures['targets']:,} targets)"
 
 
 def main() -> None:
@@ -98,6 +108,7 @@ def main() -> None:
             target_behaviors=preset.logs.target_behaviors,
             min_history=preset.training.min_history,
             value_table=checkpoint.spec.value_buckets.means,
+            value_correction=checkpoint.spec.value_correction,
         )
     except (CheckpointError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
@@ -110,8 +121,9 @@ def main() -> None:
         folder / f"{name}.png",
         title=f"{report['requests']:,} {report['part']} requests, all ads that compete",
     )
+    plot_reliability(report["calibration"]["by_decile"], folder / f"{name}-calibration.png")
     print(format_report(report))
-    print(f"plot: {folder}/{name}.png\n{report['provenance']}")
+    print(f"plots: {folder}/{name}.png, {folder}/{name}-calibration.png\n{report['provenance']}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from serving.inputs import Inputs, named
-from training.loop.checkpoint import MODEL
+from training.loop.checkpoint import CONTENT, MODEL
 from training.preset.preset import Preset
 
 _FILES = ("ads.parquet", "users.parquet", "events.parquet", "split.json")
@@ -25,6 +25,7 @@ def inputs_of(preset: Preset, run: Path, *, checkpoint: Path, before: Inputs | N
     """
     files = {f"data/{name}": run / "data" / name for name in _FILES}
     files |= {"sids": run / "tokenizer" / "sids.parquet", "weights": checkpoint / MODEL}
+    files["checkpoint"] = checkpoint / CONTENT  # with the correction of expected values
     values = {
         **named("evaluation", preset.evaluation.model_dump(mode="json")),
         "checkpoint": checkpoint.name,

@@ -9,12 +9,14 @@ import polars as pl
 from tqdm import tqdm
 
 from serving.backend.resolve import NO_AD, resolve
+from serving.model.value_correction import UNCORRECTED, ValueCorrection
 from serving.search.beam_search import beam_search
 from serving.search.executor import Executor
 from serving.search.rank import RankBy
 from serving.search.widths import WidthPlan
 from training.data.samples import RequestDataset
 from training.evaluation.baselines import rank_by_baselines
+from training.evaluation.calibration import calibration, target_values
 from training.evaluation.competing import Competing
 from training.evaluation.metrics import ranking_metrics
 from training.evaluation.requests import Requests, draw_requests
@@ -33,6 +35,7 @@ def rank_by_model(
     limit: int,
     batch_size: int,
     value_table: np.ndarray,
+    value_correction: ValueCorrection = UNCORRECTED,
     rank_by: RankBy = "probability",
     progress: bool = True,
 ) -> tuple[list[np.ndarray], int, int]:
@@ -50,6 +53,7 @@ def rank_by_model(
         limit: most ads of a request.
         batch_size: requests a search.
         value_table: mean of each value bucket.
+        value_correction: of expected values.
         rank_by: of the ads, as in serving.
         progress: show how far it is.
     """
@@ -74,6 +78,7 @@ def rank_by_model(
             profile,
             plan=plan,
             value_table=value_table,
+            value_correction=value_correction,
             num_results=np.full(len(slots), limit),
             banned=[snapshot.banned_leaves(ads) for ads in excluded],
         )
@@ -109,8 +114,9 @@ def evaluate(
     target_behaviors: tuple[str, ...],
     min_history: int,
     value_table: np.ndarray,
+    value_correction: ValueCorrection = UNCORRECTED,
 ) -> dict:
-    """Metrics of model and baselines, targets left out, and the share of beams that are not live SIDs.
+    """Metrics of model and baselines, targets left out, calibration, share of beams that are not live SIDs.
 
     Args:
         executor: engine of the model.
@@ -121,6 +127,7 @@ def evaluate(
         target_behaviors: names of the behaviors that make a target.
         min_history: events before a request.
         value_table: mean of each value bucket.
+        value_correction: of expected values.
 
     Raises:
         ValueError: no request, or no target that competes.
@@ -145,6 +152,7 @@ def evaluate(
         limit=limit,
         batch_size=config.batch_size,
         value_table=value_table,
+        value_correction=value_correction,
         rank_by=config.rank_by,
     )
     baselines = rank_by_baselines(
@@ -170,6 +178,18 @@ def evaluate(
     ranked = {"model": model} | baselines
     masks = target_masks(dataset, requests)
     report["recall_of"] = recall_by_kind(ranked, requests, masks=masks, cutoffs=config.cutoffs)
+    # Of all targets of the drawn requests, also those that may not be answers: they were worth something.
+    report["calibration"] = calibration(
+        target_values(
+            executor,
+            dataset,
+            groups=drawn.groups,
+            rows=drawn.rows,
+            value_table=value_table,
+            correction=value_correction,
+            batch_size=config.batch_size,
+        )
+    )
     for method, lists in ranked.items():
         metrics = ranking_metrics(lists, requests.targets, values=requests.values, cutoffs=config.cutoffs)
         for name, values in metrics.items():

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from serving.files import sha256
+from serving.files import sha256, write_file
 from serving.search.cold_start import SEEN_SIDS, read_seen
 from training.model.gr4ad import Generator
 from training.spec import ModelSpec
@@ -127,6 +127,16 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise
     except (OSError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: not a readable checkpoint: {error}") from error
+
+
+def replace_spec(folder: Path, spec: ModelSpec) -> None:
+    """Give a checkpoint another specification of the same weights.
+
+    Raises:
+        OSError: it cannot be read or written; it is as it was then.
+    """
+    content = json.loads((folder / CONTENT).read_text()) | {"spec": spec.to_json()}
+    write_file(folder / CONTENT, json.dumps(content, indent=1))
 
 
 def weights_sha256(folder: Path) -> str:

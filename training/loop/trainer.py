@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from serving.model.value_correction import UNCORRECTED
 from training.data.batch import Batch
 from training.loop.checkpoint import Checkpoint, CheckpointError, NonFiniteError
 from training.loop.device import Device
@@ -153,6 +154,7 @@ class Trainer:
             return
         checkpoint = replace(
             self.start,
+            spec=replace(self.start.spec, value_correction=UNCORRECTED),  # it was of other weights
             step=self.step,
             seconds=self._elapsed(),
             history=self.history,

@@ -33,7 +33,7 @@ class TritonPythonModel:
         self.snapshots = VersionSnapshots(self.reader, settings.bundles_folder)
         self.metrics = ResolverMetrics(pb_utils, self.reader)
         self.outcomes = Outcomes(pb_utils, model="ad_resolver", last=True)
-        self.limits = settings.serving.limits
+        self.limits, self.rank_by = settings.serving.limits, settings.serving.rank_by
 
     def finalize(self):
         """Leave nothing behind."""
@@ -57,7 +57,7 @@ class TritonPythonModel:
         )
         # Again: whoever calls this model past the ensemble must not fill memory.
         check_num_ads(num_ads, self.limits)
-        rank_by = rank_parameter(request)
+        rank_by = rank_parameter(request, default=self.rank_by)
         snapshots = [self.snapshots.of(int(v)) for v in models[:, 0]]
         rows = [
             resolve(

@@ -33,7 +33,7 @@ class TritonPythonModel:
         settings = ModelSettings.read(args)
         self.spec = settings.features
         self.reader = IndexReader(settings.index_folder, search=False, max_wait_s=0.0)
-        self.limits = settings.serving.limits
+        self.limits, self.rank_by = settings.serving.limits, settings.serving.rank_by
         self.outcomes = Outcomes(pb_utils, model="request_features")
         self.draining = Draining()
         self.unknown = UnknownValues(pb_utils, self.spec) if self.spec.request_features else None
@@ -73,7 +73,8 @@ class TritonPythonModel:
             num_ads=num_ads,
         )
         check_num_ads(num_ads[:, 0], self.limits)
-        rank_parameter(request)  # of ad_resolver: a wrong one is refused before anything is searched
+        # Of ad_resolver: a wrong one is refused before anything is searched.
+        rank_parameter(request, default=self.rank_by)
         rows = len(ad_ids)
         profile = np.zeros((rows, 0), np.int32) if profile is None else profile
         now = np.full((rows, 1), int(time.time())) if now is None else now
