@@ -19,7 +19,7 @@ from tqdm import tqdm
 from benchmarks.report import stamp
 from export.graphs import export_graphs
 from export.parity import check_parity
-from serving.backend.resolve import NO_AD, resolve
+from serving.backend.resolve import NO_AD, Ads, resolve
 from serving.engines.ort import OrtExecutor
 from serving.index.snapshot import IndexSnapshot, Snapshot
 from serving.search.beam_search import beam_search
@@ -29,7 +29,8 @@ from serving.search.widths import WidthPlan
 from training.data.groups import TargetGroups
 from training.data.parts import TRAIN
 from training.data.samples import RequestDataset
-from training.evaluation.requests import draw_requests
+from training.evaluation.requests import Requests, draw_requests
+from training.loop.checkpoint import Checkpoint
 from training.loop.retention import open_checkpoint
 from training.preset.preset import Preset, add_preset_arguments
 from training.run import RunData
@@ -71,14 +72,8 @@ class TrainedDemo:
     def load(cls, arguments: argparse.Namespace, *, graphs: str) -> TrainedDemo:
         """Of the command line's `options`; graphs are written into that folder of the run."""
         preset = Preset.load(arguments.config, arguments.overrides)
-        widths = arguments.widths or preset.serving.widths
         checkpoint = open_checkpoint(arguments.run / "model")
-        spec = checkpoint.spec
-        folder = arguments.run / graphs
-        folder.mkdir(exist_ok=True)
-        export_graphs(checkpoint.model, folder)
-        check_parity(checkpoint.model, folder)
-        dataset = RunData.load(arguments.run).dataset(spec)
+        dataset = RunData.load(arguments.run).dataset(checkpoint.spec)
         drawn = draw_requests(
             dataset,
             target_behaviors=preset.logs.target_behaviors,
@@ -86,17 +81,41 @@ class TrainedDemo:
             count=arguments.requests,
             seed=0,
         )
-        log = dataset.log
-        warm = np.unique(log.ad_ids[dataset.parts.event == TRAIN])
+        return cls.of(
+            checkpoint,
+            dataset,
+            drawn,
+            widths=arguments.widths or preset.serving.widths,
+            graphs=arguments.run / graphs,
+            threads=arguments.threads,
+        )
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        dataset: RequestDataset,
+        requests: Requests,
+        *,
+        widths: str,
+        graphs: Path,
+        threads: int,
+    ) -> TrainedDemo:
+        """Of a model and drawn requests; graphs are written into the folder `graphs`."""
+        spec = checkpoint.spec
+        graphs.mkdir(exist_ok=True)
+        export_graphs(checkpoint.model, graphs)
+        check_parity(checkpoint.model, graphs)
+        warm = np.unique(dataset.log.ad_ids[dataset.parts.event == TRAIN])
         return cls(
             spec=spec,
             plan=WidthPlan.parse(widths, levels=spec.features.levels),
-            executor=OrtExecutor(folder, levels=spec.features.levels, threads=arguments.threads),
+            executor=OrtExecutor(graphs, levels=spec.features.levels, threads=threads),
             dataset=dataset,
-            groups=drawn.groups,
-            rows=drawn.rows,
-            targets=drawn.targets,
-            cold_targets=[t[~np.isin(t, warm)] for t in drawn.targets],
+            groups=requests.groups,
+            rows=requests.rows,
+            targets=requests.targets,
+            cold_targets=[t[~np.isin(t, warm)] for t in requests.targets],
             snapshot=index_of(dataset.ad_ids, dataset.ad_sids, spec),
             seen=dataset.seen_sids(spec.level_sizes),
         )
@@ -110,6 +129,21 @@ class TrainedDemo:
         cold_start: ColdStart | None = None,
     ) -> np.ndarray:
         """Ads int64 of the answer to a test request, best first, at most max(CUTOFFS)."""
+        answer = self.answer(
+            row, most=max(CUTOFFS), snapshot=snapshot, normalise=normalise, cold_start=cold_start
+        )
+        return answer.ad_ids[answer.ad_ids != NO_AD]
+
+    def answer(
+        self,
+        row: int,
+        *,
+        most: int,
+        snapshot: Snapshot | None = None,
+        normalise: tuple[Normalise, ...] | None = None,
+        cold_start: ColdStart | None = None,
+    ) -> Ads:
+        """The answer to a test request, at most `most` ads, the most probable first."""
         snapshot = snapshot or self.snapshot
         slots, profile = self.dataset.context(self.groups, np.array([row]))
         beams = beam_search(
@@ -118,20 +152,19 @@ class TrainedDemo:
             slots,
             profile,
             plan=self.plan,
-            num_results=np.array([max(CUTOFFS)]),
+            num_results=np.array([most]),
             value_table=self.spec.value_buckets.means,
             normalise=normalise,
             cold_start=cold_start,
         )
-        ads = resolve(
+        return resolve(
             snapshot,
             beams.sids[0],
             scores=beams.scores[0],
             expected_value=beams.expected_value[0],
-            num_ads=max(CUTOFFS),
+            num_ads=most,
             exclude=_NO_ADS,
-        ).ad_ids
-        return ads[ads != NO_AD]
+        )
 
 
 def options(description: str) -> argparse.ArgumentParser:
