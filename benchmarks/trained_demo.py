@@ -24,6 +24,7 @@ from serving.engines.ort import OrtExecutor
 from serving.index.snapshot import IndexSnapshot, Snapshot
 from serving.search.beam_search import beam_search
 from serving.search.cold_start import ColdStart
+from serving.search.executor import Executor
 from serving.search.normalise import Normalise
 from serving.search.widths import WidthPlan
 from training.data.groups import TargetGroups
@@ -47,7 +48,7 @@ class TrainedDemo:
     Attributes:
         spec: of the model.
         plan: widths.
-        executor: FP32 graphs in ONNX Runtime.
+        executor: engine; FP32 graphs in ONNX Runtime where it was loaded of a run.
         dataset: events and SIDs.
         groups: test requests by row of `rows`.
         rows: the drawn ones.
@@ -59,7 +60,7 @@ class TrainedDemo:
 
     spec: ModelSpec
     plan: WidthPlan
-    executor: OrtExecutor
+    executor: Executor
     dataset: RequestDataset
     groups: TargetGroups
     rows: np.ndarray
@@ -81,13 +82,16 @@ class TrainedDemo:
             count=arguments.requests,
             seed=0,
         )
+        folder = arguments.run / graphs
+        folder.mkdir(exist_ok=True)
+        export_graphs(checkpoint.model, folder)
+        check_parity(checkpoint.model, folder)
         return cls.of(
             checkpoint,
             dataset,
             drawn,
             widths=arguments.widths or preset.serving.widths,
-            graphs=arguments.run / graphs,
-            threads=arguments.threads,
+            executor=OrtExecutor(folder, levels=checkpoint.spec.features.levels, threads=arguments.threads),
         )
 
     @classmethod
@@ -98,19 +102,15 @@ class TrainedDemo:
         requests: Requests,
         *,
         widths: str,
-        graphs: Path,
-        threads: int,
+        executor: Executor,
     ) -> TrainedDemo:
-        """Of a model and drawn requests; graphs are written into the folder `graphs`."""
+        """Of a model on an engine, and drawn requests."""
         spec = checkpoint.spec
-        graphs.mkdir(exist_ok=True)
-        export_graphs(checkpoint.model, graphs)
-        check_parity(checkpoint.model, graphs)
         warm = np.unique(dataset.log.ad_ids[dataset.parts.event == TRAIN])
         return cls(
             spec=spec,
             plan=WidthPlan.parse(widths, levels=spec.features.levels),
-            executor=OrtExecutor(graphs, levels=spec.features.levels, threads=threads),
+            executor=executor,
             dataset=dataset,
             groups=requests.groups,
             rows=requests.rows,

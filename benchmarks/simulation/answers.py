@@ -5,7 +5,6 @@ Letters: R requests, n ads.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -16,11 +15,16 @@ from tqdm import tqdm
 from benchmarks.simulation.settings import Arm
 from benchmarks.simulation.world import World, data_sha256, key_of
 from benchmarks.trained_demo import TrainedDemo
+from export.graphs import export_graphs
+from serving.backend.resolve import Ads
+from serving.engines.ort import OrtExecutor
 from serving.files import new_file
 from serving.search.cold_start import ColdStart
+from serving.search.executor import Executor
 from training.data.samples import RequestDataset
 from training.loop.checkpoint import Checkpoint, load_checkpoint, weights_sha256
 from training.loop.retention import find_checkpoint
+from training.rollout.executor import TorchExecutor
 from training.run import RunData
 
 _VERSION = 1  # of the search, so that what an older one left in a cache is not taken for its own
@@ -34,13 +38,11 @@ class Answers:
         ads: int64 [R, n]; -1 is padding.
         p: float64 [R, n], probability that the arm gives each ad; 0 in padding.
         value: float64 [R, n], value that the arm expects of each; 0 in padding.
-        seconds: float64 [R], time of each search; NaN where nothing was searched.
     """
 
     ads: np.ndarray
     p: np.ndarray
     value: np.ndarray
-    seconds: np.ndarray
 
     def save(self, path: Path) -> None:
         """Write, whole or not."""
@@ -51,7 +53,7 @@ class Answers:
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as found:
-            return cls(**{name: found[name] for name in ("ads", "p", "value", "seconds")})
+            return cls(**{name: found[name] for name in ("ads", "p", "value")})
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Trained:
             CheckpointError: there is none.
         """
         run = Path(str(arm.run).format(seed=seed))
-        return cls(run, find_checkpoint(run / arm.model))
+        return cls(run, find_checkpoint(run / arm.model.format(seed=seed)))
 
     def open(self, world: World) -> tuple[Checkpoint, RequestDataset]:
         """The model, and the log with its SIDs.
@@ -83,6 +85,25 @@ class Trained:
         checkpoint, data = load_checkpoint(self.checkpoint), RunData.load(self.run)
         data.check_tokenizer(checkpoint.spec)
         return checkpoint, data.dataset(checkpoint.spec)
+
+
+@dataclass(frozen=True)
+class Searcher:
+    """A generator as it serves.
+
+    Attributes:
+        demo: model, index and requests.
+        cold_start: what ads get that it never saw.
+        most: ads of an answer.
+    """
+
+    demo: TrainedDemo
+    cold_start: ColdStart | None
+    most: int
+
+    def __call__(self, row: int) -> Ads:
+        """The answer to a request, the most probable ad first."""
+        return self.demo.answer(row, most=self.most, cold_start=self.cold_start)
 
 
 def answers_of(world: World, arm: Arm, trained: Trained) -> Answers:
@@ -103,23 +124,26 @@ def answers_of(world: World, arm: Arm, trained: Trained) -> Answers:
     return Answers.load(path)
 
 
-def searcher(world: World, trained: Trained, *, widths: str) -> tuple[TrainedDemo, ColdStart | None]:
-    """A model ready to search, and what ads get that it never saw."""
+def searcher(world: World, trained: Trained, *, widths: str, graphs: Path | None = None) -> Searcher:
+    """A model ready to search: in PyTorch, or of ONNX graphs in a folder, which are written first."""
     checkpoint, dataset = trained.open(world)
-    graphs = world.cache / f"onnx-{weights_sha256(trained.checkpoint)[:16]}"
-    demo = TrainedDemo.of(checkpoint, dataset, world.requests, widths=widths, graphs=graphs, threads=1)
+    spec = checkpoint.spec
+    executor: Executor
+    if graphs is None:
+        executor = TorchExecutor(checkpoint.model.eval())
+    else:
+        export_graphs(checkpoint.model, graphs)
+        executor = OrtExecutor(graphs, levels=spec.features.levels, threads=1)
+    demo = TrainedDemo.of(checkpoint, dataset, world.requests, widths=widths, executor=executor)
     share = world.preset.serving.cold_start
-    return demo, ColdStart(demo.seen, checkpoint.spec.level_sizes, share) if share else None
+    cold_start = ColdStart(demo.seen, spec.level_sizes, share) if share else None
+    return Searcher(demo, cold_start, most=world.settings.depth)
 
 
 def _search(world: World, trained: Trained, *, widths: str) -> Answers:
-    demo, cold_start = searcher(world, trained, widths=widths)
-    found, seconds = [], []
-    for row in tqdm(demo.rows, desc=str(trained.checkpoint), mininterval=2.0):
-        began = time.perf_counter()
-        found.append(demo.answer(int(row), most=world.settings.depth, cold_start=cold_start))
-        seconds.append(time.perf_counter() - began)
+    search = searcher(world, trained, widths=widths)
+    name = str(trained.checkpoint)
+    found = [search(int(row)) for row in tqdm(world.requests.rows, desc=name, mininterval=2.0)]
     ads = np.stack([a.ad_ids for a in found])
     p = np.where(ads >= 0, np.exp(np.stack([a.scores for a in found]).astype(np.float64)), 0.0)
-    value = np.stack([a.expected_value for a in found]).astype(np.float64)
-    return Answers(ads, p, value, np.array(seconds))
+    return Answers(ads, p, value=np.stack([a.expected_value for a in found]).astype(np.float64))

@@ -42,8 +42,8 @@ def hold(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Who gets the slots of N auctions, and the price of a purchase.
 
-    A candidate takes part with a bid of at least its reserve and an estimate above 0; of equal scores the
-    earlier candidate wins.
+    A candidate takes part with a score above 0 and a bid of at least its reserve; of equal scores the earlier
+    candidate wins.
 
     Args:
         bids: float64 [N, n], most that is paid for a purchase.
@@ -54,7 +54,7 @@ def hold(
     Returns:
         Candidates int64 [N, k], `NOBODY` where a slot stays empty, and prices float64 [N, k], 0 there.
     """
-    score = np.where((bids >= reserves) & (estimates > 0), bids * estimates, 0.0)
+    score = np.where(bids >= reserves, bids * estimates, 0.0)
     score = np.pad(score, ((0, 0), (0, max(0, slots + 1 - score.shape[1]))))
     order = np.argsort(-score, axis=1, kind="stable")[:, : slots + 1]
     best = np.take_along_axis(score, order, 1)  # [N, k + 1]

@@ -22,7 +22,7 @@ def popular(world: World) -> Answers:
         return np.broadcast_to(values[top], (requests, len(top)))
 
     share = world.popularity / world.popularity.sum()
-    return _of(rows(world.dataset.ad_ids), rows(share), rows(world.mean_value))
+    return Answers(rows(world.dataset.ad_ids), rows(share), rows(world.mean_value))
 
 
 def retrieved(world: World) -> Answers:
@@ -40,8 +40,4 @@ def retrieved(world: World) -> Answers:
     ads = np.full((len(found), max(map(len, found))), NO_AD, np.int64)
     for row, candidates in zip(ads, found, strict=True):
         row[: len(candidates)] = candidates
-    return _of(ads, np.zeros(ads.shape), np.zeros(ads.shape))
-
-
-def _of(ads: np.ndarray, p: np.ndarray, value: np.ndarray) -> Answers:
-    return Answers(ads, p, value, seconds=np.full(len(ads), np.nan))
+    return Answers(ads, np.zeros(ads.shape), np.zeros(ads.shape))

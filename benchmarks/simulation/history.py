@@ -22,7 +22,8 @@ class Past:
     Attributes:
         ads: int64 [h], distinct ads, rows of the dataset, ascending.
         taste: float64 [h, 2], share of each in the user's taste, by decay; columns sum to 1 where h > 0.
-        own: float64 [h, k], log(1 + decayed count) of each.
+        own: float64 [h, k], log of the decayed share of the user's requests that had each: of n in N it is
+            log((n + .1) / (N + 1)).
         size: log of the mean number of ads that the user took at once, 0 without a past.
     """
 
@@ -42,10 +43,13 @@ class Past:
         ads, which = np.unique(dataset.event_ad[events], return_inverse=True)
         days = (groups.now[row] - log.timestamp[events]) / _DAY
 
+        times = np.unique(days)
+
         def sums(decays: tuple[float, ...]) -> np.ndarray:
             weights = np.exp(-days[:, None] / decays)
             return np.stack([np.bincount(which, w, minlength=len(ads)) for w in weights.T], axis=1)
 
         taste = sums(TASTE_DAYS) + 1e-12
-        times = len(np.unique(log.timestamp[events]))
-        return cls(ads, taste / taste.sum(axis=0), np.log1p(sums(KERNELS_DAYS)), np.log(len(events) / times))
+        requests = np.exp(-times[:, None] / KERNELS_DAYS).sum(axis=0)
+        own = np.log((sums(KERNELS_DAYS) + 0.1) / (requests + 1))
+        return cls(ads, taste / taste.sum(axis=0), own, float(np.log(len(events) / len(times))))

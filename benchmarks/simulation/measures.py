@@ -38,12 +38,12 @@ def ordered(answers: Answers, order: Order, *, ranker: Scored | None, rerank: in
         raise ValueError("order reward: expected a ranker, got none")
     found = ranker.at(answers.ads)
     if not own.any():
-        return _by(Answers(answers.ads, found.p, found.value, answers.seconds), found.p * found.value)
+        return _by(Answers(answers.ads, found.p, found.value), found.p * found.value)
     first = _by(answers, own)
     scores = ranker.at(first.ads)
     within = np.arange(first.ads.shape[1]) < rerank
     worth = np.where(within, 1.0 + scores.p * scores.value, 0.0)  # those behind keep their order
-    return _by(Answers(first.ads, scores.p, scores.value, first.seconds), worth)
+    return _by(Answers(first.ads, scores.p, scores.value), worth)
 
 
 def measures(
@@ -113,4 +113,4 @@ def compared(
 def _by(answers: Answers, worth: np.ndarray) -> Answers:
     order = np.argsort(-np.where(answers.ads == NO_AD, -np.inf, worth), axis=1, kind="stable")
     ads, p, value = (np.take_along_axis(a, order, 1) for a in (answers.ads, answers.p, answers.value))
-    return Answers(ads, p, value, answers.seconds)
+    return Answers(ads, p, value)

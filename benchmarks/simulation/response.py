@@ -2,11 +2,14 @@
 
 A log-linear Poisson model with factors. The rate at which request (u, t) buys ad a is
 
-    log rate = b_a + x(u, t) . e_a + c . own(u, t, a) + s size(u, t),      P(buy) = 1 - exp(-rate)
+    log rate = b_a + x(u, t) . e_a + s size(u, t)                                       ad new to the user
+    log rate = o + g_b b_a + g_x x(u, t) . e_a + c . own(u, t, a) + s size(u, t)        ad of his past
+    P(buy) = 1 - exp(-rate)
 
 b_a: how often others bought the ad, and a free part. x: mean of the factors q of the ads of the user's past,
 two decays, each with its gates g. e_a, q_a: factors of the ad and of the words of its text, so that ads with
-few purchases borrow from others. own: decayed counts of the ad in the user's past. Nothing is a tree, nothing
+few purchases borrow from others. own: in which share of his
+past requests the user bought the ad, by decay. Nothing is a tree, nothing
 is a semantic ID, and nothing is shared with the reward model. `response_fit` fits it on users and weeks that
 are not judged. The value of a purchase is the ad's mean there, shrunk to that of ads with the same text, and
 that to the mean of all.
@@ -50,6 +53,7 @@ class ResponseModel:
         past: [A, F], q_a.
         gates: [2, F], g of each decay.
         own: [k], c.
+        own_gates: [3], o, g_b and g_x.
         size: [1], s.
         value: [A], value of a purchase.
     """
@@ -61,6 +65,7 @@ class ResponseModel:
     past: np.ndarray
     gates: np.ndarray
     own: np.ndarray
+    own_gates: np.ndarray
     size: np.ndarray
     value: np.ndarray
 
@@ -78,10 +83,14 @@ class ResponseModel:
         past = Past.of(dataset, groups, row, behaviors=self.behaviors)
         rows = np.searchsorted(self.ad_ids, ads)
         taste = (past.taste.T @ self.past[past.ads] * self.gates).sum(axis=0)  # [F]
-        log_rate = self.bias[rows] + self.candidate[rows] @ taste + self.size[0] * past.size
+        bias, liking = self.bias[rows], self.candidate[rows] @ taste
+        log_rate = bias + liking
         if len(past.ads):
             at = np.minimum(np.searchsorted(past.ads, rows), len(past.ads) - 1)
-            log_rate = log_rate + np.where(past.ads[at] == rows, past.own[at] @ self.own, 0.0)
+            offset, of_bias, of_liking = self.own_gates
+            own = offset + of_bias * bias + of_liking * liking + past.own[at] @ self.own
+            log_rate = np.where(past.ads[at] == rows, own, log_rate)
+        log_rate = log_rate + self.size[0] * past.size
         p = -np.expm1(-np.exp(np.minimum(log_rate, MOST_LOG_RATE)))
         return Scores(p.astype(np.float64), self.value[rows].astype(np.float64))
 

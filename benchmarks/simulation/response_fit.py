@@ -62,7 +62,10 @@ def fit(
     counts = np.bincount(dataset.event_ad[bought], minlength=len(ads)).astype(np.float64)
     base = np.log((counts + 0.3) / len(rows))
     net = _Net(_words(ads["text"].to_list()), base=base, factors=settings.factors)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, weight_decay=0)
+    few = (net.offset, net.own, net.own_gates, net.size, net.gates)
+    tables = (*net.free, *net.of_words, net.bias)
+    rates = ((few, settings.learning_rate), (tables, settings.table_learning_rate))
+    optimizer = torch.optim.Adam([{"params": list(params), "lr": rate} for params, rate in rates])
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, settings.steps)
     chance = 0.5 / len(ads) + 0.5 * counts / counts.sum()
     for _ in tqdm(range(settings.steps), desc="response model", unit="step", mininterval=2.0):
@@ -93,10 +96,11 @@ class _Net(nn.Module):
         self.base = torch.as_tensor(base, dtype=torch.float32)
         self.offset = nn.Parameter(torch.zeros(2))  # o, and the weight of the base rate less 1
         self.bias = nn.Parameter(torch.zeros(words.shape[0]))
-        self.own = nn.Parameter(torch.zeros(len(KERNELS_DAYS)))
+        self.own = nn.Parameter(torch.full((len(KERNELS_DAYS),), 1 / len(KERNELS_DAYS)))
+        self.own_gates = nn.Parameter(torch.tensor([0.0, 0.1, 0.5]))
         self.size = nn.Parameter(torch.zeros(1))
         self.gates = nn.Parameter(torch.full((len(TASTE_DAYS), factors), 0.5))
-        self.free = nn.ParameterList(torch.randn(words.shape[0], factors) * 0.02 for _ in range(2))
+        self.free = nn.ParameterList(torch.zeros(words.shape[0], factors) for _ in range(2))
         self.of_words = nn.ParameterList(torch.randn(words.shape[1], factors) * 0.2 for _ in range(2))
 
     def tables(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,22 +125,26 @@ class _Net(nn.Module):
         taste = torch.zeros(len(pasts), mixed.shape[1]).index_add(0, at, mixed)  # [B, F]
         level = self.size * torch.tensor([p.size for p in pasts], dtype=torch.float32)  # [B]
 
-        def log_rate(request: Tensor, ad: Tensor) -> Tensor:
-            return bias[ad] + level[request] + (taste[request] * candidate[ad]).sum(-1)
+        def liking(request: Tensor, ad: Tensor) -> Tensor:
+            return (taste[request] * candidate[ad]).sum(-1)
 
         def rate(log_rate: Tensor) -> Tensor:
             return log_rate.clamp(max=MOST_LOG_RATE).exp()
 
-        own = rate(log_rate(at, own_ads) + kernels @ self.own)  # [P]
+        offset, of_bias, of_liking = self.own_gates
+        known = offset + of_bias * bias[own_ads] + of_liking * liking(at, own_ads) + kernels @ self.own
+        own = rate(known + level[at])  # [P]
         of_own = np.concatenate([np.isin(p.ads, t) for p, t in zip(pasts, targets, strict=True)])
         new = [np.setdiff1d(t, p.ads) for p, t in zip(pasts, targets, strict=True)]
         new_at = torch.as_tensor(np.repeat(np.arange(len(new)), [len(t) for t in new]))
-        of_new = rate(log_rate(new_at, torch.as_tensor(np.concatenate(new))))
+        new_ads = torch.as_tensor(np.concatenate(new))
+        of_new = rate(bias[new_ads] + liking(new_at, new_ads) + level[new_at])
         bought = torch.cat([own[torch.as_tensor(of_own)], of_new])
         others = torch.as_tensor(drawn)
         rates = rate(bias[others] + level[:, None] + taste @ candidate[others].T)  # [B, m]
-        known = np.stack([np.isin(drawn, p.ads) for p in pasts])
-        counts = torch.as_tensor(weights * ~known, dtype=torch.float32)
+        counts = torch.as_tensor(
+            weights * ~np.stack([np.isin(drawn, p.ads) for p in pasts]), dtype=torch.float32
+        )
         return own.sum() + (rates * counts).sum() - bought.expm1().log().sum()
 
     def penalty(self) -> Tensor:
@@ -147,7 +155,7 @@ class _Net(nn.Module):
     def arrays(self) -> dict[str, np.ndarray]:
         """Those of a `ResponseModel`, by name."""
         tables = dict(zip(("bias", "candidate", "past"), self.tables(), strict=True))
-        tables |= {name: getattr(self, name) for name in ("gates", "own", "size")}
+        tables |= {name: getattr(self, name) for name in ("gates", "own", "own_gates", "size")}
         return {name: table.detach().numpy().copy() for name, table in tables.items()}
 
 
@@ -164,6 +172,7 @@ def _words(texts: list[str]) -> Tensor:
         torch.as_tensor(np.stack([row, column])),
         torch.as_tensor(share, dtype=torch.float32),
         (len(texts), max(len(place), 1)),
+        check_invariants=True,
     ).coalesce()
 
 

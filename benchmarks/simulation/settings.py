@@ -23,7 +23,7 @@ class Arm(_Strict):
         name: what the row is called.
         kind: a trained generator, popularity of the training part, or a pointwise ranker over ads that
             simple rules retrieve.
-        run: of a generator, its run folder; `{seed}` stands for the seed.
+        run: of a generator, its run folder; `{seed}` stands for the seed, here and in `model`.
         model: folder with its checkpoints, below the run.
         widths: of the search; the preset's where left out.
         order: of its answers: by probability, by p x expected value, or the first of the latter re-ranked by
@@ -68,17 +68,19 @@ class FitSettings(_Strict):
         steps: of Adam.
         batch: requests a step.
         sample: ads of the catalogue drawn each step.
-        learning_rate: at the start; falls to 0 linearly.
+        learning_rate: of the few weights that all ads share, at the start; falls to 0 linearly.
+        table_learning_rate: of the weights of ads and words.
         decay: times the squares of all that is free, added to the loss of a request.
         recent_weeks: of the training part.
         seed: of draws and weights.
     """
 
     factors: PositiveInt = 24
-    steps: PositiveInt = 600
+    steps: PositiveInt = 300
     batch: PositiveInt = 64
     sample: PositiveInt = 1024
-    learning_rate: PositiveFloat = 0.01
+    learning_rate: PositiveFloat = 0.02
+    table_learning_rate: PositiveFloat = 0.004
     decay: float = Field(1e-4, ge=0)
     recent_weeks: PositiveInt = 26
     seed: int = 0

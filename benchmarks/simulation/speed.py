@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.simulation.answers import Trained, searcher
+from benchmarks.simulation.answers import Searcher, Trained, searcher
 from benchmarks.simulation.world import World
 from training.loop.checkpoint import CheckpointError, load_checkpoint
 
@@ -20,27 +21,35 @@ REQUESTS, WARM_UP = 60, 5
 
 
 def requests_a_second(world: World) -> dict[str, float]:
-    """By id of the arms that have a checkpoint: one over the median time of a search."""
+    """By id of the arms that have a checkpoint: one over the median time of a search in ONNX Runtime."""
     shapes: dict[str, str] = {}
-    searches = {}
-    for name, arm in world.settings.arms.items():
-        trained = _first(world, name)
-        if trained is None:
-            continue
-        widths = arm.widths or world.preset.serving.widths
-        model = load_checkpoint(trained.checkpoint).spec.model.model_dump()
-        shapes[name] = json.dumps([model, widths], sort_keys=True)
-        if shapes[name] not in searches:
-            searches[shapes[name]] = searcher(world, trained, widths=widths)
-    seconds: Mapping[str, list[float]] = {shape: [] for shape in searches}
-    random = np.random.default_rng(world.settings.seed)
-    for row in tqdm(world.requests.rows[: REQUESTS + WARM_UP], desc="speed", mininterval=2.0):
+    searches: dict[str, Searcher] = {}
+    with TemporaryDirectory() as folder:
+        for name, arm in world.settings.arms.items():
+            trained = _first(world, name)
+            if trained is None:
+                continue
+            widths = arm.widths or world.preset.serving.widths
+            model = load_checkpoint(trained.checkpoint).spec.model.model_dump()
+            shapes[name] = json.dumps([model, widths], sort_keys=True)
+            if shapes[name] not in searches:
+                graphs = Path(folder, str(len(searches)))
+                graphs.mkdir()
+                searches[shapes[name]] = searcher(world, trained, widths=widths, graphs=graphs)
+    seconds = _seconds(searches, world.requests.rows[: REQUESTS + WARM_UP], seed=world.settings.seed)
+    return {name: float(1 / np.median(seconds[shape])) for name, shape in shapes.items()}
+
+
+def _seconds(searches: dict[str, Searcher], rows: np.ndarray, *, seed: int) -> dict[str, list[float]]:
+    """Of each search, after those that warm up."""
+    seconds: dict[str, list[float]] = {shape: [] for shape in searches}
+    random = np.random.default_rng(seed)
+    for row in tqdm(rows, desc="speed", mininterval=2.0):
         for shape in random.permutation(list(searches)).tolist():
-            demo, cold_start = searches[shape]
             began = time.perf_counter()
-            demo.answer(int(row), most=world.settings.depth, cold_start=cold_start)
+            searches[shape](int(row))
             seconds[shape].append(time.perf_counter() - began)
-    return {name: float(1 / np.median(seconds[shape][WARM_UP:])) for name, shape in shapes.items()}
+    return {shape: every[min(WARM_UP, len(every) - 1) :] for shape, every in seconds.items()}
 
 
 def _first(world: World, name: str) -> Trained | None:
