@@ -86,6 +86,10 @@ train: tokenize ## train the generator (goes on where it was stopped; FRESH=1 st
 evaluate: setup ## recall, NDCG and value recall on a held-out part, beside four baselines
 	$(PY) -m training.evaluation $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
 
+.PHONY: rollout
+rollout: setup ## candidate lists by the search that serves, for what learns from values; goes on where it was stopped
+	$(PY) -m training.rollout $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
+
 .PHONY: tensorboard-setup
 tensorboard-setup: $(VENV)/.tensorboard-installed ## tensorboard, for event files of training runs (optional)
 $(VENV)/.tensorboard-installed: requirements-tensorboard.txt $(VENV)/.installed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -44,6 +45,32 @@ def plot_ranking(rows: dict[str, dict[str, dict[str, float]]], path: Path, *, ti
         axis.set_title(metric.replace("_", " "))
         axis.grid(axis="y", alpha=0.3)
     axes[0][0].legend()
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def plot_rankers(judged: dict[str, dict[str, Any]], path: Path, *, title: str) -> None:
+    """What was expected beside what came, and AUC: judged[ranker] as `training.reward.judge` gives it."""
+    figure, axes = plt.subplots(1, 4, figsize=(16.8, 3.9), constrained_layout=True)
+    for axis, what in zip(axes[:3], ("p", "value", "reward"), strict=True):
+        ends = []
+        for ranker, of in judged.items():
+            expected, came = (
+                [decile[side] for decile in of[what]["deciles"]] for side in ("expected", "came")
+            )
+            axis.plot(expected, came, marker="o", markersize=3, label=ranker)
+            ends += [number for number in (*expected, *came) if number > 0]
+        axis.plot([min(ends), max(ends)], [min(ends), max(ends)], color="grey", linewidth=0.8)
+        axis.set(xscale="log", yscale="log", xlabel=f"{what} expected, mean of a decile", ylabel="what came")
+    metrics = ("auc", "auc_by_request")
+    for i, (ranker, of) in enumerate(judged.items()):
+        places = [j + (i - (len(judged) - 1) / 2) * 0.25 for j in range(len(metrics))]
+        axes[3].bar(places, [of[metric] for metric in metrics], width=0.24, label=ranker)
+    axes[3].set_xticks(range(len(metrics)), [metric.replace("_", " ") for metric in metrics])
+    axes[3].set_ylim(0.5, 1)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    axes[0].legend()
     figure.suptitle(title)
     _save(figure, path)
 

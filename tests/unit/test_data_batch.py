@@ -85,8 +85,8 @@ def test_every_array_reaches_the_device():
         ({"log_p_ref": np.zeros((2, 1))}, r"expected log_p_ref \[2\], got \[2, 1\]"),
         ({"sids": np.array([[0, 0], [0, -1]])}, r"candidate 1, sids: expected codes >= 0, got \[ 0 -1\]"),
         ({"reward": np.array([0, np.nan])}, "candidate 1, reward: expected a finite number, got nan"),
-        ({"flags": np.array([0, 1])}, r"candidate 0, flags: expected flags 1\.\.7, got 0"),
-        ({"flags": np.array([7, 8])}, r"candidate 1, flags: expected flags 1\.\.7, got 8"),
+        ({"flags": np.array([0, 1])}, r"candidate 0, flags: expected flags 1\.\.15, got 0"),
+        ({"flags": np.array([15, 16])}, r"candidate 1, flags: expected flags 1\.\.15, got 16"),
         ({"ads": np.array([-1, -2])}, "candidate 1, ads: expected an ad or -1, got -2"),
         ({"log_p_ref": np.array([0, 0.1])}, "candidate 1, log_p_ref: expected a log-probability, got 0.1"),
         (

@@ -26,6 +26,7 @@ class CandidateFlag(IntFlag):
     OWN = 1  # found by the beam search of a model at most a few versions old
     LOGGED = 2  # shown to the user
     SAMPLED = 4  # drawn from the catalogue
+    EXPLORED = 8  # drawn by probability from what the search found beyond its best beams
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,22 +12,21 @@ import polars as pl
 
 from training.data.samples import RequestDataset
 from training.evaluation.requests import Requests
+from training.rollout.live import LiveAds
 
 
 @dataclass(frozen=True)
 class Competing:
-    """Ads as the index has them, in the order of the dataset's `ad_ids`.
+    """The ads of an evaluation.
 
     Attributes:
         dataset: histories of the requests.
-        active: bool [A], not paused.
-        created: int64 [A], unix seconds; an ad competes from then on.
+        live: which ads are in the index when; an ad competes from its creation on.
         exclude_seen: whether ads of a request's history are left out, of whatever behavior.
     """
 
     dataset: RequestDataset
-    active: np.ndarray
-    created: np.ndarray
+    live: LiveAds
     exclude_seen: bool
 
     @classmethod
@@ -37,14 +36,7 @@ class Competing:
         Raises:
             ValueError: it has other ads than the dataset.
         """
-        ads = ads.sort("ad_id")
-        if not np.array_equal(ads["ad_id"].to_numpy(), dataset.ad_ids):
-            raise ValueError(
-                f"expected the {len(dataset.ad_ids)} ads that have SIDs in the ads table, got {ads.height} "
-                "others: tokenizer and data do not belong together"
-            )
-        active = (ads["status"] == "active").to_numpy()
-        return cls(dataset, active, ads["created_at"].to_numpy(), exclude_seen)
+        return cls(dataset, LiveAds.of(dataset, ads), exclude_seen)
 
     def seen(self, requests: Requests, i: int) -> np.ndarray:
         """Ads, rows of the dataset, that request i must not be answered with because its user had them."""
@@ -55,7 +47,7 @@ class Competing:
 
     def allowed(self, now: int, *, seen: np.ndarray) -> np.ndarray:
         """Bool [A]: ads that compete for a request of that time."""
-        allowed = self.active & (self.created <= now)
+        allowed = self.live.at(now)
         allowed[seen] = False
         return allowed
 
@@ -69,12 +61,12 @@ class Competing:
         kept, targets, values = [], [], []
         for i in np.argsort(requests.now, kind="stable"):
             rows = np.searchsorted(self.dataset.ad_ids, requests.targets[i])
-            late = self.created[rows] > requests.now[i]
+            active, late = self.live.active[rows], self.live.created[rows] > requests.now[i]
             seen = np.isin(rows, self.seen(requests, i))
-            good = self.active[rows] & ~late & ~seen
-            left_out["paused"] += int((~self.active[rows]).sum())
-            left_out["created_later"] += int((self.active[rows] & late).sum())
-            left_out["seen"] += int((self.active[rows] & ~late & seen).sum())
+            good = active & ~late & ~seen
+            left_out["paused"] += int((~active).sum())
+            left_out["created_later"] += int((active & late).sum())
+            left_out["seen"] += int((active & ~late & seen).sum())
             if good.any():
                 kept.append(int(i))
                 targets.append(requests.targets[i][good])

@@ -9,7 +9,6 @@ import polars as pl
 from tqdm import tqdm
 
 from serving.backend.resolve import NO_AD, resolve
-from serving.index.snapshot import IndexSnapshot
 from serving.search.beam_search import beam_search
 from serving.search.executor import Executor
 from serving.search.rank import RankBy
@@ -21,6 +20,7 @@ from training.evaluation.metrics import ranking_metrics
 from training.evaluation.requests import Requests, draw_requests
 from training.evaluation.targets import recall_by_kind, target_masks
 from training.preset.evaluation import EvaluationConfig
+from training.rollout.live import LiveIndex
 
 
 def rank_by_model(
@@ -54,8 +54,7 @@ def rank_by_model(
         progress: show how far it is.
     """
     dataset, ranked, beams_seen, invalid = competing.dataset, [], 0, 0
-    snapshot: IndexSnapshot | None = None
-    active = np.zeros(0, bool)
+    index = LiveIndex(dataset, competing.live, level_sizes=level_sizes)
     for start in tqdm(
         range(0, len(requests.rows), batch_size),
         desc="evaluate",
@@ -65,13 +64,8 @@ def rank_by_model(
         disable=not progress,
     ):
         batch = range(start, min(start + batch_size, len(requests.rows)))
-        there = competing.allowed(int(requests.now[batch[-1]]), seen=np.zeros(0, np.int64))
-        if snapshot is None or not np.array_equal(there, active):
-            active = there
-            snapshot = IndexSnapshot.build(
-                dataset.ad_ids, dataset.ad_sids, active=active, level_sizes=level_sizes
-            )
-        excluded = [_excluded(competing, requests, i, active=active) for i in batch]
+        snapshot = index.at(int(requests.now[batch[-1]]))
+        excluded = [index.but(_allowed(competing, requests, i)) for i in batch]
         slots, profile = dataset.context(requests.groups, requests.rows[batch.start : batch.stop])
         beams = beam_search(
             executor,
@@ -100,10 +94,9 @@ def rank_by_model(
     return ranked, beams_seen, invalid
 
 
-def _excluded(competing: Competing, requests: Requests, i: int, *, active: np.ndarray) -> np.ndarray:
-    """Ads of the index that may not be answers to request i."""
-    allowed = competing.allowed(int(requests.now[i]), seen=competing.seen(requests, i))
-    return competing.dataset.ad_ids[active & ~allowed]
+def _allowed(competing: Competing, requests: Requests, i: int) -> np.ndarray:
+    """Ads that may be answers to request i, bool [A]."""
+    return competing.allowed(int(requests.now[i]), seen=competing.seen(requests, i))
 
 
 def evaluate(

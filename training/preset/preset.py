@@ -26,6 +26,8 @@ from training.preset.evaluation import EvaluationConfig
 from training.preset.model import ModelConfig
 from training.preset.precision import PrecisionConfig
 from training.preset.recipes import FineTuneConfig, TrainingConfig
+from training.preset.reward import RewardConfig
+from training.preset.rollout import RolloutConfig
 from training.preset.tokenizer import TokenizerConfig
 
 
@@ -51,6 +53,8 @@ class Preset(BaseModel):
     training: TrainingConfig = TrainingConfig()
     fine_tune_fp8: FineTuneConfig = FineTuneConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    reward: RewardConfig = RewardConfig()
+    rollout: RolloutConfig = RolloutConfig()
     serving: ServingConfig = ServingConfig()
     precision: PrecisionConfig = PrecisionConfig()
     _path: str = PrivateAttr("preset")
@@ -131,6 +135,9 @@ class Preset(BaseModel):
         check("features", lambda: self.features.spec(levels=levels, profile_sizes=()))
         check("serving", lambda: SearchPlans.of(self.serving, levels=levels))
         check("evaluation", lambda: _check_cutoffs(self.evaluation, levels=levels))
+        if self.rollout.widths is not None:
+            widths = self.rollout.widths
+            check("rollout", lambda: WidthPlan.parse(widths, levels=levels))
         weights = self.training.behavior_weights
         targets = tuple(self.data.target_behaviors if self.data else BEHAVIORS)
         if not any(weight > 0 for behavior, weight in weights.items() if behavior in targets):

@@ -43,4 +43,4 @@ class TorchExecutor:
         return logprob.cpu().numpy(), {**carry, f"past_kv_{level}": new_kv}
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+        return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self._device)

@@ -1,0 +1,148 @@
+"""Candidate lists of requests by the search that serves, each in the index as of the request's time.
+
+Letters: B requests, n candidates, T SID levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from serving.model.features import BEHAVIORS
+from training.data.groups import TargetGroups
+from training.data.list_shards import ContextList
+from training.data.list_store import request_keys
+from training.data.lists import CandidateList, pad
+from training.data.samples import RequestDataset
+from training.model.gr4ad import Generator
+from training.preset.rollout import RolloutConfig
+from training.rollout.candidates import Candidates, candidates_of, choose, logged
+from training.rollout.live import LiveAds, LiveIndex
+from training.rollout.score import log_p
+from training.rollout.search import Searcher
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnRequests:
+    """Requests that lists are made for, the oldest first.
+
+    Attributes:
+        groups: requests of a part, with their targets.
+        every: the same and others, where all that was shown is a target.
+        rows: int64, those of `groups` that were drawn.
+    """
+
+    groups: TargetGroups
+    every: TargetGroups
+    rows: np.ndarray
+
+    @classmethod
+    def draw(
+        cls,
+        dataset: RequestDataset,
+        part: str,
+        *,
+        config: RolloutConfig,
+        target_behaviors: tuple[str, ...],
+        min_history: int,
+    ) -> DrawnRequests:
+        """Draw `config.requests` of a part.
+
+        Raises:
+            ValueError: there is none.
+        """
+        groups, every = (
+            dataset.groups(
+                part, target_behaviors=behaviors, min_history=min_history, recent_weeks=config.recent_weeks
+            )
+            for behaviors in (target_behaviors, tuple(BEHAVIORS))
+        )
+        if not len(groups):
+            raise ValueError(f"expected at least one {part} request with a target, got none")
+        rows = np.sort(np.random.default_rng(config.seed).permutation(len(groups))[: config.requests])
+        return cls(groups=groups, every=every, rows=rows[np.argsort(groups.now[rows], kind="stable")])
+
+
+class RollOut:
+    """Makes the lists of drawn requests; but for rounding, none depends on what else is in its batch."""
+
+    def __init__(
+        self,
+        model: Generator,
+        dataset: RequestDataset,
+        requests: DrawnRequests,
+        *,
+        live: LiveAds,
+        config: RolloutConfig,
+        widths: tuple[int, ...],
+    ) -> None:
+        """Put a model in evaluation mode and ask it.
+
+        Args:
+            model: whose search it is.
+            dataset: histories, and SIDs of the ads.
+            requests: drawn.
+            live: which ads are in the index when.
+            config: section `rollout`.
+            widths: beams of each level.
+        """
+        index = LiveIndex(dataset, live, level_sizes=model.level_sizes)
+        self._search = Searcher(model, index)
+        self._dataset, self._requests, self._config = dataset, requests, config
+        self._widths = widths
+
+    def lists(self, numbers: Sequence[int]) -> list[ContextList]:
+        """Lists of the drawn requests of these numbers, at least one, ascending; searched as one batch."""
+        rows = self._requests.rows[list(numbers)]
+        slots, profile = self._dataset.context(self._requests.groups, rows)
+        found = self._candidates(numbers, slots, profile)
+        missing = [candidates.sids[len(candidates.log_p) :] for candidates in found]
+        scores = np.zeros((len(found), 0), np.float32)
+        if any(map(len, missing)):
+            scores = log_p(self._search.model, slots, profile, sids=pad(missing))
+        users, times, nth = request_keys(self._dataset.log, self._requests.groups.request[rows])
+        lists = []
+        for i, one in enumerate(found):
+            teacher_forced = scores[i][: len(one.ads) - len(one.log_p)]
+            candidates = CandidateList(
+                sids=one.sids,
+                reward=np.zeros(len(one.ads), np.float32),
+                flags=one.flags,
+                ads=one.ads,
+                log_p_ref=np.concatenate([one.log_p, teacher_forced]),
+            )
+            key = {"user_id": int(users[i]), "now": int(times[i]), "nth": int(nth[i])}
+            lists.append(ContextList(**key, candidates=candidates, bought=one.bought))
+        return lists
+
+    def _candidates(self, numbers: Sequence[int], slots: np.ndarray, profile: np.ndarray) -> list[Candidates]:
+        """Of each request its list, without log p of what only the log has."""
+        groups, config = self._requests.groups, self._config
+        rows = self._requests.rows[list(numbers)]
+        found = self._search(
+            slots,
+            profile,
+            times=groups.now[rows],
+            widths=self._widths,
+            at_least=config.list_size + config.sampled,
+        )
+        lists = []
+        for i, number in enumerate(numbers):
+            there = found.beams.leaves[i] >= 0
+            sids, scores = found.beams.sids[i][there], found.beams.scores[i][there]
+            random = np.random.default_rng((config.seed, number))
+            chosen = choose(scores, best=config.list_size, sampled=config.sampled, random=random)
+            lists.append(
+                candidates_of(
+                    sids[chosen],
+                    scores[chosen],
+                    best=config.list_size,
+                    log=logged(self._dataset, groups, int(rows[i]), every=self._requests.every),
+                    dataset=self._dataset,
+                    snapshot=found.snapshot,
+                    late=found.late[i],
+                )
+            )
+        return lists
