@@ -24,6 +24,7 @@ from benchmarks.simulation.speed import requests_a_second
 from benchmarks.simulation.table import AUCTION, build
 from benchmarks.simulation.world import World
 from serving.files import write_file
+from training.reward.reward_model import RewardModel
 
 
 def main() -> None:
@@ -36,11 +37,12 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="run folder whose logs are replayed [of the file]")
     parser.add_argument("--requests", type=int, help="test requests [of the file]")
     parser.add_argument("--out", type=Path, default=Path("build/simulation"))
+    parser.add_argument("--no-speed", action="store_true", help="leave QPS out")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     settings = Settings.load(arguments.arms, run=arguments.run, requests=arguments.requests)
     world = World.open(settings, arguments.out / "cache")
-    table = simulate(world)
+    table = simulate(world, speed=not arguments.no_speed)
     write_file(arguments.out / "table.json", json.dumps(table, indent=2) + "\n")
     metrics = [f"{m}@{max(settings.cutoffs)}" for m in ("value", "response", "recall")]
     plot(table, arguments.out / "table.png", metrics=[*metrics, AUCTION])
@@ -48,12 +50,14 @@ def main() -> None:
     print(f"report: {arguments.out / 'table.json'}")
 
 
-def simulate(world: World) -> dict[str, Any]:
+def simulate(world: World, *, speed: bool) -> dict[str, Any]:
     """All that is written: the table, how good the response model is, and the settings."""
     judged = check(
         world.response, world.dataset, world.requests, popularity=world.popularity, seed=world.settings.seed
     )
-    table = build(world, speeds=requests_a_second(world))
+    folder = world.settings.run / world.settings.ranker
+    ranker = RewardModel.load(folder) if folder.is_dir() else None
+    table = build(world, ranker=ranker, speeds=requests_a_second(world) if speed else None)
     return {
         **stamp(),
         **table,

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.simulation.bids import PriceShape, multiples
 from benchmarks.simulation.draws import PURCHASES, uniform
-from benchmarks.simulation.response import Scores
+from training.reward.reward_model import Scores
 
 NOBODY = -1
 

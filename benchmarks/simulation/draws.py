@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-BIDS, PURCHASES, USERS = 1, 2, 3  # streams: what a draw is for
+from training.data.folds import user_fold
+
+BIDS, PURCHASES = 1, 2  # streams: what a draw is for
+# Not the folds of the reward model: what judges a user must not have learnt of just the users his ranker did.
+_FOLDS_SEED = 1_000_003
 
 
 def uniform(*columns: np.ndarray | int, stream: int, seed: int) -> np.ndarray:
@@ -19,9 +23,9 @@ def uniform(*columns: np.ndarray | int, stream: int, seed: int) -> np.ndarray:
     return ((state >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
-def judged(user_ids: np.ndarray, *, share: float, seed: int) -> np.ndarray:
-    """Bool [N]: the users whose requests are judged; the response model is fitted on the others."""
-    return uniform(user_ids, stream=USERS, seed=seed) < share
+def judged(user_ids: np.ndarray, *, folds: int, seed: int) -> np.ndarray:
+    """Bool [N]: the users whose requests are judged, one fold; the response model is fitted on the others."""
+    return user_fold(user_ids, folds=folds, seed=seed + _FOLDS_SEED) == 0
 
 
 def _mix(state: np.ndarray) -> np.ndarray:

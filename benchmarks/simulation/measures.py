@@ -10,10 +10,10 @@ import numpy as np
 from benchmarks.simulation.answers import Answers
 from benchmarks.simulation.auction import Rules, revenue
 from benchmarks.simulation.bids import PriceShape
-from benchmarks.simulation.response import Scores
 from benchmarks.simulation.scored import NO_AD, Scored
 from benchmarks.simulation.settings import Order
 from benchmarks.simulation.world import World
+from training.reward.reward_model import Scores
 
 PER = 1000  # requests that revenue is given for
 RESAMPLES = 2000

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -30,15 +30,9 @@ from benchmarks.simulation.history import Past
 from serving.files import new_file
 from training.data.groups import TargetGroups
 from training.data.samples import RequestDataset
+from training.reward.reward_model import Scores
 
 MOST_LOG_RATE = 2.0  # P(buy) = .9994
-
-
-class Scores(NamedTuple):
-    """Of n candidates, float64 [n] each: probability of a purchase, and value of one."""
-
-    p: np.ndarray
-    value: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Protocol, Self
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.simulation.response import Scores
 from training.data.groups import TargetGroups
 from training.data.samples import RequestDataset
 from training.evaluation.requests import Requests
+from training.reward.reward_model import Scores
 
 NO_AD = -1
 

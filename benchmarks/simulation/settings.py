@@ -93,10 +93,12 @@ class Settings(_Strict):
         config: preset of all arms.
         run: run folder whose logs are replayed; those of all arms must be the same.
         ranker: folder of the reward model that is the platform's ranker, below the run.
+        lists: of each generator's run, below `lists/`: candidate lists that its drift is measured on.
+        drift_requests: lists that it is measured on.
         seeds: of the generators.
         requests: test requests, of judged users.
         min_history: events before a request.
-        judged_share: of the users; the response model is fitted on the others.
+        folds: of the users; one is judged, the response model is fitted on the others.
         depth: ads of an answer.
         rerank: first ads of an answer that the ranker reorders, and candidates of the metrics.
         cutoffs: k of the metrics.
@@ -112,10 +114,12 @@ class Settings(_Strict):
     config: str = "configs/demo.yaml"
     run: Path
     ranker: str = "reward"
+    lists: str = "train"
+    drift_requests: PositiveInt = 40
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
     requests: PositiveInt = 1500
     min_history: int = Field(10, ge=0)
-    judged_share: float = Field(0.5, gt=0, lt=1)
+    folds: int = Field(2, ge=2)
     depth: PositiveInt = 64
     rerank: PositiveInt = 50
     cutoffs: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (10, 50)

@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks.simulation.answers import Answers, Trained, answers_of
 from benchmarks.simulation.baselines import popular, retrieved
 from benchmarks.simulation.bids import PriceShape
+from benchmarks.simulation.drift import drifts
 from benchmarks.simulation.measures import compared, measures, ordered
 from benchmarks.simulation.scored import Judge, Scored
 from benchmarks.simulation.settings import Arm
@@ -37,9 +38,14 @@ def build(
         ranker: the platform's, which reads the world's dataset; None where there is none.
         speeds: requests a second by arm id, of those that were measured.
     """
-    settings, found, missing, speeds = world.settings, {}, {}, speeds or {}
+    settings, speeds = world.settings, speeds or {}
+    trained: dict[str, dict[int, Trained]] = {}
+    found: dict[str, dict[int, Answers]] = {}
+    missing: dict[str, str | None] = {}
     for name, arm in settings.arms.items():
-        found[name], missing[name] = _answers(world, arm, ranker=ranker is not None)
+        trained[name], missing[name] = _trained(world, arm, ranker=ranker is not None)
+        empty = missing[name] is not None and not trained[name]
+        found[name] = {} if empty else _answers(world, arm, trained[name])
     every = [a.ads for seeds in found.values() for a in seeds.values()]
     if not every:
         raise ValueError(f"expected an arm with answers, got none: {missing}")
@@ -68,8 +74,7 @@ def build(
             "seeds": [seed for seed in figures[name] if seed != UNSEEDED],
             "missing": missing[name],
             "qps": speeds.get(name),
-            "drift": None,
-            "live_mass": None,
+            **drifts(world, arm, list(trained[name].values())),
             "metrics": _cells(world, figures[name], figures[settings.baseline]),
         }
         for name, arm in settings.arms.items()
@@ -106,23 +111,26 @@ def keys(world: World, figures: dict[str, dict[int, Figures]]) -> dict[str, floa
     }
 
 
-def _answers(world: World, arm: Arm, *, ranker: bool) -> tuple[dict[int, Answers], str | None]:
-    """Answers by seed, and what is missing."""
+def _trained(world: World, arm: Arm, *, ranker: bool) -> tuple[dict[int, Trained], str | None]:
+    """Generators by seed, and what is missing."""
     if not ranker and (arm.order == "reward" or arm.kind == "retrieved"):
         return {}, f"no ranker in {world.settings.run / world.settings.ranker}"
-    if arm.kind == "popularity":
-        return {UNSEEDED: popular(world)}, None
-    if arm.kind == "retrieved":
-        return {UNSEEDED: retrieved(world)}, None
     found, missing = {}, []
-    for seed in world.settings.seeds:
+    for seed in world.settings.seeds if arm.kind == "generator" else ():
         try:
-            trained = Trained.find(arm, seed=seed)
+            found[seed] = Trained.find(arm, seed=seed)
         except CheckpointError as error:
             missing.append(str(error))
-        else:
-            found[seed] = answers_of(world, arm, trained)
     return found, "; ".join(missing) or None
+
+
+def _answers(world: World, arm: Arm, trained: dict[int, Trained]) -> dict[int, Answers]:
+    """By seed."""
+    if arm.kind == "popularity":
+        return {UNSEEDED: popular(world)}
+    if arm.kind == "retrieved":
+        return {UNSEEDED: retrieved(world)}
+    return {seed: answers_of(world, arm, one) for seed, one in trained.items()}
 
 
 def _calibration_error(world: World, answers: dict[int, Answers]) -> float | None:

@@ -72,7 +72,7 @@ class World:
             "version": _VERSION,
             "data": data_sha256(settings.run),
             "fit": settings.fit.model_dump(),
-            "users": [settings.judged_share, settings.seed],
+            "users": [settings.folds, settings.seed],
             "behaviors": behaviors,
             "min_history": settings.min_history,
         }
@@ -85,7 +85,7 @@ class World:
                 recent_weeks=settings.fit.recent_weeks,
             )
             users = dataset.log.user_ids[groups.user_row]
-            rows = np.flatnonzero(~judged(users, share=settings.judged_share, seed=settings.seed))
+            rows = np.flatnonzero(~judged(users, folds=settings.folds, seed=settings.seed))
             model = fit(dataset, ads, groups, rows, behaviors=behaviors, settings=settings.fit)
             model.save(path)
         popularity = np.bincount(dataset.event_ad[bought], minlength=len(ads)).astype(np.float64)
@@ -132,7 +132,7 @@ def _draw(dataset: RequestDataset, settings: Settings, behaviors: tuple[str, ...
         seed=settings.seed,
     )
     users = dataset.log.user_ids[every.groups.user_row[every.rows]]
-    there = np.flatnonzero(judged(users, share=settings.judged_share, seed=settings.seed))
+    there = np.flatnonzero(judged(users, folds=settings.folds, seed=settings.seed))
     if not len(there):
         raise ValueError(f"expected test requests of judged users, got none among {len(every.rows)} requests")
     random = np.random.default_rng(settings.seed)

@@ -8,7 +8,8 @@ from benchmarks.simulation.auction import NOBODY, Rules, hold, revenue
 from benchmarks.simulation.bids import PriceShape, multiples
 from benchmarks.simulation.draws import PURCHASES, judged, uniform
 from benchmarks.simulation.fit_bids import distance, fit
-from benchmarks.simulation.response import Scores
+from training.data.folds import user_fold
+from training.reward.reward_model import Scores
 
 SHAPE = PriceShape.load()
 RULES = Rules(attention=(1.0, 0.7, 0.5), reserve=0.3, rounds=3, seed=5)
@@ -161,7 +162,9 @@ def test_shipped_prices_have_the_shape_they_were_fitted_to():
 
 def test_users_are_split_by_id_alone():
     users = np.arange(10_000)
-    chosen = judged(users, share=0.3, seed=0)
-    assert chosen.mean() == pytest.approx(0.3, abs=0.02)
-    np.testing.assert_array_equal(judged(users[::-1], share=0.3, seed=0), chosen[::-1])
-    assert (judged(users, share=0.3, seed=1) != chosen).any()
+    chosen = judged(users, folds=4, seed=0)
+    assert chosen.mean() == pytest.approx(0.25, abs=0.02)
+    np.testing.assert_array_equal(judged(users[::-1], folds=4, seed=0), chosen[::-1])
+    assert (judged(users, folds=4, seed=1) != chosen).any()
+    # The reward model's folds of the same seed tell nothing about who is judged.
+    assert chosen[user_fold(users, folds=2, seed=0) == 0].mean() == pytest.approx(0.25, abs=0.03)
