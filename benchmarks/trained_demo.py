@@ -22,7 +22,7 @@ from export.parity import check_parity
 from serving.backend.resolve import NO_AD, Ads, resolve
 from serving.engines.ort import OrtExecutor
 from serving.index.snapshot import IndexSnapshot, Snapshot
-from serving.search.beam_search import beam_search
+from serving.search.beam_search import Beams, beam_search
 from serving.search.cold_start import ColdStart
 from serving.search.executor import Executor
 from serving.search.normalise import Normalise
@@ -129,41 +129,55 @@ class TrainedDemo:
         cold_start: ColdStart | None = None,
     ) -> np.ndarray:
         """Ads int64 of the answer to a test request, best first, at most max(CUTOFFS)."""
-        answer = self.answer(
-            row, most=max(CUTOFFS), snapshot=snapshot, normalise=normalise, cold_start=cold_start
-        )
-        return answer.ad_ids[answer.ad_ids != NO_AD]
+        ads = self.answer(
+            row, num_ads=max(CUTOFFS), snapshot=snapshot, normalise=normalise, cold_start=cold_start
+        ).ad_ids
+        return ads[ads != NO_AD]
 
     def answer(
         self,
         row: int,
         *,
-        most: int,
+        num_ads: int,
         snapshot: Snapshot | None = None,
         normalise: tuple[Normalise, ...] | None = None,
         cold_start: ColdStart | None = None,
     ) -> Ads:
-        """The answer to a test request, at most `most` ads, the most probable first."""
+        """The answer to a test request, the most probable ad first."""
         snapshot = snapshot or self.snapshot
-        slots, profile = self.dataset.context(self.groups, np.array([row]))
-        beams = beam_search(
-            self.executor,
-            snapshot.trie,
-            slots,
-            profile,
-            plan=self.plan,
-            num_results=np.array([most]),
-            value_table=self.spec.value_buckets.means,
-            normalise=normalise,
-            cold_start=cold_start,
+        beams = self.beams(
+            row, num_ads=num_ads, snapshot=snapshot, normalise=normalise, cold_start=cold_start
         )
         return resolve(
             snapshot,
             beams.sids[0],
             scores=beams.scores[0],
             expected_value=beams.expected_value[0],
-            num_ads=most,
+            num_ads=num_ads,
             exclude=_NO_ADS,
+        )
+
+    def beams(
+        self,
+        row: int,
+        *,
+        num_ads: int,
+        snapshot: Snapshot | None = None,
+        normalise: tuple[Normalise, ...] | None = None,
+        cold_start: ColdStart | None = None,
+    ) -> Beams:
+        """Beams of a test request, searched alone."""
+        slots, profile = self.dataset.context(self.groups, np.array([row]))
+        return beam_search(
+            self.executor,
+            (snapshot or self.snapshot).trie,
+            slots,
+            profile,
+            plan=self.plan,
+            num_results=np.array([num_ads]),
+            value_table=self.spec.value_buckets.means,
+            normalise=normalise,
+            cold_start=cold_start,
         )
 
 

@@ -103,7 +103,7 @@ class Searcher:
 
     def __call__(self, row: int) -> Ads:
         """The answer to a request, the most probable ad first."""
-        return self.demo.answer(row, most=self.most, cold_start=self.cold_start)
+        return self.demo.answer(row, num_ads=self.most, cold_start=self.cold_start)
 
 
 def answers_of(world: World, arm: Arm, trained: Trained) -> Answers:
