@@ -159,6 +159,13 @@ ablate-lazyar: tokenize ## K = 0 against LazyAR: quality over 3 seeds, latency i
 .PHONY: simulate
 simulate: setup ## Table 1 of the paper re-enacted in a simulation; ARMS=file compares others; writes build/simulation/table.json
 	$(PY) -m benchmarks.simulation $(if $(ARMS),--arms $(ARMS))
+.PHONY: simulate-outside
+simulate-outside: .venv-judges/.installed ## our off-policy estimates beside sb-obp's, in a virtual environment of their own (optional)
+	.venv-judges/bin/python -m benchmarks.simulation.outside.against_obp
+.venv-judges/.installed: requirements-judges.txt
+	test -x .venv-judges/bin/python || $(PYTHON) -m venv .venv-judges
+	.venv-judges/bin/python -m pip install --quiet --no-deps --ignore-requires-python -r requirements-judges.txt
+	@touch $@
 .PHONY: ablate-cold ablate-live bench bench-setup bench-index bench-faults sweep
 ablate-cold: setup ## ads that the model never saw: what serving.cold_start gives them on the trained demo
 	$(PY) -m benchmarks.ablate_cold $(WITH_PRESET) --run $(RUN)
