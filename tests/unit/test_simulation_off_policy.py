@@ -12,7 +12,7 @@ SLATES = np.array(list(permutations(range(ACTIONS), SLOTS)))  # all 24
 
 
 def chances(scores):
-    """Of all slates, probability of each action in each slot given those above it, Plackett-Luce, [N, k, A]."""
+    """Probability of each action in each slot of all slates, given those above it: Plackett-Luce, [N, k, A]."""
     given = np.zeros((len(SLATES), SLOTS, ACTIONS))
     for i, slate in enumerate(SLATES):
         for slot in range(SLOTS):
