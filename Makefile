@@ -37,6 +37,7 @@ LOAD ?= $(PY) -m launcher.admin load
 FRESH ?=
 RAY ?=
 TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
+ARMS ?=
 BUILDER ?= tensorrt
 CAPABILITY ?=
 WITH_PRESET = --config $(CONFIG) $(foreach key,$(SET),--set '$(key)')
@@ -169,6 +170,16 @@ loadtest: setup ## load on a server of its own: make loadtest SHAPE=spike QPS=5 
 ablate-lazyar: tokenize ## K = 0 against LazyAR: quality over 3 seeds, latency in process
 	$(PY) -m benchmarks.ablate_lazyar $(WITH_PRESET) --run $(RUN) $(if $(QUICK),--quick)
 
+.PHONY: simulate
+simulate: setup ## Table 1 of the paper re-enacted in a simulation; ARMS=file compares others; writes build/simulation/table.json
+	$(PY) -m benchmarks.simulation $(if $(ARMS),--arms $(ARMS))
+.PHONY: simulate-outside
+simulate-outside: .venv-judges/.installed ## our off-policy estimates beside sb-obp's, in a virtual environment of their own (optional)
+	.venv-judges/bin/python -m benchmarks.simulation.outside.against_obp
+.venv-judges/.installed: requirements-judges.txt
+	test -x .venv-judges/bin/python || $(PYTHON) -m venv .venv-judges
+	.venv-judges/bin/python -m pip install --quiet --no-deps --ignore-requires-python -r requirements-judges.txt
+	@touch $@
 .PHONY: ablate-cold ablate-live bench bench-setup bench-index bench-faults sweep
 ablate-cold: setup ## ads that the model never saw: what serving.cold_start gives them on the trained demo
 	$(PY) -m benchmarks.ablate_cold $(WITH_PRESET) --run $(RUN)

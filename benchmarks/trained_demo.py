@@ -19,17 +19,19 @@ from tqdm import tqdm
 from benchmarks.report import stamp
 from export.graphs import export_graphs
 from export.parity import check_parity
-from serving.backend.resolve import NO_AD, resolve
+from serving.backend.resolve import NO_AD, Ads, resolve
 from serving.engines.ort import OrtExecutor
 from serving.index.snapshot import IndexSnapshot, Snapshot
 from serving.search.beam_search import Beams, beam_search
 from serving.search.cold_start import ColdStart
+from serving.search.executor import Executor
 from serving.search.normalise import Normalise
 from serving.search.widths import WidthPlan
 from training.data.groups import TargetGroups
 from training.data.parts import TRAIN
 from training.data.samples import RequestDataset
-from training.evaluation.requests import draw_requests
+from training.evaluation.requests import Requests, draw_requests
+from training.loop.checkpoint import Checkpoint
 from training.loop.retention import open_checkpoint
 from training.preset.preset import Preset, add_preset_arguments
 from training.run import RunData
@@ -46,7 +48,7 @@ class TrainedDemo:
     Attributes:
         spec: of the model.
         plan: widths.
-        executor: FP32 graphs in ONNX Runtime.
+        executor: engine; FP32 graphs in ONNX Runtime where it was loaded of a run.
         dataset: events and SIDs.
         groups: test requests by row of `rows`.
         rows: the drawn ones.
@@ -59,7 +61,7 @@ class TrainedDemo:
 
     spec: ModelSpec
     plan: WidthPlan
-    executor: OrtExecutor
+    executor: Executor
     dataset: RequestDataset
     groups: TargetGroups
     rows: np.ndarray
@@ -73,14 +75,8 @@ class TrainedDemo:
     def load(cls, arguments: argparse.Namespace, *, graphs: str) -> TrainedDemo:
         """Of the command line's `options`; graphs are written into that folder of the run."""
         preset = Preset.load(arguments.config, arguments.overrides)
-        widths = arguments.widths or preset.serving.widths
         checkpoint = open_checkpoint(arguments.run / "model")
-        spec = checkpoint.spec
-        folder = arguments.run / graphs
-        folder.mkdir(exist_ok=True)
-        export_graphs(checkpoint.model, folder)
-        check_parity(checkpoint.model, folder)
-        dataset = RunData.load(arguments.run).dataset(spec)
+        dataset = RunData.load(arguments.run).dataset(checkpoint.spec)
         drawn = draw_requests(
             dataset,
             target_behaviors=preset.logs.target_behaviors,
@@ -88,18 +84,41 @@ class TrainedDemo:
             count=arguments.requests,
             seed=0,
         )
-        log = dataset.log
-        warm = np.unique(log.ad_ids[dataset.parts.event == TRAIN])
+        folder = arguments.run / graphs
+        folder.mkdir(exist_ok=True)
+        export_graphs(checkpoint.model, folder)
+        check_parity(checkpoint.model, folder)
+        return cls.of(
+            checkpoint,
+            dataset,
+            drawn,
+            widths=arguments.widths or preset.serving.widths,
+            executor=OrtExecutor(folder, levels=checkpoint.spec.features.levels, threads=arguments.threads),
+        )
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        dataset: RequestDataset,
+        requests: Requests,
+        *,
+        widths: str,
+        executor: Executor,
+    ) -> TrainedDemo:
+        """Of a model on an engine, and drawn requests."""
+        spec = checkpoint.spec
+        warm = np.unique(dataset.log.ad_ids[dataset.parts.event == TRAIN])
         return cls(
             spec=spec,
             plan=WidthPlan.parse(widths, levels=spec.features.levels),
-            executor=OrtExecutor(folder, levels=spec.features.levels, threads=arguments.threads),
+            executor=executor,
             dataset=dataset,
-            groups=drawn.groups,
-            rows=drawn.rows,
-            targets=drawn.targets,
-            values=drawn.values,
-            cold_targets=[t[~np.isin(t, warm)] for t in drawn.targets],
+            groups=requests.groups,
+            rows=requests.rows,
+            targets=requests.targets,
+            values=requests.values,
+            cold_targets=[t[~np.isin(t, warm)] for t in requests.targets],
             snapshot=index_of(dataset.ad_ids, dataset.ad_sids, spec),
             seen=dataset.seen_sids(spec.level_sizes),
         )
@@ -113,19 +132,33 @@ class TrainedDemo:
         cold_start: ColdStart | None = None,
     ) -> np.ndarray:
         """Ads int64 of the answer to a test request, best first, at most max(CUTOFFS)."""
+        ads = self.answer(
+            row, num_ads=max(CUTOFFS), snapshot=snapshot, normalise=normalise, cold_start=cold_start
+        ).ad_ids
+        return ads[ads != NO_AD]
+
+    def answer(
+        self,
+        row: int,
+        *,
+        num_ads: int,
+        snapshot: Snapshot | None = None,
+        normalise: tuple[Normalise, ...] | None = None,
+        cold_start: ColdStart | None = None,
+    ) -> Ads:
+        """The answer to a test request, the most probable ad first."""
         snapshot = snapshot or self.snapshot
         beams = self.beams(
-            row, num_ads=max(CUTOFFS), snapshot=snapshot, normalise=normalise, cold_start=cold_start
+            row, num_ads=num_ads, snapshot=snapshot, normalise=normalise, cold_start=cold_start
         )
-        ads = resolve(
+        return resolve(
             snapshot,
             beams.sids[0],
             scores=beams.scores[0],
             expected_value=beams.expected_value[0],
-            num_ads=max(CUTOFFS),
+            num_ads=num_ads,
             exclude=_NO_ADS,
-        ).ad_ids
-        return ads[ads != NO_AD]
+        )
 
     def beams(
         self,

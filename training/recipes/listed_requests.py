@@ -153,4 +153,3 @@ def _only_reward(folder: Path) -> str:
             + ("name it in post_training.reward" if found else "score these lists with one")
         )
     return found[0]
-
