@@ -303,17 +303,23 @@ def test_several_processes_are_one(run, tmp_path, monkeypatch):
         with Device.join("cpu") as device:
             one = trainer(run, tmp_path / "two", device=device, **short)
             one.run()
-            return one.start.balance, weights_of(one.model), one.history[-1]
+            alone = trainer(run, tmp_path / "lists alone", device=device, supervised="false", **short)
+            alone.run()
+            return one.start.balance, weights_of(one.model), one.history[-1], weights_of(alone.model)
 
     results = in_processes(2, two)
     alone = trainer(run, tmp_path / "one", **short)
     start = weights_of(alone.model)
     alone.run()
     end = weights_of(alone.model)
-    for balance, weights, last in results:
+    lists_alone = trainer(run, tmp_path / "one, lists alone", supervised="false", **short)
+    lists_alone.run()
+    for balance, weights, last, of_lists_alone in results:
         assert balance == alone.start.balance
         # Where a gradient is 0 but for rounding, AdamW takes a step of either sign.
         assert np.abs(weights - end).mean() < 0.01 * np.abs(end - start).mean()
+        difference = np.abs(of_lists_alone - weights_of(lists_alone.model))
+        assert difference.mean() < 0.01 * np.abs(weights_of(lists_alone.model) - start).mean()
         assert last["validation_list"] == pytest.approx(alone.history[-1]["validation_list"], rel=1e-4)
         assert last["train_total"] == pytest.approx(alone.history[-1]["train_total"], rel=1e-4)
         assert last["train_gate"] == pytest.approx(alone.history[-1]["train_gate"], abs=1e-3)

@@ -46,9 +46,10 @@ class Balanced:
     def __call__(self, model: nn.Module, batch: Batch[Tensor]) -> Loss:
         """Rate a batch."""
         targets, lists = self.terms(model, batch)
-        total = Part(self.list_weight * lists.total.sum, lists.total.weight)
-        if self.supervised:
-            total = Part(targets.total.sum + total.sum, targets.total.weight)
+        of_lists, weight = self.list_weight * lists.total.sum, lists.total.weight
+        # Alone, lists leave the value level without a gradient, which several processes would wait for.
+        of_targets = targets.total.sum if self.supervised else 0.0 * targets.total.sum
+        total = Part(of_targets + of_lists, targets.total.weight if self.supervised else weight)
         return Loss(total, {**targets.parts, **lists.parts})
 
 

@@ -78,7 +78,7 @@ class Rspo:
         """C of each anchor, 0 or 1, [B, c]."""
         ratio, known = scores.log_ratio().detach(), scores.has_reference
         every = known[:, at] & ~(pairs & ~known[:, None, :]).any(-1)
-        total = ratio[:, at] + (pairs.to(ratio.dtype) @ ratio[..., None]).squeeze(-1)
+        total = ratio[:, at] + torch.where(pairs, ratio[:, None, :], 0.0).sum(-1)
         return (every & (total / (1 + pairs.sum(-1)) < self.delta)).to(ratio.dtype)
 
 
