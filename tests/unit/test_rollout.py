@@ -351,22 +351,22 @@ def test_drift_and_live_mass_equal_plain_sums(own_run, monkeypatch):
     groups = dataset.groups("train", target_behaviors=("conversion",), min_history=3)
     ads = some_ads(ads_of(own_run))
     rows = stored.rows_of(dataset, groups)
-    looked_at = np.flatnonzero((rows >= 0) & (rows < 9))  # the first lists are the oldest
+    looked_at = np.flatnonzero(rows >= 0)
 
-    def measure(seed):
+    def measure(seed, requests=99):
         return measure_drift(
             model_of(spec, seed),
             stored,
             dataset=dataset,
             groups=groups,
             live=LiveAds.of(dataset, ads),
-            requests=9,
+            requests=requests,
             progress=False,
         )
 
     same, other = measure(0), measure(1)
     np.testing.assert_allclose(same.log_ratio, 0, atol=1e-5)
-    assert other.requests == 9
+    assert other.requests == 21
     model = model_of(spec, 1)
     order = looked_at[np.argsort(groups.now[looked_at], kind="stable")]
     for i, group in enumerate(order):
@@ -385,6 +385,7 @@ def test_drift_and_live_mass_equal_plain_sums(own_run, monkeypatch):
         expected = (log_p[len(live) :] - one.log_p_ref[(one.flags & OWN) > 0]).mean()
         assert other.log_ratio[i] == pytest.approx(expected, abs=1e-4)
     assert abs(other.log_ratio.mean()) > 1e-3
+    np.testing.assert_allclose(measure(1, requests=5).live_mass, other.live_mass[::5], rtol=1e-5)
 
 
 def test_the_drift_command_says_both_figures(own_run, monkeypatch, capsys):

@@ -66,7 +66,7 @@ def measure_drift(
     batch_size: int = 4,
     progress: bool = True,
 ) -> Drift:
-    """Measure it on the first `requests` lists of these groups, by time.
+    """Measure it on some of the lists of these groups, evenly spread over time.
 
     Args:
         model: the one that may have drifted.
@@ -85,7 +85,8 @@ def measure_drift(
     rows = np.flatnonzero(of_lists >= 0)
     if not len(rows):
         raise ValueError(f"{stored.folder}: expected lists for requests of this part, got none")
-    rows = rows[np.argsort(groups.now[rows], kind="stable")][:requests]
+    rows = rows[np.argsort(groups.now[rows], kind="stable")]
+    rows = rows[np.linspace(0, len(rows) - 1, min(requests, len(rows))).astype(np.int64)]
     search = Searcher(model, LiveIndex(dataset, live, level_sizes=model.level_sizes))
     prefixes = (PREFIXES,) * (model.levels - 1)
     ratios, masses = [], []
