@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from serving.inputs import RECORD, Inputs, is_up_to_date, named
+from training.data.list_about import ABOUT
 from training.data.list_store import StoredLists
 from training.plots import plot_rankers
 from training.preset.preset import Preset, add_preset_arguments
@@ -90,9 +91,9 @@ def _fit(preset: Preset, run: Path, *, fresh: bool) -> None:
         "data.target_behaviors": preset.logs.target_behaviors,
         "training.min_history": preset.training.min_history,
         "features": preset.features.model_dump(mode="json"),
-        "lists": [of.about.inputs for of in lists],
     }
     files = {f"data/{file}": run / "data" / file for file in _DATA}
+    files |= {f"lists/{of.folder.name}": of.folder / ABOUT for of in lists}
     files["sids"] = run / "tokenizer" / "sids.parquet"
     inputs = Inputs.now(values, files=files, before=Inputs.load(folder / RECORD))
     if is_up_to_date(folder / RECORD, inputs, outputs=[folder / REPORT, folder / MODEL], fresh=fresh):
