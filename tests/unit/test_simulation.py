@@ -32,8 +32,8 @@ from training.data.parts import TRAIN
 from training.loop.checkpoint import Checkpoint, CheckpointError
 from training.loop.retention import save_checkpoint
 from training.preset.preset import Preset
-from training.rollout.__main__ import roll_out
 from training.reward.reward_model import Scores
+from training.rollout.__main__ import roll_out
 
 SEEDS = (0, 1)
 AUCTIONS = {
@@ -61,6 +61,7 @@ def folder(tmp_path_factory):
             seen = dataset.seen_sids(spec.level_sizes)
             checkpoint = Checkpoint(model=spec.build().eval(), spec=spec, settings={}, seen_sids=seen)
             save_checkpoint(run / f"model-{seed}", checkpoint, keep=1)
+        (run / "one-1").symlink_to("model-1")
 
     return made_once(tmp_path_factory, "simulation", make)
 
@@ -340,16 +341,20 @@ def test_without_a_ranker_its_rows_and_auctions_are_empty(world):
     assert rows["vsl"]["metrics"]["revenue alone"]["mean"] >= 0
 
 
-def test_seeds_are_paired(folder, world):
+def test_seeds_are_paired(world):
     """An arm with one of two seeds is held against the baseline's same seed."""
-    arms = dict(world.settings.arms)
-    arms["rspo"] = arms["vsl"].model_copy(update={"model": "model-1", "name": "one seed"})
-    settings = world.settings.model_copy(update={"arms": arms, "seeds": (1,)})
-    full = build(world)["rows"]["vsl"]["metrics"]
-    one = build(replace(world, settings=settings))["rows"]["rspo"]["metrics"]
-    for metric, cell in one.items():
-        assert cell["mean"] == full[metric]["by_seed"][1]
+    arms = world.settings.arms | {
+        "rspo": world.settings.arms["vsl"].model_copy(update={"model": "one-{seed}"})
+    }
+    rows = build(replace(world, settings=world.settings.model_copy(update={"arms": arms})))["rows"]
+    assert rows["rspo"]["seeds"] == [1]
+    assert "one-0" in rows["rspo"]["missing"]
+    for metric, cell in rows["rspo"]["metrics"].items():
+        assert cell["mean"] == rows["vsl"]["metrics"][metric]["by_seed"][1]
         assert cell["ratio"] in (0, None)
+    assert any(
+        cell["mean"] != rows["vsl"]["metrics"][m]["mean"] for m, cell in rows["rspo"]["metrics"].items()
+    )
 
 
 @pytest.mark.slow
