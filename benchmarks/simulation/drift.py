@@ -7,7 +7,6 @@ import json
 import numpy as np
 
 from benchmarks.simulation.answers import Trained
-from benchmarks.simulation.settings import Arm
 from benchmarks.simulation.world import World, key_of
 from serving.files import read_object, sha256, write_file
 from training.data.list_store import StoredLists
@@ -16,7 +15,7 @@ from training.rollout.drift import measure_drift
 from training.rollout.live import LiveAds
 
 
-def drifts(world: World, arm: Arm, trained: list[Trained]) -> dict[str, float | None]:
+def drifts(world: World, trained: list[Trained]) -> dict[str, float | None]:
     """Means over seeds of `drift`, mean log(p / p_ref) over the lists, and of `live_mass`.
 
     None where a run has no lists. Kept in the cache; the first time takes a second a request.

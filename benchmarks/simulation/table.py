@@ -74,7 +74,7 @@ def build(
             "seeds": [seed for seed in figures[name] if seed != UNSEEDED],
             "missing": missing[name],
             "qps": speeds.get(name),
-            **drifts(world, arm, list(trained[name].values())),
+            **drifts(world, list(trained[name].values())),
             "metrics": _cells(world, figures[name], figures[settings.baseline]),
         }
         for name, arm in settings.arms.items()

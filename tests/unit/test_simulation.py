@@ -12,9 +12,11 @@ import torch
 import yaml
 
 from benchmarks.simulation import answers as answers_module
+from benchmarks.simulation import drift as drift_module
 from benchmarks.simulation.answers import Answers, Trained, answers_of
 from benchmarks.simulation.bids import PriceShape
 from benchmarks.simulation.draws import judged
+from benchmarks.simulation.drift import drifts
 from benchmarks.simulation.history import KERNELS_DAYS, TASTE_DAYS, Past
 from benchmarks.simulation.measures import compared, measures, ordered
 from benchmarks.simulation.response_check import auc, tenths
@@ -29,7 +31,9 @@ from tests.tiny_log import DAY, open_run, write_run
 from training.data.parts import TRAIN
 from training.loop.checkpoint import Checkpoint, CheckpointError
 from training.loop.retention import save_checkpoint
+from training.preset.preset import Preset
 from training.reward.reward_model import Scores
+from training.rollout.__main__ import roll_out
 
 SEEDS = (0, 1)
 AUCTIONS = {
@@ -57,6 +61,7 @@ def folder(tmp_path_factory):
             seen = dataset.seen_sids(spec.level_sizes)
             checkpoint = Checkpoint(model=spec.build().eval(), spec=spec, settings={}, seen_sids=seen)
             save_checkpoint(run / f"model-{seed}", checkpoint, keep=1)
+        (run / "one-1").symlink_to("model-1")
 
     return made_once(tmp_path_factory, "simulation", make)
 
@@ -336,16 +341,20 @@ def test_without_a_ranker_its_rows_and_auctions_are_empty(world):
     assert rows["vsl"]["metrics"]["revenue alone"]["mean"] >= 0
 
 
-def test_seeds_are_paired(folder, world):
+def test_seeds_are_paired(world):
     """An arm with one of two seeds is held against the baseline's same seed."""
-    arms = dict(world.settings.arms)
-    arms["rspo"] = arms["vsl"].model_copy(update={"model": "model-1", "name": "one seed"})
-    settings = world.settings.model_copy(update={"arms": arms, "seeds": (1,)})
-    full = build(world)["rows"]["vsl"]["metrics"]
-    one = build(replace(world, settings=settings))["rows"]["rspo"]["metrics"]
-    for metric, cell in one.items():
-        assert cell["mean"] == full[metric]["by_seed"][1]
+    arms = world.settings.arms | {
+        "rspo": world.settings.arms["vsl"].model_copy(update={"model": "one-{seed}"})
+    }
+    rows = build(replace(world, settings=world.settings.model_copy(update={"arms": arms})))["rows"]
+    assert rows["rspo"]["seeds"] == [1]
+    assert "one-0" in rows["rspo"]["missing"]
+    for metric, cell in rows["rspo"]["metrics"].items():
+        assert cell["mean"] == rows["vsl"]["metrics"][metric]["by_seed"][1]
         assert cell["ratio"] in (0, None)
+    assert any(
+        cell["mean"] != rows["vsl"]["metrics"][m]["mean"] for m, cell in rows["rspo"]["metrics"].items()
+    )
 
 
 @pytest.mark.slow
@@ -354,6 +363,26 @@ def test_speed_is_measured_once_for_a_shape(world):
     assert set(speeds) == {"vsl", "vsl_by_probability", "vsl_reward"}
     assert len(set(speeds.values())) == 1  # same shape and widths
     assert min(speeds.values()) > 0
+
+
+def test_drift_is_measured_on_the_lists_of_the_run(folder, world, tmp_path, monkeypatch):
+    """Zero for the model that made the lists, not for another; None where a run has none; measured once."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("data", "tokenizer", "model-0", "model-1"):
+        (run / name).symlink_to(folder / "run" / name)
+    arm = world.settings.arms["vsl"].model_copy(update={"run": str(run)})
+    own, other = (Trained.find(arm, seed=seed) for seed in SEEDS)
+    assert drifts(world, [own]) == {"drift": None, "live_mass": None}
+    preset = Preset.load(folder / "preset.yaml", ["rollout.requests=6", "rollout.list_size=4"])
+    roll_out(preset, run, part="train", checkpoint=own.checkpoint, folder=run / "lists" / "train")
+    found = drifts(world, [own])
+    assert found["drift"] == pytest.approx(0, abs=1e-4)
+    assert 0 < found["live_mass"] <= 1
+    moved = drifts(world, [other])["drift"]
+    assert abs(moved) > 0.01
+    monkeypatch.setattr(drift_module, "measure_drift", lambda *a, **k: pytest.fail("measured again"))
+    assert drifts(world, [own, other])["drift"] == pytest.approx(moved / 2, abs=1e-4)
 
 
 def test_settings_that_cannot_be_are_refused(folder):

@@ -12,7 +12,7 @@ SLATES = np.array(list(permutations(range(ACTIONS), SLOTS)))  # all 24
 
 
 def chances(scores):
-    """Chance of each action in each slot of all slates, given those above: Plackett-Luce, [N, k, A]."""
+    """Plackett-Luce: probability of each action in each slot of all slates, given those above, [N, k, A]."""
     given = np.zeros((len(SLATES), SLOTS, ACTIONS))
     for i, slate in enumerate(SLATES):
         for slot in range(SLOTS):
