@@ -96,7 +96,7 @@ class PostTrainConfig(LoopConfig):
     lists: str = "train"
     validation_lists: str | None = None
     reward: str | None = None
-    list_size: int | None = Field(None, ge=1)
+    list_size: int | None = Field(24, ge=1)
     supervised: bool = True
     strength: float = Field(1.0, gt=0)
     balance_batches: int = Field(8, ge=1)

@@ -22,8 +22,8 @@ class RolloutConfig(BaseModel):
 
     requests: int = Field(1600, ge=1)
     widths: str | None = None
-    list_size: int = Field(16, ge=1)
-    sampled: int = Field(4, ge=0)
+    list_size: int = Field(96, ge=1)
+    sampled: int = Field(32, ge=0)
     recent_weeks: int | None = Field(None, ge=1)
     batch_size: int = Field(16, ge=1)
     seed: int = Field(0, ge=0)
