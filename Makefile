@@ -170,6 +170,9 @@ loadtest: setup ## load on a server of its own: make loadtest SHAPE=spike QPS=5 
 ablate-lazyar: tokenize ## K = 0 against LazyAR: quality over 3 seeds, latency in process
 	$(PY) -m benchmarks.ablate_lazyar $(WITH_PRESET) --run $(RUN) $(if $(QUICK),--quick)
 
+.PHONY: simulate-arms
+simulate-arms: setup ## the models that simulate compares, three seeds (half an hour to hours): a generator, its lists, rewards, and one model an objective
+	$(PY) -m benchmarks.simulation.train --run $(RUN)
 .PHONY: simulate
 simulate: setup ## Table 1 of the paper re-enacted in a simulation; ARMS=file compares others; writes build/simulation/table.json
 	$(PY) -m benchmarks.simulation $(if $(ARMS),--arms $(ARMS))

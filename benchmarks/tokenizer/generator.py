@@ -13,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,16 +37,31 @@ ARMS = {
 MEASURES = {"recall": 50, "new_to_user": 50, "cold": 200}  # what is compared: kind of targets -> cut-off
 
 
-def train(arguments: argparse.Namespace, arm: str, *, seed: int) -> Path:
-    """Tokenize and train one arm, or what is left of it; returns its run."""
+def train(
+    arguments: argparse.Namespace,
+    arm: str,
+    *,
+    seed: int,
+    tokenizer: Sequence[str],
+    settings: Sequence[str] = (),
+) -> Path:
+    """Tokenize and train one arm, or what is left of it; returns its run.
+
+    Args:
+        arguments: of the command line: run, config, overrides, threads.
+        arm: its name, of which that of its run is made.
+        seed: of tokenizer and training.
+        tokenizer: keys of section `tokenizer`.
+        settings: any other keys of the preset.
+    """
     run = arguments.run / "arms" / f"{arm}-seed{seed}"
     run.mkdir(parents=True, exist_ok=True)
     if not (run / "data").exists():
         (run / "data").symlink_to((arguments.run / "data").resolve())
     settings = [
         *arguments.overrides,
-        *(f"tokenizer.{setting}" for setting in ARMS[arm]),
-        *(f"tokenizer.{setting}" for setting in arguments.tokenizer),
+        *settings,
+        *(f"tokenizer.{setting}" for setting in tokenizer),
         f"tokenizer.seed={seed}",
         f"training.seed={seed}",
         f"training.threads={arguments.threads}",
@@ -121,7 +137,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with ThreadPoolExecutor(arguments.jobs) as pool:
         runs = {
-            (arm, seed): pool.submit(train, arguments, arm, seed=seed)
+            (arm, seed): pool.submit(
+                train, arguments, arm, seed=seed, tokenizer=[*ARMS[arm], *arguments.tokenizer]
+            )
             for seed in arguments.seeds
             for arm in arguments.arms
         }

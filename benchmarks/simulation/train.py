@@ -1,0 +1,92 @@
+"""The models that `make simulate` compares: `make simulate-arms`, `python -m benchmarks.simulation.train`.
+
+For each seed a generator an arm, in RUN/arms/<arm>-seed<seed>. Beside that of arm `full` candidate lists, a
+reward model and the rewards of the lists, and from its weights, on the same lists and for the same number of
+steps, one model an objective. What is there is not made again, and what was stopped goes on.
+
+    python -m benchmarks.simulation.train --run build/demo --arms full k0 --objectives vsl rspo --seeds 0 1 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.tokenizer import generator
+from training.preset.preset import add_preset_arguments
+
+ARMS: dict[str, tuple[str, ...]] = {  # settings beside the preset's
+    "full": (),
+    "k0": ("model.shared_layers=0", "training.lambda_value=0"),
+    "next": ("training.lambda_value=0",),
+    "first": (),
+}
+LISTS = "train"
+OBJECTIVES = ("vsl", "rspo", "uvr", "dpo", "grpo")
+
+
+def train(arguments: argparse.Namespace, arm: str, *, seed: int) -> None:
+    """All models of an arm and a seed.
+
+    Raises:
+        SystemExit: a step failed; says which, and where its log is.
+    """
+    tokenizer = generator.ARMS["first" if arm == "first" else "full"]
+    run = generator.train(arguments, arm, seed=seed, tokenizer=tokenizer, settings=ARMS[arm])
+    if arm != "full":
+        return
+    settings = [f"post_training.seed={seed}", f"post_training.threads={arguments.threads}"]
+    _run(arguments, run, "training.rollout", "--name", LISTS)
+    _run(arguments, run, "training.reward")
+    _run(arguments, run, "training.reward", "score", "--lists", LISTS)
+    for objective in arguments.objectives:
+        chosen = [*settings, f"post_training.objective={objective}"]
+        _run(arguments, run, "training.recipes.post_train", *_set(chosen))
+
+
+def _run(arguments: argparse.Namespace, run: Path, module: str, *more: str) -> None:
+    """One command on a run, its output in the run's log."""
+    command = [module, *more, "--config", arguments.config, "--run", str(run), *_set(arguments.overrides)]
+    log = run / "log.txt"
+    print(f"{run.name}: {' '.join((module, *more))} (log: {log})", flush=True)
+    with log.open("a") as file:
+        code = subprocess.run(
+            [sys.executable, "-m", *command], check=False, stdout=file, stderr=file
+        ).returncode
+    if code:
+        raise SystemExit(f"error: {run.name}, {module}: status {code}; see {log}")
+
+
+def _set(settings: Sequence[str]) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_preset_arguments(parser, default="configs/demo.yaml")
+    parser.add_argument("--run", type=Path, default=Path("build/demo"), help="run folder with data/")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["full"], help="[full]")
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=OBJECTIVES, help="[all]")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=1, help="of each run [1]")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time [1]")
+    arguments = parser.parse_args()
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        runs = [
+            pool.submit(train, arguments, arm, seed=seed)
+            for seed in arguments.seeds
+            for arm in arguments.arms
+        ]
+        for run in runs:
+            run.result()
+
+
+if __name__ == "__main__":
+    main()
