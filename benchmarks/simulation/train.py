@@ -40,25 +40,30 @@ def train(arguments: argparse.Namespace, arm: str, *, seed: int) -> None:
     if arm != "full":
         return
     settings = [f"post_training.seed={seed}", f"post_training.threads={arguments.threads}"]
-    _run(arguments, run, "training.rollout", "--name", LISTS)
-    _run(arguments, run, "training.reward")
-    _run(arguments, run, "training.reward", "score", "--lists", LISTS)
+    steps = [
+        ["training.rollout", "--name", LISTS],
+        ["training.reward"],
+        ["training.reward", "score", "--lists", LISTS],
+    ]
     for objective in arguments.objectives:
-        chosen = [*settings, f"post_training.objective={objective}"]
-        _run(arguments, run, "training.recipes.post_train", *_set(chosen))
+        chosen = [f"post_training.objective={objective}", f"post_training.seed={seed}"]
+        chosen += [f"post_training.threads={arguments.threads}"]
+        steps.append(["training.recipes.post_train", *_set(chosen)])
+    for step in steps:
+        _run(arguments, run, step)
 
 
-def _run(arguments: argparse.Namespace, run: Path, module: str, *more: str) -> None:
+def _run(arguments: argparse.Namespace, run: Path, step: Sequence[str]) -> None:
     """One command on a run, its output in the run's log."""
-    command = [module, *more, "--config", arguments.config, "--run", str(run), *_set(arguments.overrides)]
+    command = [*step, "--config", arguments.config, "--run", str(run), *_set(arguments.overrides)]
     log = run / "log.txt"
-    print(f"{run.name}: {' '.join((module, *more))} (log: {log})", flush=True)
+    print(f"{run.name}: {' '.join(step)} (log: {log})", flush=True)
     with log.open("a") as file:
         code = subprocess.run(
             [sys.executable, "-m", *command], check=False, stdout=file, stderr=file
         ).returncode
     if code:
-        raise SystemExit(f"error: {run.name}, {module}: status {code}; see {log}")
+        raise SystemExit(f"error: {run.name}, {step[0]}: status {code}; see {log}")
 
 
 def _set(settings: Sequence[str]) -> list[str]:
