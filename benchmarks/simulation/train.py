@@ -39,7 +39,6 @@ def train(arguments: argparse.Namespace, arm: str, *, seed: int) -> None:
     run = generator.train(arguments, arm, seed=seed, tokenizer=tokenizer, settings=ARMS[arm])
     if arm != "full":
         return
-    settings = [f"post_training.seed={seed}", f"post_training.threads={arguments.threads}"]
     steps = [
         ["training.rollout", "--name", LISTS],
         ["training.reward"],
