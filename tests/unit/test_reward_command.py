@@ -211,3 +211,14 @@ def test_lists_of_requests_that_the_log_does_not_have(fitted, call):
 def test_score_asks_for_lists(call):
     with pytest.raises(SystemExit):
         call("score")
+
+
+def test_lists_of_validation_alone_leave_the_fit_its_recent_weeks(made, call):
+    write_lists(made, "validation", part="validation", count=15)
+    sets = ("reward.lists=[validation]", "reward.weeks=2", "reward.requests=1000")
+    call(sets=sets)
+    report = json.loads((made[1] / "reward" / "reward.json").read_text())
+    dataset = open_run(made)[2]
+    recent = dataset.groups("train", target_behaviors=("conversion",), min_history=3, recent_weeks=2)
+    assert report["rows"]["train"]["requests"] == len(recent)
+    assert report["rows"]["validation"]["requests"] == 15

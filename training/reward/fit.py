@@ -161,14 +161,18 @@ class _Draw:
         """Requests, what their candidates are, and those to draw from: with stored lists where there are."""
         source, config, dataset = self._source, self._config, self._source.dataset
         exposed = self.rows_from == "exposures"
-        groups = dataset.groups(
-            part,
-            target_behaviors=tuple(BEHAVIORS) if exposed else source.target_behaviors,
-            min_history=source.min_history,
-            recent_weeks=None if source.lists else config.weeks,
-        )
+
+        def groups_of(weeks: int | None) -> TargetGroups:
+            return dataset.groups(
+                part,
+                target_behaviors=tuple(BEHAVIORS) if exposed else source.target_behaviors,
+                min_history=source.min_history,
+                recent_weeks=weeks,
+            )
+
+        recent = groups_of(config.weeks)
         if exposed:
-            return groups, Exposed(dataset, part, source.target_behaviors).of, np.arange(len(groups))
+            return recent, Exposed(dataset, part, source.target_behaviors).of, np.arange(len(recent))
         drawn = Drawn(
             self._features,
             popular=config.popular,
@@ -176,8 +180,9 @@ class _Draw:
             seed=config.seed,
             lists=source.lists,
         )
-        listed = np.flatnonzero(drawn.has_list(groups))
-        return groups, drawn.of, listed if len(listed) else np.arange(len(groups))
+        every = groups_of(None)
+        listed = np.flatnonzero(drawn.has_list(every))
+        return (every, drawn.of, listed) if len(listed) else (recent, drawn.of, np.arange(len(recent)))
 
 
 def _check_kinds(rows: Rows, part: str) -> None:
