@@ -10,7 +10,7 @@ import torch
 from serving.model.value_correction import ValueCorrection
 from tests.tiny_log import open_run, write_run
 from training.evaluation.calibration import TargetValues, calibration, fit_correction, target_values
-from training.evaluation.correct_values import correct
+from training.evaluation.correct_values import correct, main
 from training.loop.checkpoint import CONTENT, Checkpoint, load_checkpoint, weights_sha256, write_checkpoint
 from training.plots import plot_reliability
 from training.rollout.executor import TorchExecutor
@@ -189,3 +189,20 @@ def test_a_checkpoint_is_corrected_and_what_learns_on_is_not(run, tmp_path, monk
     del content["spec"]["value_correction"]  # a checkpoint of before there were any
     (folder / CONTENT).write_text(json.dumps(content))
     assert load_checkpoint(folder).spec.to_json() == spec.to_json()
+
+
+def test_a_log_with_too_few_targets_is_warned_of_and_left_as_it_is(run, tmp_path, monkeypatch, capsys):
+    preset, spec, _ = open_run(run)
+    torch.manual_seed(0)
+    folder = tmp_path / "model" / "checkpoints" / "step-000001"
+    folder.parent.mkdir(parents=True)
+    write_checkpoint(folder, Checkpoint(model=spec.build(), spec=spec, settings={}))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    config, run_folder = run
+    monkeypatch.setattr(
+        "sys.argv",
+        ["", "--config", str(config), "--run", str(run_folder), "--model", str(tmp_path / "model")],
+    )
+    main()
+    assert "warning: value correction: expected 1,000 targets" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -4,19 +4,21 @@ python -m training.evaluation.correct_values --config configs/demo.yaml --run bu
 
 What is added to an expected value is fitted on requests of the training weeks and kept in the checkpoint;
 the next export takes it into the bundle. Weights stay as they are. The evaluation says what is left of the
-error on weeks that nothing was fitted on.
+error on weeks that nothing was fitted on. Where a log has too few targets nothing is corrected, with a
+warning.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from training.evaluation.calibration import fit_correction, target_values
+from training.evaluation.calibration import TooFewTargets, fit_correction, target_values
 from training.loop.checkpoint import CheckpointError, load_checkpoint, replace_spec
 from training.loop.retention import find_checkpoint
 from training.preset.preset import Preset, add_preset_arguments
@@ -34,7 +36,8 @@ def correct(preset: Preset, run: Path, *, checkpoint: Path, requests: int) -> st
         requests: how many are drawn (seeded).
 
     Raises:
-        CheckpointError, ValueError, OSError: something is missing, does not fit, or is too little.
+        TooFewTargets: there is too little to fit on; the checkpoint stays as it was.
+        CheckpointError, ValueError, OSError: something is missing, or does not fit.
     """
     loaded, data = load_checkpoint(checkpoint), RunData.load(run)
     spec = loaded.spec
@@ -79,6 +82,8 @@ def main() -> None:
         torch.set_num_threads(preset.training.threads)
         path = find_checkpoint(arguments.model or arguments.run / "model", arguments.checkpoint)
         print(correct(preset, arguments.run, checkpoint=path, requests=arguments.requests))
+    except TooFewTargets as error:
+        print(f"warning: {error}; nothing is corrected", file=sys.stderr)
     except (CheckpointError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 
