@@ -118,6 +118,8 @@ def answers_of(world: World, arm: Arm, trained: Trained) -> Answers:
         "cold_start": world.preset.serving.cold_start,
         "depth": settings.depth,
     }
+    if correction := load_checkpoint(trained.checkpoint).spec.value_correction.points:
+        of["value_correction"] = correction  # changes without the weights
     path = world.cache / f"answers-{key_of(of)}.npz"
     if not path.is_file():
         _search(world, trained, widths=widths).save(path)

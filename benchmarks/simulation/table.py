@@ -83,7 +83,7 @@ def build(
         "label": "simulation",
         "rows": rows,
         **keys(world, figures),
-        "lazyar_vs_k0_qps": speeds["vsl"] / speeds["k0"] - 1 if {"vsl", "k0"} <= set(speeds) else None,
+        "lazyar_vs_k0_qps": speeds["ua_sid"] / speeds["k0"] - 1 if {"ua_sid", "k0"} <= set(speeds) else None,
         "calibration_error": _calibration_error(world, found[settings.baseline]),
         "seeds": len(figures[settings.baseline]),
         "requests": len(world.requests.rows),
@@ -91,7 +91,10 @@ def build(
 
 
 def keys(world: World, figures: dict[str, dict[int, Figures]]) -> dict[str, float | None]:
-    """Ratios less one by the names of the issue they answer; None where an arm is not there."""
+    """Ratios less one, by name; None where an arm is not there.
+
+    The two arms of a ratio have one width plan and one order, and learnt for as many steps.
+    """
 
     def ratio(mine: str, theirs: str, metric: str, what: str = "ratio") -> float | None:
         pair = _paired(figures.get(mine, {}), figures.get(theirs, {}), metric)
@@ -103,10 +106,10 @@ def keys(world: World, figures: dict[str, dict[int, Figures]]) -> dict[str, floa
         "rspo_vs_vsl_value50_low": ratio("rspo", "vsl", value, "low"),
         "rspo_vs_vsl_recall50": ratio("rspo", "vsl", recall),
         "rspo_vs_grpo_low": ratio("rspo", "grpo", value, "low"),
-        "uvr_vs_rspo": ratio("uvr", "rspo", value),
+        "uvr_vs_rspo": ratio("uvr_dbs", "rspo", value),
         "auction_rspo_vs_vsl": ratio("rspo", "vsl", AUCTION),
         "auction_rspo_vs_vsl_low": ratio("rspo", "vsl", AUCTION, "low"),
-        "lazyar_vs_k0_revenue": ratio("vsl", "k0", AUCTION),
+        "lazyar_vs_k0_revenue": ratio("ua_sid", "k0", AUCTION),
         "rank_by_value_gain10": ratio("vsl", "vsl_by_probability", f"value@{min(world.settings.cutoffs)}"),
     }
 

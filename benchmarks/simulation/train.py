@@ -48,6 +48,8 @@ def train(arguments: argparse.Namespace, arm: str, *, seed: int) -> None:
         chosen = [f"post_training.objective={objective}", f"post_training.seed={seed}"]
         chosen += [f"post_training.threads={arguments.threads}"]
         steps.append(["training.recipes.post_train", *_set(chosen)])
+        folder = str(run / "model" / "post_trained" / objective)
+        steps.append(["training.evaluation.correct_values", "--model", folder])
     for step in steps:
         _run(arguments, run, step)
 
@@ -76,7 +78,7 @@ def main() -> None:
     )
     add_preset_arguments(parser, default="configs/demo.yaml")
     parser.add_argument("--run", type=Path, default=Path("build/demo"), help="run folder with data/")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["full"], help="[full]")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="[all]")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=OBJECTIVES, help="[all]")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1, help="of each run [1]")

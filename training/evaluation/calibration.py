@@ -24,7 +24,7 @@ DECILES = 10
 LEAST_TARGETS = 1_000  # a hundred for each point of a correction
 
 
-class TooFewTargets(ValueError):
+class TooFewTargetsError(ValueError):
     """There is too little to fit a correction on."""
 
 
@@ -69,11 +69,11 @@ def fit_correction(values: TargetValues) -> ValueCorrection:
     baskets of some weeks are says little of the next ones, and no order depends on it.
 
     Raises:
-        TooFewTargets: fewer than `LEAST_TARGETS`, or targets that are worth nothing on average.
+        TooFewTargetsError: fewer than `LEAST_TARGETS`, or targets that are worth nothing on average.
     """
     found = calibration(values)
     if found["targets"] < LEAST_TARGETS or not found["realised"] > 0:
-        raise TooFewTargets(
+        raise TooFewTargetsError(
             f"value correction: expected {LEAST_TARGETS:,} targets or more with a mean value above 0, got "
             f"{found['targets']:,} with {found['realised']}"
         )

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.evaluation.calibration import TooFewTargets, fit_correction, target_values
+from training.evaluation.calibration import TooFewTargetsError, fit_correction, target_values
 from training.loop.checkpoint import CheckpointError, load_checkpoint, replace_spec
 from training.loop.retention import find_checkpoint
 from training.preset.preset import Preset, add_preset_arguments
@@ -36,7 +36,7 @@ def correct(preset: Preset, run: Path, *, checkpoint: Path, requests: int) -> st
         requests: how many are drawn (seeded).
 
     Raises:
-        TooFewTargets: there is too little to fit on; the checkpoint stays as it was.
+        TooFewTargetsError: there is too little to fit on; the checkpoint stays as it was.
         CheckpointError, ValueError, OSError: something is missing, or does not fit.
     """
     loaded, data = load_checkpoint(checkpoint), RunData.load(run)
@@ -82,7 +82,7 @@ def main() -> None:
         torch.set_num_threads(preset.training.threads)
         path = find_checkpoint(arguments.model or arguments.run / "model", arguments.checkpoint)
         print(correct(preset, arguments.run, checkpoint=path, requests=arguments.requests))
-    except TooFewTargets as error:
+    except TooFewTargetsError as error:
         print(f"warning: {error}; nothing is corrected", file=sys.stderr)
     except (CheckpointError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
