@@ -228,6 +228,23 @@ def test_nothing_to_learn_from_is_said(run):
     assert "expected train candidates with and without an outcome, got" in told(everything, settings=shown)
 
 
+def test_a_fold_with_nothing_to_learn_from_is_said(run):
+    """All is well in the training part as a whole, but not among the users outside a fold."""
+    source, settings = source_of(run)
+    log = source.dataset.log
+    folds = user_fold(log.user_ids, folds=settings.folds, seed=settings.seed)
+    of_event = np.repeat(folds, np.diff(log.user_ptr))
+    source.dataset.log = replace(log, value=np.where(of_event == 1, 0, log.value).astype(log.value.dtype))
+    message = "expected an outcome of a value above 0 in train of users outside fold 0, got none of [1-9]"
+    with pytest.raises(ValueError, match=f"^reward model: {message}"):
+        fit_reward(source, settings)
+    nobody_bought = np.where((of_event == 0) & (log.behavior == 3), 1, log.behavior)
+    source.dataset.log = replace(log, behavior=nobody_bought.astype(log.behavior.dtype))
+    message = "expected train candidates of users outside fold 1 with and without an outcome, got 0 with one"
+    with pytest.raises(ValueError, match=f"^reward model: {message}"):
+        fit_reward(source, settings.model_copy(update={"rows": "exposures"}))
+
+
 def test_draws_do_not_depend_on_what_came_of_them(run):
     """Whether an ad is a candidate must not tell its label: the history, what was popular, siblings."""
     source, settings = source_of(run)
