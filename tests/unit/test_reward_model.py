@@ -144,12 +144,12 @@ def damaged(folder, copy, change):
     return copy
 
 
-def rewritten(folder, **changed):
+def rewritten(folder, without="id", **changed):
     """A folder whose model.json says something else and has the id of that."""
     from training.reward.reward_model import _id_of
 
     content = json.loads((folder / MODEL).read_text()) | changed
-    content.pop("id")
+    content = {name: value for name, value in content.items() if name not in ("id", without)}
     (folder / MODEL).write_text(json.dumps({"id": _id_of(content), **content}))
 
 
@@ -205,6 +205,20 @@ def test_a_model_is_not_asked_about_another_catalogue_or_other_columns(fitted, r
     message = r"expected columns of profile and request features with \[3\] codes, got \[3, 5\]"
     with pytest.raises(RewardError, match=message):
         model.score(other, groups_of(other), 0, ALL_ADS)
+
+
+def test_a_model_is_not_asked_about_histories_of_another_length(fitted, run):
+    model = RewardModel.load(fitted[3])
+    other = open_run(run, "features.max_history=16")[2]
+    message = f"reward model {model.id}: expected features.max_history 32, got 16"
+    with pytest.raises(RewardError, match=message):
+        model.score(other, groups_of(other), 0, ALL_ADS)
+
+
+def test_a_model_that_does_not_say_its_length_of_histories_is_refused(fitted, tmp_path):
+    folder = damaged(fitted[3], tmp_path / "reward", lambda f: rewritten(f, without="max_history"))
+    with pytest.raises(RewardError, match="not a readable reward model: .*max_history"):
+        RewardModel.load(folder)
 
 
 def test_nothing_to_learn_from_is_said(run):

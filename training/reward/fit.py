@@ -92,6 +92,7 @@ def fit_reward(source: Source, config: RewardConfig) -> tuple[RewardModel, dict[
         serves=config.model,
         features=feature_set(categories),
         categories=categories,
+        max_history=dataset.spec.max_history,
         target_behaviors=source.target_behaviors,
         tokenizer_id=source.tokenizer_id,
         folds=config.folds,
