@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from benchmarks.simulation.answers import Answers
@@ -27,10 +29,17 @@ def popular(world: World) -> Answers:
 
 def retrieved(world: World) -> Answers:
     """Ads by popularity, recent popularity, own frequency and co-occurrence; no order of their own."""
-    settings, config = world.settings, world.preset.evaluation
+    settings, config, drawn = world.settings, world.preset.evaluation, world.requests
+    order = np.argsort(drawn.now, kind="stable")  # the rules go through the log once, from the oldest on
+    oldest_first = replace(
+        drawn,
+        rows=drawn.rows[order],
+        targets=[drawn.targets[i] for i in order],
+        values=[drawn.values[i] for i in order],
+    )
     lists = rank_by_baselines(
         world.dataset,
-        world.requests,
+        oldest_first,
         competing=Competing.of(world.dataset, world.ads, exclude_seen=config.exclude_seen),
         target_behaviors=world.preset.logs.target_behaviors,
         recent_days=config.recent_days,
@@ -38,6 +47,6 @@ def retrieved(world: World) -> Answers:
     )
     found = [np.unique(np.concatenate(each)) for each in zip(*lists.values(), strict=True)]
     ads = np.full((len(found), max(map(len, found))), NO_AD, np.int64)
-    for row, candidates in zip(ads, found, strict=True):
-        row[: len(candidates)] = candidates
+    for i, candidates in zip(order, found, strict=True):
+        ads[i, : len(candidates)] = candidates
     return Answers(ads, np.zeros(ads.shape), np.zeros(ads.shape))

@@ -6,15 +6,18 @@ much for ads that seldom fall into it and too little for those that often do (do
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
+_ROUNDING = 1e-9  # relative: equal values, stored as what is added to unequal ones, come back not quite equal
+
 
 @dataclass(frozen=True)
 class ValueCorrection:
-    """A monotone function of the expected value: a higher prediction never comes out lower.
+    """A monotone function of the expected value: a higher prediction never comes out lower, but for rounding.
 
     Attributes:
         points: (expected value, what is added there), ascending; linear between them, constant beyond. None
@@ -29,7 +32,10 @@ class ValueCorrection:
     def __post_init__(self) -> None:
         """Check that it is a monotone function."""
         for (low, add_low), (high, add_high) in pairwise(self.points):
-            if not (low < high and low + add_low <= high + add_high):
+            first, second = low + add_low, high + add_high
+            slack = _ROUNDING * max(abs(low), abs(high))
+            in_order = first <= second or math.isclose(first, second, rel_tol=_ROUNDING, abs_tol=slack)
+            if not (low < high and in_order):
                 raise ValueError(
                     "value_correction: expected ascending values that stay in their order, got "
                     f"{low} + {add_low} before {high} + {add_high}"

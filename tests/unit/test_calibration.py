@@ -156,6 +156,20 @@ def test_values_that_do_not_grow_with_the_prediction_are_pooled():
     assert equal.points == ((2.0, pytest.approx(0.0)),)
 
 
+def test_pooled_values_are_taken_although_they_are_not_equal_to_the_last_digit():
+    """Values independent of the prediction are pooled: a fit on them ends in a correction."""
+    for seed in range(50):
+        random = np.random.default_rng(seed)
+        predicted = random.gamma(1, 2, 2_000)
+        correction = fit_correction(TargetValues(predicted, random.gamma(1, 2, 2_000) * 3))
+        corrected = [value + added for value, added in correction.points]
+        assert len(corrected) == 10
+        assert (np.diff(corrected) >= -1e-9 * max(corrected)).all()
+        assert np.mean(corrected) == pytest.approx(predicted.mean())
+    with pytest.raises(ValueError, match="value_correction: expected ascending values that stay in their"):
+        ValueCorrection(((1.0, 0.0), (2.0, -1.000001)))
+
+
 @pytest.mark.parametrize("values", [np.ones(999), np.zeros(5_000)])
 def test_too_little_to_fit_on_is_refused(values):
     with pytest.raises(ValueError, match="expected 1,000 targets or more with a mean value above 0, got"):

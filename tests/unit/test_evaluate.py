@@ -16,7 +16,7 @@ from serving.inputs import Inputs
 from serving.search.widths import WidthPlan
 from tests.tiny_log import CONFIG, DAY, open_run, run_of, write_run
 from training.evaluation.__main__ import format_report
-from training.evaluation.baselines import best, fill_up
+from training.evaluation.baselines import best, fill_up, window_counts
 from training.evaluation.competing import Competing
 from training.evaluation.metrics import ranking_metrics
 from training.evaluation.ranking import evaluate, rank_by_model
@@ -228,6 +228,21 @@ def test_baselines_equal_counting_in_the_raw_table(explorers, part, exclude_seen
     assert report["requests"] == 30 - left_out["requests"]
     for method, values in found.items():
         assert report["recall"][method]["5"] == pytest.approx(np.mean(values)), method
+
+
+def test_events_of_a_window_are_counted_for_ascending_times_and_no_others():
+    random = np.random.default_rng(0)
+    times, rows = random.integers(0, 50, 200), random.integers(0, 7, 200)
+
+    def counted(now):
+        return [c.copy() for c in window_counts(times, rows, now=np.array(now), seconds=10, ads=7)]
+
+    asked = [0, 3, 3, 20, 49, 90]
+    for now, found in zip(asked, counted(asked), strict=True):
+        for ad, count in enumerate(found):
+            assert count == sum(now - 10 <= t < now for t, a in zip(times, rows, strict=True) if a == ad)
+    with pytest.raises(ValueError, match="expected `now` ascending, got 19 after 20 in row 2"):
+        counted([3, 20, 19, 25])
 
 
 def test_new_and_cold_targets_equal_counting_in_the_raw_table(tmp_path):

@@ -144,12 +144,12 @@ def damaged(folder, copy, change):
     return copy
 
 
-def rewritten(folder, **changed):
+def rewritten(folder, without="id", **changed):
     """A folder whose model.json says something else and has the id of that."""
     from training.reward.reward_model import _id_of
 
     content = json.loads((folder / MODEL).read_text()) | changed
-    content.pop("id")
+    content = {name: value for name, value in content.items() if name not in ("id", without)}
     (folder / MODEL).write_text(json.dumps({"id": _id_of(content), **content}))
 
 
@@ -207,6 +207,20 @@ def test_a_model_is_not_asked_about_another_catalogue_or_other_columns(fitted, r
         model.score(other, groups_of(other), 0, ALL_ADS)
 
 
+def test_a_model_is_not_asked_about_histories_of_another_length(fitted, run):
+    model = RewardModel.load(fitted[3])
+    other = open_run(run, "features.max_history=16")[2]
+    message = f"reward model {model.id}: expected features.max_history 32, got 16"
+    with pytest.raises(RewardError, match=message):
+        model.score(other, groups_of(other), 0, ALL_ADS)
+
+
+def test_a_model_that_does_not_say_its_length_of_histories_is_refused(fitted, tmp_path):
+    folder = damaged(fitted[3], tmp_path / "reward", lambda f: rewritten(f, without="max_history"))
+    with pytest.raises(RewardError, match="not a readable reward model: .*max_history"):
+        RewardModel.load(folder)
+
+
 def test_nothing_to_learn_from_is_said(run):
     source, settings = source_of(run)
     log = source.dataset.log
@@ -226,6 +240,23 @@ def test_nothing_to_learn_from_is_said(run):
     shown = settings.model_copy(update={"rows": "exposures"})
     everything = replace(source, target_behaviors=("impression", "conversion"))
     assert "expected train candidates with and without an outcome, got" in told(everything, settings=shown)
+
+
+def test_a_fold_with_nothing_to_learn_from_is_said(run):
+    """All is well in the training part as a whole, but not among the users outside a fold."""
+    source, settings = source_of(run)
+    log = source.dataset.log
+    folds = user_fold(log.user_ids, folds=settings.folds, seed=settings.seed)
+    of_event = np.repeat(folds, np.diff(log.user_ptr))
+    source.dataset.log = replace(log, value=np.where(of_event == 1, 0, log.value).astype(log.value.dtype))
+    message = "expected an outcome of a value above 0 in train of users outside fold 0, got none of [1-9]"
+    with pytest.raises(ValueError, match=f"^reward model: {message}"):
+        fit_reward(source, settings)
+    nobody_bought = np.where((of_event == 0) & (log.behavior == 3), 1, log.behavior)
+    source.dataset.log = replace(log, behavior=nobody_bought.astype(log.behavior.dtype))
+    message = "expected train candidates of users outside fold 1 with and without an outcome, got 0 with one"
+    with pytest.raises(ValueError, match=f"^reward model: {message}"):
+        fit_reward(source, settings.model_copy(update={"rows": "exposures"}))
 
 
 def test_draws_do_not_depend_on_what_came_of_them(run):

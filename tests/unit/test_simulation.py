@@ -14,13 +14,14 @@ import yaml
 from benchmarks.simulation import answers as answers_module
 from benchmarks.simulation import drift as drift_module
 from benchmarks.simulation.answers import Answers, Trained, answers_of
+from benchmarks.simulation.baselines import retrieved
 from benchmarks.simulation.bids import PriceShape
 from benchmarks.simulation.draws import judged
 from benchmarks.simulation.drift import drifts
 from benchmarks.simulation.history import KERNELS_DAYS, TASTE_DAYS, Past
 from benchmarks.simulation.measures import compared, measures, ordered
 from benchmarks.simulation.response_check import auc, tenths
-from benchmarks.simulation.scored import Scored
+from benchmarks.simulation.scored import NO_AD, Scored
 from benchmarks.simulation.settings import Settings
 from benchmarks.simulation.speed import requests_a_second
 from benchmarks.simulation.table import build
@@ -253,6 +254,20 @@ def test_an_arm_with_other_logs_is_refused(folder, world, tmp_path):
     arm = world.settings.arms["vsl"].model_copy(update={"run": str(tmp_path / "run")})
     with pytest.raises(ValueError, match="expected the tables of"):
         answers_of(world, arm, Trained.find(arm, seed=0))
+
+
+def test_retrieved_ads_of_a_request_are_those_it_gets_alone(world):
+    """The world's requests are in order of users, those of the log's baselines in order of time."""
+    requests = world.requests
+    assert (np.diff(requests.now) < 0).any()
+    together = retrieved(world).ads
+    assert len(np.unique(together, axis=0)) > 5
+    for i, row in enumerate(requests.rows):
+        one = replace(
+            requests, rows=np.array([row]), targets=[requests.targets[i]], values=[requests.values[i]]
+        )
+        alone = retrieved(replace(world, requests=one)).ads[0]
+        assert together[i][together[i] != NO_AD].tolist() == alone.tolist()
 
 
 def test_measures_are_what_loops_count(world):

@@ -42,6 +42,9 @@ def rank_by_baselines(
         target_behaviors: names of the behaviors that count.
         recent_days: window of recent popularity.
         limit: most ads of a request.
+
+    Raises:
+        ValueError: a request is older than the one before it.
     """
     log, ads = dataset.log, len(dataset.ad_ids)
     wanted = np.isin(log.behavior, [BEHAVIORS[name] for name in target_behaviors])
@@ -98,7 +101,16 @@ def window_counts(
         now: int64 [R], ascending.
         seconds: length of the window.
         ads: A.
+
+    Raises:
+        ValueError: `now` does not ascend; says where. It comes with the first counts that are asked for.
     """
+    earlier = np.flatnonzero(np.diff(now) < 0)
+    if len(earlier):
+        at = int(earlier[0])
+        raise ValueError(
+            f"window counts: expected `now` ascending, got {now[at + 1]} after {now[at]} in row {at + 1}"
+        )
     order = np.argsort(times, kind="stable")
     times, rows = times[order], rows[order]
     starts = np.searchsorted(times, now - seconds, side="left")

@@ -60,7 +60,8 @@ def fit_reward(source: Source, config: RewardConfig) -> tuple[RewardModel, dict[
     """Fit the rankers of all folds, calibrate and judge them; the model, not stored yet, and the report.
 
     Raises:
-        ValueError: a part has no request, or only candidates of one kind, or no value above 0.
+        ValueError: a part has no request, or only candidates of one kind, or no value above 0; so also where
+            only the training users outside one fold have none.
     """
     began = time.process_time()
     dataset = source.dataset
@@ -72,6 +73,8 @@ def fit_reward(source: Source, config: RewardConfig) -> tuple[RewardModel, dict[
     rows = {part: draw.rows(part) for part in ("train", "validation", "test")}
     for part in ("train", "validation"):
         _check_kinds(rows[part], part)
+    for fold in range(config.folds):
+        _check_kinds(rows["train"], "train", without=fold)
     categories = categories_of(dataset)
     rankers: dict[str, list[Ranker]] = {kind: [] for kind in KINDS}
     seconds = {"rows": time.process_time() - began}
@@ -89,6 +92,7 @@ def fit_reward(source: Source, config: RewardConfig) -> tuple[RewardModel, dict[
         serves=config.model,
         features=feature_set(categories),
         categories=categories,
+        max_history=dataset.spec.max_history,
         target_behaviors=source.target_behaviors,
         tokenizer_id=source.tokenizer_id,
         folds=config.folds,
@@ -185,15 +189,19 @@ class _Draw:
         return (every, drawn.of, listed) if len(listed) else (recent, drawn.of, np.arange(len(recent)))
 
 
-def _check_kinds(rows: Rows, part: str) -> None:
-    outcomes = int(rows.had.sum())
-    if not 0 < outcomes < len(rows):
+def _check_kinds(rows: Rows, part: str, *, without: int | None = None) -> None:
+    """Of all rows, or of those that the rankers of a fold are fitted on: the ones without it."""
+    fitted_on = np.ones(len(rows), bool) if without is None else rows.fold != without
+    had, value = rows.had[fitted_on], rows.value[fitted_on]
+    users = "" if without is None else f" of users outside fold {without}"
+    outcomes = int(had.sum())
+    if not 0 < outcomes < len(had):
         raise ValueError(
-            f"reward model: expected {part} candidates with and without an outcome, got {outcomes} with one "
-            f"of {len(rows)}"
+            f"reward model: expected {part} candidates{users} with and without an outcome, got {outcomes} "
+            f"with one of {len(had)}"
         )
-    if not rows.value[rows.had].max() > 0:
+    if not value[had].max() > 0:
         raise ValueError(
-            f"reward model: expected an outcome of a value above 0 in {part}, got none of {outcomes}: "
+            f"reward model: expected an outcome of a value above 0 in {part}{users}, got none of {outcomes}: "
             "p x value would be 0 for every candidate"
         )

@@ -35,7 +35,7 @@ KINDS = ("trees", "neural")
 
 
 class RewardError(ValueError):
-    """A reward model is missing, damaged, or of other features or another catalogue."""
+    """A reward model is missing, damaged, or of other features, histories or another catalogue."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class About:
         serves: trees, neural or mean.
         features: see `feature_set`.
         categories: codes of each column of profile and request features.
+        max_history: events of a longer history that it saw, the newest.
         target_behaviors: what p is the chance of.
         tokenizer_id: whose SIDs its catalogue has.
         folds: of users.
@@ -58,6 +59,7 @@ class About:
     serves: str
     features: str
     categories: tuple[int, ...]
+    max_history: int
     target_behaviors: tuple[str, ...]
     tokenizer_id: str
     folds: int
@@ -127,7 +129,7 @@ class RewardModel:
             ads: int64 [n] ids.
 
         Raises:
-            RewardError: the dataset has other profile columns or request features.
+            RewardError: the dataset has other profile columns or request features, or keeps other histories.
             CatalogueError: it has other ads or SIDs.
         """
         features = self.features(dataset).of(groups, row, np.asarray(ads, np.int64))
@@ -154,7 +156,7 @@ class RewardModel:
         """The dataset as this model sees it; kept for the next call.
 
         Raises:
-            RewardError: other profile columns or request features.
+            RewardError: other profile columns or request features, or histories of another length.
             CatalogueError: other ads or SIDs.
         """
         if self._bound is None or self._bound[0] is not dataset:
@@ -163,6 +165,11 @@ class RewardModel:
                 raise RewardError(
                     f"reward model {self.id}: expected columns of profile and request features with "
                     f"{list(self.about.categories)} codes, got {list(categories)}: make it again"
+                )
+            if dataset.spec.max_history != self.about.max_history:
+                raise RewardError(
+                    f"reward model {self.id}: expected features.max_history {self.about.max_history}, got "
+                    f"{dataset.spec.max_history}: make it again"
                 )
             bound = RequestFeatures(
                 dataset,
