@@ -23,6 +23,7 @@ from training.recipes import post_train as module
 from training.recipes.listed_requests import ListsOfParts, some
 from training.recipes.post_train import FOLDER, prepare_post_training
 from training.recipes.pretrain import prepare_training
+from training.run import SpecError
 
 SETTINGS = {
     "steps": 24,
@@ -330,6 +331,20 @@ def weights_of(model):
 
 
 # What is refused
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("other", [False, True])
+def test_the_folder_of_a_pre_trained_model(run, tmp_path, fresh, other):
+    """That of the run itself, by whatever path, or another one; not a checkpoint of it is lost."""
+    folder = run[1] / "lists" / ".." / "model"
+    if other:
+        folder = shutil.copytree(run[1] / "model", tmp_path / "model")
+    before = sorted(folder.rglob("*"))
+    got = "that of a pre-trained model" if other else "the one that this run starts from"
+    with pytest.raises(SpecError, match=f"checkpoints of this run alone, got {got}; give another --out"):
+        trainer(run, folder, fresh=fresh)
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_lists_that_teach_nothing(run, tmp_path):

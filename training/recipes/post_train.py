@@ -54,10 +54,11 @@ def prepare_post_training(
         CheckpointError: there is no trained model.
         ListStoreError: lists or their rewards are missing, damaged, or not of the trained model.
         SpecError: the run is at its end, with other settings or data than there are now, or is of another
-            objective.
+            objective, or the folder is that of a pre-trained model.
         ValueError: data and model do not fit each other, or the lists teach nothing.
     """
     config, trained = preset.post_training, find_checkpoint(run / pretrain.FOLDER)
+    progress.check_folder(folder, trained=run / pretrain.FOLDER)
     source, settings = weights_sha256(trained), config.model_dump(mode="json")
     lists = ListsOfParts.open(run, config)
     inputs = progress.inputs_of(preset, run, more_files=lists.files(run)) | _of_targets(preset.training)
