@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +15,9 @@ from tests.tiny_log import open_run, write_run
 from tests.unit.test_recipes_pretrain import equal
 from training.data.list_store import ListStoreError, StoredLists
 from training.data.lists import CandidateFlag, CandidateList
+from training.loop.checkpoint import load_checkpoint, weights_sha256
 from training.loop.device import Device
-from training.loop.retention import find_checkpoint, open_checkpoint
+from training.loop.retention import find_checkpoint, open_checkpoint, save_checkpoint
 from training.objectives.balance import Balanced
 from training.objectives.vsl import Vsl
 from training.preset.preset import ConfigError, Preset
@@ -345,6 +347,14 @@ def test_the_folder_of_a_pre_trained_model(run, tmp_path, fresh, other):
     with pytest.raises(SpecError, match=f"checkpoints of this run alone, got {got}; give another --out"):
         trainer(run, folder, fresh=fresh)
     assert sorted(folder.rglob("*")) == before
+
+
+def test_a_folder_of_another_recipe(run, tmp_path):
+    trained = find_checkpoint(run[1] / "model")
+    tuned = replace(load_checkpoint(trained), settings={"steps": 60}, source=weights_sha256(trained))
+    save_checkpoint(tmp_path, tuned, keep=1)
+    with pytest.raises(SpecError, match="expected a run of objective rspo, got one of another recipe; give"):
+        trainer(run, tmp_path)
 
 
 def test_lists_that_teach_nothing(run, tmp_path):

@@ -133,10 +133,10 @@ def _found(folder: Path, config: PostTrainConfig, *, source: str, device: Device
         if device.rank == 0:
             print(f"{folder}: made from other weights than the trained model has now; starting over")
         return None
-    if found and found.settings["objective"] != config.objective:
+    if found and (objective := found.settings.get("objective", "another recipe")) != config.objective:
         raise SpecError(
-            f"{folder}: expected a run of objective {config.objective}, got one of "
-            f"{found.settings['objective']}; give another --out, or start over with --fresh"
+            f"{folder}: expected a run of objective {config.objective}, got one of {objective}; give another "
+            "--out, or start over with --fresh"
         )
     return found
 
