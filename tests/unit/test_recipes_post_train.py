@@ -213,6 +213,14 @@ def test_the_total_is_both_terms_balanced(run, tmp_path):
     assert alone.total.weight.item() == lists.total.weight.item()
 
 
+def test_lists_alone_are_not_balanced(run, tmp_path, capsys):
+    settings = {"strength": 0.5, "validation_lists": "validation"}
+    one = trainer(run, tmp_path, supervised="false", **settings)
+    assert one.objective.list_weight == 0.5
+    assert "over 2 batches; lists weigh 0.5\n" in capsys.readouterr().out
+    assert one.start.balance == trainer(run, tmp_path, **settings).start.balance
+
+
 def test_vsl_weighs_as_ever(run, tmp_path):
     """The VSL term of a joint objective is that of VSL alone, whatever else the pass scores."""
     one = trainer(run, tmp_path)
@@ -357,10 +365,11 @@ def test_a_folder_of_another_recipe(run, tmp_path):
         trainer(run, tmp_path)
 
 
-def test_lists_that_teach_nothing(run, tmp_path):
+@pytest.mark.parametrize("supervised", ["true", "false"])
+def test_lists_that_teach_nothing(run, tmp_path, supervised):
     write_rewards(write_lists(run, every=2, name="flat"), of=lambda s: np.full(len(s), 2, np.float32))
     with pytest.raises(ValueError, match=r"expected gradients above 0 of both, .* 0 \(lists\); lists"):
-        trainer(run, tmp_path, lists="flat")
+        trainer(run, tmp_path, lists="flat", supervised=supervised, validation_lists="validation")
 
 
 def test_lists_of_other_weights(run, tmp_path):

@@ -89,11 +89,11 @@ def prepare_post_training(
     balance = start.balance
     if config.objective != "vsl":
         terms = two_terms(config, vsl)
-        if config.supervised and balance is None:
+        if balance is None:  # of lists alone, too: those that teach nothing are found before the first step
             # Whole batches in every process, so that all of them measure the same.
             whole = requests(replace(device, rank=0, world=1))
             balance = _measured(start.model, terms, whole, config=config, device=device)
-        objective = Balanced(terms, config.strength * (balance or 1.0), supervised=config.supervised)
+        objective = Balanced(terms, _list_weight(config, balance), supervised=config.supervised)
     start = replace(start, settings=settings, inputs=inputs, balance=balance)
     return Trainer(start, objective, requests(device), config=config, device=device, folder=folder)
 
@@ -121,9 +121,14 @@ def _measured(
     if device.rank == 0:
         print(
             f"lambda = |g_VSL| / |g_RL| = {balance:.4g} over {len(first)} batches; lists weigh "
-            f"{config.strength * balance:.4g}"
+            f"{_list_weight(config, balance):.4g}"
         )
     return balance
+
+
+def _list_weight(config: PostTrainConfig, balance: float) -> float:
+    """Of a list beside a target of weight 1; lists alone have nothing to be balanced with."""
+    return config.strength * balance if config.supervised else config.strength
 
 
 def _found(folder: Path, config: PostTrainConfig, *, source: str, device: Device) -> Checkpoint | None:
