@@ -21,7 +21,7 @@ from export.graph_config import GraphConfigError
 from export.int8 import QuantizeError
 from export.kept import TARGETS, check_precision, kept_bundles
 from export.lower import Lowering
-from export.made_from import made_from, newest
+from export.made_from import EVALUATION, made_from, newest
 from export.parity import ParityError
 from export.pbtxt import RenderError
 from export.render import ENGINES, SOURCE, render
@@ -128,7 +128,7 @@ def _bundle(arguments: argparse.Namespace, preset: Preset) -> int:
     record, version = bundles / RECORD, newest(bundles)
     inputs = made_from(
         arguments.run,
-        find_checkpoint(arguments.run / "model", arguments.checkpoint),
+        find_checkpoint(_model(arguments), arguments.checkpoint),
         preset=preset,
         precision=arguments.precision or preset.precision.precision,
         fine_tuned=arguments.fine_tuned,
@@ -152,11 +152,11 @@ def _export(arguments: argparse.Namespace, preset: Preset) -> int:
     if arguments.seeded_weights:
         checkpoint, fine_tuned = seeded_checkpoint(preset), None
     else:
-        trained = find_checkpoint(arguments.run / "model", arguments.checkpoint)
+        trained = find_checkpoint(_model(arguments), arguments.checkpoint)
         checkpoint = load_checkpoint(trained)
         fine_tuned = load_fine_tuned(arguments.run, trained) if arguments.fine_tuned else None
     torch.set_num_threads(int(checkpoint.settings["threads"]))
-    evaluation = arguments.run / "model" / "evaluation.json"
+    evaluation = _model(arguments) / EVALUATION
     quality = json.loads(evaluation.read_text()) if evaluation.is_file() else {}
     if quality and quality.get("step") != checkpoint.step:
         _say(f"{evaluation}: of step {quality.get('step')}, left out of the bundle of step {checkpoint.step}")
@@ -213,6 +213,11 @@ def _lowering(
     return Lowering(precision, gate, calibration, fine_tuned)
 
 
+def _model(arguments: argparse.Namespace) -> Path:
+    """Folder with the checkpoints, and beside them how good they are."""
+    return Path(arguments.model or arguments.run / "model")
+
+
 def _say(text: str) -> None:
     print(f"{text} …", file=sys.stderr, flush=True)
 
@@ -253,6 +258,12 @@ def _parser() -> argparse.ArgumentParser:
         "FP32",
     )
     parser.add_argument(
+        "--model",
+        type=Path,
+        help="folder with checkpoints/ and their evaluation.json: of a post-trained model, "
+        "RUN/model/post_trained/OBJECTIVE (default: RUN/model)",
+    )
+    parser.add_argument(
         "--checkpoint", default="latest", help="latest, best (by validation) or a name: step-000400 [latest]"
     )
     parser.add_argument("--fresh", action="store_true", help="make a bundle, also where the newest will do")
@@ -260,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seeded-weights",
         action="store_true",
-        help="random weights in the preset's shape instead of RUN/model: benchmarks, compile checks",
+        help="random weights in the preset's shape instead of a trained model: benchmarks, compile checks",
     )
     parser.add_argument(
         "--activate", type=int, metavar="VERSION", help="serve an earlier version again; exports nothing"

@@ -13,6 +13,8 @@ from training.preset.preset import Preset
 from training.recipes.fine_tune_fp8 import FOLDER as FINE_TUNED
 from training.tokenizer.storage import MANIFEST
 
+EVALUATION = "evaluation.json"
+
 
 def made_from(
     run: Path, trained: Path, *, preset: Preset, precision: Precision, fine_tuned: bool, version: int
@@ -36,7 +38,7 @@ def made_from(
         "weights": trained / MODEL,
         "checkpoint": trained / CONTENT,
         "tokenizer": run / "tokenizer" / MANIFEST,
-        "evaluation": run / "model" / "evaluation.json",
+        "evaluation": trained.parents[1] / EVALUATION,  # beside checkpoints/ of its model
     }
     if precision != "fp32":
         values |= named("precision", preset.precision.model_dump(mode="json"))

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ import export.__main__ as module
 from export.builder import BuildError
 from export.gate_requests import held_out_requests
 from export.kept import TARGETS
+from export.made_from import made_from
 from export.pbtxt import RenderError
 from export.render import render
+from serving.files import sha256
 from serving.model.current import current_version
 from tests.pipeline import serving_config
 from tests.slots import events_of, plain_slots
@@ -20,8 +23,8 @@ from tests.tiny_log import open_run, write_run
 from tests.unit.test_bundle import edit
 from tests.unit.test_scheduler import add_version
 from training.evaluation.requests import draw_requests
-from training.loop.checkpoint import Checkpoint
-from training.loop.retention import save_checkpoint
+from training.loop.checkpoint import Checkpoint, load_checkpoint, weights_sha256
+from training.loop.retention import find_checkpoint, save_checkpoint
 from training.preset.precision import PrecisionConfig
 from training.preset.preset import Preset
 
@@ -163,6 +166,33 @@ def test_a_bundle_carries_the_evaluation_of_its_own_step(run, tmp_path, monkeypa
     assert handed["checkpoint"].step == 1
     assert handed["quality"] == ({"step": 1, "recall": 0.5} if step == 1 else {})
     assert ("evaluation.json: of step 5, left out of the bundle of step 1" in said) == (step == 5)
+
+
+def test_a_post_trained_model_becomes_a_bundle(run, tmp_path, monkeypatch, capsys):
+    """Its weights with its own evaluation, though the model that it started from has one of this step."""
+    preset, folder = run[0], tmp_path / "run"
+    shutil.copytree(run[1], folder)
+    trained = find_checkpoint(folder / "model")
+    tuned = load_checkpoint(trained)
+    with torch.no_grad():
+        tuned.model.bos.add_(1.0)
+    model = folder / "model" / "post_trained" / "rspo"
+    of_tuned = save_checkpoint(model, replace(tuned, source=weights_sha256(trained)), keep=1)
+    (folder / "model" / "evaluation.json").write_text('{"step": 1, "recall": 0.5}')
+    (model / "evaluation.json").write_text('{"step": 1, "recall": 0.7}')
+    words = ("--config", preset, "--run", folder)
+    _, _, handed = export(monkeypatch, capsys, *words, "--model", model)
+    assert handed["quality"]["recall"] == 0.7
+    assert torch.equal(handed["checkpoint"].model.bos, tuned.model.bos)
+    _, _, handed = export(monkeypatch, capsys, *words)
+    assert handed["quality"]["recall"] == 0.5
+    assert not torch.equal(handed["checkpoint"].model.bos, tuned.model.bos)
+
+    options = {"preset": Preset.load(preset), "precision": "fp32", "fine_tuned": False, "version": 1}
+    for checkpoint, of in ((trained, folder / "model"), (of_tuned, model)):
+        values = made_from(folder, checkpoint, **options).values
+        assert values["evaluation"] == sha256(of / "evaluation.json")
+        assert values["weights"] == weights_sha256(checkpoint)
 
 
 def test_seeded_weights_need_no_data(tmp_path, run, monkeypatch, capsys):

@@ -130,6 +130,33 @@ def test_a_writer_goes_on_with_the_same_lists_and_empties_others(folder, context
     assert [path.name for path in folder.iterdir()] == [ABOUT]
 
 
+def tree(folder):
+    return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("other", ["checkpoints/step-000001/model.safetensors", "notes.txt"])
+def test_a_folder_of_something_else_is_refused_as_it_is(folder, other, fresh):
+    path = folder / other
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"not of a roll-out")
+    before = tree(folder)
+    name = other.split("/")[0]
+    with pytest.raises(ListStoreError, match=f"folder of candidate lists alone, got {name}"):
+        ListWriter(folder, about(weights="v" * 64), fresh=fresh)
+    assert tree(folder) == before
+
+
+def test_what_a_killed_roll_out_left_goes_with_the_lists(folder):
+    for name in (".part-00002.parquet.new", ".about.json.new", ".inputs.json.new", "inputs.json"):
+        (folder / name).write_text("half")
+    rewards = RewardWriter(StoredLists.open(folder), "a")
+    rewards.folder.mkdir()
+    (rewards.folder / "part-00000.parquet").write_text("x")
+    ListWriter(folder, about(), fresh=True)
+    assert [path.name for path in folder.iterdir()] == [ABOUT]
+
+
 def test_a_shard_of_too_few_lists_is_not_written(folder, contexts):
     writer = ListWriter(folder, about(weights="v" * 64))
     with pytest.raises(ValueError, match="shard 0: expected lists of 3 requests, got 2"):

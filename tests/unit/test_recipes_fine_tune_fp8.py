@@ -412,6 +412,22 @@ def test_an_unknown_setting_writes_nothing(own_run, monkeypatch):
     assert [p.name for p in (own_run[1] / "model").iterdir()] == ["checkpoints"]
 
 
+@pytest.mark.parametrize("words", [(), ("--fresh",)])
+@pytest.mark.parametrize("out", ["model", "other"])
+def test_the_folder_of_a_pre_trained_model_is_refused(own_run, monkeypatch, out, words):
+    """Before any work: not a checkpoint of it is lost."""
+    folder = own_run[1] / out
+    if out == "other":
+        save_checkpoint(folder, replace(original(own_run), step=STEP + 1), keep=1)
+    before = sorted(folder.rglob("*"))
+    monkeypatch.setattr(module, "quantized_copy", lambda *_: pytest.fail("quantized"))
+    with pytest.raises(
+        SystemExit, match=r"error: .*checkpoints of this run alone, got .*; give another --out"
+    ):
+        command(monkeypatch, own_run, "--out", folder, *words)
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_without_a_trained_model(run, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"error: .*expected a checkpoint \(latest\), found none"):
         command(monkeypatch, (run[0], tmp_path))

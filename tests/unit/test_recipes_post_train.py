@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +15,9 @@ from tests.tiny_log import open_run, write_run
 from tests.unit.test_recipes_pretrain import equal
 from training.data.list_store import ListStoreError, StoredLists
 from training.data.lists import CandidateFlag, CandidateList
+from training.loop.checkpoint import load_checkpoint, weights_sha256
 from training.loop.device import Device
-from training.loop.retention import find_checkpoint, open_checkpoint
+from training.loop.retention import find_checkpoint, open_checkpoint, save_checkpoint
 from training.objectives.balance import Balanced
 from training.objectives.vsl import Vsl
 from training.preset.preset import ConfigError, Preset
@@ -23,6 +25,7 @@ from training.recipes import post_train as module
 from training.recipes.listed_requests import ListsOfParts, some
 from training.recipes.post_train import FOLDER, prepare_post_training
 from training.recipes.pretrain import prepare_training
+from training.run import SpecError
 
 SETTINGS = {
     "steps": 24,
@@ -210,6 +213,14 @@ def test_the_total_is_both_terms_balanced(run, tmp_path):
     assert alone.total.weight.item() == lists.total.weight.item()
 
 
+def test_lists_alone_are_not_balanced(run, tmp_path, capsys):
+    settings = {"strength": 0.5, "validation_lists": "validation"}
+    one = trainer(run, tmp_path, supervised="false", **settings)
+    assert one.objective.list_weight == 0.5
+    assert "over 2 batches; lists weigh 0.5\n" in capsys.readouterr().out
+    assert one.start.balance == trainer(run, tmp_path, **settings).start.balance
+
+
 def test_vsl_weighs_as_ever(run, tmp_path):
     """The VSL term of a joint objective is that of VSL alone, whatever else the pass scores."""
     one = trainer(run, tmp_path)
@@ -332,10 +343,33 @@ def weights_of(model):
 # What is refused
 
 
-def test_lists_that_teach_nothing(run, tmp_path):
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("other", [False, True])
+def test_the_folder_of_a_pre_trained_model(run, tmp_path, fresh, other):
+    """That of the run itself, by whatever path, or another one; not a checkpoint of it is lost."""
+    folder = run[1] / "lists" / ".." / "model"
+    if other:
+        folder = shutil.copytree(run[1] / "model", tmp_path / "model")
+    before = sorted(folder.rglob("*"))
+    got = "that of a pre-trained model" if other else "the one that this run starts from"
+    with pytest.raises(SpecError, match=f"checkpoints of this run alone, got {got}; give another --out"):
+        trainer(run, folder, fresh=fresh)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_folder_of_another_recipe(run, tmp_path):
+    trained = find_checkpoint(run[1] / "model")
+    tuned = replace(load_checkpoint(trained), settings={"steps": 60}, source=weights_sha256(trained))
+    save_checkpoint(tmp_path, tuned, keep=1)
+    with pytest.raises(SpecError, match="expected a run of objective rspo, got one of another recipe; give"):
+        trainer(run, tmp_path)
+
+
+@pytest.mark.parametrize("supervised", ["true", "false"])
+def test_lists_that_teach_nothing(run, tmp_path, supervised):
     write_rewards(write_lists(run, every=2, name="flat"), of=lambda s: np.full(len(s), 2, np.float32))
     with pytest.raises(ValueError, match=r"expected gradients above 0 of both, .* 0 \(lists\); lists"):
-        trainer(run, tmp_path, lists="flat")
+        trainer(run, tmp_path, lists="flat", supervised=supervised, validation_lists="validation")
 
 
 def test_lists_of_other_weights(run, tmp_path):

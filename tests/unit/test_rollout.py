@@ -282,6 +282,27 @@ def test_the_command_makes_the_lists_of_a_part(own_run, monkeypatch, capsys):
     assert "train: up to date" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["../kept", "..", ".", "", "a/b", "a b", "{run}/kept", "x\n"])
+def test_a_name_that_leads_elsewhere_is_refused(own_run, monkeypatch, name):
+    kept = own_run[1] / "kept"
+    kept.mkdir()
+    (kept / "about.json").write_text("mine")
+    with pytest.raises(SystemExit, match="error: name of lists: expected letters, digits"):
+        roll_out(own_run, monkeypatch, "--fresh", "--name", name.format(run=own_run[1]))
+    assert (kept / "about.json").read_text() == "mine"
+    assert not (own_run[1] / "lists").exists()
+
+
+def test_a_folder_of_something_else_keeps_its_record(own_run, monkeypatch):
+    folder = own_run[1] / "lists" / "train"
+    folder.mkdir(parents=True)
+    for file in (RECORD, "model.bin"):
+        (folder / file).write_text("{}")
+    with pytest.raises(SystemExit, match="train: expected a folder of candidate lists alone, got mod"):
+        roll_out(own_run, monkeypatch)
+    assert sorted(path.name for path in folder.iterdir()) == [RECORD, "model.bin"]
+
+
 def test_a_stopped_roll_out_goes_on_where_it_was(own_run, monkeypatch, capsys):
     roll_out(own_run, monkeypatch)
     whole = shards(own_run)

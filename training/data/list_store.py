@@ -19,6 +19,7 @@ from typing import Self
 import numpy as np
 import polars as pl
 
+from serving.inputs import RECORD
 from training.data.groups import TargetGroups
 from training.data.list_about import ABOUT, About, ListStoreError
 from training.data.list_shards import (
@@ -34,20 +35,28 @@ from training.data.log import EventLog, Int64
 from training.data.samples import RequestDataset
 
 _ID = re.compile("[A-Za-z0-9_-]{1,64}", re.ASCII)
+_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]+", re.ASCII)
+_SHARD = r"part-\d{5,}\.parquet"
+_OWN = re.compile(  # what a roll-out leaves in a folder; `.x.new` is half of a file, of a run that was killed
+    rf"{_SHARD}|{re.escape(ABOUT)}|{re.escape(RECORD)}"
+    rf"|\.({_SHARD}|{re.escape(ABOUT)}|{re.escape(RECORD)})\.new|rewards\.{_ID.pattern}",
+    re.ASCII,
+)
 
 
 class ListWriter:
     """Makes the shards of a folder that are not there yet."""
 
     def __init__(self, folder: Path, about: About, *, fresh: bool = False) -> None:
-        """Go on with a folder whose lists are made from the same; any other is emptied.
+        """Go on with a folder whose lists are made from the same; others in it are removed.
 
         Args:
             folder: where the lists go.
             about: what they are.
-            fresh: empty the folder in any case.
+            fresh: remove the lists that are there in any case.
 
         Raises:
+            ListStoreError: there is something else in the folder; everything is as it was.
             OSError: the disk is full or not writable.
         """
         self.folder, self.about = folder, about
@@ -56,9 +65,8 @@ class ListWriter:
         except ListStoreError:
             same = False
         if not same:
-            (folder / ABOUT).unlink(missing_ok=True)  # first: without it nothing else there is read
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            _remove_lists(folder)
+            folder.mkdir(parents=True, exist_ok=True)
             about.save(folder)
 
     def missing(self) -> list[int]:
@@ -224,6 +232,19 @@ class RewardWriter:
         write_rewards(_part(self.folder, shard), rewards, counts=counts)
 
 
+def check_name(name: str) -> str:
+    """The name of a folder of lists, as it is.
+
+    Raises:
+        ValueError: it could lead out of the folder that holds all of them.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"name of lists: expected letters, digits, -, _ and ., but for . and .. alone, got {name!r}"
+        )
+    return name
+
+
 def files_of(folder: Path) -> list[Path]:
     """Files without which the lists of a folder are not all there, but for their rewards."""
     try:
@@ -241,6 +262,23 @@ def request_keys(log: EventLog, requests: Int64) -> tuple[Int64, Int64, Int64]:
     every = np.arange(len(users))
     nth = every - np.maximum.accumulate(np.where(opens, every, 0))
     return log.user_ids[users[requests]], times[requests], nth[requests]
+
+
+def _remove_lists(folder: Path) -> None:
+    """Remove what a roll-out left in a folder; one that holds anything else is no folder of lists."""
+    there = sorted(folder.iterdir()) if folder.exists() else []
+    other = [path.name for path in there if not _OWN.fullmatch(path.name)]
+    if other:
+        raise ListStoreError(
+            f"{folder}: expected a folder of candidate lists alone, got {', '.join(other[:3])} in it; give "
+            "another name"
+        )
+    (folder / ABOUT).unlink(missing_ok=True)  # first: without it nothing else there is read
+    for path in there:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _part(folder: Path, shard: int) -> Path:

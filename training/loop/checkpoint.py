@@ -144,6 +144,19 @@ def weights_sha256(folder: Path) -> str:
     return sha256(folder / MODEL)
 
 
+def read_source(folder: Path) -> str | None:
+    """sha256 of the weights that a checkpoint was made from, None for a pre-trained one; no weight is read.
+
+    Raises:
+        CheckpointError: it is not readable.
+    """
+    try:
+        source = json.loads((folder / CONTENT).read_text())["source"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: not a readable checkpoint: {error}") from error
+    return None if source is None else str(source)
+
+
 def _optimizer_state(path: Path) -> OptimizerState | None:
     if not path.exists():
         return None

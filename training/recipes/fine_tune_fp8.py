@@ -45,10 +45,12 @@ def prepare_fine_tuning(
     Raises:
         CheckpointError: there is no trained model.
         MissingPackageError: modelopt is not installed.
-        SpecError: the run is at its end, with other settings or data than there are now.
+        SpecError: the run is at its end, with other settings or data than there are now, or the folder is
+            that of a pre-trained model.
         ValueError: data and model do not fit each other.
     """
     config, trained = preset.fine_tune_fp8, find_checkpoint(run / pretrain.FOLDER)
+    progress.check_folder(folder, trained=run / pretrain.FOLDER)
     original, source = load_checkpoint(trained), weights_sha256(trained)
     settings, inputs = config.model_dump(mode="json"), progress.inputs_of(preset, run)
     found = open_checkpoint(folder) if not fresh and has_checkpoint(folder) else None

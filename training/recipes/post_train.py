@@ -54,10 +54,11 @@ def prepare_post_training(
         CheckpointError: there is no trained model.
         ListStoreError: lists or their rewards are missing, damaged, or not of the trained model.
         SpecError: the run is at its end, with other settings or data than there are now, or is of another
-            objective.
+            objective, or the folder is that of a pre-trained model.
         ValueError: data and model do not fit each other, or the lists teach nothing.
     """
     config, trained = preset.post_training, find_checkpoint(run / pretrain.FOLDER)
+    progress.check_folder(folder, trained=run / pretrain.FOLDER)
     source, settings = weights_sha256(trained), config.model_dump(mode="json")
     lists = ListsOfParts.open(run, config)
     inputs = progress.inputs_of(preset, run, more_files=lists.files(run)) | _of_targets(preset.training)
@@ -88,11 +89,11 @@ def prepare_post_training(
     balance = start.balance
     if config.objective != "vsl":
         terms = two_terms(config, vsl)
-        if config.supervised and balance is None:
+        if balance is None:  # of lists alone, too: those that teach nothing are found before the first step
             # Whole batches in every process, so that all of them measure the same.
             whole = requests(replace(device, rank=0, world=1))
             balance = _measured(start.model, terms, whole, config=config, device=device)
-        objective = Balanced(terms, config.strength * (balance or 1.0), supervised=config.supervised)
+        objective = Balanced(terms, _list_weight(config, balance), supervised=config.supervised)
     start = replace(start, settings=settings, inputs=inputs, balance=balance)
     return Trainer(start, objective, requests(device), config=config, device=device, folder=folder)
 
@@ -120,9 +121,14 @@ def _measured(
     if device.rank == 0:
         print(
             f"lambda = |g_VSL| / |g_RL| = {balance:.4g} over {len(first)} batches; lists weigh "
-            f"{config.strength * balance:.4g}"
+            f"{_list_weight(config, balance):.4g}"
         )
     return balance
+
+
+def _list_weight(config: PostTrainConfig, balance: float) -> float:
+    """Of a list beside a target of weight 1; lists alone have nothing to be balanced with."""
+    return config.strength * balance if config.supervised else config.strength
 
 
 def _found(folder: Path, config: PostTrainConfig, *, source: str, device: Device) -> Checkpoint | None:
@@ -132,10 +138,10 @@ def _found(folder: Path, config: PostTrainConfig, *, source: str, device: Device
         if device.rank == 0:
             print(f"{folder}: made from other weights than the trained model has now; starting over")
         return None
-    if found and found.settings["objective"] != config.objective:
+    if found and (objective := found.settings.get("objective", "another recipe")) != config.objective:
         raise SpecError(
-            f"{folder}: expected a run of objective {config.objective}, got one of "
-            f"{found.settings['objective']}; give another --out, or start over with --fresh"
+            f"{folder}: expected a run of objective {config.objective}, got one of {objective}; give another "
+            "--out, or start over with --fresh"
         )
     return found
 

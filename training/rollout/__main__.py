@@ -17,7 +17,7 @@ from tqdm import tqdm
 from serving.inputs import RECORD, Inputs, is_up_to_date
 from serving.search.widths import WidthPlan
 from training.data.list_about import About
-from training.data.list_store import ListWriter, StoredLists, files_of
+from training.data.list_store import ListWriter, StoredLists, check_name, files_of
 from training.data.split import PARTS
 from training.loop.checkpoint import CheckpointError, load_checkpoint
 from training.loop.retention import find_checkpoint
@@ -41,12 +41,13 @@ def roll_out(
         run: run folder with data/ and tokenizer/.
         part: train, validation or test.
         checkpoint: folder of the model that searches.
-        folder: where the lists go; lists that were made from something else are replaced.
+        folder: where the lists go, and nothing else; those made from something else are replaced.
         fresh: make all of them again.
 
     Raises:
         CheckpointError: the checkpoint is not readable.
-        ValueError: there is no request, or run and model do not fit each other.
+        ValueError: there is no request, run and model do not fit each other, or there is something else in
+            the folder.
         OSError: a file is missing, or the disk is full.
     """
     record = folder / RECORD
@@ -80,8 +81,8 @@ def roll_out(
         config=config,
         widths=WidthPlan.parse(str(config.widths), levels=len(loaded.spec.level_sizes)).sid,
     )
+    writer = ListWriter(folder, about, fresh=fresh)  # first: it refuses a folder of something else
     record.unlink(missing_ok=True)
-    writer = ListWriter(folder, about, fresh=fresh)
     _make(maker, writer, batch_size=config.batch_size)
     inputs.save(record)
     return _told(folder)
@@ -138,6 +139,8 @@ def main() -> None:
     overrides = [*arguments.overrides]
     overrides += [f"rollout.requests={arguments.requests}"] if arguments.requests is not None else []
     try:
+        name = arguments.part if arguments.name is None else arguments.name
+        folder = arguments.run / "lists" / check_name(name)
         preset = Preset.load(arguments.config, overrides)
         torch.set_num_threads(preset.training.threads)
         roll_out(
@@ -145,7 +148,7 @@ def main() -> None:
             arguments.run,
             part=arguments.part,
             checkpoint=find_checkpoint(arguments.model or arguments.run / "model", arguments.checkpoint),
-            folder=arguments.run / "lists" / (arguments.name or arguments.part),
+            folder=folder,
             fresh=arguments.fresh,
         )
     except (CheckpointError, ValueError, OSError) as error:
