@@ -32,6 +32,7 @@ ALPHA = 1.0  # smooths 1 / |I_u n I_v|; held-out recall does not depend on it
 KEPT = 200  # neighbours of a content that are kept, the strongest; bounds the result
 _BLOCK = 2048  # contents of a task
 _ARRAYS = ("ptr", "contents", "content_ptr", "baskets", "popularity")
+_FOUND = ("strengths", "neighbours", "lengths")
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ def swing(
             for start in range(0, count, _BLOCK)
         ]
         progress = tqdm(blocks, desc="swing", unit="block", disable=None, leave=False)
-        found = (workers or Here())(_strengths, progress)
-    empty = csr_matrix((0, count), dtype=np.float32)
-    return vstack([empty, *(csr_matrix(block, shape=(len(block[2]) - 1, count)) for block in found)]).tocsr()
+        (workers or Here())(_strengths, progress)
+        found = [_read(block, count=count) for block in blocks]
+    return vstack([csr_matrix((0, count), dtype=np.float32), *found]).tocsr()
 
 
 def _sampled(baskets: csr_matrix, most: int) -> csr_matrix:
@@ -90,8 +91,8 @@ def _sampled(baskets: csr_matrix, most: int) -> csr_matrix:
     return csr_matrix(entries, shape=baskets.shape[::-1])
 
 
-def _strengths(block: _Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Strengths of a block of contents as the three arrays of a sparse matrix."""
+def _strengths(block: _Block) -> int:
+    """Count a block of contents, and write its three arrays of a sparse matrix; returns its entries."""
     ptr, contents, content_ptr, baskets, popularity = (
         np.load(block.folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS
     )
@@ -106,7 +107,16 @@ def _strengths(block: _Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             strengths.append(strength[best])
             neighbours.append(found[best].astype(np.int32))
             lengths.append(len(best))
-    return np.concatenate(strengths), np.concatenate(neighbours), np.cumsum(lengths)
+    arrays = np.concatenate(strengths), np.concatenate(neighbours), np.cumsum(lengths)
+    for name, array in zip(_FOUND, arrays, strict=True):
+        np.save(block.folder / f"{name}-{block.start}.npy", array)
+    return len(arrays[0])
+
+
+def _read(block: _Block, *, count: int) -> csr_matrix:
+    """What `_strengths` wrote, float32 [contents of the block, N]."""
+    strengths, neighbours, ptr = (np.load(block.folder / f"{name}-{block.start}.npy") for name in _FOUND)
+    return csr_matrix((strengths, neighbours, ptr), shape=(block.stop - block.start, count))
 
 
 def _of_one(content: int, baskets: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
