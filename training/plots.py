@@ -14,15 +14,18 @@ import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen first
 def plot_history(history: list[dict[str, float]], path: Path) -> None:
     """Curves over steps, one chart for every name in the keys `train_<name>` and `validation_<name>`."""
     parts = ("train", "validation")
-    names = [key.partition("_")[2] for key in history[-1] if key.startswith("validation_")]
+    keys = (key.partition("_") for record in history for key in record)
+    names = list(dict.fromkeys(name for part, _, name in keys if part in parts))
     figure, axes = plt.subplots(
         1, len(names), figsize=(4 * len(names), 3.6), constrained_layout=True, squeeze=False
     )
     for axis, name in zip(axes[0], names, strict=True):
         for part in parts:
             shown = [record for record in history if f"{part}_{name}" in record]
+            if not shown:  # what only training has, as parts of lists where there are none to validate on
+                continue
             steps, values = [r["step"] for r in shown], [r[f"{part}_{name}"] for r in shown]
-            axis.plot(steps, values, marker="o", markersize=3, label=part)
+            axis.plot(steps, values, marker="o", markersize=3, label=part, color=f"C{parts.index(part)}")
         axis.set_title(name)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)

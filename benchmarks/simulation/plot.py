@@ -27,7 +27,7 @@ def plot(table: dict[str, Any], path: Path, *, metrics: list[str]) -> None:
         axis.set_yticks(range(len(rows)), [])
     _curves(axes[-1], rows, metric=metrics[0])
     empty = [row["name"] for row in table["rows"].values() if not row["metrics"]]
-    note = f"; not there: {', '.join(empty)}" if empty else ""
+    note = f"; not there: {'; '.join(empty)}" if empty else ""
     figure.suptitle(
         f"simulation, {table['requests']} requests, {table['seeds']} seeds, 95 % intervals over users{note}",
         fontsize=9,
@@ -47,6 +47,7 @@ def _against(axis: Axes, rows: dict[str, Any], metric: str) -> None:
         axis.plot(ratio, y, "o", color=COLOURS[0], markersize=5)
         axis.annotate(f"{ratio:+.1f}", (ratio, y), xytext=(0, 5), textcoords="offset points", fontsize=7)
     axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.margins(x=0.12)  # room for the numbers
     axis.set_xlabel(f"{metric}, % against the baseline", fontsize=8)
     axis.grid(axis="x", alpha=0.3)
 
@@ -59,9 +60,14 @@ def _curves(axis: Axes, rows: dict[str, Any], *, metric: str) -> None:
     for colour, curve in zip(COLOURS * 4, dict.fromkeys(row["curve"] for row, _ in points), strict=False):
         place = sorted((row["drift"], ratio) for row, ratio in points if row["curve"] == curve)
         style = "o" if curve is None else "o-"
-        axis.plot(*zip(*place, strict=True), style, color=colour, label=curve or "other arms", markersize=5)
+        axis.plot(*zip(*place, strict=True), style, color=colour, label=curve, markersize=5)
+    for row, ratio in points:
+        axis.annotate(
+            row["name"], (row["drift"], ratio), xytext=(4, 3), textcoords="offset points", fontsize=7
+        )
+    axis.margins(x=0.35, y=0.1)
     axis.set_xlabel("drift, mean log p / p of the baseline", fontsize=8)
     axis.set_ylabel(f"{metric}, %", fontsize=8)
     axis.grid(alpha=0.3)
-    if points:
+    if any(row["curve"] for row, _ in points):
         axis.legend(frameon=False, fontsize=7)

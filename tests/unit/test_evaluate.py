@@ -378,7 +378,7 @@ def test_settings_that_cannot_be(run, override, message):
 def test_the_command_takes_part_and_ranking(explorers, tmp_path, monkeypatch, capsys):
     preset, spec, dataset = open_run(explorers)
     checkpoint = SimpleNamespace(spec=spec, model=spec.build(), step=7)
-    monkeypatch.setattr(command, "find_checkpoint", lambda folder, name: tmp_path / "step-000007")
+    monkeypatch.setattr(command, "chosen_checkpoint", lambda _: tmp_path / "step-000007")
     monkeypatch.setattr(command, "load_checkpoint", lambda path: checkpoint)
     monkeypatch.setattr(command, "inputs_of", lambda *_, **__: Inputs({}, {}))
     options = ["--config", str(explorers[0]), "--run", str(explorers[1]), "--model", str(tmp_path)]

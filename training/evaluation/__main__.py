@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 import torch
 
@@ -19,7 +18,7 @@ from serving.search.rank import RANK_BY
 from training.evaluation.inputs import inputs_of
 from training.evaluation.ranking import evaluate
 from training.loop.checkpoint import CheckpointError, load_checkpoint
-from training.loop.retention import find_checkpoint
+from training.loop.choice import add_checkpoint_arguments, chosen_checkpoint, model_folder
 from training.plots import plot_ranking, plot_reliability
 from training.preset.preset import Preset, add_preset_arguments
 from training.rollout.executor import TorchExecutor
@@ -66,13 +65,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_preset_arguments(parser)
-    parser.add_argument(
-        "--run", required=True, type=Path, help="run folder with data/, tokenizer/ and model/"
-    )
-    parser.add_argument("--model", type=Path, help="folder with checkpoints/ (default: RUN/model)")
-    parser.add_argument(
-        "--checkpoint", default="latest", help="latest, best (by validation) or a name: step-000400 [latest]"
-    )
+    add_checkpoint_arguments(parser)
     parser.add_argument("--fresh", action="store_true", help="evaluate again, also where nothing changed")
     parser.add_argument("--part", choices=("validation", "test"), help="part to evaluate [evaluation.part]")
     parser.add_argument("--rank-by", choices=RANK_BY, help="p, or p x value [evaluation.rank_by]")
@@ -82,13 +75,13 @@ def main() -> None:
         help="whether ads of the history are left out [evaluation.exclude_seen]",
     )
     arguments = parser.parse_args()
-    folder = arguments.model or arguments.run / "model"
+    folder = model_folder(arguments)
     given = {name: getattr(arguments, name) for name in ("part", "rank_by", "exclude_seen")}
     overrides = [f"evaluation.{name}={value}" for name, value in given.items() if value is not None]
     try:
         preset = Preset.load(arguments.config, [*arguments.overrides, *overrides])
         torch.set_num_threads(preset.training.threads)
-        path = find_checkpoint(folder, arguments.checkpoint)
+        path = chosen_checkpoint(arguments)
         part = preset.evaluation.part
         name = "evaluation" if part == "test" else f"evaluation-{part}"
         record, table = folder / f"{name}.inputs.json", folder / f"{name}.json"

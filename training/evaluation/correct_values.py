@@ -20,7 +20,7 @@ import torch
 
 from training.evaluation.calibration import TooFewTargetsError, fit_correction, target_values
 from training.loop.checkpoint import CheckpointError, load_checkpoint, replace_spec
-from training.loop.retention import find_checkpoint
+from training.loop.choice import add_checkpoint_arguments, chosen_checkpoint
 from training.preset.preset import Preset, add_preset_arguments
 from training.rollout.executor import TorchExecutor
 from training.run import RunData
@@ -70,17 +70,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_preset_arguments(parser)
-    parser.add_argument(
-        "--run", required=True, type=Path, help="run folder with data/, tokenizer/ and model/"
-    )
-    parser.add_argument("--model", type=Path, help="folder with checkpoints/ (default: RUN/model)")
-    parser.add_argument("--checkpoint", default="latest", help="latest, best or a name [latest]")
+    add_checkpoint_arguments(parser)
     parser.add_argument("--requests", type=int, default=4000, help="training requests drawn [4000]")
     arguments = parser.parse_args()
     try:
         preset = Preset.load(arguments.config, arguments.overrides)
         torch.set_num_threads(preset.training.threads)
-        path = find_checkpoint(arguments.model or arguments.run / "model", arguments.checkpoint)
+        path = chosen_checkpoint(arguments)
         print(correct(preset, arguments.run, checkpoint=path, requests=arguments.requests))
     except TooFewTargetsError as error:
         print(f"warning: {error}; nothing is corrected", file=sys.stderr)

@@ -58,13 +58,9 @@ def prepare_fine_tuning(
         if device.rank == 0:
             print(f"{folder}: made from other weights than {trained} has now; starting over")
         found = None
-    changed = progress.changed_since(found, SECTION, settings=settings, inputs=inputs) if found else []
-    if found and progress.is_at_end(
-        found, config, folder=folder, section=SECTION, changed=changed, device=device
-    ):
+    changed = progress.to_do(found, config, folder=folder, section=SECTION, inputs=inputs, device=device)
+    if changed is None:
         return None
-    if found and found.step >= config.steps:
-        raise progress.stale(folder, found, section=SECTION, changed=changed)
     data = RunData.load(run)
     data.check_tokenizer(original.spec)
     dataset = data.dataset(original.spec)

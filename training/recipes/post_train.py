@@ -63,13 +63,9 @@ def prepare_post_training(
     lists = ListsOfParts.open(run, config)
     inputs = progress.inputs_of(preset, run, more_files=lists.files(run)) | _of_targets(preset.training)
     found = _found(folder, config, source=source, device=device) if not fresh else None
-    changed = progress.changed_since(found, SECTION, settings=settings, inputs=inputs) if found else []
-    if found and progress.is_at_end(
-        found, config, folder=folder, section=SECTION, changed=changed, device=device
-    ):
+    changed = progress.to_do(found, config, folder=folder, section=SECTION, inputs=inputs, device=device)
+    if changed is None:
         return None
-    if found and found.step >= config.steps:
-        raise progress.stale(folder, found, section=SECTION, changed=changed)
     original = load_checkpoint(trained)
     lists.check(original.spec, source)
     data = RunData.load(run)

@@ -77,6 +77,38 @@ def changed_since(
     return changes(was, now | {k: v for k, v in inputs.items() if found.inputs is not None or k in was})
 
 
+def to_do(
+    found: Checkpoint | None,
+    config: LoopConfig,
+    *,
+    folder: Path,
+    section: str,
+    inputs: dict[str, Any],
+    device: Device,
+) -> list[str] | None:
+    """What has changed since a checkpoint was made; None where a run is at its end and nothing has.
+
+    Args:
+        found: where the run stands; None for one that begins.
+        config: its section of the preset.
+        folder: of its checkpoints.
+        section: name of the section.
+        inputs: what it reads besides.
+        device: the first process says that a run is at its end.
+
+    Raises:
+        SpecError: the run has made all its steps, with other settings or data than there are now.
+    """
+    if found is None:
+        return []
+    changed = changed_since(found, section, settings=config.model_dump(mode="json"), inputs=inputs)
+    if is_at_end(found, config, folder=folder, section=section, changed=changed, device=device):
+        return None
+    if found.step >= config.steps:
+        raise stale(folder, found, section=section, changed=changed)
+    return changed
+
+
 def is_at_end(
     found: Checkpoint, config: LoopConfig, *, folder: Path, section: str, changed: list[str], device: Device
 ) -> bool:

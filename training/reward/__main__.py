@@ -115,7 +115,7 @@ def _fit(preset: Preset, run: Path, *, fresh: bool) -> None:
     report["provenance"] = data.prepared.tables.provenance
     model.save(folder, {REPORT: json.dumps(report, indent=1) + "\n"})
     requests = report["rows"]["test"]["requests"]
-    title = f"{requests:,} test requests, candidates: {report['rows_from']}"
+    title = f"{requests:,} test requests, judged on {report['rows_from']}"
     plot_rankers(report["test"], folder / "reward.png", title=title)
     inputs.save(folder / RECORD)
     print(format_report(report))

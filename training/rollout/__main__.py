@@ -20,7 +20,7 @@ from training.data.list_about import About
 from training.data.list_store import ListWriter, StoredLists, check_name, files_of
 from training.data.split import PARTS
 from training.loop.checkpoint import CheckpointError, load_checkpoint
-from training.loop.retention import find_checkpoint
+from training.loop.choice import add_checkpoint_arguments, chosen_checkpoint
 from training.preset.preset import Preset, add_preset_arguments
 from training.rollout.inputs import inputs_of, settings_of
 from training.rollout.lists import DrawnRequests, RollOut
@@ -124,13 +124,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_preset_arguments(parser)
-    parser.add_argument(
-        "--run", required=True, type=Path, help="run folder with data/, tokenizer/ and model/"
-    )
-    parser.add_argument("--model", type=Path, help="folder with checkpoints/ (default: RUN/model)")
-    parser.add_argument(
-        "--checkpoint", default="latest", help="latest, best (by validation) or a name: step-000400 [latest]"
-    )
+    add_checkpoint_arguments(parser)
     parser.add_argument("--part", choices=PARTS, default="train", help="whose requests [train]")
     parser.add_argument("--name", help="of the lists: RUN/lists/NAME (default: the part)")
     parser.add_argument("--requests", type=int, help="how many requests [rollout.requests]")
@@ -147,7 +141,7 @@ def main() -> None:
             preset,
             arguments.run,
             part=arguments.part,
-            checkpoint=find_checkpoint(arguments.model or arguments.run / "model", arguments.checkpoint),
+            checkpoint=chosen_checkpoint(arguments),
             folder=folder,
             fresh=arguments.fresh,
         )

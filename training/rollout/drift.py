@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from training.data.lists import CandidateFlag, pad
 from training.data.samples import RequestDataset
 from training.data.split import PARTS
 from training.loop.checkpoint import CheckpointError, load_checkpoint
-from training.loop.retention import find_checkpoint
+from training.loop.choice import add_checkpoint_arguments, chosen_checkpoint
 from training.model.gr4ad import Generator
 from training.preset.preset import Preset, add_preset_arguments
 from training.rollout.live import LiveAds, LiveIndex
@@ -116,13 +115,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_preset_arguments(parser)
-    parser.add_argument(
-        "--run", required=True, type=Path, help="run folder with data/, tokenizer/ and lists/"
-    )
-    parser.add_argument("--model", type=Path, help="folder with checkpoints/ (default: RUN/model)")
-    parser.add_argument(
-        "--checkpoint", default="latest", help="latest, best (by validation) or a name: step-000400 [latest]"
-    )
+    add_checkpoint_arguments(parser, needs="lists/")
     parser.add_argument("--name", default="train", help="of the lists: RUN/lists/NAME [train]")
     parser.add_argument("--part", choices=PARTS, default="train", help="whose requests they are for [train]")
     parser.add_argument("--requests", type=int, default=200, help="how many [200]")
@@ -130,9 +123,7 @@ def main() -> None:
     try:
         preset = Preset.load(arguments.config, arguments.overrides)
         torch.set_num_threads(preset.training.threads)
-        checkpoint = load_checkpoint(
-            find_checkpoint(arguments.model or arguments.run / "model", arguments.checkpoint)
-        )
+        checkpoint = load_checkpoint(chosen_checkpoint(arguments))
         data = RunData.load(arguments.run)
         data.check_tokenizer(checkpoint.spec)
         stored = StoredLists.open(arguments.run / "lists" / arguments.name)
