@@ -130,6 +130,14 @@ def test_a_fit_that_fails_leaves_the_model_that_was_there(fitted, call):
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
+def test_a_release_with_other_features_makes_it_again(fitted, call, monkeypatch):
+    fitted_before = (fitted[1] / "reward" / MODEL).stat().st_mtime_ns
+    assert "up to date" in call()
+    monkeypatch.setattr(command, "feature_set", lambda _: "others")
+    assert "up to date" not in call()
+    assert (fitted[1] / "reward" / MODEL).stat().st_mtime_ns > fitted_before
+
+
 def test_lists_are_scored_and_what_was_stopped_goes_on(fitted, call, monkeypatch):
     lists, model = write_lists(fitted, "train"), RewardModel.load(fitted[1] / "reward")
     monkeypatch.setattr(RewardModel, "score", stop_after(20, RewardModel.score))

@@ -18,8 +18,9 @@ from training.data.list_about import ABOUT
 from training.data.list_store import StoredLists
 from training.plots import plot_rankers
 from training.preset.preset import Preset, add_preset_arguments
+from training.reward.features import feature_set
 from training.reward.fit import Source, fit_reward
-from training.reward.reward_model import MODEL, RewardError, RewardModel
+from training.reward.reward_model import FORMAT, MODEL, RewardError, RewardModel
 from training.reward.score import score_lists, speed
 from training.run import RunData
 from training.tokenizer.storage import read_folder
@@ -91,6 +92,8 @@ def _fit(preset: Preset, run: Path, *, fresh: bool) -> None:
         "data.target_behaviors": preset.logs.target_behaviors,
         "training.min_history": preset.training.min_history,
         "features": preset.features.model_dump(mode="json"),
+        "features of this release": feature_set(()),
+        "format": FORMAT,
     }
     files = {f"data/{file}": run / "data" / file for file in _DATA}
     files |= {f"lists/{of.folder.name}": of.folder / ABOUT for of in lists}

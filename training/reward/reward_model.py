@@ -30,7 +30,7 @@ from training.reward.statistics import AdStatistics
 from training.reward.trees import Trees
 
 MODEL, ARRAYS = "model.json", "arrays.safetensors"
-FORMAT = 1
+FORMAT = 2
 KINDS = ("trees", "neural")
 
 
