@@ -169,7 +169,7 @@ def rewritten(folder, without="id", **changed):
             lambda f: (f / MODEL).write_text((f / MODEL).read_text().replace('"mean"', '"trees"', 1)),
             "model.json: expected id [0-9a-f]{16}, got [0-9a-f]{16}",
         ),
-        (lambda f: rewritten(f, format=2), "expected format 1, got 2"),
+        (lambda f: rewritten(f, format=1), "expected format 2, got 1"),
         (
             lambda f: rewritten(f, features="0123456789abcdef"),
             "expected a reward model over the features [0-9a-f]{16} of this release, got 0123456789abcdef",
