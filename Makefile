@@ -183,6 +183,13 @@ simulate-outside: .venv-judges/.installed ## our off-policy estimates beside sb-
 	test -x .venv-judges/bin/python || $(PYTHON) -m venv .venv-judges
 	.venv-judges/bin/python -m pip install --quiet --no-deps --ignore-requires-python -r requirements-judges.txt
 	@touch $@
+.PHONY: recogym
+recogym: setup .venv-recogym/.installed ## our policies on RecoGym's users, in a virtual environment of their own (optional, an hour); writes build/recogym/table.json
+	$(PY) -m benchmarks.simulation.recogym $(if $(QUICK),--quick)
+.venv-recogym/.installed: requirements-recogym.txt
+	test -x .venv-recogym/bin/python || $(PYTHON) -m venv .venv-recogym
+	.venv-recogym/bin/python -m pip install --quiet --no-deps -r requirements-recogym.txt
+	@touch $@
 .PHONY: ablate-cold ablate-live bench bench-setup bench-index bench-faults sweep
 ablate-cold: setup ## ads that the model never saw: what serving.cold_start gives them on the trained demo
 	$(PY) -m benchmarks.ablate_cold $(WITH_PRESET) --run $(RUN)

@@ -15,8 +15,11 @@ from export.kept import TARGETS
 from export.made_from import made_from
 from export.pbtxt import RenderError
 from export.render import render
+from serving.engines.ort import OrtExecutor
 from serving.files import sha256
 from serving.model.current import current_version
+from serving.search.beam_search import beam_search
+from serving.search.widths import WidthPlan
 from tests.pipeline import serving_config
 from tests.slots import events_of, plain_slots
 from tests.tiny_log import open_run, write_run
@@ -27,6 +30,7 @@ from training.loop.checkpoint import Checkpoint, load_checkpoint, weights_sha256
 from training.loop.retention import find_checkpoint, save_checkpoint
 from training.preset.precision import PrecisionConfig
 from training.preset.preset import Preset
+from training.rollout.executor import TorchExecutor
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +197,48 @@ def test_a_post_trained_model_becomes_a_bundle(run, tmp_path, monkeypatch, capsy
         values = made_from(folder, checkpoint, **options).values
         assert values["evaluation"] == sha256(of / "evaluation.json")
         assert values["weights"] == weights_sha256(checkpoint)
+
+
+def test_a_post_trained_model_goes_the_whole_way(run, tmp_path, monkeypatch, capsys):
+    """Through the command: gate passed, repository filled, and the graphs answer as its own weights do."""
+    folder = shutil.copytree(run[1], tmp_path / "run")
+    trained = load_checkpoint(find_checkpoint(folder / "model"))
+    torch.manual_seed(7)
+    settings = {"objective": "rspo", "threads": 1}
+    tuned = replace(trained, model=trained.spec.build(), settings=settings, source="0" * 64)
+    model = folder / "model" / "post_trained" / "rspo"
+    save_checkpoint(model, tuned, keep=1)
+    words = ("--config", run[0], "--run", folder, "--model", model, "--repository", tmp_path / "repository")
+    sets = ("serving.widths=4-8-16:6", "precision.gate_requests=20", "precision.min_overlap50=0.5")
+    sets += ("precision.max_value_error=1",)
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["export", *map(str, words), "--precision", "int8", *(w for s in sets for w in ("--set", s))],
+    )
+    module.main()
+    assert "int8 against fp32 on 20 requests" in capsys.readouterr().out
+    assert (tmp_path / "repository" / "gr4ad").is_dir()
+    bundle = folder / "bundles" / str(current_version(folder / "bundles"))
+    requests = drawn(run, gate_requests=20)[1]
+
+    def answers(executor):
+        return beam_search(
+            executor,
+            requests.snapshot.trie,
+            requests.slots,
+            requests.profile,
+            plan=WidthPlan((4, 8, 16), 6),
+            num_results=np.full(20, 10),
+            value_table=trained.spec.value_buckets.means,
+        ).leaves[:, :10]
+
+    def overlap(a, b):
+        return np.mean([len(np.intersect1d(x, y)) / 10 for x, y in zip(a, b, strict=True)])
+
+    served = answers(OrtExecutor(bundle, levels=3, threads=1))
+    assert overlap(served, answers(TorchExecutor(tuned.model.eval()))) > 0.85
+    assert overlap(served, answers(TorchExecutor(trained.model.eval()))) < 0.6
 
 
 def test_seeded_weights_need_no_data(tmp_path, run, monkeypatch, capsys):

@@ -59,9 +59,9 @@ def preset_of(run, **settings):
     return Preset.load(run[0], [f"fine_tune_fp8.{k}={v}" for k, v in settings.items()])
 
 
-def trainer(run, folder, *, device=None, **settings) -> Trainer:
+def trainer(run, folder, *, device=None, fresh=False, **settings) -> Trainer:
     preset = preset_of(run, **(SETTINGS | settings))
-    return prepare_fine_tuning(preset, run[1], folder=folder, device=device or Device())
+    return prepare_fine_tuning(preset, run[1], folder=folder, device=device or Device(), fresh=fresh)
 
 
 def original(run):
@@ -221,16 +221,17 @@ def test_a_finished_run_is_up_to_date_or_says_why_not(tuned, run, capsys):
         trainer(run, folder, batch_size=3)
 
 
-def test_another_original_starts_over(modelopt, own_run, capsys):
+def test_a_run_from_another_original_stays_unless_told_to_start_over(modelopt, own_run):
     folder = own_run[1] / FOLDER
     trainer(own_run, folder, **QUICK).run()
     trained = original(own_run)
     with torch.no_grad():  # trained again: other weights
         trained.model.bos.add_(1.0)
     save_checkpoint(own_run[1] / "model", replace(trained, step=STEP + 1), keep=1)
-    again = trainer(own_run, folder, **QUICK)
-    assert again.step == 0
-    assert "made from other weights than " in capsys.readouterr().out
+    with pytest.raises(SpecError, match="a run that began from the weights .* start over with --fre"):
+        trainer(own_run, folder, **QUICK)
+    assert open_checkpoint(folder).step == QUICK["steps"]
+    assert trainer(own_run, folder, fresh=True, **QUICK).step == 0
 
 
 # Batches

@@ -15,7 +15,7 @@ from tests.tiny_log import open_run, write_run
 from tests.unit.test_recipes_pretrain import equal
 from training.data.list_store import ListStoreError, StoredLists
 from training.data.lists import CandidateFlag, CandidateList
-from training.loop.checkpoint import load_checkpoint, weights_sha256
+from training.loop.checkpoint import CheckpointError, load_checkpoint, weights_sha256
 from training.loop.device import Device
 from training.loop.retention import find_checkpoint, open_checkpoint, save_checkpoint
 from training.objectives.balance import Balanced
@@ -286,7 +286,7 @@ def test_through_the_command(run, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match=r"error: .*post_training.beta 1.0 -> 0.5; raise"):
         command(beta=0.5)
     assert "steps 2 -> 3, post_training.beta 1.0 -> 0.5" in command(beta=0.5, steps=3)
-    with pytest.raises(SystemExit, match="expected a run of objective rspo, got one of dpo; give"):
+    with pytest.raises(SystemExit, match="with rspo, got one of post-training with dpo; give"):
         command("--out", folder, objective="rspo")
     write_rewards(write_lists((run[0], copy), every=2), reward="others")
     with pytest.raises(SystemExit, match="expected rewards of one reward model, got others, prices: name it"):
@@ -357,12 +357,34 @@ def test_the_folder_of_a_pre_trained_model(run, tmp_path, fresh, other):
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_folder_of_another_recipe(run, tmp_path):
+@pytest.mark.parametrize(
+    ("settings", "old", "message"),
+    [
+        ({}, False, "expected a run of post-training with rspo, got one of fine-tuning for FP8; give"),
+        ({"objective": "dpo"}, False, "with rspo, got one of post-training with dpo; give another"),
+        ({"objective": "dpo"}, True, "with rspo, got one of post-training with dpo; give another"),
+        ({"objective": "rspo"}, True, r"the weights [0-9a-f]{8} of .*step-000060, got .* 00000000; "),
+    ],
+)
+def test_a_folder_of_another_run(run, tmp_path, settings, old, message):
+    """Of another recipe or objective, or begun from other weights: it stays, unless told to start over."""
     trained = find_checkpoint(run[1] / "model")
-    tuned = replace(load_checkpoint(trained), settings={"steps": 60}, source=weights_sha256(trained))
-    save_checkpoint(tmp_path, tuned, keep=1)
-    with pytest.raises(SpecError, match="expected a run of objective rspo, got one of another recipe; give"):
+    source = "0" * 64 if old else weights_sha256(trained)
+    save_checkpoint(tmp_path, replace(load_checkpoint(trained), settings=settings, source=source), keep=1)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(SpecError, match=message):
         trainer(run, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert trainer(run, tmp_path, fresh=True).step == 0
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_with_something_else_among_the_checkpoints(run, tmp_path, fresh):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "epoch=3.ckpt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"checkpoints alone \(step-000400\), got epoch=3.ckpt"):
+        trainer(run, tmp_path, fresh=fresh)
+    assert (tmp_path / "checkpoints" / "epoch=3.ckpt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("supervised", ["true", "false"])

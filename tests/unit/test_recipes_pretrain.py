@@ -497,3 +497,12 @@ def test_torchrun_equals_one_process(run, tmp_path):
     for a, b in zip(one.history, two.history, strict=True):
         for key in a.keys() - {"seconds"}:
             assert a[key] == pytest.approx(b[key], abs=1e-5)
+
+
+def test_a_folder_of_another_recipe_is_not_trained_on(run, trained, tmp_path):
+    """A post-trained model is no start of pre-training, and is not lost for being in the way."""
+    settings = {"objective": "rspo", "steps": 40}
+    save_checkpoint(tmp_path, replace(open_checkpoint(trained), source="0" * 64, settings=settings), keep=1)
+    with pytest.raises(SpecError, match="expected a run of pre-training, got one of post-training with rspo"):
+        trainer(run, tmp_path)
+    assert trainer(run, tmp_path, fresh=True).step == 0

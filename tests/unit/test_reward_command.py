@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import training.reward.__main__ as command
+from serving.files import sha256
 from tests.once import made_once
 from tests.tiny_log import open_run, write_run
 from tests.unit.test_reward_model import SMALL, groups_of
@@ -17,6 +18,7 @@ from training.data.list_about import About
 from training.data.list_shards import ContextList
 from training.data.list_store import ListWriter, RewardWriter, StoredLists, request_keys
 from training.data.lists import CandidateFlag, CandidateList
+from training.reward import features
 from training.reward.reward_model import ARRAYS, MODEL, RewardModel
 from training.run import RunData
 
@@ -136,6 +138,21 @@ def test_a_release_with_other_features_makes_it_again(fitted, call, monkeypatch)
     monkeypatch.setattr(command, "feature_set", lambda _: "others")
     assert "up to date" not in call()
     assert (fitted[1] / "reward" / MODEL).stat().st_mtime_ns > fitted_before
+
+
+def test_what_it_was_made_from_is_what_it_is_told_by(made, call, monkeypatch):
+    """Settings outside its own section, too; and all of them are in the model, so in its id."""
+    call()
+    model = RewardModel.load(made[1] / "reward")
+    assert model.about.made_from == json.loads((made[1] / "reward" / "inputs.json").read_text())["values"]
+    assert model.about.made_from["data/events.parquet"] == sha256(made[1] / "data" / "events.parquet")
+    assert "up to date" in call()
+    stats = made[1] / "data" / "stats.json"
+    stats.write_text(json.dumps(json.loads(stats.read_text()) | {"attribution_window_s": 60}))
+    assert "out of date: data.attribution_window 0 -> 60" in call()
+    assert RewardModel.load(made[1] / "reward").id != model.id
+    monkeypatch.setattr(features, "VERSION", features.VERSION + 1)
+    assert "out of date: features of this release " in call()
 
 
 def test_lists_are_scored_and_what_was_stopped_goes_on(fitted, call, monkeypatch):

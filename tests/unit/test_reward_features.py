@@ -1,5 +1,6 @@
 """Features of candidates against plain loops over the raw table, and what they must not know."""
 
+import hashlib
 import math
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from tests.tiny_log import DAY, open_run, write_run
 from training.data.prepared import load_prepared
 from training.data.samples import RequestDataset
 from training.reward.catalogue import Catalogue, CatalogueError
-from training.reward.features import NUMBERS
+from training.reward.features import NUMBERS, VERSION
 from training.reward.requests import RequestFeatures
 
 ALL_ADS = np.arange(60)
@@ -202,3 +203,20 @@ def test_another_catalogue_is_refused(dataset, ads):
         Catalogue(whole.ad_ids + 1000, whole.sids, whole.codes).codes_of(dataset)
     with pytest.raises(CatalogueError, match="expected SIDs of 2 levels, got 3"):
         Catalogue(whole.ad_ids, whole.sids[:, :2], whole.codes).codes_of(dataset)
+
+
+def test_other_values_are_another_version(dataset, ads):
+    """A model that was fitted on other values of these features is told by the version alone.
+
+    So this has to fail with any change of a value; then raise VERSION, and put the new digest here.
+    """
+    features, digest = features_of(dataset, ads), hashlib.sha256()
+    for part in ("train", "test"):
+        groups = groups_of(dataset, part)
+        for row in range(0, len(groups), 7):
+            found = features.of(groups, row, np.array([*ALL_ADS[::3], -1]))
+            # Rounded, so that another order of additions is the same; -0 is 0.
+            numbers = np.column_stack([found.numbers, found.value]).astype(np.float64).round(3) + 0.0
+            digest.update(numbers.tobytes())
+            digest.update(found.profile.astype("<i4"))
+    assert (VERSION, digest.hexdigest()[:16]) == (1, "5e0117a3676bbfe9")

@@ -9,15 +9,17 @@ import polars as pl
 import pytest
 import torch
 
+from serving.model.request_features import RequestFeature
 from tests.funnel_log import USERS, config, impressions
 from tests.tiny_log import open_run, run_of, write_run
 from training.data.folds import user_fold
+from training.data.profile import ProfileVocabulary
 from training.reward.candidates import Drawn, Exposed, has_impressions
 from training.reward.catalogue import Catalogue, CatalogueError
 from training.reward.fit import Source, fit_reward
 from training.reward.neural import Neural
 from training.reward.requests import RequestFeatures
-from training.reward.reward_model import ARRAYS, MODEL, RewardError, RewardModel
+from training.reward.reward_model import ARRAYS, MODEL, RewardError, RewardModel, vocabulary_of
 from training.reward.rows import rows_of
 from training.reward.trees import Trees
 
@@ -169,7 +171,7 @@ def rewritten(folder, without="id", **changed):
             lambda f: (f / MODEL).write_text((f / MODEL).read_text().replace('"mean"', '"trees"', 1)),
             "model.json: expected id [0-9a-f]{16}, got [0-9a-f]{16}",
         ),
-        (lambda f: rewritten(f, format=1), "expected format 2, got 1"),
+        (lambda f: rewritten(f, format=1), "expected format 3, got 1"),
         (
             lambda f: rewritten(f, features="0123456789abcdef"),
             "expected a reward model over the features [0-9a-f]{16} of this release, got 0123456789abcdef",
@@ -205,6 +207,36 @@ def test_a_model_is_not_asked_about_another_catalogue_or_other_columns(fitted, r
     message = r"expected columns of profile and request features with \[3\] codes, got \[3, 5\]"
     with pytest.raises(RewardError, match=message):
         model.score(other, groups_of(other), 0, ALL_ADS)
+
+
+def test_a_model_is_not_asked_about_other_categories_of_as_many_codes(fitted, run):
+    """A code would stand for another category, and no size tells."""
+    model, other = RewardModel.load(fitted[3]), open_run(run)[2]
+    names = {column: [f"{name} too" for name in of] for column, of in other.vocabulary.categories.items()}
+    assert any(names.values())
+    other.vocabulary = ProfileVocabulary({column: tuple(of) for column, of in names.items()})
+    message = rf"reward model {model.id}: .* categories {model.about.vocabulary}, got [0-9a-f]{{16}}: as many"
+    with pytest.raises(RewardError, match=message):
+        model.score(other, groups_of(other), 0, ALL_ADS)
+    feature = RequestFeature(name="place", column="place", values=("feed", "search"))
+    other = open_run(run)[2]
+    with_place = replace(other.spec, request_features=(feature,))
+    other.spec = with_place
+    there = vocabulary_of(other)
+    other.spec = replace(with_place, request_features=(replace(feature, values=("search", "feed")),))
+    assert vocabulary_of(other) != there
+
+
+def test_what_a_model_was_made_from_is_part_of_its_id(fitted, tmp_path):
+    """Two fits that happen to score alike are not one model."""
+    source, settings, _, folder = fitted
+    model = RewardModel.load(folder)
+    assert model.about.made_from == {}
+    model.about = replace(model.about, made_from={"data/events.parquet": "1" * 64})
+    model.save(tmp_path / "other", {})
+    other = RewardModel.load(tmp_path / "other")
+    assert other.about.made_from == {"data/events.parquet": "1" * 64}
+    assert other.id != RewardModel.load(folder).id
 
 
 def test_a_model_is_not_asked_about_histories_of_another_length(fitted, run):

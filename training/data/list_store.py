@@ -9,8 +9,6 @@ Letters: N requests, n candidates of one.
 
 from __future__ import annotations
 
-import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +17,9 @@ from typing import Self
 import numpy as np
 import polars as pl
 
-from serving.inputs import RECORD
 from training.data.groups import TargetGroups
-from training.data.list_about import ABOUT, About, ListStoreError
+from training.data.list_about import About, ListStoreError
+from training.data.list_files import part_of, remove_lists, rewards_of
 from training.data.list_shards import (
     ContextList,
     Shard,
@@ -33,15 +31,6 @@ from training.data.list_shards import (
 from training.data.lists import CandidateList
 from training.data.log import EventLog, Int64
 from training.data.samples import RequestDataset
-
-_ID = re.compile("[A-Za-z0-9_-]{1,64}", re.ASCII)
-_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]+", re.ASCII)
-_SHARD = r"part-\d{5,}\.parquet"
-_OWN = re.compile(  # what a roll-out leaves in a folder; `.x.new` is half of a file, of a run that was killed
-    rf"{_SHARD}|{re.escape(ABOUT)}|{re.escape(RECORD)}"
-    rf"|\.({_SHARD}|{re.escape(ABOUT)}|{re.escape(RECORD)})\.new|rewards\.{_ID.pattern}",
-    re.ASCII,
-)
 
 
 class ListWriter:
@@ -65,13 +54,13 @@ class ListWriter:
         except ListStoreError:
             same = False
         if not same:
-            _remove_lists(folder)
+            remove_lists(folder)
             folder.mkdir(parents=True, exist_ok=True)
             about.save(folder)
 
     def missing(self) -> list[int]:
         """Shards to make, ascending."""
-        return [shard for shard in range(self.about.shards) if not _part(self.folder, shard).is_file()]
+        return [shard for shard in range(self.about.shards) if not part_of(self.folder, shard).is_file()]
 
     def write(self, shard: int, contexts: Sequence[ContextList]) -> None:
         """Write a shard.
@@ -83,7 +72,7 @@ class ListWriter:
         expected = len(self.about.rows(shard))
         if len(contexts) != expected:
             raise ValueError(f"shard {shard}: expected lists of {expected} requests, got {len(contexts)}")
-        write_shard(_part(self.folder, shard), contexts, levels=len(self.about.level_sizes))
+        write_shard(part_of(self.folder, shard), contexts, levels=len(self.about.level_sizes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,14 +103,14 @@ class StoredLists:
             ListStoreError: shards or rewards are missing or damaged; says which and how to get them.
         """
         about = About.load(folder)
-        absent = [shard for shard in range(about.shards) if not _part(folder, shard).is_file()]
+        absent = [shard for shard in range(about.shards) if not part_of(folder, shard).is_file()]
         if absent or not about.shards:
             raise ListStoreError(
                 f"{folder}: expected {about.shards} shards, at least one, got "
                 f"{about.shards - len(absent)}: make rollout goes on with them"
             )
         shards = [
-            read_shard(_part(folder, shard), level_sizes=about.level_sizes, contexts=len(about.rows(shard)))
+            read_shard(part_of(folder, shard), level_sizes=about.level_sizes, contexts=len(about.rows(shard)))
             for shard in range(about.shards)
         ]
         opened = cls(folder, about, Shard.join(shards))
@@ -135,7 +124,7 @@ class StoredLists:
                 f"{about.shards - len(rewards.missing())}: score these lists with that reward model"
             )
         found = [
-            read_rewards(_part(rewards.folder, shard), counts=np.diff(part.ptr))
+            read_rewards(part_of(rewards.folder, shard), counts=np.diff(part.ptr))
             for shard, part in enumerate(shards)
         ]
         return cls(folder, about, opened.lists, np.concatenate(found))
@@ -210,14 +199,12 @@ class RewardWriter:
         Raises:
             ValueError: the id is no name of a folder.
         """
-        if not _ID.fullmatch(reward):
-            raise ValueError(f"expected an id of 1..64 letters, digits, - and _, got {reward!r}")
-        self._lists, self.folder = lists, lists.folder / f"rewards.{reward}"
+        self._lists, self.folder = lists, rewards_of(lists.folder, reward)
 
     def missing(self) -> list[int]:
         """Shards without rewards, ascending; `StoredLists.about.rows` says which requests they have."""
         every = range(self._lists.about.shards)
-        return [shard for shard in every if not _part(self.folder, shard).is_file()]
+        return [shard for shard in every if not part_of(self.folder, shard).is_file()]
 
     def write(self, shard: int, rewards: Sequence[np.ndarray]) -> None:
         """Write the rewards of a shard's requests, float [n] each.
@@ -229,29 +216,7 @@ class RewardWriter:
         rows = self._lists.about.rows(shard)
         self.folder.mkdir(exist_ok=True)
         counts = np.diff(self._lists.lists.ptr[rows.start : rows.stop + 1])
-        write_rewards(_part(self.folder, shard), rewards, counts=counts)
-
-
-def check_name(name: str) -> str:
-    """The name of a folder of lists, as it is.
-
-    Raises:
-        ValueError: it could lead out of the folder that holds all of them.
-    """
-    if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"name of lists: expected letters, digits, -, _ and ., but for . and .. alone, got {name!r}"
-        )
-    return name
-
-
-def files_of(folder: Path) -> list[Path]:
-    """Files without which the lists of a folder are not all there, but for their rewards."""
-    try:
-        shards = About.load(folder).shards
-    except ListStoreError:
-        shards = 0
-    return [folder / ABOUT, *(_part(folder, shard) for shard in range(shards))]
+        write_rewards(part_of(self.folder, shard), rewards, counts=counts)
 
 
 def request_keys(log: EventLog, requests: Int64) -> tuple[Int64, Int64, Int64]:
@@ -262,24 +227,3 @@ def request_keys(log: EventLog, requests: Int64) -> tuple[Int64, Int64, Int64]:
     every = np.arange(len(users))
     nth = every - np.maximum.accumulate(np.where(opens, every, 0))
     return log.user_ids[users[requests]], times[requests], nth[requests]
-
-
-def _remove_lists(folder: Path) -> None:
-    """Remove what a roll-out left in a folder; one that holds anything else is no folder of lists."""
-    there = sorted(folder.iterdir()) if folder.exists() else []
-    other = [path.name for path in there if not _OWN.fullmatch(path.name)]
-    if other:
-        raise ListStoreError(
-            f"{folder}: expected a folder of candidate lists alone, got {', '.join(other[:3])} in it; give "
-            "another name"
-        )
-    (folder / ABOUT).unlink(missing_ok=True)  # first: without it nothing else there is read
-    for path in there:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _part(folder: Path, shard: int) -> Path:
-    return folder / f"part-{shard:05d}.parquet"

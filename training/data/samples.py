@@ -58,7 +58,7 @@ class RequestDataset:
         Raises:
             ValueError: an ad of the log has no SID, users lack a profile column, or events a request feature.
         """
-        self.spec, self.split = spec, prepared.split
+        self.spec, self.split, self.vocabulary = spec, prepared.split, profile
         self.log, self.parts = prepared.log, prepared.parts
         self.profile = profile.encode(prepared.tables.users.sort("user_id"))
         self.request_codes = _request_codes(spec, prepared.tables.events, anchors=self.log.exposures.anchor)

@@ -144,17 +144,22 @@ def weights_sha256(folder: Path) -> str:
     return sha256(folder / MODEL)
 
 
-def read_source(folder: Path) -> str | None:
-    """sha256 of the weights that a checkpoint was made from, None for a pre-trained one; no weight is read.
+def read_origin(folder: Path) -> tuple[str | None, str | None]:
+    """What a checkpoint comes from; no weight is read.
+
+    Returns:
+        sha256 of the weights that its run began from, None for a pre-trained one; and the objective of
+        post-training, None for other runs.
 
     Raises:
         CheckpointError: it is not readable.
     """
     try:
-        source = json.loads((folder / CONTENT).read_text())["source"]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        content = json.loads((folder / CONTENT).read_text())
+        source, objective = content["source"], content["settings"].get("objective")
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: not a readable checkpoint: {error}") from error
-    return None if source is None else str(source)
+    return None if source is None else str(source), None if objective is None else str(objective)
 
 
 def _optimizer_state(path: Path) -> OptimizerState | None:

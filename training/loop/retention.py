@@ -70,6 +70,22 @@ def find_checkpoint(folder: Path, which: str = "latest") -> Path:
     return path
 
 
+def check_own(folder: Path) -> None:
+    """Whether there is nothing but checkpoints where those of a run go: a first one replaces all of it.
+
+    Raises:
+        CheckpointError: there is something else.
+    """
+    root = folder / FOLDER
+    names = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+    other = [name for name in names if not (_NAME.fullmatch(name) or name.startswith("."))]
+    if other:
+        raise CheckpointError(
+            f"{root}: expected checkpoints alone (step-000400), got {', '.join(other[:3])} in it; give "
+            "another --out"
+        )
+
+
 def has_checkpoint(folder: Path) -> bool:
     """Whether there is any."""
     return bool(_folders(folder))

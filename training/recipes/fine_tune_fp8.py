@@ -20,7 +20,7 @@ import torch
 from training.loop.checkpoint import Checkpoint, CheckpointError, load_checkpoint, weights_sha256
 from training.loop.device import Device
 from training.loop.patience import is_exhausted
-from training.loop.retention import find_checkpoint, has_checkpoint, open_checkpoint
+from training.loop.retention import find_checkpoint, open_checkpoint
 from training.loop.trainer import Trainer
 from training.model.fp8 import quantized_copy, share_weights
 from training.model.gr4ad import Generator
@@ -28,6 +28,7 @@ from training.objectives.distill import Distill
 from training.preset.preset import Preset
 from training.recipes import pretrain, progress
 from training.recipes.command import errors_end_the_command, parse_arguments, tell, use_device
+from training.recipes.folder import FP8, open_own
 from training.recipes.requests import CatalogueRequests
 from training.run import RunData
 
@@ -45,19 +46,15 @@ def prepare_fine_tuning(
     Raises:
         CheckpointError: there is no trained model.
         MissingPackageError: modelopt is not installed.
-        SpecError: the run is at its end, with other settings or data than there are now, or the folder is
-            that of a pre-trained model.
+        SpecError: the run is at its end, with other settings or data than there are now, or the folder is of
+            another run, see `open_own`.
         ValueError: data and model do not fit each other.
     """
     config, trained = preset.fine_tune_fp8, find_checkpoint(run / pretrain.FOLDER)
-    progress.check_folder(folder, trained=run / pretrain.FOLDER)
-    original, source = load_checkpoint(trained), weights_sha256(trained)
+    source = weights_sha256(trained)
+    found = open_own(folder, kind=FP8, trained=trained, source=source, fresh=fresh)
+    original = load_checkpoint(trained)
     settings, inputs = config.model_dump(mode="json"), progress.inputs_of(preset, run)
-    found = open_checkpoint(folder) if not fresh and has_checkpoint(folder) else None
-    if found and found.source != source:
-        if device.rank == 0:
-            print(f"{folder}: made from other weights than {trained} has now; starting over")
-        found = None
     changed = progress.to_do(found, config, folder=folder, section=SECTION, inputs=inputs, device=device)
     if changed is None:
         return None

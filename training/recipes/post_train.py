@@ -19,7 +19,7 @@ from typing import Any
 from serving.inputs import named
 from training.loop.checkpoint import Checkpoint, load_checkpoint, weights_sha256
 from training.loop.device import Device
-from training.loop.retention import find_checkpoint, has_checkpoint, open_checkpoint
+from training.loop.retention import find_checkpoint
 from training.loop.trainer import Trainer
 from training.model.gr4ad import Generator
 from training.objectives.balance import Balanced, measure_balance
@@ -36,8 +36,9 @@ from training.preset.preset import Preset
 from training.preset.recipes import PostTrainConfig, TrainingConfig
 from training.recipes import pretrain, progress
 from training.recipes.command import errors_end_the_command, parse_arguments, tell, use_device
+from training.recipes.folder import open_own, post_training
 from training.recipes.listed_requests import ListedRequests, ListsOfParts
-from training.run import RunData, SpecError
+from training.run import RunData
 
 SECTION = "post_training"
 FOLDER = f"{pretrain.FOLDER}/post_trained"
@@ -53,16 +54,16 @@ def prepare_post_training(
     Raises:
         CheckpointError: there is no trained model.
         ListStoreError: lists or their rewards are missing, damaged, or not of the trained model.
-        SpecError: the run is at its end, with other settings or data than there are now, or is of another
-            objective, or the folder is that of a pre-trained model.
+        SpecError: the run is at its end, with other settings or data than there are now, or the folder is of
+            another run, see `open_own`.
         ValueError: data and model do not fit each other, or the lists teach nothing.
     """
     config, trained = preset.post_training, find_checkpoint(run / pretrain.FOLDER)
-    progress.check_folder(folder, trained=run / pretrain.FOLDER)
     source, settings = weights_sha256(trained), config.model_dump(mode="json")
+    kind = post_training(config.objective)
+    found = open_own(folder, kind=kind, trained=trained, source=source, fresh=fresh)
     lists = ListsOfParts.open(run, config)
     inputs = progress.inputs_of(preset, run, more_files=lists.files(run)) | _of_targets(preset.training)
-    found = _found(folder, config, source=source, device=device) if not fresh else None
     changed = progress.to_do(found, config, folder=folder, section=SECTION, inputs=inputs, device=device)
     if changed is None:
         return None
@@ -125,21 +126,6 @@ def _measured(
 def _list_weight(config: PostTrainConfig, balance: float) -> float:
     """Of a list beside a target of weight 1; lists alone have nothing to be balanced with."""
     return config.strength * balance if config.supervised else config.strength
-
-
-def _found(folder: Path, config: PostTrainConfig, *, source: str, device: Device) -> Checkpoint | None:
-    """The run to go on with."""
-    found = open_checkpoint(folder) if has_checkpoint(folder) else None
-    if found and found.source != source:
-        if device.rank == 0:
-            print(f"{folder}: made from other weights than the trained model has now; starting over")
-        return None
-    if found and (objective := found.settings.get("objective", "another recipe")) != config.objective:
-        raise SpecError(
-            f"{folder}: expected a run of objective {config.objective}, got one of {objective}; give another "
-            "--out, or start over with --fresh"
-        )
-    return found
 
 
 def _of_targets(training: TrainingConfig) -> dict[str, Any]:

@@ -19,12 +19,12 @@ import torch
 
 from training.loop.checkpoint import Checkpoint
 from training.loop.device import Device
-from training.loop.retention import has_checkpoint, open_checkpoint
 from training.loop.trainer import Trainer
 from training.objectives.vsl import Vsl
 from training.preset.preset import Preset
 from training.recipes import progress
 from training.recipes.command import errors_end_the_command, parse_arguments, tell, use_device
+from training.recipes.folder import PRE_TRAINING, open_own
 from training.recipes.requests import LoggedRequests
 from training.recipes.warm_start import open_source, take_weights
 from training.run import RunData, SpecError
@@ -41,11 +41,12 @@ def prepare_training(
 
     Raises:
         CheckpointError: the checkpoint is not readable.
-        SpecError: the run is at its end, or its model does not go on, with what there is now.
+        SpecError: the run is at its end, or its model does not go on, with what there is now; or the folder
+            is of another run, see `open_own`.
         ValueError: data, preset and model do not fit each other, or there is nothing to train on.
     """
     config, settings = preset.training, preset.training.model_dump(mode="json")
-    found = open_checkpoint(folder) if not fresh and has_checkpoint(folder) else None
+    found = open_own(folder, kind=PRE_TRAINING, fresh=fresh)
     inputs = progress.inputs_of(preset, run)
     changed = progress.changed_since(found, SECTION, settings=settings, inputs=inputs) if found else []
     if found and progress.is_at_end(

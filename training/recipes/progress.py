@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from serving.inputs import Inputs, changes, named, summary
-from training.loop.checkpoint import Checkpoint, read_source
+from training.loop.checkpoint import Checkpoint
 from training.loop.device import Device
 from training.loop.patience import best_record, is_exhausted
-from training.loop.retention import find_checkpoint, has_checkpoint
 from training.preset.data import FeatureConfig
 from training.preset.loop import HOW_IT_RUNS, LoopConfig
 from training.preset.preset import Preset
@@ -43,26 +42,6 @@ def inputs_of(preset: Preset, run: Path, *, more_files: Iterable[str] = ()) -> d
         **named("features", preset.features.model_dump(mode="json")),
     }
     return Inputs.now(values, files={name: run / name for name in (*_FILES, *more_files)}).values
-
-
-def check_folder(folder: Path, *, trained: Path) -> None:
-    """Whether a recipe that goes on from a trained model can save its own checkpoints in a folder.
-
-    Args:
-        folder: where they would go.
-        trained: folder of the model that it starts from, which it must not take the place of.
-
-    Raises:
-        CheckpointError: a checkpoint that is there is not readable.
-        SpecError: the folder is that of the trained model, or has another pre-trained one.
-    """
-    same = folder.resolve() == trained.resolve()
-    if same or (has_checkpoint(folder) and read_source(find_checkpoint(folder)) is None):
-        got = "the one that this run starts from" if same else "that of a pre-trained model"
-        raise SpecError(
-            f"{folder}: expected a folder for the checkpoints of this run alone, got {got}; give "
-            "another --out"
-        )
 
 
 def changed_since(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from training.run import RunData
 from training.tokenizer.storage import read_folder
 
 REPORT = "reward.json"
-_DATA = ("ads.parquet", "events.parquet", "users.parquet", "split.json")
+_DATA = ("ads.parquet", "events.parquet", "users.parquet", "split.json", "profile.json")
 
 
 def main() -> None:
@@ -86,12 +87,15 @@ def format_report(report: dict[str, Any]) -> str:
 def _fit(preset: Preset, run: Path, *, fresh: bool) -> None:
     folder = run / "reward"
     lists = tuple(StoredLists.open(run / "lists" / name) for name in preset.reward.lists)
+    stats = json.loads((run / "data" / "stats.json").read_text())
     values = {
         **named("reward", preset.reward.model_dump(mode="json")),
         "tokenizer": read_folder(run / "tokenizer")[0],
         "data.target_behaviors": preset.logs.target_behaviors,
         "training.min_history": preset.training.min_history,
         "features": preset.features.model_dump(mode="json"),
+        "data.attribution_window": stats.get("attribution_window_s", 0),
+        "data.request_features": [asdict(feature) for feature in preset.request_features],
         "features of this release": feature_set(()),
         "format": FORMAT,
     }
@@ -112,6 +116,7 @@ def _fit(preset: Preset, run: Path, *, fresh: bool) -> None:
         target_behaviors=preset.logs.target_behaviors,
         min_history=preset.training.min_history,
         lists=lists,
+        made_from=inputs.values,
     )
     model, report = fit_reward(source, preset.reward)
     report["ms_512"] = speed(model, source)

@@ -32,6 +32,8 @@ _OF_USER = (
     "hour",
     "weekday",
 )
+VERSION = 1
+"""Raised with every change of what a value of a feature is; a test holds the values against it."""
 NUMBERS = (*(f"{name}.{key}" for key in KEYS for name in _OF_KEY), *_OF_AD, *_OF_USER)
 
 
@@ -41,7 +43,7 @@ def feature_set(categories: tuple[int, ...]) -> str:
     Args:
         categories: codes of each column of profile and request features, length P.
     """
-    return hashlib.sha256(json.dumps([NUMBERS, categories]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([VERSION, NUMBERS, categories]).encode()).hexdigest()[:16]
 
 
 _LEAST_VALUE = np.float32(1e-6)  # a ratio needs a mean; ads of no value have this

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from training.reward.judge import judge
 from training.reward.neural import Neural
 from training.reward.ranker import Predicted, Ranker
 from training.reward.requests import RequestFeatures
-from training.reward.reward_model import KINDS, About, RewardModel, categories_of
+from training.reward.reward_model import KINDS, About, RewardModel, categories_of, vocabulary_of
 from training.reward.rows import Rows, rows_of
 from training.reward.trees import Trees
 
@@ -46,6 +46,7 @@ class Source:
         target_behaviors: what counts.
         min_history: events that a user must have before a request.
         lists: stored lists to take candidates from.
+        made_from: all that this was read with, settings and sha256 of files.
     """
 
     dataset: RequestDataset
@@ -54,6 +55,7 @@ class Source:
     target_behaviors: tuple[str, ...]
     min_history: int
     lists: tuple[StoredLists, ...] = ()
+    made_from: dict[str, Any] = field(default_factory=dict)
 
 
 def fit_reward(source: Source, config: RewardConfig) -> tuple[RewardModel, dict[str, Any]]:
@@ -92,6 +94,7 @@ def fit_reward(source: Source, config: RewardConfig) -> tuple[RewardModel, dict[
         serves=config.model,
         features=feature_set(categories),
         categories=categories,
+        vocabulary=vocabulary_of(dataset),
         max_history=dataset.spec.max_history,
         target_behaviors=source.target_behaviors,
         tokenizer_id=source.tokenizer_id,
@@ -100,6 +103,7 @@ def fit_reward(source: Source, config: RewardConfig) -> tuple[RewardModel, dict[
         statistics_weeks=config.statistics_weeks,
         width=config.width,
         calibration={},
+        made_from=source.made_from,
     )
     model = RewardModel(about, catalogue, statistics=features.newest, rankers=rankers)
     predicted = {kind: predict_rows(model, rows["validation"], kind) for kind in SERVES}

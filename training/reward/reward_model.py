@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from training.reward.statistics import AdStatistics
 from training.reward.trees import Trees
 
 MODEL, ARRAYS = "model.json", "arrays.safetensors"
-FORMAT = 2
+FORMAT = 3
 KINDS = ("trees", "neural")
 
 
@@ -46,6 +46,7 @@ class About:
         serves: trees, neural or mean.
         features: see `feature_set`.
         categories: codes of each column of profile and request features.
+        vocabulary: what those codes stand for, see `vocabulary_of`.
         max_history: events of a longer history that it saw, the newest.
         target_behaviors: what p is the chance of.
         tokenizer_id: whose SIDs its catalogue has.
@@ -54,11 +55,13 @@ class About:
         statistics_weeks: see `RequestFeatures`.
         width: of the neural model.
         calibration: of trees, neural and mean.
+        made_from: settings and sha256 of files, see `serving.inputs.Inputs.values`.
     """
 
     serves: str
     features: str
     categories: tuple[int, ...]
+    vocabulary: str
     max_history: int
     target_behaviors: tuple[str, ...]
     tokenizer_id: str
@@ -67,6 +70,7 @@ class About:
     statistics_weeks: int
     width: int
     calibration: dict[str, Calibration]
+    made_from: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> About:
@@ -156,7 +160,8 @@ class RewardModel:
         """The dataset as this model sees it; kept for the next call.
 
         Raises:
-            RewardError: other profile columns or request features, or histories of another length.
+            RewardError: other profile columns or request features, or other categories of them, or histories
+                of another length.
             CatalogueError: other ads or SIDs.
         """
         if self._bound is None or self._bound[0] is not dataset:
@@ -165,6 +170,11 @@ class RewardModel:
                 raise RewardError(
                     f"reward model {self.id}: expected columns of profile and request features with "
                     f"{list(self.about.categories)} codes, got {list(categories)}: make it again"
+                )
+            if (vocabulary := vocabulary_of(dataset)) != self.about.vocabulary:
+                raise RewardError(
+                    f"reward model {self.id}: expected profile and request features with the categories "
+                    f"{self.about.vocabulary}, got {vocabulary}: as many, but others; make it again"
                 )
             if dataset.spec.max_history != self.about.max_history:
                 raise RewardError(
@@ -252,6 +262,13 @@ class RewardModel:
 def categories_of(dataset: RequestDataset) -> tuple[int, ...]:
     """Codes of each column of profile and request features."""
     return dataset.spec.column_sizes
+
+
+def vocabulary_of(dataset: RequestDataset) -> str:
+    """16 hex digits that name what each code of profile and request features stands for."""
+    of_profile, of_request = dataset.vocabulary.categories, dataset.spec.request_features
+    columns = json.dumps([list(of_profile.items()), [asdict(feature) for feature in of_request]])
+    return hashlib.sha256(columns.encode()).hexdigest()[:16]
 
 
 def _id_of(content: dict[str, Any]) -> str:

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from serving.inputs import RECORD, Inputs, is_up_to_date
 from serving.search.widths import WidthPlan
 from training.data.list_about import About
-from training.data.list_store import ListWriter, StoredLists, check_name, files_of
+from training.data.list_files import check_name, files_of
+from training.data.list_store import ListWriter, StoredLists
 from training.data.split import PARTS
 from training.loop.checkpoint import CheckpointError, load_checkpoint
 from training.loop.choice import add_checkpoint_arguments, chosen_checkpoint
