@@ -20,6 +20,8 @@ value, V codes, d width, R = L - K layers of the extra decoder, G see `training.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
@@ -128,7 +130,7 @@ class MtpTailGraph(nn.Module):
         self.level, self.kv_groups = level, model.tail_kv_groups
         self.norm, self.head = model.norm, head_of(model, level)
         self.layers = nn.ModuleList(StepLayer(layer) for layer in model.tail_layers)
-        fuse, width = model.fuse, model.config.width
+        fuse, width = cast(MtpFuse, model.fuse), model.config.width
         self.norm_state = fuse.norm_state
         with torch.no_grad():  # what the token adds, one row a code
             codes = fuse.norm_token(model.codes.table(level - 1).weight[1:])  # [V, d]
