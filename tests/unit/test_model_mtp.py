@@ -1,21 +1,27 @@
 """The baseline with an extra decoder behind the first SID level: its formula, its graphs, its training."""
 
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from export.bundle import write_bundle
 from export.graphs import export_graphs
 from export.parity import parity_error
+from export.render import render
+from serving.engines.ort import OrtExecutor
+from serving.model.bundle import read_manifest
 from serving.search.beam_search import beam_search
 from serving.search.widths import WidthPlan
+from tests.pipeline import checkpoint, copy_of, serving_config
 from tests.tiny import LEVEL_SIZES, SPEC, VALUE_TABLE, random_requests, tiny_snapshot
 from tests.tiny_log import open_run, write_run
 from tests.unit.test_model import plain_attention, plain_linear, plain_norm
 from training.evaluation.ranking import evaluate
 from training.loop.device import Device
 from training.loop.retention import open_checkpoint
+from training.model.gr4ad import Generator
 from training.model.initialise import initialise
 from training.model.mtp import MtpGenerator
 from training.model.split import split
@@ -23,6 +29,7 @@ from training.preset.model import ModelConfig
 from training.preset.preset import ConfigError, Preset
 from training.recipes.pretrain import prepare_training
 from training.rollout.executor import TorchExecutor
+from training.run import RunData
 
 MTP = ("model.decoder=mtp", "training.lambda_mtp=0")
 
@@ -158,19 +165,24 @@ def test_a_later_level_reads_the_state_of_its_prefix():
         assert not torch.allclose(graphs["tail_3"](**carry, past_kv=[first, changed], **rest)[0], score)
 
 
-@torch.no_grad()
-def test_the_search_finds_what_enumeration_finds():
-    model, snapshot = mtp_model(), tiny_snapshot()
-    slots, profile = random_requests(4)
-    beams = beam_search(
-        TorchExecutor(model),
+def search(executor, snapshot, *, slots, profile):
+    """All that is live."""
+    return beam_search(
+        executor,
         snapshot.trie,
         slots,
         profile,
         plan=WidthPlan((6, 30, 210), 210),
-        num_results=np.full(4, 10),
+        num_results=np.full(len(slots), 10),
         value_table=VALUE_TABLE,
     )
+
+
+@torch.no_grad()
+def test_the_search_finds_what_enumeration_finds():
+    model, snapshot = mtp_model(), tiny_snapshot()
+    slots, profile = random_requests(4)
+    beams = search(TorchExecutor(model), snapshot, slots=slots, profile=profile)
     live = sorted({tuple(s) for s in snapshot.sids_of(snapshot.leaf_ad_ids)[0].tolist()})
     tokens = torch.tensor([live] * 4)
     logits, _ = model(torch.tensor(slots), torch.tensor(profile), tokens)
@@ -204,8 +216,6 @@ def test_it_has_the_weights_of_lazyar_but_for_its_fuse():
     ours = mtp_model()
     config = ours.config.model_copy(update={"decoder": "lazyar"})
     theirs = {"level_sizes": LEVEL_SIZES, "value_buckets": len(VALUE_TABLE)}
-    from training.model.gr4ad import Generator
-
     shapes = [
         {name: weight.shape for name, weight in model.state_dict().items() if not name.startswith("fuse.")}
         for model in (ours, Generator(config, SPEC, **theirs))
@@ -234,7 +244,7 @@ def test_it_is_trained_kept_and_evaluated_as_any_other(tmp_path, no_curves):
     trainer.run()
     found = open_checkpoint(tmp_path / "model")
     assert isinstance(found.model, MtpGenerator)
-    assert found.spec == dataclasses.replace(spec, value_buckets=found.spec.value_buckets)
+    assert found.spec == replace(spec, value_buckets=found.spec.value_buckets)
     first, last = found.history[0], found.history[-1]
     uniform = sum(np.log(v) for v in spec.level_sizes)
     assert last["train_sid"] < min(uniform - 1, first["train_sid"])
@@ -246,7 +256,7 @@ def test_it_is_trained_kept_and_evaluated_as_any_other(tmp_path, no_curves):
         report = evaluate(
             TorchExecutor(found.model.eval()),
             dataset,
-            ads=dataset_ads(run),
+            ads=RunData.load(run[1]).prepared.tables.ads,
             config=preset.evaluation,
             level_sizes=spec.level_sizes,
             target_behaviors=preset.logs.target_behaviors,
@@ -257,16 +267,31 @@ def test_it_is_trained_kept_and_evaluated_as_any_other(tmp_path, no_curves):
     assert report["invalid_rate"] == 0
 
 
-def dataset_ads(run):
-    from training.run import RunData
-
-    return RunData.load(run[1]).prepared.tables.ads
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("plain", [True, False])
-def test_its_graphs_compute_what_it_computes(tmp_path, plain):
-    model = mtp_model(plain=plain)
+def test_graphs_with_nothing_shared_compute_what_it_computes(tmp_path):
+    model = mtp_model(plain=True)
     export_graphs(model, tmp_path)
     assert parity_error(model, tmp_path) < 1e-5
     assert parity_error(model, tmp_path, batch=1, beams=1) < 1e-5
+
+
+@pytest.mark.slow
+def test_it_is_published_as_any_other(pipeline, tmp_path):
+    copied, model = copy_of(pipeline, tmp_path), mtp_model()
+    made = checkpoint(tokenizer_id=copied.tokenizer_id)
+    made = replace(made, model=model, spec=replace(made.spec, model=model.config))
+    bundle = write_bundle(made, copied.bundles, tokenizer=copied.tokenizer)
+    assert bundle.name in render(
+        copied.bundles, copied.repository, index=copied.index, config=serving_config()
+    )
+    manifest, (slots, profile) = read_manifest(bundle), random_requests(4)
+    assert manifest.parity_max_error < 1e-5
+    dims = {name: dims for name, _, dims in manifest.graphs["tail_3"]["inputs"]}
+    assert dims["past_kv_2"] == ("batch", 2 * 2 + 1, "beams_2", 16)
+    found, wanted = (
+        search(executor, tiny_snapshot(), slots=slots, profile=profile)
+        for executor in (OrtExecutor(bundle, levels=3), TorchExecutor(model))
+    )
+    np.testing.assert_array_equal(found.sids, wanted.sids)
+    np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-5)
+    np.testing.assert_allclose(found.expected_value, wanted.expected_value, atol=1e-4)
