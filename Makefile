@@ -176,6 +176,9 @@ simulate-arms: setup ## the models that simulate compares, three seeds (half an 
 .PHONY: simulate
 simulate: setup ## Table 1 of the paper re-enacted in a simulation; ARMS=file compares others; writes build/simulation/table.json
 	$(PY) -m benchmarks.simulation $(if $(ARMS),--arms $(ARMS))
+.PHONY: scaling
+scaling: setup ## models of .3 to 10 M parameters, 32 to 1,024 beams (an hour or two; it goes on where it was); QUICK=1 takes minutes
+	$(PY) -m benchmarks.scaling $(WITH_PRESET) --run $(RUN) $(if $(QUICK),--quick)
 .PHONY: simulate-outside
 simulate-outside: .venv-judges/.installed ## our off-policy estimates beside sb-obp's, in a virtual environment of their own (optional)
 	.venv-judges/bin/python -m benchmarks.simulation.outside.against_obp

@@ -21,18 +21,18 @@ from serving.search.executor import (
     tail_parent_inputs,
 )
 from training.model.gr4ad import Generator
-from training.model.split import PrefixGraph, TailGraph
+from training.model.split import split
 
 OPSET = 20
 
 
 def export_graphs(model: Generator, folder: Path) -> list[Path]:
     """Write every graph of a model; dynamic in B, n, C. Returns the files."""
-    model = model.eval()
+    graphs = split(model)
     files = [folder / "prefix.onnx", *(folder / f"tail_{t}.onnx" for t in range(2, model.levels + 2))]
-    _export_prefix(model, files[0])
+    _export_prefix(graphs["prefix"], files[0], model=model)
     for level, file in zip(range(2, model.levels + 2), files[1:], strict=True):
-        _export_tail(model, level, file)
+        _export_tail(graphs[f"tail_{level}"], file, model=model, level=level)
     return files
 
 
@@ -50,11 +50,10 @@ def example_request(
     return slots, stacked
 
 
-def _export_prefix(model: Generator, path: Path) -> None:
+def _export_prefix(graph: torch.nn.Module, path: Path, *, model: Generator) -> None:
     slots, profile = example_request(model, batch=3, generator=torch.Generator().manual_seed(0))
     batch = Dim("batch", min=1, max=4096)
     inputs = list(prefix_inputs(slots.numpy(), profile.numpy()))
-    graph: torch.nn.Module = PrefixGraph(model)
     _export(
         graph if "profile" in inputs else _WithoutColumns(graph),
         (slots, profile)[: len(inputs)],
@@ -65,14 +64,13 @@ def _export_prefix(model: Generator, path: Path) -> None:
     )
 
 
-def _export_tail(model: Generator, level: int, path: Path) -> None:
+def _export_tail(graph: torch.nn.Module, path: Path, *, model: Generator, level: int) -> None:
     config, batch, n, children = model.config, 3, 5, 7
-    tail, width = config.layers - config.shared_layers, config.width
-    context = model.context.slots
+    width, context = config.width, model.context.slots
     # Every earlier level has its own number of beams: distinct sizes keep the exporter from tying them
     # together.
     beams = [1, *(11 + j for j in range(2, level))]
-    past = [torch.zeros(batch, 2 * tail, b, width) for b in beams]
+    past = [torch.zeros(batch, model.past_rows, b, width) for b in beams]
     parents = [torch.zeros(batch, n, dtype=torch.int32) for _ in range(2, level)]
     example = (
         torch.zeros(batch, model.levels + 1, width),
@@ -99,7 +97,7 @@ def _export_tail(model: Generator, level: int, path: Path) -> None:
     )
     inputs = [*tail_carry_inputs(level), *tail_parent_inputs(level), "token", "allowed"]
     last = level == model.levels + 1
-    module: torch.nn.Module = _FirstOutput(TailGraph(model, level)) if last else TailGraph(model, level)
+    module = _FirstOutput(graph) if last else graph
     _export(module, example, path, inputs=inputs, outputs=tail_outputs(level, last=last), dynamic=dynamic)
 
 

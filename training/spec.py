@@ -17,6 +17,7 @@ from serving.model.value_correction import UNCORRECTED, ValueCorrection
 from training.data.values import ValueBuckets
 from training.model.gr4ad import Generator
 from training.model.initialise import initialise
+from training.model.mtp import MtpGenerator
 from training.preset.model import ModelConfig
 
 
@@ -44,7 +45,8 @@ class ModelSpec:
 
     def empty(self) -> Generator:
         """Generator whose weights are yet to be set."""
-        return Generator(
+        kind = MtpGenerator if self.model.decoder == "mtp" else Generator
+        return kind(
             self.model,
             self.features,
             level_sizes=self.level_sizes,

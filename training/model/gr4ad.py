@@ -91,6 +91,11 @@ class Generator(nn.Module):
         """R: sets of context keys and values that the tail layers use, 1 where all layers share one."""
         return 1 if self.config.share_context_kv else self.config.layers - self.shared
 
+    @property
+    def past_rows(self) -> int:
+        """Rows of past_kv, what a level hands on of each beam: keys and values of each tail layer."""
+        return 2 * (self.config.layers - self.shared)
+
     def encode(self, slots: Tensor, profile: Tensor) -> tuple[list[ContextKv], Tensor]:
         """Context keys and values for each of the L layers, [B, S, d] each, and the bias [B, S]."""
         context, bias = self.context(slots, profile, self.codes)

@@ -7,21 +7,25 @@ layers, G sets of context keys and values (1 where the layers share one, else R)
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from training.model.gr4ad import Generator
+from training.model.graph_parts import head_of, rows_of, tail_context
+from training.model.mtp import MtpGenerator, MtpPrefixGraph, MtpTailGraph
 from training.model.step import StepLayer
 
 
 def split(model: Generator) -> nn.ModuleDict:
     """Every graph of a model in evaluation mode: "prefix", "tail_2" .. "tail_<T + 1>"."""
     model.eval()
-    graphs: dict[str, nn.Module] = {"prefix": PrefixGraph(model)}
-    graphs |= {f"tail_{t}": TailGraph(model, t) for t in range(2, model.levels + 2)}
+    levels = range(2, model.levels + 2)
+    graphs: dict[str, nn.Module]
+    if isinstance(model, MtpGenerator):
+        graphs = {"prefix": MtpPrefixGraph(model)} | {f"tail_{t}": MtpTailGraph(model, t) for t in levels}
+    else:
+        graphs = {"prefix": PrefixGraph(model)} | {f"tail_{t}": TailGraph(model, t) for t in levels}
     return nn.ModuleDict(graphs).eval()
 
 
@@ -33,7 +37,7 @@ class PrefixGraph(nn.Module):
         super().__init__()
         self.model = model
         self.layers = nn.ModuleList(StepLayer(layer) for layer in model.tail_layers)
-        self.head = _head(model, 1)
+        self.head = head_of(model, 1)
 
     def forward(self, slots: Tensor, profile: Tensor) -> tuple[Tensor, ...]:
         """See `serving.search.executor.prefix_outputs`.
@@ -49,10 +53,7 @@ class PrefixGraph(nn.Module):
         model = self.model
         context_kv, bias = model.encode(slots, profile)
         m = model.shared_stage(context_kv, bias)[:, 0]  # [B, t, d]
-        groups = context_kv[model.shared :][: model.tail_kv_groups]
-        heads = model.config.heads
-        stacked = torch.stack([torch.stack(kv, dim=1) for kv in groups], dim=1)  # [B, G, 2, S, d]
-        stacked = stacked.unflatten(-1, (heads, -1)).transpose(3, 4)  # [B, G, 2, H, S, e]
+        stacked = tail_context(model, context_kv)
         h = model.fuse(m[:, 0], model.bos[:, 0])  # [B, d]
         past = []
         for i, layer in enumerate(self.layers):
@@ -69,7 +70,7 @@ class TailGraph(nn.Module):
         """Wrap a model for `level` = 2 .. T + 1 (T + 1 is the value level)."""
         super().__init__()
         self.level, self.kv_groups = level, model.tail_kv_groups
-        self.norm, self.head = model.norm, _head(model, level)
+        self.norm, self.head = model.norm, head_of(model, level)
         self.layers = nn.ModuleList(StepLayer(layer) for layer in model.tail_layers)
         # Half of Fuse sees nothing but the token: one row a code, worked out now, instead of two matrix
         # products a beam.
@@ -111,7 +112,7 @@ class TailGraph(nn.Module):
         batch, n = token.shape
         gated = m[:, self.level - 1 : self.level] * embedding(token, self.gate)  # [B, n, d]
         h = self.mix(gated.reshape(-1, width)) + embedding(token, self.token).reshape(-1, width)  # [B n, d]
-        past = [past_kv[0], *(_rows(kv, p) for kv, p in zip(past_kv[1:], parents, strict=True))]
+        past = [past_kv[0], *(rows_of(kv, p) for kv, p in zip(past_kv[1:], parents, strict=True))]
         parts = [kv.unbind(1) for kv in past]  # [B, n, d] each
         new = []
         for i, layer in enumerate(self.layers):
@@ -121,22 +122,3 @@ class TailGraph(nn.Module):
             new += [key, value]
         logprob = self.head(self.norm(h)).log_softmax(-1).reshape(batch, n, -1)  # [B, n, V]
         return logprob.gather(2, allowed.clamp(min=0).long()), torch.stack(new, dim=1)
-
-
-@torch.no_grad()
-def _head(model: Generator, level: int) -> nn.Linear:
-    """Head of a level as one product: tied codes are its weight."""
-    if level > model.levels or not model.config.tie_embeddings:
-        return cast(nn.Linear, model.heads[-1 if level > model.levels else level - 1])
-    codes = model.codes.table(level).weight[1:]  # [V, d]
-    head = nn.Linear(codes.shape[1], codes.shape[0], bias=False)
-    head.weight.copy_(codes)
-    return head
-
-
-def _rows(kv: Tensor, parent: Tensor) -> Tensor:
-    """Keys and values of the beams' ancestors: [B, 2 R, n_j, d] and int32 [B, n] to [B, 2 R, n, d]."""
-    batch, parts, count, width = kv.shape
-    # Whole rows of one table: ONNX Runtime copies those at memory speed.
-    first = torch.arange(batch * parts, dtype=parent.dtype, device=kv.device).reshape(batch, parts, 1) * count
-    return embedding(first + parent[:, None, :], kv.reshape(batch * parts * count, width))

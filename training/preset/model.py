@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
@@ -9,6 +11,8 @@ class ModelConfig(BaseModel):
     """Sizes of the generator; what depends on the catalogue (codebooks, profile) comes with the data.
 
     Attributes:
+        decoder: lazyar, or mtp, the baseline of `training.model.mtp`: its first `shared_layers` layers are an
+            ordinary decoder that stops at the first SID level, the others the extra one behind it.
         layers: decoder layers L.
         shared_layers: K, the first layers, which see no token. 0 is plain autoregression.
         width: d, of the vectors between layers.
@@ -23,6 +27,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    decoder: Literal["lazyar", "mtp"] = "lazyar"
     layers: int = Field(6, ge=1)
     shared_layers: int = Field(4, ge=0)
     width: int = Field(160, ge=8)
@@ -43,5 +48,9 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 f"expected shared_layers < layers (at least one layer must see the token), "
                 f"got {self.shared_layers} of {self.layers}"
+            )
+        if self.decoder == "mtp" and not self.shared_layers:
+            raise ValueError(
+                "expected shared_layers >= 1 with decoder mtp (its ordinary decoder has that many), got 0"
             )
         return self

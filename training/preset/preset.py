@@ -146,6 +146,11 @@ class Preset(BaseModel):
                 "training.behavior_weights: expected a weight > 0 for one of data.target_behaviors "
                 f"{targets}, got {weights}"
             )
+        if self.model.decoder == "mtp" and self.training.lambda_mtp:
+            faults.append(
+                "training.lambda_mtp: expected 0 with model.decoder: mtp, in which no level is predicted "
+                f"without tokens, got {self.training.lambda_mtp}"
+            )
         columns = dict(self.data.embedding_columns) if self.data else {}
         if columns and not self.tokenizer.reads_given:
             how = f"sids: {self.tokenizer.sids}, embedding: {self.tokenizer.embedding}"
