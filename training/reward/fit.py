@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from serving.model.features import BEHAVIORS
+from serving.ranking.features import feature_set
 from training.data.folds import user_fold
 from training.data.groups import TargetGroups
 from training.data.list_store import StoredLists
@@ -23,7 +24,6 @@ from training.preset.reward import RewardConfig
 from training.reward.calibration import Calibration
 from training.reward.candidates import Drawn, Exposed, Labelled, has_impressions
 from training.reward.catalogue import Catalogue
-from training.reward.features import feature_set
 from training.reward.judge import judge
 from training.reward.neural import Neural
 from training.reward.ranker import Predicted, Ranker

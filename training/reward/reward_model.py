@@ -17,16 +17,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from serving.files import new_folder, read_object, sha256, undo_interrupted
+from serving.ranking.features import NUMBERS, Features, feature_set
+from serving.ranking.statistics import AdStatistics
 from training.data.folds import user_fold
 from training.data.groups import TargetGroups
 from training.data.samples import RequestDataset
 from training.reward.calibration import Calibration
 from training.reward.catalogue import Catalogue
-from training.reward.features import NUMBERS, Features, feature_set
 from training.reward.neural import Neural
 from training.reward.ranker import Predicted, Ranker
 from training.reward.requests import RequestFeatures
-from training.reward.statistics import AdStatistics
 from training.reward.trees import Trees
 
 MODEL, ARRAYS = "model.json", "arrays.safetensors"
@@ -135,19 +135,25 @@ class RewardModel:
         features = self.features(dataset).of(groups, row, np.asarray(ads, np.int64))
         user = dataset.log.user_ids[groups.user_row[row : row + 1]]
         fold = int(user_fold(user, folds=self.about.folds, seed=self.about.seed)[0])
+        return self.calibrated(features, fold)
+
+    def calibrated(self, features: Features, fold: int | None) -> Scores:
+        """Scores of candidates by features, see `predict`."""
         predicted, line = self.predict(features, fold), self.about.calibration[self.about.serves]
         return Scores(line.probability(predicted), line.value(predicted, features.value))
 
-    def predict(self, features: Features, fold: int, *, kind: str | None = None) -> Predicted:
+    def predict(self, features: Features, fold: int | None, *, kind: str | None = None) -> Predicted:
         """What the rankers of a fold say, not calibrated.
 
         Args:
             features: of candidates.
-            fold: of their user.
+            fold: of their user; None for the mean over the rankers of all folds, as a server takes it, which
+                knows no user.
             kind: trees, neural or mean; None for what serves.
         """
-        kind = kind or self.about.serves
-        found = [self.rankers[k][fold].predict(features) for k in (KINDS if kind == "mean" else (kind,))]
+        kinds = kinds_of(kind or self.about.serves)
+        folds = range(self.about.folds) if fold is None else (fold,)
+        found = [self.rankers[k][f].predict(features) for k in kinds for f in folds]
         return Predicted(
             np.mean([each.logit for each in found], axis=0), np.mean([each.ratio for each in found], axis=0)
         )
@@ -247,6 +253,11 @@ class RewardModel:
             lightgbm.basic.LightGBMError,
         ) as error:
             raise RewardError(f"{folder}: not a readable reward model: {error}") from error
+
+
+def kinds_of(serves: str) -> tuple[str, ...]:
+    """The kinds of rankers that one that serves consists of: for `mean` all."""
+    return KINDS if serves == "mean" else (serves,)
 
 
 def categories_of(dataset: RequestDataset) -> tuple[int, ...]:
