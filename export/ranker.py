@@ -87,8 +87,8 @@ def check_ranker(model: RewardModel, bundle: Path, manifest: Manifest, *, seed: 
         error = max(error, float(np.abs(found / expected - 1).max()))
     if not error <= TOLERANCE:
         raise ParityError(
-            f"parity: expected {AD_RANKER} within {TOLERANCE:g} of the reward model {model.id}, got {error:g}; "
-            "the bundle is not published"
+            f"parity: expected {AD_RANKER} within {TOLERANCE:g} of the reward model {model.id}, "
+            f"got {error:g}; the bundle is not published"
         )
     return error
 

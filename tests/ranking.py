@@ -1,4 +1,4 @@
-"""A small reward model over most of the tiny catalogue, and a tiny deployment whose bundle has it as ranker."""
+"""A small reward model over most of the tiny catalogue, and a tiny deployment that ranks with it."""
 
 from __future__ import annotations
 

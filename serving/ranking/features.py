@@ -154,7 +154,8 @@ def _of_user(request: Request, statistics: AdStatistics) -> dict[str, float]:
         np.log1p(gap),
         since - np.log1p(gap),
         np.log1p(len(np.unique(request.codes[:, AD]))),
-        levels.mean() if len(levels) else np.log1p(statistics.arrays["value.ad"][-1]),
+        # In double: events of one second come in any order, and a sum in float32 depends on it.
+        levels.mean(dtype=np.float64) if len(levels) else np.log1p(statistics.arrays["value.ad"][-1]),
         request.now // 3600 % 24,
         (request.now // DAY_S + 4) % 7,  # the epoch began on a Thursday; Sunday is 0
     )
