@@ -43,7 +43,7 @@ def made_from(
         CheckpointError: there is no fine-tuned model.
         OSError: something cannot be read.
     """
-    values = {"bundle": version, "precision": precision, "fine_tuned": fine_tuned, "ranker": ranker}
+    values = {"bundle": version, "precision": precision, "fine_tuned": fine_tuned}
     files = {
         "weights": trained / MODEL,
         "checkpoint": trained / CONTENT,
@@ -56,7 +56,8 @@ def made_from(
         files |= {f"data/{name}": run / "data" / name for name in ("events.parquet", "users.parquet")}
     if fine_tuned:
         files["fine-tuned weights"] = find_checkpoint(run / FINE_TUNED) / MODEL
-    if ranker:
+    if ranker:  # which else is not named: bundles of before have none
+        values["ranker"] = REWARD
         files["reward model"] = run / REWARD / REWARD_MODEL
     there = {name: path for name, path in files.items() if path.is_file()}  # the export says what it misses
     return Inputs.now(values, files=there, before=Inputs.load(run / "bundles" / RECORD))

@@ -109,8 +109,10 @@ def test_features_are_those_that_training_makes_of_the_log(tmp_path):
     random = np.random.default_rng(0)
     for row in range(len(groups)):
         now, user = int(groups.now[row]), int(dataset.log.user_ids[groups.user_row[row]])
-        past = events.filter((pl.col("user_id") == user) & (pl.col("timestamp") < now)).sample(
-            fraction=1, shuffle=True, seed=row
+        past = events.filter((pl.col("user_id") == user) & (pl.col("timestamp") < now))
+        # In any order, but events of one second in that of the log: it says which are the newest.
+        past = past.sort("timestamp", "ad_id", "behavior").sort(
+            pl.col("timestamp").hash(seed=row), maintain_order=True
         )
         behaviors = past["behavior"].replace_strict({"impression": 1, "click": 2, "conversion": 3})
         built = request_features(
