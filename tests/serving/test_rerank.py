@@ -185,7 +185,7 @@ def test_a_bundle_without_a_ranker_says_so(server):
 
 def test_a_cached_answer_after_a_pause_is_the_rest_of_its_beams_ranked(ranked):
     deployment, server, expected = ranked
-    tensors = request(num_ads=7, history=9, seed=90)
+    tensors = request(num_ads=3, history=9, seed=90)  # of six beams with a value
     first, before = send(server.grpc_url, tensors), metric(server, HITS)
     assert_same(first, expected.answer(tensors))
     best = first["ad_ids"][0, :2].tolist()
