@@ -86,7 +86,7 @@ class Resolved:
 def rerank(rows: list[Resolved], rankers: VersionRankers) -> list[Resolved | Exception]:
     """Rows with the ads asked for, padded; those of one version are ranked by one call of its graph.
 
-    A ranker that fails fails the rows of its version only, with the same exception.
+    Rows that cannot be ranked together are ranked one by one: what is wrong with one is not the others'.
     """
     answers: list[Resolved | Exception] = [replace(r, ads=r.ads.padded(r.num_ads)) for r in rows]
     groups: dict[int, list[int]] = {}
@@ -94,15 +94,23 @@ def rerank(rows: list[Resolved], rankers: VersionRankers) -> list[Resolved | Exc
         if row.past is not None and len(row.ads.ad_ids) > 1:
             groups.setdefault(row.version, []).append(i)
     for version, members in groups.items():
-        try:
-            found = rankers.of(version).worth([_asked(rows[i]) for i in members])
-        except Exception as error:  # noqa: BLE001  (one version must not take the others, or the server, down)
-            for i in members:
-                answers[i] = error
-            continue
-        for i, worth in zip(members, found, strict=True):
-            answers[i] = replace(rows[i], ads=rows[i].ads.take(best_first(worth)).padded(rows[i].num_ads))
+        for i, found in zip(members, _worth([rows[i] for i in members], rankers, version), strict=True):
+            if isinstance(found, Exception):
+                answers[i] = found
+            else:
+                row = rows[i]
+                answers[i] = replace(row, ads=row.ads.take(best_first(found)).padded(row.num_ads))
     return answers
+
+
+def _worth(rows: list[Resolved], rankers: VersionRankers, version: int) -> list[np.ndarray | Exception]:
+    """Of the ads of each row, or why there is none."""
+    try:
+        return list(rankers.of(version).worth([_asked(row) for row in rows]))
+    except Exception as error:  # noqa: BLE001  (one row must not take the others, or the server, down)
+        if len(rows) == 1:
+            return [error]
+        return [found for row in rows for found in _worth([row], rankers, version)]
 
 
 def _asked(row: Resolved) -> RankRequest:

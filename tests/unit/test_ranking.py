@@ -322,11 +322,8 @@ def row(seed, *, num_ads=5, pool=20, past=True, version=1, **options):
     )
 
 
-def rankers_of(bundle, **failing):
-    def make(manifest):
-        return ranker_of(bundle)
-
-    return VersionRankers(bundle.parent, make)
+def rankers_of(bundle):
+    return VersionRankers(bundle.parent, lambda manifest: ranker_of(bundle))
 
 
 @pytest.mark.parametrize("rank_by", ["probability", "value"])
@@ -382,6 +379,16 @@ def test_a_version_whose_ranker_fails_fails_its_own_rows_only(bundle):
     found = rerank(rows, VersionRankers(bundle.parent, make))
     assert [isinstance(f, Exception) for f in found] == [False, True, False, False]
     assert str(found[1]) == "model version 2: no"
+
+
+def test_a_row_that_cannot_be_ranked_fails_alone(ranked):
+    _, folder = ranked
+    good, rankers = row(1), rankers_of(folder)
+    short = replace(row(2), past=replace(row(2).past, times=np.zeros(3, np.int64)))
+    found = rerank([good, short, row(4)], rankers)
+    assert [isinstance(f, Exception) for f in found] == [False, True, False]
+    [alone] = rerank([good], rankers)
+    np.testing.assert_array_equal(found[0].ads.ad_ids, alone.ads.ad_ids)
 
 
 # Bundles
