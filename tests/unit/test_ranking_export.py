@@ -70,7 +70,7 @@ def test_a_request_hands_its_past_to_the_stage_where_there_is_one(deployment, pi
             s.model_name: s for s in config_of(repository, "gr4ad").ensemble_scheduling.step
         }  # of the ensemble
         out, into = steps["request_features"].output_map, steps["ad_resolver"].input_map
-        assert [name for name in out if name in PAST] == sorted(expected)
+        assert sorted(name for name in out if name in PAST) == sorted(expected)
         assert sorted(name for name in into if name in PAST) == sorted(expected)
         assert ("profile_codes" in into) == bool(expected)
         for model, side in (("request_features", "output"), ("ad_resolver", "input")):
