@@ -27,9 +27,16 @@ class InProcess:
         """Open bundle and index of a prepared run; LMDB allows that once a process."""
         bundles = run / "bundles"
         self.reader = IndexReader(run / "index")
-        self.spec = read_current(bundles, verify=False).features
+        current = read_current(bundles, verify=False)
+        self.spec = current.features
         graphs = OrtGraphs(bundles, threads=serving.threads)
-        active = ActiveModel(bundles, reader=self.reader, graphs=graphs, features=self.spec)
+        active = ActiveModel(
+            bundles,
+            reader=self.reader,
+            graphs=graphs,
+            features=self.spec,
+            ranker=current.ranker_kind,
+        )
         self.scheduler = Scheduler(
             self.reader,
             active,

@@ -29,6 +29,7 @@ from export.render import render
 from launcher.triton_server import TritonServer
 from serving.backend.resolve import resolve
 from serving.backend.settings import ServingConfig
+from serving.model.current import read_current
 from serving.search.cold_start import ColdStart
 from serving.search.rank import RankBy
 from serving.search.widths import WidthPlan
@@ -119,39 +120,44 @@ def ratio_interval(mine: np.ndarray, theirs: np.ndarray, *, seed: int = 0) -> li
 
 
 def latency(run: Path, serving: ServingConfig, *, requests: int, num_ads: int) -> dict[str, Any]:
-    """Milliseconds of lone requests through Triton by way, each way in turn, and their ratio to `PLAIN`.
+    """Milliseconds of lone requests through Triton by way, see `timed`."""
+    plan = WidthPlan.parse(serving.widths, levels=len(read_current(run / "bundles").level_sizes))
+    ways = {
+        way: {"rank_by": rank_by, "widths": str(all_valued(plan) if every else plan)}
+        for way, (rank_by, every) in WAYS.items()
+    }
+    config = serving.model_copy(update={"max_widths": str(all_valued(plan))})
+    return timed(run, config, ways, requests=requests, num_ads=num_ads)
 
-    The ratio is the median over rounds of a way's time to the plain one's in the same round.
+
+def timed(
+    run: Path, serving: ServingConfig, ways: dict[str, dict[str, str]], *, requests: int, num_ads: int
+) -> dict[str, Any]:
+    """Milliseconds of lone requests through Triton with the parameters of each way, each way in turn.
+
+    Widths are fixed, and nothing is cached. `ratio` is the median over rounds of a way's time to that of the
+    first way in the same round.
     """
     catalogue = Catalogue.load(run)
     users = catalogue.users["user_id"].sample(min(50, catalogue.users.height), seed=0)
     asked = [infer_inputs(catalogue.request(user, num_ads=num_ads)) for user in users]
-    plan = WidthPlan.parse(serving.widths, levels=catalogue.sids.width - 1)
-    fixed = serving.model_copy(
-        update={"load_control": "fixed", "cache": "off", "max_widths": str(all_valued(plan))}
-    )
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    names, outputs = list(WAYS), requested_outputs(OUTPUTS)
+    fixed = serving.model_copy(update={"load_control": "fixed", "cache": "off"})
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    names, outputs = list(ways), requested_outputs(OUTPUTS)
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "model_repository"
         render(run / "bundles", repository, index=run / "index", config=fixed)
         with TritonServer(repository) as server:
             client = tritonclient.grpc.InferenceServerClient(server.grpc_url)
             for i in tqdm(range(-20, requests), desc="rounds", mininterval=5.0):
-                for way in names[i % len(names) :] + names[: i % len(names)]:  # each is first as often
-                    rank_by, every = WAYS[way]
-                    widths = str(all_valued(plan) if every else plan)
+                first = i % len(names)
+                for way in names[first:] + names[:first]:  # each is first as often
                     began = time.perf_counter()
-                    client.infer(
-                        "gr4ad",
-                        asked[i % len(asked)],
-                        outputs=outputs,
-                        parameters={"rank_by": rank_by, "widths": widths},
-                    )
+                    client.infer("gr4ad", asked[i % len(asked)], outputs=outputs, parameters=ways[way])
                     if i >= 0:
                         seconds[way].append(time.perf_counter() - began)
             client.close()
-    plain = np.array(seconds[PLAIN])
+    plain = np.array(seconds[names[0]])
     return {
         way: {
             "p50_ms": float(np.median(seconds[way]) * 1e3),
@@ -159,7 +165,7 @@ def latency(run: Path, serving: ServingConfig, *, requests: int, num_ads: int) -
             "ratio": float(np.median(np.array(seconds[way]) / plain)),
             "ratio_95": median_interval(np.array(seconds[way]) / plain),
         }
-        for way in WAYS
+        for way in ways
     }
 
 

@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--exclude", nargs="*", default=[], metavar="AD", help="ads, keys as with --user")
     parser.add_argument("--widths", help='beams a level, e.g. "32-64-128:32" (within the server\'s limits)')
     parser.add_argument("--rank-by", choices=RANK_BY, help="p of an ad, or p x eCPM [serving.rank_by]")
+    parser.add_argument("--rerank", choices=("off", "reward"), help="order by the ranker [serving.rerank]")
     parser.add_argument("--width-cap", type=int, help="no level keeps more beams than this")
     arguments = parser.parse_args()
     try:
@@ -68,7 +69,9 @@ def main() -> None:
             tensors,
             protocol=arguments.protocol,
             parameters={
-                k: v for k in ("widths", "width_cap", "rank_by") if (v := getattr(arguments, k)) is not None
+                k: v
+                for k in ("widths", "width_cap", "rank_by", "rerank")
+                if (v := getattr(arguments, k)) is not None
             },
             outputs=catalogue.outputs,
         )
@@ -94,6 +97,7 @@ def main() -> None:
         num_ads=arguments.num_ads,
         exclude=exclude,
         rank_by=arguments.rank_by,
+        rerank=arguments.rerank,
     )
     if wrong:
         print("wrong answer: " + "; ".join(wrong), file=sys.stderr)

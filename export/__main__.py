@@ -19,11 +19,12 @@ from export.gate import Gate, GateError, summary
 from export.gate_requests import GateRequests, held_out_requests, random_requests
 from export.graph_config import GraphConfigError
 from export.int8 import QuantizeError
-from export.kept import TARGETS, check_precision, kept_bundles
+from export.kept import TARGETS, check_precision, check_ranker, kept_bundles
 from export.lower import Lowering
 from export.made_from import EVALUATION, made_from, newest
 from export.parity import ParityError
 from export.pbtxt import RenderError
+from export.ranker import REWARD, load_ranker
 from export.render import ENGINES, SOURCE, render
 from export.seeded import seeded_checkpoint
 from export.tensorrt import build_bundles
@@ -41,6 +42,7 @@ from training.model.gr4ad import Generator
 from training.preset.precision import PRECISIONS, Precision
 from training.preset.preset import ConfigError, Preset, add_preset_arguments
 from training.recipes.fine_tune_fp8 import load_fine_tuned
+from training.reward.reward_model import kinds_of
 
 
 def main() -> None:
@@ -49,6 +51,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.render_only and arguments.precision:
         parser.error("--precision is of a new export, --render-only makes none")
+    if arguments.ranker and arguments.seeded_weights:
+        parser.error("--ranker: expected a trained model, got --seeded-weights")
     bundles = arguments.run / "bundles"
     try:
         if arguments.activate is not None:
@@ -132,6 +136,7 @@ def _bundle(arguments: argparse.Namespace, preset: Preset) -> int:
         preset=preset,
         precision=arguments.precision or preset.precision.precision,
         fine_tuned=arguments.fine_tuned,
+        ranker=_wants_ranker(arguments, preset),
         version=version,
     )
     outputs = [bundles / str(version) / MANIFEST]
@@ -155,6 +160,11 @@ def _export(arguments: argparse.Namespace, preset: Preset) -> int:
         trained = find_checkpoint(_model(arguments), arguments.checkpoint)
         checkpoint = load_checkpoint(trained)
         fine_tuned = load_fine_tuned(arguments.run, trained) if arguments.fine_tuned else None
+    ranker = None
+    if _wants_ranker(arguments, preset):
+        ranker = load_ranker(arguments.run, checkpoint.spec)
+        trees = "trees" in kinds_of(ranker.about.serves)
+        check_ranker(trees, arguments.target, where=f"{arguments.run / REWARD}: ")
     torch.set_num_threads(int(checkpoint.settings["threads"]))
     evaluation = _model(arguments) / EVALUATION
     quality = json.loads(evaluation.read_text()) if evaluation.is_file() else {}
@@ -171,6 +181,7 @@ def _export(arguments: argparse.Namespace, preset: Preset) -> int:
         quality=quality,
         tokenizer=None if arguments.seeded_weights else arguments.run / "tokenizer",
         lowering=lowering,
+        ranker=ranker,
         activate=False,
     )
     manifest = read_manifest(bundle)
@@ -211,6 +222,11 @@ def _lowering(
     )
     calibration = draw("train", config.calibration_requests) if precision == "fp8" else None
     return Lowering(precision, gate, calibration, fine_tuned)
+
+
+def _wants_ranker(arguments: argparse.Namespace, preset: Preset) -> bool:
+    """Whether the run's reward model becomes the ranking stage of a new bundle."""
+    return not arguments.seeded_weights and (arguments.ranker or preset.serving.rerank == "reward")
 
 
 def _model(arguments: argparse.Namespace) -> Path:
@@ -265,6 +281,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--checkpoint", default="latest", help="latest, best (by validation) or a name: step-000400 [latest]"
+    )
+    parser.add_argument(
+        "--ranker",
+        action="store_true",
+        help="put RUN/reward into the bundle as its ranking stage, also where serving.rerank is off: "
+        "requests may ask for it",
     )
     parser.add_argument("--fresh", action="store_true", help="make a bundle, also where the newest will do")
     parser.add_argument("--render-only", action="store_true", help="render for the bundles that are there")

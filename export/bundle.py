@@ -16,6 +16,7 @@ from export.encoder import write_encoder
 from export.graphs import export_graphs
 from export.lower import Lowering, lower
 from export.parity import check_parity
+from export.ranker import check_ranker, write_ranker
 from indexer.encode.settings import FOLDER as ENCODER
 from serving.files import new_folder, sha256
 from serving.inputs import RECORD
@@ -25,6 +26,7 @@ from serving.model.manifest import FORMAT_VERSION
 from serving.search.cold_start import SEEN_SIDS
 from training.loop.checkpoint import Checkpoint
 from training.preset.precision import Precision
+from training.reward.reward_model import RewardModel
 from training.tokenizer import kinds
 
 
@@ -36,6 +38,7 @@ def write_bundle(
     quality: dict[str, Any] | None = None,
     activate: bool = True,
     lowering: Lowering | None = None,
+    ranker: RewardModel | None = None,
 ) -> Path:
     """Export, check parity, lower the precision, check quality, describe, publish as the next version.
 
@@ -48,14 +51,16 @@ def write_bundle(
             for a model without real SIDs.
         quality: figures to carry in the manifest.
         activate: point CURRENT at it.
-        lowering: precision of the graphs and what it must pass; None for FP32. A bundle holds one precision.
+        lowering: precision of the graphs and what it must pass; None for FP32. A bundle holds one precision,
+            but for the ranking stage, which is FP32 always.
+        ranker: reward model that becomes the bundle's ranking stage; None for a bundle without one.
 
     Returns:
         Folder of the new version.
 
     Raises:
-        ParityError: the graphs do not compute what the model computes, or the encoder what the tokenizer
-            computes; nothing is published.
+        ParityError: the graphs do not compute what the model computes, the encoder what the tokenizer or the
+            ranking stage what the reward model computes; nothing is published.
         GateError: the lower precision does not find what FP32 finds; nothing is published.
         CalibrationError, QuantizeError: FP8 or INT8 cannot be made; nothing is published.
         BundleError: the manifest does not hold together; nothing is published.
@@ -92,6 +97,7 @@ def write_bundle(
             figures = lowering.gate.run(graphs, work, precision=precision, value_table=value_table)
             figures["fine_tuned"] = lowering.fine_tuned is not None
             shutil.rmtree(graphs)
+        described = {} if ranker is None else {"ranker": write_ranker(ranker, work)}
         spec = checkpoint.spec.to_json()
         files = sorted(p for p in work.rglob("*") if p.is_file())
         manifest = {
@@ -99,6 +105,7 @@ def write_bundle(
             "model_version": version,
             "tokenizer_id": spec.pop("tokenizer_id"),
             **spec,
+            **described,
             "precision": precision,
             "step": checkpoint.step,
             "parity_max_error": error,  # of the FP32 graphs, whatever they become
@@ -113,7 +120,9 @@ def write_bundle(
             "sha256": {str(p.relative_to(work)): sha256(p) for p in files},
         }
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        read_manifest(work)  # whoever serves it reads it like this
+        read = read_manifest(work)  # whoever serves it reads it like this
+        if ranker is not None:
+            check_ranker(ranker, work, read)
     if activate:
         point_current(bundles, version)
     return target

@@ -121,7 +121,8 @@ def _fixed_shapes(
     level = int(stem.removeprefix("tail_")) if stem.startswith("tail_") else 0
     for plan, batch in itertools.product(plans, buckets.batch):
         for children in buckets.children[level - 2] if level else (0,):
-            sizes = sizes_of(level, plan, levels=manifest.levels) | {"batch": batch, "children": children}
+            sizes = sizes_of(level, plan, levels=manifest.levels)
+            sizes |= {"batch": batch, "children": children, "ads": config.rerank_pool}
             shape = {
                 name: tuple(d if isinstance(d, int) else sizes[d] for d in dims) for name, _, dims in inputs
             }

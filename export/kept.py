@@ -12,11 +12,14 @@ import logging
 from pathlib import Path
 from typing import Literal, get_args
 
+import onnx
+
 from export.pbtxt import RenderError
+from export.ranker_graph import TREES
 from serving.index.layout import ready_generations
 from serving.model.bundle import BundleError, read_manifest, versions
 from serving.model.current import CURRENT, current_version, named_versions
-from serving.model.manifest import Manifest
+from serving.model.manifest import AD_RANKER, Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +49,8 @@ def kept_bundles(bundles: Path, target: Target, *, index: Path, serving: int | N
         serving: version that serves; None for the one CURRENT names.
 
     Raises:
-        RenderError: there is none, or the target does not run the precision of the one that serves.
+        RenderError: there is none, or the target does not run the precision or the ranker of the one that
+            serves.
         BundleError: the bundle of the one that serves is corrupted.
         IndexStoreError: there is an index, but it does not say which tokenizers it holds.
     """
@@ -57,6 +61,7 @@ def kept_bundles(bundles: Path, target: Target, *, index: Path, serving: int | N
         serving = current_version(bundles) if (bundles / CURRENT).exists() else newest[-1]
     reference = read_manifest(bundles / str(serving))
     check_precision(reference.precision, target, where=f"{bundles / str(serving)}: ")
+    check_ranker(_has_trees(bundles, reference), target, where=f"{bundles / str(serving)}: ")
     fitting = functools.cache(functools.partial(_fitting, bundles, reference=reference, target=target))
     kept = {*newest, serving}
     ready = ready_generations(index)
@@ -83,6 +88,26 @@ def check_precision(precision: str, target: Target, *, where: str = "") -> None:
         )
 
 
+def check_ranker(trees: bool, target: Target, *, where: str) -> None:
+    """Refuse a ranking stage that the engine of a target does not run: TensorRT has no trees.
+
+    Raises:
+        RenderError: says what to do instead.
+    """
+    if trees and target == "tensorrt":
+        raise RenderError(
+            f"{where}expected a ranker that target tensorrt runs (reward.model: neural), got one of trees; "
+            "set it, then make reward export, or use target onnxruntime"
+        )
+
+
+def _has_trees(bundles: Path, manifest: Manifest) -> bool:
+    if manifest.ranker is None:
+        return False
+    graph = onnx.load(str(bundles / str(manifest.version) / f"{AD_RANKER}.onnx"), load_external_data=False)
+    return any(opset.domain == TREES for opset in graph.opset_import)
+
+
 def _fitting(bundles: Path, version: int, *, reference: Manifest, target: Target) -> Manifest | None:
     """A version that can lie beside the one that serves, None for another."""
     try:
@@ -95,6 +120,9 @@ def _fitting(bundles: Path, version: int, *, reference: Manifest, target: Target
             "model version %d (%s) is left out: its tensors are not those of version %d (%s)",
             *(version, manifest.precision, reference.version, reference.precision),
         )
+        return None
+    if target == "tensorrt" and _has_trees(bundles, manifest):
+        logger.warning("model version %d is left out: its ranker is of trees", version)
         return None
     if manifest.features != reference.features:
         logger.warning(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from export.ranker import REWARD
 from serving.inputs import RECORD, Inputs, named
 from serving.model.bundle import versions
 from training.loop.checkpoint import CONTENT, MODEL
@@ -11,13 +13,21 @@ from training.loop.retention import find_checkpoint
 from training.preset.precision import Precision
 from training.preset.preset import Preset
 from training.recipes.fine_tune_fp8 import FOLDER as FINE_TUNED
+from training.reward.reward_model import MODEL as REWARD_MODEL
 from training.tokenizer.storage import MANIFEST
 
 EVALUATION = "evaluation.json"
 
 
 def made_from(
-    run: Path, trained: Path, *, preset: Preset, precision: Precision, fine_tuned: bool, version: int
+    run: Path,
+    trained: Path,
+    *,
+    preset: Preset,
+    precision: Precision,
+    fine_tuned: bool,
+    ranker: bool,
+    version: int,
 ) -> Inputs:
     """Inputs of a bundle.
 
@@ -27,13 +37,14 @@ def made_from(
         preset: sections `precision` and `serving` say what a precision below FP32 must pass.
         precision: of the graphs.
         fine_tuned: whether they are those of the fine-tuned model.
+        ranker: whether the run's reward model is its ranking stage.
         version: of the bundle, or of the newest one where it is asked whether that will do.
 
     Raises:
         CheckpointError: there is no fine-tuned model.
         OSError: something cannot be read.
     """
-    values = {"bundle": version, "precision": precision, "fine_tuned": fine_tuned}
+    values: dict[str, Any] = {"bundle": version, "precision": precision, "fine_tuned": fine_tuned}
     files = {
         "weights": trained / MODEL,
         "checkpoint": trained / CONTENT,
@@ -46,6 +57,9 @@ def made_from(
         files |= {f"data/{name}": run / "data" / name for name in ("events.parquet", "users.parquet")}
     if fine_tuned:
         files["fine-tuned weights"] = find_checkpoint(run / FINE_TUNED) / MODEL
+    if ranker:  # which else is not named: bundles of before have none
+        values["ranker"] = REWARD
+        files["reward model"] = run / REWARD / REWARD_MODEL
     there = {name: path for name, path in files.items() if path.is_file()}  # the export says what it misses
     return Inputs.now(values, files=there, before=Inputs.load(run / "bundles" / RECORD))
 

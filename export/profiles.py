@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from serving.backend.plans import SearchPlans
 from serving.backend.settings import ServingConfig
-from serving.model.manifest import GraphTensors, Manifest
+from serving.model.manifest import AD_RANKER, GraphTensors, Manifest
 from serving.search.widths import WidthPlan
 
 USUAL_CHILDREN = 64  # of the beam that has most; kernels are chosen for it, not limited to it
@@ -104,6 +104,8 @@ def _sizes(
     for name, width in usual.items():
         asked = config.max_num_ads if name == "beams" and level > levels else kept
         sizes[name] = (1, width, max(widest[name], asked))
+    if stem == AD_RANKER:
+        sizes["ads"] = (1, config.rerank_pool, max(config.rerank_pool, config.max_num_ads))
     if level > levels:
         sizes["children"] = (value_buckets, value_buckets, value_buckets)
     elif level:

@@ -130,6 +130,7 @@ def _values(
             bundles=bundles,
             index=index,
             features=manifest.features,
+            ranker=manifest.ranker_kind,
             graph_memory="device" if on_gpu(config, target) else "host",
             pad_shapes=target == "tensorrt" and config.cuda_graphs,
         )
@@ -141,6 +142,7 @@ def _values(
         "scheduler_instances": config.scheduler_instances,
         "queue_delay_us": config.queue_delay_us,
         **_context_tensors(manifest.features),
+        **_past_tensors(manifest),
         "slots": manifest.features.slots,
         "event_columns": EVENT_COLUMNS,
         "levels": manifest.levels,
@@ -164,6 +166,29 @@ def _context_tensors(features: FeatureSpec) -> dict[str, str]:
         "profile_codes": codes,
         "profile_codes_out": f"      output_map {{ {codes_map} }}" if columns else "",
         "profile_codes_in": f"      input_map {{ {codes_map} }}" if columns else "",
+    }
+
+
+def _past_tensors(manifest: Manifest) -> dict[str, str]:
+    """Lines of the templates that hand a request's past to the ranking stage, of bundles that have one."""
+    handed = (
+        {"past_ads": "INT64", "past_behaviors": "INT32", "past_times": "INT64"} if manifest.ranker else {}
+    )
+    tensors = {name: (kind, "-1", " allow_ragged_batch: true") for name, kind in handed.items()}
+    tensors |= {"asked_at": ("INT64", "1", "")} if manifest.ranker else {}
+    columns = len(manifest.features.column_sizes)
+    taken = tensors | ({"profile_codes": ("INT32", str(columns), "")} if manifest.ranker and columns else {})
+    return {
+        "past_outputs": "\n".join(
+            f'  {{ name: "{name}" data_type: TYPE_{kind} dims: [ {width} ] }},'
+            for name, (kind, width, _) in tensors.items()
+        ),
+        "past_inputs": "\n".join(
+            f'  {{ name: "{name}" data_type: TYPE_{kind} dims: [ {width} ]{ragged} }},'
+            for name, (kind, width, ragged) in taken.items()
+        ),
+        "past_out": "\n".join(f'      output_map {{ key: "{name}" value: "{name}" }}' for name in tensors),
+        "past_in": "\n".join(f'      input_map {{ key: "{name}" value: "{name}" }}' for name in taken),
     }
 
 

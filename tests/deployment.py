@@ -111,6 +111,7 @@ def configured_folders(run: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str,
         bundles=bundles,
         index=index,
         features=FeatureSpec(),
+        ranker=None,
         graph_memory="host",
         pad_shapes=False,
     )

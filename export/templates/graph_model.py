@@ -18,6 +18,7 @@ from serving.backend.model_settings import GraphSettings
 from serving.backend.priority import yield_to_answers
 from serving.engines.ort import open_checked
 from serving.model.bundle import BundleError, read_manifest
+from serving.model.manifest import AD_RANKER
 
 
 class TritonPythonModel:
@@ -29,8 +30,9 @@ class TritonPythonModel:
         With another one it loads as well, answers nothing, and the scheduler refuses its version: a version
         that does not load would keep Triton from loading the good ones at its start.
         """
-        yield_to_answers()
         settings = GraphSettings.read(args)
+        if settings.graph != AD_RANKER:  # that one is part of an answer, not of a search
+            yield_to_answers()
         file = Path(__file__).with_name("model.onnx")
         self.session, self.refusal = None, None
         try:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.backend.model_settings import ModelSettings
 from serving.backend.request import RequestError
 from serving.search.rank import RANK_BY, RankBy
 
@@ -80,6 +81,21 @@ def rank_parameter(request: Any, *, default: RankBy) -> RankBy:
         if value == known:
             return known
     raise RequestError(f"parameter rank_by: expected {' or '.join(RANK_BY)}, got {value!r}")
+
+
+def rerank_parameter(request: Any, settings: ModelSettings) -> bool:
+    """Whether the bundle's ranker orders the ads: request parameter `rerank`, "off" or the ranker's kind.
+
+    Raises:
+        RequestError: it is something else, or a ranker that the bundle does not have.
+    """
+    value, ranker = text_parameter(request, "rerank"), settings.ranker
+    value = settings.serving.rerank if value is None else value
+    if value in ("off", ranker):
+        return value != "off"
+    if ranker is None:
+        raise RequestError(f"parameter rerank: expected off, as the bundle has no ranker, got {value!r}")
+    raise RequestError(f"parameter rerank: expected off or {ranker}, got {value!r}")
 
 
 def pad_rows(rows: list[np.ndarray], *, fill: float) -> np.ndarray:

@@ -8,12 +8,13 @@ from typing import Any, Protocol
 from serving.backend.model_settings import ModelSettings
 from serving.backend.plans import SearchPlans
 from serving.backend.settings import ServingConfig
-from serving.engines.bls import BlsExecutor
-from serving.engines.ort import OrtGraphs
-from serving.engines.padding import PaddedExecutor, ShapeBuckets
+from serving.engines.bls import BlsExecutor, BlsRankGraph
+from serving.engines.ort import OrtGraphs, OrtRankGraph
+from serving.engines.padding import PaddedExecutor, PaddedRankGraph, ShapeBuckets
 from serving.model.graphs import Graphs, Prepare
 from serving.model.manifest import Manifest
 from serving.model.placed import placed_files
+from serving.ranking.ranker import Ranker, RankGraph
 from serving.search.executor import Executor
 from serving.search.probe import probe
 
@@ -47,6 +48,8 @@ class GraphModels:
     def probe(self, manifest: Manifest) -> None:
         """See `Graphs`."""
         probe(self.executor(manifest), manifest)
+        if manifest.ranker:
+            make_ranker(self._triton, self._settings, manifest).probe()
 
     def executor(self, manifest: Manifest) -> Executor:
         """See `Engine`."""
@@ -66,6 +69,23 @@ def make_engine(triton: Any, settings: ModelSettings, *, repository: Path) -> En
     if settings.serving.graph_calls == "in_process":
         return OrtGraphs(settings.bundles_folder, threads=settings.serving.threads)
     return GraphModels(triton, settings, repository=repository)
+
+
+def make_ranker(triton: Any, settings: ModelSettings, manifest: Manifest) -> Ranker:
+    """The ranking stage of one version, with its graph where the configured engine has it.
+
+    Raises:
+        BundleError: the version has none, or its bundle is not what it should be.
+    """
+    serving, bundle = settings.serving, settings.bundles_folder / str(manifest.version)
+    graph: RankGraph
+    if serving.graph_calls == "in_process":
+        graph = OrtRankGraph(bundle, threads=serving.threads)
+    else:
+        graph = BlsRankGraph(triton, version=manifest.version)
+    if settings.pad_shapes:
+        graph = PaddedRankGraph(graph, batch=shape_buckets(manifest, serving).batch)
+    return Ranker.load(bundle, manifest, graph, pad_to=serving.rerank_pool)
 
 
 def shape_buckets(manifest: Manifest, config: ServingConfig) -> ShapeBuckets:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from serving.backend.plans import SearchPlans
 from serving.backend.settings import ServingConfig
 from serving.model.features import FeatureSpec
-from serving.model.manifest import problems
+from serving.model.manifest import RankerKind, problems
 
 HOME = Path(os.environ.get("GR4AD_HOME", Path(__file__).resolve().parents[2]))
 PARAMETER = "settings"
@@ -57,6 +57,7 @@ class ModelSettings(_Settings):
         bundles: folder of bundles, relative to the checkout or absolute.
         index: folder of the index, likewise.
         features: what a request is made into, for every model version of this repository.
+        ranker: what the ranking stage of every version goes by; None where they have none.
         graph_memory: where outputs of the graphs stay: "host", or "device", on the GPU that made them.
         pad_shapes: whether calls of the graphs are padded to the shapes that have CUDA graphs.
         serving: the preset's section, nothing of it left open.
@@ -65,6 +66,7 @@ class ModelSettings(_Settings):
     bundles: str
     index: str
     features: FeatureSpec
+    ranker: RankerKind | None
     graph_memory: Literal["host", "device"]
     pad_shapes: bool
     serving: ServingConfig
@@ -77,14 +79,21 @@ class ModelSettings(_Settings):
         bundles: str,
         index: str,
         features: FeatureSpec,
+        ranker: RankerKind | None,
         graph_memory: Literal["host", "device"],
         pad_shapes: bool,
     ) -> ModelSettings:
-        """Resolve a section for models of these features.
+        """Resolve a section for models of these features and this ranker.
 
         Raises:
-            ValueError: see `SearchPlans.of`.
+            ValueError: see `SearchPlans.of`; or the section asks for a ranker that they do not have.
         """
+        if config.rerank not in ("off", ranker):
+            raise ValueError(
+                f"serving.rerank: expected off{f' or {ranker}' if ranker else ''}, as the bundle has "
+                f"{f'the ranker {ranker}' if ranker else 'no ranker'}, got {config.rerank}; "
+                "make reward export"
+            )
         plans = SearchPlans.of(config, levels=features.levels)
         resolved = {
             "widths": str(plans.plan),
@@ -96,6 +105,7 @@ class ModelSettings(_Settings):
             bundles=bundles,
             index=index,
             features=features,
+            ranker=ranker,
             graph_memory=graph_memory,
             pad_shapes=pad_shapes,
             serving=ServingConfig(**config.model_dump() | resolved),

@@ -47,6 +47,9 @@ class Features:
         profile: int32 [P + Q], codes of the profile, then of the request features.
         ignored: history events left out: unknown ads, later than the request, older than the newest
             max_history.
+        past_ads: int64 [h], of the events that count, see `serving.model.features.History`.
+        past_behaviors: int32 [h].
+        past_times: int64 [h].
         unknown: request features that came with a value that the model does not know.
     """
 
@@ -54,6 +57,9 @@ class Features:
     slots: np.ndarray
     profile: np.ndarray
     ignored: int
+    past_ads: np.ndarray
+    past_behaviors: np.ndarray
+    past_times: np.ndarray
     unknown: tuple[str, ...] = ()
 
 
@@ -106,8 +112,8 @@ def request_features(
         if not 0 <= code < size:
             raise RequestError(f"profile[{column}]: expected 0..{size - 1} (0 = unknown), got {code}")
     _, known = snapshot.sids_of(ad_ids)
-    ad_ids = ad_ids[known]
-    history = select_events(spec, ad_ids, behaviors=behaviors[known], timestamps=timestamps[known], now=now)
+    ad_ids, behaviors, timestamps = ad_ids[known], behaviors[known], timestamps[known]
+    history = select_events(spec, ad_ids, behaviors=behaviors, timestamps=timestamps, now=now)
     slot_ads, shown = np.full(spec.slots, PADDING, np.int64), history.events >= 0
     slot_ads[shown] = ad_ids[history.events[shown]]
     ignored = history.ignored + int((~known).sum())
@@ -119,6 +125,9 @@ def request_features(
         history.columns,
         profile=np.concatenate([profile.astype(np.int32), columns]),
         ignored=ignored,
+        past_ads=ad_ids[history.past],
+        past_behaviors=behaviors[history.past],
+        past_times=timestamps[history.past],
         unknown=tuple(name for name, code in codes.items() if code == 0),
     )
 

@@ -51,7 +51,7 @@ class VersionSnapshots:
 
 @dataclass(frozen=True)
 class Ads:
-    """Ads of one request, best first, padded to k.
+    """Ads of one request, best first.
 
     Attributes:
         ad_ids: int64 [k], -1 is padding.
@@ -65,6 +65,24 @@ class Ads:
     expected_value: np.ndarray
     sids: np.ndarray
 
+    def take(self, rows: np.ndarray) -> Ads:
+        """Some of the ads, int64 [k], in that order."""
+        return Ads(self.ad_ids[rows], self.scores[rows], self.expected_value[rows], self.sids[rows])
+
+    def padded(self, count: int) -> Ads:
+        """The first `count` ads, filled up with padding where there are fewer."""
+        kept = min(count, len(self.ad_ids))
+        # Padding is finite: an answer as JSON knows no infinity.
+        out = Ads(
+            np.full(count, NO_AD, np.int64),
+            np.zeros(count, np.float32),
+            np.zeros(count, np.float32),
+            np.full((count, self.sids.shape[1]), -1, np.int32),
+        )
+        for name, array in vars(out).items():
+            array[:kept] = getattr(self, name)[:kept]
+        return out
+
 
 def resolve(
     snapshot: Snapshot,
@@ -76,6 +94,30 @@ def resolve(
     exclude: np.ndarray,
     rank_by: RankBy = "probability",
 ) -> Ads:
+    """Active ads of the beams, best beam first, padded to `num_ads`; see `find_ads`."""
+    found = find_ads(
+        snapshot,
+        sids,
+        scores=scores,
+        expected_value=expected_value,
+        num_ads=num_ads,
+        exclude=exclude,
+        rank_by=rank_by,
+    )
+    return found.padded(num_ads)
+
+
+def find_ads(
+    snapshot: Snapshot,
+    sids: np.ndarray,
+    *,
+    scores: np.ndarray,
+    expected_value: np.ndarray,
+    num_ads: int,
+    exclude: np.ndarray,
+    rank_by: RankBy,
+    pool: int = 0,
+) -> Ads:
     """Active ads of the beams, best beam first; ads that share a SID follow each other by ad id.
 
     Args:
@@ -83,9 +125,10 @@ def resolve(
         sids: int32 [n, T], -1 rows are padding.
         scores: float32 [n].
         expected_value: float32 [n].
-        num_ads: k.
+        num_ads: asked for.
         exclude: int64, ads not to return.
         rank_by: what makes a beam better, see `serving.search.rank`.
+        pool: so many instead, where that is more, of those whose beams have a value.
     """
     # Equals stay in the order of the search; so do, by probability, all.
     order = np.argsort(-beam_worth(scores, expected_value, by=rank_by), kind="stable")
@@ -94,16 +137,7 @@ def resolve(
     if len(exclude):
         kept = ~np.isin(ads, exclude)
         rows, ads = rows[kept], ads[kept]
-    rows, ads = rows[:num_ads], ads[:num_ads]
-    count = len(ads)
-    # Padding is finite: an answer as JSON knows no infinity.
-    out = Ads(
-        np.full(num_ads, NO_AD, np.int64),
-        np.zeros(num_ads, np.float32),
-        np.zeros(num_ads, np.float32),
-        np.full((num_ads, sids.shape[1]), -1, np.int32),
-    )
-    out.ad_ids[:count], out.scores[:count] = ads, scores[rows]
+    valued = int(np.count_nonzero(~np.isnan(expected_value[rows])))  # the first ones, in every order
+    rows, ads = (a[: max(num_ads, min(pool, valued))] for a in (rows, ads))
     # A beam behind the value width has none; it is reached when the index changed after the search.
-    out.expected_value[:count], out.sids[:count] = np.nan_to_num(expected_value[rows]), sids[rows]
-    return out
+    return Ads(ads, scores[rows], np.nan_to_num(expected_value[rows]), sids[rows])

@@ -39,3 +39,8 @@ class ResolverMetrics:
         found = (ad_ids != NO_AD).sum(axis=1)
         self._metrics.add("gr4ad_ads_returned_total", int(found.sum()))
         self._metrics.add("gr4ad_short_answers_total", int((found < num_ads[:, 0]).sum()))
+
+    def ranked(self, answers: int, *, seconds: float) -> None:
+        """Count what the ranking stage did with a batch."""
+        self._metrics.add("gr4ad_reranked_total", answers)
+        self._metrics.observe("gr4ad_rerank_seconds", seconds)

@@ -8,7 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.backend.request import RequestLimits
 from serving.load.settings import ControlSettings
+from serving.model.manifest import RankerKind
 from serving.search.rank import RankBy
+
+Rerank = Literal["off"] | RankerKind
 
 
 class ServingConfig(BaseModel):
@@ -27,6 +30,9 @@ class ServingConfig(BaseModel):
             its prefix's (docs/decisions.md); 0 for what the model says, which is next to nothing.
         rank_by: what ads are ranked by where the request does not say: "probability", or "value", p x the
             expected value, among the beams that get one.
+        rerank: what orders the best ads once more where the request does not say: "off", or "reward", p x
+            value of the reward model that the bundle brings (`ad_ranker`).
+        rerank_pool: ads by `rank_by` that are ordered then, as many as are asked for at least.
         max_num_ads: most ads a request may ask for.
         max_exclude: most ads a request may exclude.
         max_batch_size: most requests in one batch.
@@ -59,6 +65,8 @@ class ServingConfig(BaseModel):
     normalise: str | None = None
     cold_start: float = Field(1.0, ge=0, allow_inf_nan=False)
     rank_by: RankBy = "probability"
+    rerank: Rerank = "off"
+    rerank_pool: int = Field(64, ge=1, le=4096)
     max_num_ads: int = Field(200, ge=1)
     max_exclude: int = Field(1000, ge=0)
     max_batch_size: int = Field(8, ge=1)

@@ -1,12 +1,15 @@
-"""Executor that calls the graphs as Triton models (business logic scripting, BLS)."""
+"""Graphs called as Triton models (business logic scripting, BLS): those of the search, and the ranker's."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from serving.model.manifest import AD_RANKER
+from serving.ranking.ranker import OUTPUT
 from serving.search.executor import (
     Carry,
     prefix_inputs,
@@ -67,21 +70,58 @@ class BlsExecutor:
         return self._cupy.from_dlpack(tensor.to_dlpack()).get()
 
     def _call(self, model: str, inputs: list[Any], outputs: list[str]) -> dict[str, Any]:
-        request = self._triton.InferenceRequest(
-            model_name=model,
-            model_version=self._version,
+        return _call(
+            self._triton,
+            model,
+            version=self._version,
             inputs=inputs,
-            requested_output_names=outputs,
-            preferred_memory=self._triton.PreferredMemory(
-                self._triton.TRITONSERVER_MEMORY_CPU
-                if self._cupy is None
-                else self._triton.TRITONSERVER_MEMORY_GPU
-            ),
+            outputs=outputs,
+            device_memory=self._cupy is not None,
         )
-        response = request.exec()
-        if response.has_error():
-            raise EngineError(f"{model} version {self._version}: {response.error().message()}")
-        return {t.name(): t for t in response.output_tensors()}
+
+
+class BlsRankGraph:
+    """`serving.ranking.ranker.RankGraph` inside Triton's Python backend."""
+
+    def __init__(self, triton: Any, *, version: int) -> None:
+        """Call one version; see `BlsExecutor`."""
+        self._triton, self._version = triton, version
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See `RankGraph`."""
+        outputs = _call(
+            self._triton,
+            f"lazyar_{AD_RANKER}",
+            version=self._version,
+            inputs=[self._triton.Tensor(name, values) for name, values in inputs.items()],
+            outputs=[OUTPUT],
+        )
+        return outputs[OUTPUT].as_numpy()
+
+
+def _call(
+    triton: Any,
+    model: str,
+    *,
+    version: int,
+    inputs: list[Any],
+    outputs: list[str],
+    device_memory: bool = False,
+) -> dict[str, Any]:
+    """Output tensors of a model by name."""
+    request = triton.InferenceRequest(
+        model_name=model,
+        model_version=version,
+        inputs=inputs,
+        requested_output_names=outputs,
+        preferred_memory=triton.PreferredMemory(
+            triton.TRITONSERVER_MEMORY_GPU if device_memory else triton.TRITONSERVER_MEMORY_CPU
+        ),
+    )
+    response = request.exec()
+    if response.has_error():
+        raise EngineError(f"{model} version {version}: {response.error().message()}")
+    return {t.name(): t for t in response.output_tensors()}
 
 
 def _cupy() -> Any:

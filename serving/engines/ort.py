@@ -1,15 +1,17 @@
-"""Executor that runs a bundle's ONNX graphs in this process with ONNX Runtime."""
+"""A bundle's ONNX graphs run in this process with ONNX Runtime: those of the search, and the ranker's."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
 from serving.model.bundle import BundleError
-from serving.model.manifest import Manifest, Tensor
+from serving.model.manifest import AD_RANKER, Manifest, Tensor
+from serving.ranking.ranker import OUTPUT, Ranker
 from serving.search.executor import (
     Carry,
     prefix_inputs,
@@ -131,6 +133,19 @@ class OrtExecutor:
         return logprob, {**carry, **outputs}
 
 
+class OrtRankGraph:
+    """`serving.ranking.ranker.RankGraph` over the ONNX file of one bundle."""
+
+    def __init__(self, bundle: str | Path, *, threads: int = 1) -> None:
+        """Load `ad_ranker.onnx`."""
+        self._session = open_session(Path(bundle) / f"{AD_RANKER}.onnx", threads=threads)
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See `RankGraph`."""
+        [worth] = self._session.run([OUTPUT], dict(inputs))
+        return worth
+
+
 class OrtGraphs:
     """Graphs of model versions for a scheduler that runs them in its own process."""
 
@@ -159,12 +174,15 @@ class OrtGraphs:
             BundleError: one cannot be opened, or computes something else than the manifest says.
         """
         try:
-            opened = self._open(manifest)
+            opened, folder = self._open(manifest), self._bundles / str(manifest.version)
+            rank_graph = OrtRankGraph(folder, threads=self._threads) if manifest.ranker else None
         except Exception as error:  # ONNX Runtime raises many kinds
             raise BundleError(
                 f"model version {manifest.version}: its graphs cannot be opened: {error}"
             ) from error
         probe(opened, manifest)
+        if rank_graph is not None:
+            Ranker.load(folder, manifest, rank_graph).probe()
         self._ready = manifest.version, opened
 
     def probe(self, manifest: Manifest) -> None:

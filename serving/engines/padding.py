@@ -1,4 +1,4 @@
-"""Executor that pads calls to few shapes, for engines that keep a CUDA graph a shape.
+"""Calls padded to few shapes, for engines that keep a CUDA graph a shape.
 
 Letters: B requests, n beams, C children.
 """
@@ -6,10 +6,12 @@ Letters: B requests, n beams, C children.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from serving.ranking.ranker import RankGraph
 from serving.search.executor import Carry, Executor
 from serving.search.widths import WidthPlan
 
@@ -85,6 +87,20 @@ class PaddedExecutor:
             allowed=_pad(allowed, (batch, n, c), fill=-1),
         )
         return logprob[:count, :beams, :children], carry
+
+
+class PaddedRankGraph:
+    """`RankGraph` around another one; a ranker itself pads the ads of a request."""
+
+    def __init__(self, inner: RankGraph, *, batch: tuple[int, ...]) -> None:
+        """Wrap; `batch` are sizes of B, ascending."""
+        self._inner, self._batch = inner, batch
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See `RankGraph`."""
+        count = len(next(iter(inputs.values())))
+        shape = (_bucket(count, self._batch),)
+        return self._inner({name: _pad(values, shape, fill=0) for name, values in inputs.items()})[:count]
 
 
 def _steps(first: int, last: int, *, factor: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from serving.model.bundle import BundleError
 from serving.model.current import CURRENT, current_version, named_versions, read_current
 from serving.model.features import FeatureSpec
 from serving.model.graphs import Graphs
-from serving.model.manifest import Manifest
+from serving.model.manifest import Manifest, RankerKind
 from serving.model.version_watch import VersionWatch, check_files, file_stamp
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,13 @@ class ActiveModel:
     """
 
     def __init__(
-        self, bundles: str | Path, *, reader: IndexReader, graphs: Graphs, features: FeatureSpec
+        self,
+        bundles: str | Path,
+        *,
+        reader: IndexReader,
+        graphs: Graphs,
+        features: FeatureSpec,
+        ranker: RankerKind | None = None,
     ) -> None:
         """Find the first usable version.
 
@@ -54,12 +60,13 @@ class ActiveModel:
             reader: index.
             graphs: who runs the graphs.
             features: what the repository was rendered for, and every version must have.
+            ranker: likewise; None for versions without one.
 
         Raises:
             BundleError: CURRENT names no complete version that can be used, nor did it before.
         """
         self._bundles, self._reader = Path(bundles), reader
-        self._graphs, self._features = graphs, features
+        self._graphs, self._features, self._ranker = graphs, features, ranker
         self._retry_at, self._stand_in_at = 0.0, 0.0
         self._nobody = ""  # why no version can stand in
         self.refused: Refusal | None = None
@@ -191,6 +198,11 @@ class ActiveModel:
             raise BundleError(
                 f"model version {manifest.version}: expected the features that the repository was rendered "
                 f"for, {self._features}, got {manifest.features}; render the repository and start again"
+            )
+        if manifest.ranker_kind != self._ranker:
+            raise BundleError(
+                f"model version {manifest.version}: expected the ranker that the repository was rendered "
+                f"for, {self._ranker}, got {manifest.ranker_kind}; render the repository and start again"
             )
 
     def _require_loaded(self, manifest: Manifest) -> None:

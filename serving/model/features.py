@@ -125,11 +125,14 @@ class History:
     """One user's history slots before the SIDs are filled in.
 
     Attributes:
+        past: int64, positions of the events that count, oldest first: none newer than `now`, and of those the
+            newest `max_history`. Events of one second keep the order of the request.
         events: int64 [S], position in the history of the event that each slot shows; -1 is an empty slot.
         columns: int32 [S, 3]: behavior, gap bucket, count bucket; an all-zero row is empty.
         ignored: events left out: newer than `now`, or older than the newest `max_history`.
     """
 
+    past: np.ndarray
     events: np.ndarray
     columns: np.ndarray
     ignored: int
@@ -149,11 +152,11 @@ def select_events(
     """
     events, columns = np.full(spec.slots, -1), np.zeros((spec.slots, EVENT_COLUMNS), np.int32)
     past = np.flatnonzero(timestamps <= now)
-    # Oldest first; events of one second keep the order of the request.
-    order = past[np.argsort(timestamps[past], kind="stable")][-spec.max_history :]
-    ignored = len(ad_ids) - len(order)
-    if not len(order):
-        return History(events, columns, ignored)
+    past = past[np.argsort(timestamps[past], kind="stable")][-spec.max_history :]
+    ignored = len(ad_ids) - len(past)
+    if not len(past):
+        return History(past, events, columns, ignored)
+    order = past
     outcomes = behaviors[order]
     if spec.attribution_window_s:
         first, outcomes = join_exposures(
@@ -171,7 +174,7 @@ def select_events(
     columns[slots, 0] = outcomes[shown]
     columns[slots, 1] = np.searchsorted(spec.gap_edges_s, now - timestamps[order[shown]])
     columns[slots, 2] = np.searchsorted(spec.count_edges, counts)[group[shown]]
-    return History(events, columns, ignored)
+    return History(past, events, columns, ignored)
 
 
 def _distinct(ads: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

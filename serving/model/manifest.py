@@ -27,6 +27,7 @@ from pydantic import (
 from serving.model.features import FeatureSpec
 from serving.model.value_correction import ValueCorrection
 
+AD_RANKER = "ad_ranker"  # the graph of the ranking stage
 FORMAT_VERSION = 2  # goes up when tensors of the graphs change their names or shapes
 # Features that older manifests do not name, and what they were.
 _ADDED: dict[str, Any] = {"attribution_window_s": 0, "request_features": []}
@@ -37,6 +38,9 @@ Tensor = tuple[str, Literal["INT32", "INT64", "FLOAT", "FLOAT16"], tuple[int | s
 
 GraphTensors = dict[str, dict[Literal["inputs", "outputs"], tuple[Tensor, ...]]]
 """Of every graph by name."""
+
+RankerKind = Literal["reward"]
+"""What a ranking stage goes by: a reward model, p x value."""
 
 _Count = Annotated[int, Field(ge=1)]
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -49,6 +53,24 @@ class ManifestError(ValueError):
 
 class ManifestFormatError(ManifestError):
     """A manifest is of another release's format."""
+
+
+class RankerSpec(BaseModel):
+    """What is known of the ranking stage of a bundle, beside its graph.
+
+    Attributes:
+        kind: what a request asks for by the parameter `rerank`.
+        model_id: of what the graph was made from.
+        features: what it is fed with, see `serving.ranking.features.feature_set`.
+        target_behaviors: of the events of a history that count.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", protected_namespaces=())
+
+    kind: RankerKind
+    model_id: str
+    features: str
+    target_behaviors: tuple[Literal["impression", "click", "conversion"], ...] = Field(min_length=1)
 
 
 class Manifest(BaseModel):
@@ -65,7 +87,9 @@ class Manifest(BaseModel):
         value_correction: points of a `ValueCorrection`; none in bundles that were made without.
         profile_columns: categories of each profile column; code 0 is unknown, code i is category i - 1.
         precision: of the graphs.
-        graphs: inputs and outputs of `prefix` and `tail_2` .. `tail_<T + 1>`, `<graph>.onnx` each.
+        ranker: of the ranking stage; None in bundles that have none.
+        graphs: inputs and outputs of `prefix` and `tail_2` .. `tail_<T + 1>`, and of `ad_ranker` where there
+            is a ranker, `<graph>.onnx` each.
         sha256: digest of every file of the bundle but the manifest.
         model: sizes of the model, as its preset has them.
         step: of training.
@@ -89,6 +113,7 @@ class Manifest(BaseModel):
     value_correction: tuple[tuple[FiniteFloat, FiniteFloat], ...] = ()
     profile_columns: dict[str, tuple[str, ...]]
     precision: Literal["fp32", "fp16", "int8", "fp8"]
+    ranker: RankerSpec | None = None
     graphs: GraphTensors
     sha256: dict[str, _Digest]
     model: dict[str, Any]
@@ -143,7 +168,9 @@ class Manifest(BaseModel):
         sizes = tuple(len(categories) + 1 for categories in self.profile_columns.values())
         _same("features.profile_sizes", sizes, self.features.profile_sizes, of="sizes of profile_columns")
         stems = ["prefix", *(f"tail_{level}" for level in range(2, levels + 2))]
-        _same("graphs", sorted(stems), sorted(self.graphs), of=f"a model of {levels} levels")
+        stems += [AD_RANKER] if self.ranker else []
+        of = f"a model of {levels} levels with{'' if self.ranker else 'out'} a ranker"
+        _same("graphs", sorted(stems), sorted(self.graphs), of=of)
         for name in self.sha256:
             if not _FILE.fullmatch(name):
                 raise ValueError(f"sha256: expected names of files inside the bundle, got {name!r}")
@@ -156,6 +183,11 @@ class Manifest(BaseModel):
     def levels(self) -> int:
         """SID levels T."""
         return len(self.level_sizes)
+
+    @property
+    def ranker_kind(self) -> RankerKind | None:
+        """What the ranking stage goes by; None without one."""
+        return None if self.ranker is None else self.ranker.kind
 
     @property
     def value_table(self) -> np.ndarray:

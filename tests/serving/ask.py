@@ -13,6 +13,7 @@ import numpy as np
 import tritonclient.grpc
 
 from benchmarks import catalogue
+from serving.backend.request import Features
 from serving.backend.resolve import resolve
 from serving.engines.ort import OrtExecutor
 from serving.index.reader import IndexReader
@@ -21,7 +22,7 @@ from serving.model.bundle import read_manifest
 from serving.model.current import current_version
 from serving.model.features import fill_slots
 from serving.model.value_correction import ValueCorrection
-from serving.search.beam_search import beam_search
+from serving.search.beam_search import Beams, beam_search
 from serving.search.normalise import Normalise
 from serving.search.rank import RankBy
 from serving.search.widths import WidthPlan
@@ -95,20 +96,16 @@ class Reference:
             ValueCorrection(manifest.value_correction),
         )
 
-    def answer(
+    def beams(
         self,
         tensors: dict[str, np.ndarray],
         row: int = 0,
         *,
         widths: str = WIDTHS,
         normalise: tuple[Normalise, ...] | None = None,
-        rank_by: RankBy = "probability",
-        paused_since: Sequence[int] = (),
-    ) -> dict[str, Any]:
-        """Answer of one row, searched alone; ads that were paused after the search are not in it."""
-        t = {name: values[row] for name, values in tensors.items()}
+    ) -> tuple[Features, Beams]:
+        """Features and beams of one row, searched alone."""
         snapshot = self.snapshot
-        num_ads, exclude = int(t["num_ads"][0]), t.get("exclude_ad_ids", np.zeros(0, np.int64))
         features = catalogue.features(SPEC, snapshot, tensors, row=row)
         beams = beam_search(
             self.executor,
@@ -116,19 +113,32 @@ class Reference:
             fill_slots(snapshot, features.slot_ads[None], features.slots[None]),
             features.profile[None],
             plan=WidthPlan.parse(widths, levels=3),
-            num_results=np.array([num_ads]),
+            num_results=np.array([int(tensors["num_ads"][row, 0])]),
             value_table=self.value_table,
-            banned=[snapshot.banned_leaves(exclude)],
+            banned=[snapshot.banned_leaves(excluded(tensors, row))],
             normalise=normalise,
             value_correction=self.value_correction,
         )
+        return features, beams
+
+    def answer(
+        self,
+        tensors: dict[str, np.ndarray],
+        row: int = 0,
+        *,
+        rank_by: RankBy = "probability",
+        paused_since: Sequence[int] = (),
+        **search: Any,
+    ) -> dict[str, Any]:
+        """Answer of one row, see `beams`; ads that were paused after the search are not in it."""
+        features, beams = self.beams(tensors, row, **search)
         ads = resolve(
-            snapshot,
+            self.snapshot,
             beams.sids[0],
             scores=beams.scores[0],
             expected_value=beams.expected_value[0],
-            num_ads=num_ads,
-            exclude=np.append(exclude, np.array(paused_since, np.int64)),
+            num_ads=int(tensors["num_ads"][row, 0]),
+            exclude=np.append(excluded(tensors, row), np.array(paused_since, np.int64)),
             rank_by=rank_by,
         )
         return {
@@ -139,6 +149,11 @@ class Reference:
             "beam_widths": beams.widths,
             "ignored_history": features.ignored,
         }
+
+
+def excluded(tensors: dict[str, np.ndarray], row: int) -> np.ndarray:
+    """Ads that a row excludes, int64."""
+    return tensors["exclude_ad_ids"][row] if "exclude_ad_ids" in tensors else np.zeros(0, np.int64)
 
 
 def assert_same(answer: dict[str, np.ndarray], expected: dict[str, Any], *, row: int = 0) -> None:

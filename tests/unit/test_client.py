@@ -107,6 +107,18 @@ def test_an_answer_by_value_falls_in_p_times_v(catalogue):
     assert any("in falling order of probability or value" in p for p in problems(mixed, **checks))
 
 
+def test_the_order_of_a_ranker_is_its_own(catalogue):
+    mixed = {name: values[:, [1, 0, 2]] for name, values in _answer([20, 30, 10]).items()}
+    checks = {"num_ads": 3, "exclude": []}
+    ranked = replace(catalogue, ranker="reward")
+    assert problems(mixed, catalogue=catalogue, rerank="reward", **checks) == []
+    assert problems(mixed, catalogue=ranked, **checks) == []  # perhaps the server's default
+    for asked, rerank in ((catalogue, None), (catalogue, "off"), (ranked, "off")):
+        assert "falling order" in problems(mixed, catalogue=asked, rerank=rerank, **checks)[0]
+    mixed["scores"][0, 1] = 0.5
+    assert problems(mixed, catalogue=ranked, **checks)
+
+
 def test_request_of_a_user(catalogue):
     tensors = catalogue.request(7, num_ads=4, exclude=[50])
     assert {name: values.tolist() for name, values in tensors.items()} == {

@@ -192,7 +192,13 @@ def test_a_post_trained_model_becomes_a_bundle(run, tmp_path, monkeypatch, capsy
     assert handed["quality"]["recall"] == 0.5
     assert not torch.equal(handed["checkpoint"].model.bos, tuned.model.bos)
 
-    options = {"preset": Preset.load(preset), "precision": "fp32", "fine_tuned": False, "version": 1}
+    options = {
+        "preset": Preset.load(preset),
+        "precision": "fp32",
+        "fine_tuned": False,
+        "ranker": False,
+        "version": 1,
+    }
     for checkpoint, of in ((trained, folder / "model"), (of_tuned, model)):
         values = made_from(folder, checkpoint, **options).values
         assert values["evaluation"] == sha256(of / "evaluation.json")

@@ -12,9 +12,14 @@ from serving.model.features import FeatureSpec
 from serving.search.widths import WidthPlan
 
 
-def settings(**changes):
+def settings(*, ranker=None, **changes):
     config = ServingConfig(widths="4-8-16:6", **changes)
-    given = {"bundles": "build/bundles", "index": "/srv/index", "features": FeatureSpec(levels=3)}
+    given = {
+        "bundles": "build/bundles",
+        "index": "/srv/index",
+        "features": FeatureSpec(levels=3),
+        "ranker": ranker,
+    }
     return ModelSettings.of(config, graph_memory="host", pad_shapes=False, **given)
 
 

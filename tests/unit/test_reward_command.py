@@ -11,6 +11,7 @@ import torch
 
 import training.reward.__main__ as command
 from serving.files import sha256
+from serving.ranking import features
 from tests.once import made_once
 from tests.tiny_log import open_run, write_run
 from tests.unit.test_reward_model import SMALL, groups_of
@@ -18,7 +19,6 @@ from training.data.list_about import About
 from training.data.list_shards import ContextList
 from training.data.list_store import ListWriter, RewardWriter, StoredLists, request_keys
 from training.data.lists import CandidateFlag, CandidateList
-from training.reward import features
 from training.reward.reward_model import ARRAYS, MODEL, RewardModel
 from training.run import RunData
 

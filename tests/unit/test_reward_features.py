@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from serving.ranking.features import NUMBERS, VERSION
 from tests.tiny_log import DAY, open_run, write_run
 from training.data.prepared import load_prepared
 from training.data.samples import RequestDataset
 from training.reward.catalogue import Catalogue, CatalogueError
-from training.reward.features import NUMBERS, VERSION
 from training.reward.requests import RequestFeatures
 
 ALL_ADS = np.arange(60)

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from serving.ranking.features import NUMBERS, Features
 from training.reward.calibration import Calibration
-from training.reward.features import NUMBERS, Features
 from training.reward.measures import auc, auc_by_request, base_loss, calibration, log_loss
 from training.reward.ranker import Predicted
 from training.reward.rows import Rows

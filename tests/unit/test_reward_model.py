@@ -222,9 +222,9 @@ def test_a_model_is_not_asked_about_other_categories_of_as_many_codes(fitted, ru
     other = open_run(run)[2]
     with_place = replace(other.spec, request_features=(feature,))
     other.spec = with_place
-    there = vocabulary_of(other)
+    there = vocabulary_of(other.vocabulary.categories, other.spec)
     other.spec = replace(with_place, request_features=(replace(feature, values=("search", "feed")),))
-    assert vocabulary_of(other) != there
+    assert vocabulary_of(other.vocabulary.categories, other.spec) != there
 
 
 def test_what_a_model_was_made_from_is_part_of_its_id(fitted, tmp_path):

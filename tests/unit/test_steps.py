@@ -212,6 +212,7 @@ def test_bundle_and_index_are_made_once(steps, tmp_path):
             "preset": Preset.load(steps.preset),
             "precision": "fp32",
             "fine_tuned": False,
+            "ranker": False,
             "version": 1,
         }
         now = made_from(steps.run, find_checkpoint(steps.run / "model"), **(options | changes))

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from serving.inputs import RECORD, Inputs, is_up_to_date, named
+from serving.ranking.features import feature_set
 from training.data.list_about import ABOUT
 from training.data.list_store import StoredLists
 from training.plots import plot_rankers
 from training.preset.preset import Preset, add_preset_arguments
-from training.reward.features import feature_set
 from training.reward.fit import Source, fit_reward
 from training.reward.reward_model import FORMAT, MODEL, RewardError, RewardModel
 from training.reward.score import score_lists, speed

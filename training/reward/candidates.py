@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.model.features import BEHAVIORS
+from serving.ranking.ad_codes import AD, PREFIX_2
 from training.data.groups import TargetGroups
 from training.data.list_store import StoredLists
 from training.data.lists import CandidateFlag
 from training.data.parts import TRAIN
 from training.data.samples import RequestDataset
 from training.data.split import PARTS
-from training.reward.catalogue import AD, PREFIX_2
 from training.reward.requests import RequestFeatures
 
 

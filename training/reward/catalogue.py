@@ -1,4 +1,4 @@
-"""What ads have in common: item, text, account, prefixes of their semantic IDs, each as a number.
+"""The ads that a reward model was fitted on, each with its numbers (`serving.ranking.ad_codes`).
 
 Letters: A ads, K keys, T SID levels.
 """
@@ -6,15 +6,15 @@ Letters: A ads, K keys, T SID levels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import polars as pl
 
+from serving.ranking.ad_codes import AD, KEYS, LEVELS, AdCodes
 from training.data.samples import RequestDataset
 
-KEYS = ("ad", "item", "text", "account", "prefix_1", "prefix_2")
 _OF_TABLE = {"item": "item_id", "text": "text", "account": "account_id"}
-AD, PREFIX_1, PREFIX_2 = (KEYS.index(name) for name in ("ad", "prefix_1", "prefix_2"))
 
 
 class CatalogueError(ValueError):
@@ -52,58 +52,50 @@ class Catalogue:
             if column in table.columns:
                 ranks = table[column].cast(pl.String).rank("dense").cast(pl.Int32) - 1
                 codes[:, KEYS.index(name)] = ranks.fill_null(-1).to_numpy()
-        for key, levels in ((PREFIX_1, 1), (PREFIX_2, 2)):
-            codes[:, key] = np.unique(dataset.ad_sids[:, :levels], axis=0, return_inverse=True)[1].ravel()
+        for key, length in LEVELS.items():
+            codes[:, key] = np.unique(dataset.ad_sids[:, :length], axis=0, return_inverse=True)[1].ravel()
         return cls(dataset.ad_ids, dataset.ad_sids, codes)
+
+    @cached_property
+    def ad_codes(self) -> AdCodes:
+        """What a server is told of it."""
+        return AdCodes.of_catalogue(self.ad_ids, self.sids, self.codes)
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Numbers of each key, length K."""
-        return tuple(int(column.max(initial=-1)) + 1 for column in self.codes.T)
+        return self.ad_codes.sizes
 
     def codes_of(self, dataset: RequestDataset) -> np.ndarray:
-        """Codes int32 [A', K] of the ads of a dataset.
+        """Codes int32 [A', K] of the ads of a dataset, see `AdCodes.of`.
 
-        An ad that came since has a number of its own, no item, text or account, and the prefixes of its SID
-        where the catalogue has them.
+        Raises:
+            CatalogueError: see `check`.
+        """
+        self.check(dataset.ad_ids, dataset.ad_sids)
+        return self.ad_codes.of(dataset.ad_ids, dataset.ad_sids)
+
+    def check(self, ad_ids: np.ndarray, sids: np.ndarray) -> None:
+        """Hold ads int64 [A'] and their SIDs int32 [A', T] against it; others than its own may be among them.
 
         Raises:
             CatalogueError: an ad has another SID than here, or no ad is known.
         """
-        place = np.minimum(np.searchsorted(self.ad_ids, dataset.ad_ids), len(self.ad_ids) - 1)
-        known = self.ad_ids[place] == dataset.ad_ids
+        known = self.ad_codes.knows(ad_ids)
         if not known.any():
             raise CatalogueError(
                 f"reward model: expected ads of its catalogue of {len(self.ad_ids)}, got {len(known)} others"
             )
-        if self.sids.shape[1] != dataset.ad_sids.shape[1]:
+        if self.sids.shape[1] != sids.shape[1]:
             raise CatalogueError(
-                f"reward model: expected SIDs of {self.sids.shape[1]} levels, got {dataset.ad_sids.shape[1]}"
+                f"reward model: expected SIDs of {self.sids.shape[1]} levels, got {sids.shape[1]}"
             )
-        other = np.flatnonzero(known & (self.sids[place] != dataset.ad_sids).any(axis=1))
+        place = self.ad_codes.place(ad_ids)
+        other = np.flatnonzero(known & (self.sids[place] != sids).any(axis=1))
         if len(other):
             first = other[0]
             raise CatalogueError(
                 f"reward model: expected the SIDs that it was made with, got others of {len(other)} of "
-                f"{known.sum()} ads; first ad_id {dataset.ad_ids[first]}: expected "
-                f"{self.sids[place[first]].tolist()}, got {dataset.ad_sids[first].tolist()}; make it again"
+                f"{known.sum()} ads; first ad_id {ad_ids[first]}: expected "
+                f"{self.sids[place[first]].tolist()}, got {sids[first].tolist()}; make it again"
             )
-        codes = np.where(known[:, None], self.codes[place], np.int32(-1))
-        new = np.flatnonzero(~known)
-        codes[new, AD] = len(self.ad_ids) + np.arange(len(new))
-        for key, levels in ((PREFIX_1, 1), (PREFIX_2, 2)):
-            codes[new, key] = self._prefix_codes(dataset.ad_sids[new, :levels], key=key)
-        return codes
-
-    def _prefix_codes(self, prefixes: np.ndarray, *, key: int) -> np.ndarray:
-        """Codes int32 of prefixes int32 [N, levels]; -1 where no known ad lies below."""
-        levels = prefixes.shape[1]
-        codes = (
-            {
-                tuple(sid[:levels]): code
-                for sid, code in zip(self.sids.tolist(), self.codes[:, key].tolist(), strict=True)
-            }
-            if len(prefixes)
-            else {}
-        )
-        return np.array([codes.get(tuple(prefix), -1) for prefix in prefixes.tolist()], np.int32)

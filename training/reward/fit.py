@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from serving.model.features import BEHAVIORS
+from serving.ranking.features import feature_set
 from training.data.folds import user_fold
 from training.data.groups import TargetGroups
 from training.data.list_store import StoredLists
@@ -23,7 +24,6 @@ from training.preset.reward import RewardConfig
 from training.reward.calibration import Calibration
 from training.reward.candidates import Drawn, Exposed, Labelled, has_impressions
 from training.reward.catalogue import Catalogue
-from training.reward.features import feature_set
 from training.reward.judge import judge
 from training.reward.neural import Neural
 from training.reward.ranker import Predicted, Ranker
@@ -94,7 +94,7 @@ def fit_reward(source: Source, config: RewardConfig) -> tuple[RewardModel, dict[
         serves=config.model,
         features=feature_set(categories),
         categories=categories,
-        vocabulary=vocabulary_of(dataset),
+        vocabulary=vocabulary_of(dataset.vocabulary.categories, dataset.spec),
         max_history=dataset.spec.max_history,
         target_behaviors=source.target_behaviors,
         tokenizer_id=source.tokenizer_id,

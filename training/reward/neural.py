@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from serving.ranking.features import Features
 from training.preset.reward import RewardConfig
-from training.reward.features import Features
 from training.reward.ranker import Predicted
 from training.reward.rows import Rows
 
 _CATEGORY = 4  # dimensions of a category's vector
 _BATCH = 2048
-_CLIP = 5.0  # standard deviations: what is further out says no more
+CLIP = 5.0  # standard deviations: what is further out says no more
 
 
 class Network(nn.Module):
@@ -46,17 +46,21 @@ class Network(nn.Module):
 
     def forward(self, numbers: Tensor, profile: Tensor) -> Tensor:
         """Numbers [n, F] and codes [n, P] to [n, 2]."""
-        numbers = ((numbers - self.mean) / self.scale).clamp(-_CLIP, _CLIP)
+        numbers = ((numbers - self.mean) / self.scale).clamp(-CLIP, CLIP)
         vectors = [embed(profile[:, p]) for p, embed in enumerate(self.categories)]
         return self.out(self.hidden(torch.cat([numbers, *vectors], dim=1)))
 
 
 class Neural:
-    """A fitted network; see `Ranker`."""
+    """A fitted network; see `Ranker`.
+
+    Attributes:
+        network: log-odds and log of the ratio.
+    """
 
     def __init__(self, network: Network) -> None:
         """In evaluation mode."""
-        self._network = network.eval()
+        self.network = network.eval()
 
     @classmethod
     def fit(cls, rows: Rows, validation: Rows, config: RewardConfig, *, categories: tuple[int, ...]) -> Self:
@@ -97,13 +101,13 @@ class Neural:
     @torch.no_grad()
     def predict(self, features: Features) -> Predicted:
         """See `Ranker`."""
-        found = self._network(torch.from_numpy(features.numbers), torch.from_numpy(features.profile).long())
+        found = self.network(torch.from_numpy(features.numbers), torch.from_numpy(features.profile).long())
         logit, ratio = found.double().numpy().T
         return Predicted(logit, np.exp(ratio))
 
     def save(self, folder: Path, name: str) -> list[str]:
         """See `Ranker`."""
-        save_file(self._network.state_dict(), folder / f"{name}.safetensors")
+        save_file(self.network.state_dict(), folder / f"{name}.safetensors")
         return [f"{name}.safetensors"]
 
     @classmethod

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from training.reward.features import Features
+from serving.ranking.features import Features
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,12 +10,14 @@ from functools import cached_property
 import numpy as np
 
 from serving.model.features import BEHAVIORS
+from serving.ranking.ad_codes import AD
+from serving.ranking.features import Features, Request, features_of
+from serving.ranking.statistics import AdStatistics
 from training.data.groups import TargetGroups
 from training.data.samples import RequestDataset
 from training.data.split import WEEK
-from training.reward.catalogue import AD, Catalogue
-from training.reward.features import Features, Request, features_of
-from training.reward.statistics import AdStatistics, Outcomes
+from training.reward.catalogue import Catalogue
+from training.reward.statistics import Outcomes, statistics_before
 
 
 class RequestFeatures:
@@ -98,4 +100,4 @@ class RequestFeatures:
         return Outcomes.of(self.dataset, self._target_behaviors)
 
     def _before(self, time: int) -> AdStatistics:
-        return AdStatistics.before(time, self._outcomes, codes=self.codes, sizes=self._sizes)
+        return statistics_before(time, self._outcomes, codes=self.codes, sizes=self._sizes)

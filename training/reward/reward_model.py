@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from serving.files import new_folder, read_object, sha256, undo_interrupted
+from serving.model.features import FeatureSpec
+from serving.ranking.features import NUMBERS, Features, feature_set
+from serving.ranking.statistics import AdStatistics
 from training.data.folds import user_fold
 from training.data.groups import TargetGroups
 from training.data.samples import RequestDataset
 from training.reward.calibration import Calibration
 from training.reward.catalogue import Catalogue
-from training.reward.features import NUMBERS, Features, feature_set
 from training.reward.neural import Neural
 from training.reward.ranker import Predicted, Ranker
 from training.reward.requests import RequestFeatures
-from training.reward.statistics import AdStatistics
 from training.reward.trees import Trees
 
 MODEL, ARRAYS = "model.json", "arrays.safetensors"
@@ -139,19 +141,25 @@ class RewardModel:
         features = self.features(dataset).of(groups, row, np.asarray(ads, np.int64))
         user = dataset.log.user_ids[groups.user_row[row : row + 1]]
         fold = int(user_fold(user, folds=self.about.folds, seed=self.about.seed)[0])
+        return self.calibrated(features, fold)
+
+    def calibrated(self, features: Features, fold: int | None) -> Scores:
+        """Scores of candidates by features, see `predict`."""
         predicted, line = self.predict(features, fold), self.about.calibration[self.about.serves]
         return Scores(line.probability(predicted), line.value(predicted, features.value))
 
-    def predict(self, features: Features, fold: int, *, kind: str | None = None) -> Predicted:
+    def predict(self, features: Features, fold: int | None, *, kind: str | None = None) -> Predicted:
         """What the rankers of a fold say, not calibrated.
 
         Args:
             features: of candidates.
-            fold: of their user.
+            fold: of their user; None for the mean over the rankers of all folds, as a server takes it, which
+                knows no user.
             kind: trees, neural or mean; None for what serves.
         """
-        kind = kind or self.about.serves
-        found = [self.rankers[k][fold].predict(features) for k in (KINDS if kind == "mean" else (kind,))]
+        kinds = kinds_of(kind or self.about.serves)
+        folds = range(self.about.folds) if fold is None else (fold,)
+        found = [self.rankers[k][f].predict(features) for k in kinds for f in folds]
         return Predicted(
             np.mean([each.logit for each in found], axis=0), np.mean([each.ratio for each in found], axis=0)
         )
@@ -171,7 +179,8 @@ class RewardModel:
                     f"reward model {self.id}: expected columns of profile and request features with "
                     f"{list(self.about.categories)} codes, got {list(categories)}: make it again"
                 )
-            if (vocabulary := vocabulary_of(dataset)) != self.about.vocabulary:
+            vocabulary = vocabulary_of(dataset.vocabulary.categories, dataset.spec)
+            if vocabulary != self.about.vocabulary:
                 raise RewardError(
                     f"reward model {self.id}: expected profile and request features with the categories "
                     f"{self.about.vocabulary}, got {vocabulary}: as many, but others; make it again"
@@ -259,15 +268,24 @@ class RewardModel:
             raise RewardError(f"{folder}: not a readable reward model: {error}") from error
 
 
+def kinds_of(serves: str) -> tuple[str, ...]:
+    """The kinds of rankers that one that serves consists of: for `mean` all."""
+    return KINDS if serves == "mean" else (serves,)
+
+
 def categories_of(dataset: RequestDataset) -> tuple[int, ...]:
     """Codes of each column of profile and request features."""
     return dataset.spec.column_sizes
 
 
-def vocabulary_of(dataset: RequestDataset) -> str:
-    """16 hex digits that name what each code of profile and request features stands for."""
-    of_profile, of_request = dataset.vocabulary.categories, dataset.spec.request_features
-    columns = json.dumps([list(of_profile.items()), [asdict(feature) for feature in of_request]])
+def vocabulary_of(profile: Mapping[str, tuple[str, ...]], features: FeatureSpec) -> str:
+    """16 hex digits that name what each code of profile and request features stands for.
+
+    Args:
+        profile: of each column the categories of its codes 1, 2, ..
+        features: has the request's.
+    """
+    columns = json.dumps([list(profile.items()), [asdict(feature) for feature in features.request_features]])
     return hashlib.sha256(columns.encode()).hexdigest()[:16]
 
 

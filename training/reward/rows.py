@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from serving.ranking.features import Features
 from training.data.groups import TargetGroups
 from training.reward.candidates import Labelled
-from training.reward.features import Features
 from training.reward.requests import RequestFeatures
 
 

@@ -1,4 +1,4 @@
-"""What the log says of each ad up to a time: how popular, how soon again, at what value.
+"""Statistics of ads (`serving.ranking.statistics`), counted from what the log holds up to a time.
 
 A request must not see its own rows, nor what came later. So statistics are those of a time; a request takes
 the last before it. Letters: E events, A ads, K keys.
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.model.features import BEHAVIORS
+from serving.ranking.ad_codes import AD, KEYS
+from serving.ranking.history import DAY_S, RECENT_S
+from serving.ranking.statistics import AD_KEYS, AdStatistics
 from training.data.parts import TRAIN
 from training.data.samples import RequestDataset
-from training.data.split import DAY
-from training.reward.catalogue import AD, KEYS, PREFIX_2
 
-RECENT_S = 28 * DAY
 _PRIOR = (
     5.0  # observations that a parent's mean counts for: with 2 or 20 the value's error is the same to 1 %
 )
@@ -60,69 +60,40 @@ class Outcomes:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class AdStatistics:
-    """Statistics as of a time. The last entry of every array is that of an unknown ad, item, ..
+def statistics_before(
+    time: int, outcomes: Outcomes, *, codes: np.ndarray, sizes: tuple[int, ...]
+) -> AdStatistics:
+    """Count what lies before a time.
 
-    Attributes:
-        arrays: float32 each, `share.<key>` and `recent.<key>` by the key's number: log(1 + millionths of all
-            outcomes, and of those of the last 28 days). `<what>.ad` and `<what>.prefix_2` for `value` (mean),
-            `rate` (outcomes an exposure), `gap` (mean of log(1 + days) until a user has the ad again), and
-            `again` (outcomes a user who has it).
+    Args:
+        time: unix seconds.
+        outcomes: of the log.
+        codes: int32 [A, K] of the ads of the dataset.
+        sizes: numbers of each key; ads that came since are beyond the first of them.
     """
-
-    arrays: dict[str, np.ndarray]
-
-    @classmethod
-    def before(
-        cls, time: int, outcomes: Outcomes, *, codes: np.ndarray, sizes: tuple[int, ...]
-    ) -> AdStatistics:
-        """Count what lies before a time.
-
-        Args:
-            time: unix seconds.
-            outcomes: of the log.
-            codes: int32 [A, K] of the ads of the dataset.
-            sizes: numbers of each key; ads that came since are beyond the first of them.
-        """
-        shown = (outcomes.time < time) & (codes[outcomes.row, AD] < sizes[AD])
-        had = shown & outcomes.wanted
-        recent = had & (outcomes.time >= time - RECENT_S)
-        arrays = {}
-        for k, key in enumerate(KEYS):
-            for name, rows in (("share", had), ("recent", recent)):
-                counts = _sums(codes[outcomes.row[rows], k], size=sizes[k])
-                arrays[f"{name}.{key}"] = np.log1p(_PER * counts / max(rows.sum(), 1))
-        ads = codes[codes[:, AD] < sizes[AD]]
-        ads = ads[np.argsort(ads[:, AD])]  # row i: the ad of number i
-        row = codes[outcomes.row, AD]
-        again, days = _repeats(outcomes, np.flatnonzero(had))
-        counts = _sums(row[had], size=len(ads))[:-1]
-        buyers = counts - _sums(row[again], size=len(ads))[:-1]
-        what = {
-            "value": (_sums(row[had], outcomes.value[had], size=len(ads))[:-1], counts),
-            "rate": (counts, _sums(row[shown], size=len(ads))[:-1]),
-            "gap": (_sums(row[again], np.log1p(days), size=len(ads))[:-1], counts - buyers),
-            "again": (counts, buyers),
-        }
-        for name, (sums, weights) in what.items():
-            arrays |= {f"{name}.{key}": found for key, found in _shrunk(sums, weights, ads=ads).items()}
-        return cls({name: array.astype(np.float32) for name, array in arrays.items()})
-
-    def of_key(self, name: str, k: int, codes: np.ndarray) -> np.ndarray:
-        """`share` or `recent` of codes int32 [n] of key k; float32 [n]."""
-        return _take(self.arrays[f"{name}.{KEYS[k]}"], codes)
-
-    def of_ad(self, name: str, codes: np.ndarray) -> np.ndarray:
-        """`value`, `rate`, `gap`, `again` of ads, codes int32 [n, K]; of unknown ads that of their prefix."""
-        of_ads = self.arrays[f"{name}.ad"]
-        known = (codes[:, AD] >= 0) & (codes[:, AD] < len(of_ads) - 1)
-        of_prefixes = _take(self.arrays[f"{name}.prefix_2"], codes[:, PREFIX_2])
-        return np.where(known, _take(of_ads, codes[:, AD]), of_prefixes)
-
-
-def _take(array: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    return array[np.where(codes < len(array) - 1, codes, -1)]
+    shown = (outcomes.time < time) & (codes[outcomes.row, AD] < sizes[AD])
+    had = shown & outcomes.wanted
+    recent = had & (outcomes.time >= time - RECENT_S)
+    arrays = {}
+    for k, key in enumerate(KEYS):
+        for name, rows in (("share", had), ("recent", recent)):
+            counts = _sums(codes[outcomes.row[rows], k], size=sizes[k])
+            arrays[f"{name}.{key}"] = np.log1p(_PER * counts / max(rows.sum(), 1))
+    ads = codes[codes[:, AD] < sizes[AD]]
+    ads = ads[np.argsort(ads[:, AD])]  # row i: the ad of number i
+    row = codes[outcomes.row, AD]
+    again, days = _repeats(outcomes, np.flatnonzero(had))
+    counts = _sums(row[had], size=len(ads))[:-1]
+    buyers = counts - _sums(row[again], size=len(ads))[:-1]
+    what = {
+        "value": (_sums(row[had], outcomes.value[had], size=len(ads))[:-1], counts),
+        "rate": (counts, _sums(row[shown], size=len(ads))[:-1]),
+        "gap": (_sums(row[again], np.log1p(days), size=len(ads))[:-1], counts - buyers),
+        "again": (counts, buyers),
+    }
+    for name, (sums, weights) in what.items():
+        arrays |= {f"{name}.{key}": found for key, found in _shrunk(sums, weights, ads=ads).items()}
+    return AdStatistics({name: array.astype(np.float32) for name, array in arrays.items()})
 
 
 def _sums(codes: np.ndarray, weights: np.ndarray | None = None, *, size: int) -> np.ndarray:
@@ -136,7 +107,7 @@ def _repeats(outcomes: Outcomes, events: np.ndarray) -> tuple[np.ndarray, np.nda
     """Of `events` those whose user had the ad before, and the days since then, float64."""
     order = events[np.lexsort((outcomes.time[events], outcomes.row[events], outcomes.user[events]))]
     same = (np.diff(outcomes.user[order]) == 0) & (np.diff(outcomes.row[order]) == 0)
-    return order[1:][same], np.diff(outcomes.time[order])[same] / DAY
+    return order[1:][same], np.diff(outcomes.time[order])[same] / DAY_S
 
 
 def _shrunk(sums: np.ndarray, weights: np.ndarray, *, ads: np.ndarray) -> dict[str, np.ndarray]:
@@ -157,7 +128,7 @@ def _shrunk(sums: np.ndarray, weights: np.ndarray, *, ads: np.ndarray) -> dict[s
         mean = np.where(
             code < 0, mean, (_sums(code, sums, size=size)[code] + _PRIOR * mean) / (above + _PRIOR)
         )
-        if key in ("prefix_2", "ad"):
+        if key in AD_KEYS:
             of_code = np.full(size + 1, overall)
             of_code[code[code >= 0]] = mean[code >= 0]
             found[key] = of_code

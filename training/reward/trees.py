@@ -12,8 +12,8 @@ from typing import Any, Self
 import lightgbm
 import numpy as np
 
+from serving.ranking.features import Features
 from training.preset.reward import RewardConfig
-from training.reward.features import Features
 from training.reward.ranker import Predicted
 from training.reward.rows import Rows
 
@@ -54,6 +54,11 @@ class Trees:
             objective={"objective": "poisson"},
         )
         return cls(odds, value)
+
+    @property
+    def boosters(self) -> tuple[lightgbm.Booster, lightgbm.Booster]:
+        """Of log-odds, and of the log of the ratio; both take the numbers, then the profile's codes."""
+        return self._odds, self._value
 
     def predict(self, features: Features) -> Predicted:
         """See `Ranker`."""

@@ -1,4 +1,4 @@
-"""Adapter: beams -> ads, looked up live. Logic: `serving.backend.resolve`."""
+"""Adapter: beams -> ads, looked up live, then ranked. Logic: `serving.backend.resolve`, `.reranking`."""
 
 import os
 import sys
@@ -9,15 +9,20 @@ from pathlib import Path
 ROOT = Path(os.environ.get("GR4AD_HOME", Path(__file__).resolve().parents[3]))
 sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"))]
 
+import functools
+import time
+
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.backend.adapter import array, pad_rows, rank_parameter
-from serving.backend.answers import answer_each
+from serving.backend.adapter import array, pad_rows, rank_parameter, rerank_parameter
+from serving.backend.answers import answer_together
+from serving.backend.engine import make_ranker
 from serving.backend.model_settings import ModelSettings
 from serving.backend.outcomes import Outcomes
 from serving.backend.request import check_num_ads
-from serving.backend.resolve import NO_AD, VersionSnapshots, resolve
+from serving.backend.reranking import Past, Resolved, VersionRankers, rerank
+from serving.backend.resolve import NO_AD, VersionSnapshots, find_ads
 from serving.backend.resolver_metrics import ResolverMetrics
 from serving.index.reader import IndexReader
 
@@ -27,13 +32,15 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Open the index."""
-        settings = ModelSettings.read(args)
+        self.settings = settings = ModelSettings.read(args)
         # No wait: an ad that was paused is in no answer from then on.
         self.reader = IndexReader(settings.index_folder, max_wait_s=0.0, search=False)
         self.snapshots = VersionSnapshots(self.reader, settings.bundles_folder)
+        self.rankers = VersionRankers(
+            settings.bundles_folder, functools.partial(make_ranker, pb_utils, settings)
+        )
         self.metrics = ResolverMetrics(pb_utils, self.reader)
         self.outcomes = Outcomes(pb_utils, model="ad_resolver", last=True)
-        self.limits, self.rank_by = settings.serving.limits, settings.serving.rank_by
 
     def finalize(self):
         """Leave nothing behind."""
@@ -41,13 +48,20 @@ class TritonPythonModel:
         self.outcomes.close()
 
     def execute(self, requests):
-        """Resolve request by request with the index as of now."""
+        """Look up all rows with the index as of now, and rank together those that ask for it."""
         self.reader.refresh()
         self.metrics.look()
-        return answer_each(pb_utils, requests, self.run, outcomes=self.outcomes)
+        return answer_together(
+            pb_utils,
+            requests,
+            rows=self.rows,
+            run=self.rank,
+            outputs=self.outputs,
+            outcomes=self.outcomes,
+        )
 
-    def run(self, request):
-        """Ads of one request: beam_sids [b, n, T], beam_scores and beam_values [b, n]."""
+    def rows(self, request):
+        """Rows of one request: beam_sids [b, n, T], beam_scores and beam_values [b, n] .."""
         sids, scores, values, models, searched, num_ads, exclude = (
             array(pb_utils, request, name)
             for name in (
@@ -56,30 +70,64 @@ class TritonPythonModel:
             )
         )
         # Again: whoever calls this model past the ensemble must not fill memory.
-        check_num_ads(num_ads, self.limits)
-        rank_by = rank_parameter(request, default=self.rank_by)
+        check_num_ads(num_ads, self.settings.serving.limits)
+        serving = self.settings.serving
+        rank_by = rank_parameter(request, default=serving.rank_by)
+        pasts = self.pasts(request, len(sids)) if rerank_parameter(request, self.settings) else None
         snapshots = [self.snapshots.of(int(v)) for v in models[:, 0]]
-        rows = [
-            resolve(
-                snapshots[i],
-                sids[i],
-                scores=scores[i],
-                expected_value=values[i],
+        return [
+            Resolved(
+                ads=find_ads(
+                    snapshots[i],
+                    sids[i],
+                    scores=scores[i],
+                    expected_value=values[i],
+                    num_ads=int(num_ads[i, 0]),
+                    exclude=exclude[i],
+                    rank_by=rank_by,
+                    pool=serving.rerank_pool if pasts else 0,
+                ),
                 num_ads=int(num_ads[i, 0]),
-                exclude=exclude[i],
-                rank_by=rank_by,
+                version=int(models[i, 0]),
+                # What is at least in it: the search may be a little behind.
+                index_version=min(snapshots[i].version, int(searched[i, 0])),
+                snapshot=snapshots[i],
+                past=pasts[i] if pasts else None,
             )
             for i in range(len(sids))
         ]
-        ad_ids = pad_rows([r.ad_ids for r in rows], fill=NO_AD)
-        self.metrics.count(ad_ids, num_ads)
+
+    def pasts(self, request, rows):
+        """What a ranker is told: past_ads, past_behaviors and past_times [b, h], asked_at [b, 1]."""
+        ads, behaviors, times, now, profile = (
+            array(pb_utils, request, name)
+            for name in ("past_ads", "past_behaviors", "past_times", "asked_at", "profile_codes")
+        )
+        profile = np.zeros((rows, 0), np.int32) if profile is None else profile  # a model without columns
+        return [
+            Past(ads=ads[i], behaviors=behaviors[i], times=times[i], now=int(now[i, 0]), profile=profile[i])
+            for i in range(rows)
+        ]
+
+    def rank(self, rows):
+        """Answers of all rows."""
+        began = time.monotonic()
+        answers = rerank(rows, self.rankers)
+        ranked = sum(row.past is not None for row in rows)
+        if ranked:
+            self.metrics.ranked(ranked, seconds=time.monotonic() - began)
+        return answers
+
+    def outputs(self, answers):
+        """Tensors of one request's rows."""
+        ad_ids = pad_rows([a.ads.ad_ids for a in answers], fill=NO_AD)
+        self.metrics.count(ad_ids, np.array([[a.num_ads] for a in answers]))
         return {
             "ad_ids": ad_ids,
             "resolved_ads": ad_ids,
-            "scores": pad_rows([r.scores for r in rows], fill=0),
-            "expected_value": pad_rows([r.expected_value for r in rows], fill=0),
-            "sids": pad_rows([r.sids for r in rows], fill=-1),
-            "model_version": models,
-            # What is at least in it: the search may be a little behind.
-            "index_version": np.minimum(np.array([[s.version] for s in snapshots], np.int64), searched),
+            "scores": pad_rows([a.ads.scores for a in answers], fill=0),
+            "expected_value": pad_rows([a.ads.expected_value for a in answers], fill=0),
+            "sids": pad_rows([a.ads.sids for a in answers], fill=-1),
+            "model_version": np.array([[a.version] for a in answers], np.int64),
+            "index_version": np.array([[a.index_version] for a in answers], np.int64),
         }

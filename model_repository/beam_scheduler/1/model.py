@@ -39,7 +39,13 @@ class TritonPythonModel:
         serving, bundles = settings.serving, settings.bundles_folder
         reader = IndexReader(settings.index_folder)
         self.engine = make_engine(pb_utils, settings, repository=Path(args["model_repository"]).parent)
-        active = ActiveModel(bundles, reader=reader, graphs=self.engine, features=settings.features)
+        active = ActiveModel(
+            bundles,
+            reader=reader,
+            graphs=self.engine,
+            features=settings.features,
+            ranker=settings.ranker,
+        )
         self.levels = active.manifest.levels
         self.limits = serving.limits
         self.outcomes = Outcomes(pb_utils, model=args["model_instance_name"])

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.data.split import DAY
-from training.reward.statistics import RECENT_S
-
+DAY_S = 86_400
+RECENT_S = 28 * DAY_S
 NEVER_DAYS = 3650.0
 
 
@@ -49,8 +48,8 @@ class KeyHistory:
         last = np.zeros(len(self._keys), np.int64)
         np.maximum.at(last, group, times)
         self._recent = np.bincount(group[times >= now - RECENT_S], minlength=len(self._keys))
-        self._days = np.maximum(now - last, 0) / DAY
-        span = (last - times[first]) / DAY
+        self._days = np.maximum(now - last, 0) / DAY_S
+        span = (last - times[first]) / DAY_S
         self._gap = np.where(self._count > 1, span / np.maximum(self._count - 1, 1), np.nan)
 
     def of(self, codes: np.ndarray) -> Found:

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.data.split import DAY
-from training.reward.catalogue import AD, KEYS
-from training.reward.history import NEVER_DAYS, KeyHistory
-from training.reward.statistics import AdStatistics
+from serving.ranking.ad_codes import AD, KEYS
+from serving.ranking.history import DAY_S, NEVER_DAYS, KeyHistory
+from serving.ranking.statistics import AdStatistics
 
 _OF_KEY = ("count", "share", "recent", "days", "gap", "overdue", "popular", "popular_recently")
 _OF_AD = ("shown", "days_shown", "value", "value_to_user", "rate", "again", "usual_gap", "overdue_usual")
@@ -145,9 +144,9 @@ def features_of(request: Request, codes: np.ndarray, *, statistics: AdStatistics
 def _of_user(request: Request, statistics: AdStatistics) -> dict[str, float]:
     """The same for all candidates."""
     visits = np.unique(request.times)
-    days = np.maximum(request.now - visits[-1:], 0) / DAY
+    days = np.maximum(request.now - visits[-1:], 0) / DAY_S
     since = np.log1p(days[0] if len(days) else NEVER_DAYS)
-    gap = (visits[-1] - visits[0]) / DAY / (len(visits) - 1) if len(visits) > 1 else 0.0
+    gap = (visits[-1] - visits[0]) / DAY_S / (len(visits) - 1) if len(visits) > 1 else 0.0
     levels = np.log1p(statistics.of_ad("value", request.codes))
     numbers = (
         np.log1p(len(request.times)),
@@ -157,8 +156,9 @@ def _of_user(request: Request, statistics: AdStatistics) -> dict[str, float]:
         np.log1p(gap),
         since - np.log1p(gap),
         np.log1p(len(np.unique(request.codes[:, AD]))),
-        levels.mean() if len(levels) else np.log1p(statistics.arrays["value.ad"][-1]),
+        # In double: events of one second come in any order, and a sum in float32 depends on it.
+        levels.mean(dtype=np.float64) if len(levels) else np.log1p(statistics.arrays["value.ad"][-1]),
         request.now // 3600 % 24,
-        (request.now // DAY + 4) % 7,  # the epoch began on a Thursday; Sunday is 0
+        (request.now // DAY_S + 4) % 7,  # the epoch began on a Thursday; Sunday is 0
     )
     return {name: float(number) for name, number in zip(_OF_USER, numbers, strict=True)}
