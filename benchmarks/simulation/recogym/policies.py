@@ -15,12 +15,12 @@ from benchmarks.simulation.recogym.tables import PLACES
 from serving.backend.resolve import resolve
 from serving.index.snapshot import IndexSnapshot
 from serving.model.features import BEHAVIORS, join_codes, select_events
+from serving.ranking.features import Features, Request, features_of
 from serving.search.beam_search import beam_search
 from serving.search.rank import RankBy
 from serving.search.widths import WidthPlan
 from training.loop.retention import open_checkpoint
 from training.preset.preset import Preset
-from training.reward.features import Features, Request, features_of
 from training.reward.reward_model import RewardModel
 from training.rollout.executor import TorchExecutor
 from training.run import RunData
