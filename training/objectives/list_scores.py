@@ -14,7 +14,7 @@ from torch import Tensor
 from training.data.lists import Lists
 from training.objectives.base import Part, wide
 
-ScaleName = Literal["max", "range"]
+ScaleName = Literal["max", "range", "rank"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class RewardScale:
 
     Attributes:
         by: max divides by the largest of the list, and what is worth less than nothing is worth 0; range
-            takes the least of the list for 0.
+            takes the least of the list for 0; rank is the share of the others that are worth less, so that v
+            falls evenly along the list, whatever the rewards.
         top: v of the best candidate.
     """
 
@@ -33,6 +34,8 @@ class RewardScale:
     def __call__(self, reward: Tensor, there: Tensor) -> Tensor:
         """Find v of each candidate, float64 [B, n] in 0 .. top; 0 in a list without differences to scale."""
         reward = torch.where(there, reward.double(), 0.0)
+        if self.by == "rank":
+            return self.top * _share_below(reward, there)
         if self.by == "range":
             least = torch.where(there, reward, torch.inf).amin(-1, keepdim=True)
             reward = torch.where(there, reward - least, 0.0)
@@ -93,6 +96,14 @@ class ListScores:
     def drift(self) -> Part:
         """Mean log p / p_ref over the candidates with a reference: how far the model went from it."""
         return Part(self.log_ratio().detach().sum(), self.has_reference.sum().to(self.log_p.dtype))
+
+
+def _share_below(reward: Tensor, there: Tensor) -> Tensor:
+    """Which share of the other candidates of its list are worth less, float64 [B, n]; 0 in a list of one."""
+    ascending = torch.where(there, reward, torch.inf).sort(dim=-1).values
+    below = torch.searchsorted(ascending, reward).double()
+    others = (there.sum(-1, keepdim=True) - 1).clamp(min=1)
+    return torch.where(there, below / others, 0.0)
 
 
 def sid_log_p(logits: list[Tensor], tokens: Tensor) -> Tensor:
