@@ -276,6 +276,7 @@ def test_log_p_is_that_of_the_logits():
         ([1e-40, 2e-40, 4e-40], "max", [1, 2, 4]),
         ([9.0, -1.0, 9.0, 5.0, 1e9], "rank", [2, 0, 2, 1, 4]),  # share of the others that are worth less
         ([7.0, 7.0, 7.0], "rank", [0, 0, 0]),
+        ([-3.0, -1.0, 2.0], "rank", [0, 0, 4]),
         ([7.0], "rank", [0]),
     ],
 )

@@ -150,24 +150,6 @@ def test_batches_hold_the_lists_of_their_requests(run):
         assert batch.lists.flags[i, n:].tolist() == [0] * (batch.lists.flags.shape[1] - n)
 
 
-def test_lists_may_be_of_the_search_alone(run):
-    """Without what was appended because the request led to it."""
-    batches = {}
-    for kept in ("all", "own"):
-        one = trainer(run, run[1] / "unused", list_size="null", candidates=kept)
-        batches[kept] = one.source._batch(one.source.groups, np.arange(20), epoch=0).lists
-    every, own = batches["all"], batches["own"]
-    appended = 0
-    for i in range(20):
-        found = (every.flags[i] & CandidateFlag.OWN) > 0
-        n = found.sum()
-        appended += (every.flags[i][~found] > 0).sum()
-        for name in ("sids", "reward", "log_p_ref", "ads"):
-            np.testing.assert_array_equal(getattr(own, name)[i, :n], getattr(every, name)[i][found])
-        assert not own.flags[i, n:].any()
-    assert appended > 0
-
-
 def test_long_lists_are_drawn_from(run):
     n = 30
     candidates = CandidateList(

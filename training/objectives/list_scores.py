@@ -22,9 +22,9 @@ class RewardScale:
     """How rewards of a list become exponents v of 2^v, of which only small ones are sane.
 
     Attributes:
-        by: max divides by the largest of the list, and what is worth less than nothing is worth 0; range
-            takes the least of the list for 0; rank is the share of the others that are worth less, so that v
-            falls evenly along the list, whatever the rewards.
+        by: max divides by the largest of the list; rank is the share of the others that are worth less: v
+            falls evenly along the list, as over equal-frequency buckets; in both, what is worth less than
+            nothing is worth 0. range takes the least of the list for 0.
         top: v of the best candidate.
     """
 
@@ -34,12 +34,12 @@ class RewardScale:
     def __call__(self, reward: Tensor, there: Tensor) -> Tensor:
         """Find v of each candidate, float64 [B, n] in 0 .. top; 0 in a list without differences to scale."""
         reward = torch.where(there, reward.double(), 0.0)
-        if self.by == "rank":
-            return self.top * _share_below(reward, there)
         if self.by == "range":
             least = torch.where(there, reward, torch.inf).amin(-1, keepdim=True)
             reward = torch.where(there, reward - least, 0.0)
         reward = reward.clamp(min=0.0)
+        if self.by == "rank":
+            return self.top * _share_below(reward, there)
         largest = reward.amax(-1, keepdim=True)
         return self.top * reward / torch.where(largest > 0, largest, 1.0)
 

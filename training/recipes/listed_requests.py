@@ -127,8 +127,6 @@ class ListedRequests(LoggedRequests):
             return collate(samples)
         size, seed = self._config.list_size, self._config.seed
         lists = (stored.get(int(self._places[part][row])) for row in rows)
-        if self._config.candidates == "own":
-            lists = (found.take(np.flatnonzero(found.flags & CandidateFlag.OWN)) for found in lists)
         return collate(
             [
                 replace(sample, candidates=some(found, size, seed=(seed, epoch, int(row))))
