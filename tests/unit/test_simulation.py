@@ -13,6 +13,7 @@ import yaml
 
 from benchmarks.simulation import answers as answers_module
 from benchmarks.simulation import drift as drift_module
+from benchmarks.simulation import train as train_module
 from benchmarks.simulation.answers import Answers, Trained, answers_of
 from benchmarks.simulation.baselines import retrieved
 from benchmarks.simulation.bids import PriceShape
@@ -491,6 +492,15 @@ def test_shipped_arms_are_valid():
     settings = Settings.load(path)
     assert {"vsl", "k0", "rspo", "grpo", "dpo", "uvr", "vsl_by_probability"} <= set(settings.arms)
     assert path.read_text().startswith("# make simulate")
+
+
+def test_the_curves_of_the_shipped_arms_are_of_the_models_that_are_trained():
+    settings = Settings.load(Path(answers_module.__file__).with_name("arms.yaml"))
+    for objective in set(train_module.OBJECTIVES) - {train_module.CONTROL}:
+        models = {arm.model for arm in settings.arms.values() if arm.curve == objective}
+        names = {train_module.name_of(objective, strength) for strength in train_module.STRENGTHS}
+        assert models == {f"model/post_trained/{name}" for name in names}
+        assert objective in names  # strength 1, which the keys of the table are of
 
 
 def test_answers_survive_the_cache(tmp_path):

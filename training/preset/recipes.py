@@ -101,12 +101,12 @@ class PostTrainConfig(LoopConfig):
     supervised: bool = True
     strength: float = Field(1.0, gt=0)
     balance_batches: int = Field(8, ge=1)
-    beta: float = Field(1.0, gt=0)
+    beta: float = Field(0.5, gt=0)
     delta: float = 0.5
     reward_scale: Literal["max", "range", "rank"] = "rank"
     reward_top: float = Field(6.0, gt=0, le=8)
     sibling_weight: float = Field(0.0, ge=0)
-    epsilon: float = Field(0.2, gt=0, lt=1)
+    epsilon: float = Field(0.5, gt=0, lt=1)
     kl_weight: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
