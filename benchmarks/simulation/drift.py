@@ -14,16 +14,24 @@ from training.loop.checkpoint import weights_sha256
 from training.rollout.drift import measure_drift
 from training.rollout.live import LiveAds
 
+_NAMES = ("drift", "live_mass")
 
-def drifts(world: World, trained: list[Trained]) -> dict[str, float | None]:
-    """Means over seeds of `drift`, mean log(p / p_ref) over the lists, and of `live_mass`.
 
-    None where a run has no lists. Kept in the cache; the first time takes a second a request.
+def drifts(world: World, trained: dict[int, Trained]) -> dict[int, dict[str, float]]:
+    """By seed `drift`, mean log(p / p_ref) over the lists, and `live_mass`.
+
+    Empty where one of the runs has no lists. Kept in the cache; the first time takes a second a request.
     """
-    found = [_of_seed(world, one) for one in trained if (one.run / "lists" / world.settings.lists).is_dir()]
-    if not found or len(found) < len(trained):
-        return dict.fromkeys(("drift", "live_mass"))
-    return {name: float(np.mean([each[name] for each in found])) for name in ("drift", "live_mass")}
+    if not all((one.run / "lists" / world.settings.lists).is_dir() for one in trained.values()):
+        return {}
+    return {seed: _of_seed(world, one) for seed, one in trained.items()}
+
+
+def mean_drift(by_seed: dict[int, dict[str, float]]) -> dict[str, float | None]:
+    """Means over seeds; None where there is none."""
+    if not by_seed:
+        return dict.fromkeys(_NAMES)
+    return {name: float(np.mean([one[name] for one in by_seed.values()])) for name in _NAMES}
 
 
 def _of_seed(world: World, trained: Trained) -> dict[str, float]:

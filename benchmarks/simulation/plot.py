@@ -25,7 +25,7 @@ def plot(table: dict[str, Any], path: Path, *, metrics: list[str]) -> None:
     axes[0].set_yticks(range(len(rows)), [row["name"] for row in rows.values()])
     for axis in axes[1:-1]:
         axis.set_yticks(range(len(rows)), [])
-    _curves(axes[-1], rows, metric=metrics[0])
+    _curves(axes[-1], rows, metric=metrics[0], baseline=table["baseline"])
     empty = [row["name"] for row in table["rows"].values() if not row["metrics"]]
     note = f"; not there: {'; '.join(empty)}" if empty else ""
     figure.suptitle(
@@ -52,13 +52,16 @@ def _against(axis: Axes, rows: dict[str, Any], metric: str) -> None:
     axis.grid(axis="x", alpha=0.3)
 
 
-def _curves(axis: Axes, rows: dict[str, Any], *, metric: str) -> None:
-    """Arms with a drift; those of one curve are joined."""
+def _curves(axis: Axes, rows: dict[str, Any], *, metric: str, baseline: str) -> None:
+    """Arms with a drift; those of one curve are joined, with the baseline, which is their strength 0."""
     drifted = [row for row in rows.values() if row["drift"] is not None]
     points = [(row, row["metrics"][metric].get("ratio")) for row in drifted]
     points = [(row, 100 * ratio) for row, ratio in points if ratio is not None]
     for colour, curve in zip(COLOURS * 4, dict.fromkeys(row["curve"] for row, _ in points), strict=False):
-        place = sorted((row["drift"], ratio) for row, ratio in points if row["curve"] == curve)
+        of = [(row, ratio) for row, ratio in points if row["curve"] == curve]
+        if curve is not None and rows[baseline]["drift"] is not None:
+            of.append((rows[baseline], 0.0))
+        place = sorted((row["drift"], ratio) for row, ratio in of)
         style = "o" if curve is None else "o-"
         axis.plot(*zip(*place, strict=True), style, color=colour, label=curve, markersize=5)
     for row, ratio in points:

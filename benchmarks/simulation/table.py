@@ -13,7 +13,8 @@ import numpy as np
 from benchmarks.simulation.answers import Answers, Trained, answers_of
 from benchmarks.simulation.baselines import popular, retrieved
 from benchmarks.simulation.bids import PriceShape
-from benchmarks.simulation.drift import drifts
+from benchmarks.simulation.curves import Curve, Point, at_equal_drift
+from benchmarks.simulation.drift import drifts, mean_drift
 from benchmarks.simulation.measures import compared, measures, ordered
 from benchmarks.simulation.scored import Judge, Scored
 from benchmarks.simulation.settings import Arm
@@ -21,6 +22,7 @@ from benchmarks.simulation.world import World
 from training.loop.checkpoint import CheckpointError
 
 Figures = dict[str, np.ndarray]  # metric -> float64 [R]
+Drifts = dict[int, dict[str, float]]  # seed -> see `drifts`
 UNSEEDED = -1  # seed of an arm without a generator
 AUCTION = "revenue ranked"  # the auction of the keys
 
@@ -65,6 +67,7 @@ def build(
         }
         for name, seeds in found.items()
     }
+    moved = {name: drifts(world, trained[name]) for name in settings.arms}
     rows = {
         name: {
             "name": arm.name,
@@ -74,15 +77,17 @@ def build(
             "seeds": [seed for seed in figures[name] if seed != UNSEEDED],
             "missing": missing[name],
             "qps": speeds.get(name),
-            **drifts(world, list(trained[name].values())),
+            **mean_drift(moved[name]),
             "metrics": _cells(world, figures[name], figures[settings.baseline]),
         }
         for name, arm in settings.arms.items()
     }
     return {
         "label": "simulation",
+        "baseline": settings.baseline,
         "rows": rows,
         **keys(world, figures),
+        **equal_drift(world, figures, moved),
         "lazyar_vs_k0_qps": speeds["ua_sid"] / speeds["k0"] - 1 if {"ua_sid", "k0"} <= set(speeds) else None,
         "calibration_error": _calibration_error(world, found[settings.baseline]),
         "seeds": len(figures[settings.baseline]),
@@ -105,13 +110,57 @@ def keys(world: World, figures: dict[str, dict[int, Figures]]) -> dict[str, floa
         "rspo_vs_vsl_value50": ratio("rspo", "vsl", value),
         "rspo_vs_vsl_value50_low": ratio("rspo", "vsl", value, "low"),
         "rspo_vs_vsl_recall50": ratio("rspo", "vsl", recall),
-        "rspo_vs_grpo_low": ratio("rspo", "grpo", value, "low"),
         "uvr_vs_rspo": ratio("uvr_dbs", "rspo", value),
         "auction_rspo_vs_vsl": ratio("rspo", "vsl", AUCTION),
         "auction_rspo_vs_vsl_low": ratio("rspo", "vsl", AUCTION, "low"),
         "lazyar_vs_k0_revenue": ratio("ua_sid", "k0", AUCTION),
         "rank_by_value_gain10": ratio("vsl", "vsl_by_probability", f"value@{min(world.settings.cutoffs)}"),
     }
+
+
+def equal_drift(
+    world: World, figures: dict[str, dict[int, Figures]], moved: dict[str, Drifts]
+) -> dict[str, float | str | None]:
+    """RSPO over GRPO by value, ratio less one, its lower bound, and at what: equal `drift` in each seed.
+
+    At equal `strength` where a drift is not known or the two drifted to different sides of the baseline.
+    """
+    metric = f"value@{max(world.settings.cutoffs)}"
+    mine, theirs = (_curves(world, name, metric, figures=figures, moved=moved) for name in ("rspo", "grpo"))
+    pair, at = at_equal_drift(mine, theirs), "drift"
+    if pair is None:
+        pair, at = _paired(figures.get("rspo", {}), figures.get("grpo", {}), metric), "strength"
+    found = compared(*pair, users=world.users, seed=world.settings.seed) if pair else {}
+    return {
+        "rspo_vs_grpo": found.get("ratio"),
+        "rspo_vs_grpo_low": found.get("low"),
+        "rspo_vs_grpo_at": at if pair else None,
+    }
+
+
+def _curves(
+    world: World,
+    name: str,
+    metric: str,
+    *,
+    figures: dict[str, dict[int, Figures]],
+    moved: dict[str, Drifts],
+) -> dict[int, Curve]:
+    """The curve of an arm by seed, of the seeds whose drift is known, the baseline's too."""
+    arms, baseline = world.settings.arms, world.settings.baseline
+    of = arms[name].curve if name in arms else None
+    others = [other for other, arm in arms.items() if of and arm.curve == of and other != name]
+
+    def points(names: list[str], seed: int) -> list[Point]:
+        there = [n for n in names if seed in figures.get(n, {}) and seed in moved[n]]
+        return [Point(moved[n][seed]["drift"], figures[n][seed][metric]) for n in there]
+
+    found = {}
+    for seed in figures.get(name, {}):
+        ends = points([baseline, name], seed)
+        if len(ends) == 2:
+            found[seed] = Curve(start=ends[0], own=ends[1], others=points(others, seed))
+    return found
 
 
 def _trained(world: World, arm: Arm, *, ranker: bool) -> tuple[dict[int, Trained], str | None]:

@@ -2,7 +2,8 @@
 
 For each seed a generator an arm, in RUN/arms/<arm>-seed<seed>. Beside that of arm `full` candidate lists, a
 reward model and the rewards of the lists, and from its weights, on the same lists and for the same number of
-steps, one model an objective. What is there is not made again, and what was stopped goes on.
+steps, one model an objective and strength: model/post_trained/rspo for strength 1, rspo-s0.3 for .3. What is
+there is not made again, and what was stopped goes on.
 
     python -m benchmarks.simulation.train --run build/demo --arms full k0 --objectives vsl rspo --seeds 0 1 2
 """
@@ -30,7 +31,11 @@ ARMS: dict[str, tuple[str, ...]] = {  # settings beside the preset's
     "first": (),
 }
 LISTS = "train"
-OBJECTIVES = ("vsl", "rspo", "uvr", "dpo", "grpo")
+CONTROL = "vsl"
+OBJECTIVES = (CONTROL, "rspo", "uvr", "dpo", "grpo")
+# Settings beside the preset's: what requests of the validation part say is best (docs/decisions.md).
+OWN_SETTINGS: dict[str, tuple[str, ...]] = {"dpo": ("post_training.beta=1",)}
+STRENGTHS = (0.3, 1.0)  # so that each objective has a curve over drift; arms.yaml names their models
 
 
 def train(arguments: argparse.Namespace, arm: str, *, seed: int) -> None:
@@ -49,13 +54,20 @@ def train(arguments: argparse.Namespace, arm: str, *, seed: int) -> None:
         ["training.reward", "score", "--lists", LISTS],
     ]
     for objective in arguments.objectives:
-        chosen = [f"post_training.objective={objective}", f"post_training.seed={seed}"]
-        chosen += [f"post_training.threads={arguments.threads}"]
-        steps.append(["training.recipes.post_train", *_set(chosen)])
-        folder = str(run / "model" / "post_trained" / objective)
-        steps.append(["training.evaluation.correct_values", "--model", folder])
+        for strength in arguments.strengths if objective != CONTROL else (1.0,):
+            chosen = [f"post_training.objective={objective}", f"post_training.seed={seed}"]
+            chosen += [f"post_training.strength={strength}", f"post_training.threads={arguments.threads}"]
+            chosen += OWN_SETTINGS.get(objective, ())
+            folder = str(run / "model" / "post_trained" / name_of(objective, strength))
+            steps.append(["training.recipes.post_train", "--out", folder, *_set(chosen)])
+            steps.append(["training.evaluation.correct_values", "--model", folder])
     for step in steps:
         _run(arguments, run, step)
+
+
+def name_of(objective: str, strength: float) -> str:
+    """Folder of a model below model/post_trained."""
+    return objective if strength == 1 else f"{objective}-s{strength:g}"
 
 
 def _run(arguments: argparse.Namespace, run: Path, step: Sequence[str]) -> None:
@@ -84,6 +96,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("build/demo"), help="run folder with data/")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="[all]")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=OBJECTIVES, help="[all]")
+    parser.add_argument(
+        "--strengths", nargs="+", type=float, default=STRENGTHS, help="of the lists beside the targets [.3 1]"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1, help="of each run [1]")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time [1]")

@@ -224,7 +224,7 @@ def test_files_that_are_no_shards_are_named(folder, contexts):
 
 def test_what_lists_are_must_be_known(folder):
     for change in (
-        {"format": 2},
+        {"format": 1},
         {"per_shard": 0},
         {"level_sizes": ["a"]},
         {"contexts": "many"},

@@ -274,6 +274,10 @@ def test_log_p_is_that_of_the_logits():
         ([7.0, 7.0, 7.0], "range", [0, 0, 0]),
         ([3e38, -3e38, 0.0], "range", [4, 0, 2]),  # whose difference no float32 holds
         ([1e-40, 2e-40, 4e-40], "max", [1, 2, 4]),
+        ([9.0, -1.0, 9.0, 5.0, 1e9], "rank", [2, 0, 2, 1, 4]),  # share of the others that are worth less
+        ([7.0, 7.0, 7.0], "rank", [0, 0, 0]),
+        ([-3.0, -1.0, 2.0], "rank", [0, 0, 4]),
+        ([7.0], "rank", [0]),
     ],
 )
 def test_rewards_are_scaled(reward, by, v):
@@ -282,6 +286,14 @@ def test_rewards_are_scaled(reward, by, v):
     np.testing.assert_allclose(got.tolist(), [v], rtol=1e-4)
     halved = RewardScale(by=by, top=1.0)(lists.reward, lists.flags != 0)
     np.testing.assert_allclose(halved.tolist(), [[x / 4 for x in v]], rtol=1e-4)
+
+
+def test_shares_of_what_is_worth_less_are_of_the_list_alone():
+    """Padding, and what has no number for a reward, is no other candidate."""
+    reward = torch.tensor([[5.0, 3.0, 0.0, 9.0], [2.0, 1.0, 3.0, 4.0]])
+    there = torch.tensor([[True, True, False, False], [True] * 4])
+    got = RewardScale(by="rank", top=3.0)(reward, there)
+    np.testing.assert_allclose(got.tolist(), [[3, 0, 0, 0], [1, 0, 2, 3]])
 
 
 BAD = {

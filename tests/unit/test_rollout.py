@@ -7,20 +7,23 @@ import polars as pl
 import pytest
 import torch
 
+import training.data.list_about as about_module
 import training.rollout.__main__ as command
+import training.rollout.inputs as inputs_module
 from serving.index.snapshot import IndexSnapshot
 from serving.inputs import RECORD
 from tests.funnel_log import USERS, config, impressions
-from tests.tiny_log import open_run, run_of, write_run
+from tests.tiny_log import CONFIG, DAY, open_run, run_of, write_run
 from training.data.list_store import ListStoreError, RewardWriter, StoredLists
 from training.data.lists import CandidateFlag
 from training.loop.checkpoint import Checkpoint, write_checkpoint
 from training.loop.retention import FOLDER
 from training.preset.preset import ConfigError
 from training.rollout.candidates import Logged, candidates_of, choose
+from training.rollout.drawn_requests import DrawnRequests
 from training.rollout.drift import main as drift_main
 from training.rollout.drift import measure_drift
-from training.rollout.lists import DrawnRequests, RollOut
+from training.rollout.lists import RollOut
 from training.rollout.live import LiveAds
 from training.rollout.report import ListFigures
 from training.rollout.sampling import draw
@@ -124,16 +127,16 @@ def test_lists_are_those_of_an_exhaustive_search(run, change):
             & (pl.col("behavior") == "conversion")
         )["ad_id"].to_list()
         wanted = {tuple(dataset.ad_sids[ad].tolist()) for ad in basket}
-        assert [sid in wanted for sid in sids] == one.bought.tolist()
+        assert [ad in basket for ad in found.ads] == one.bought.tolist()
         assert wanted <= set(sids)
         for i, (sid, ad, flags) in enumerate(zip(sids, found.ads, found.flags, strict=True)):
             assert tuple(dataset.ad_sids[ad].tolist()) == sid
             kinds = OWN if i < 5 else OWN | EXPLORED if i < 8 else CandidateFlag(0)
             assert flags == kinds | (LOGGED if sid in wanted else 0)
-            if sid in wanted:
-                assert ad in basket
+            if kinds:
+                assert ad == by_sid[sid][0]  # whatever was bought: a log of purchases shows nothing else
             else:
-                assert ad == by_sid[sid][0]
+                assert ad in basket
         outside += len(sids) - 8
     assert outside > 0
     assert explored > 3 * 6 * 21  # were they the next ones, each list would add 5 + 6 + 7
@@ -181,14 +184,20 @@ def test_what_was_shown_is_flagged_and_what_was_clicked_is_bought(tmp_path):
             return {tuple(dataset.ad_sids[ad].tolist()) for ad in ads}
 
         shown, clicked = of(["impression", "click"]), of(["click"])
-        assert {s for s, b in zip(sids, one.bought, strict=True) if b} == clicked
+        taken = set(of_request.filter(pl.col("behavior") == "click")["ad_id"])
+        assert [ad in taken for ad in one.candidates.ads] == one.bought.tolist()
+        assert {s for s, b in zip(sids, one.bought, strict=True) if b} <= clicked <= set(sids)
+        exposed = dict.fromkeys(of_request.filter(pl.col("behavior") == "impression")["ad_id"])
+        for sid, ad, flags in zip(sids, one.candidates.ads, one.candidates.flags, strict=True):
+            there = [a for a in exposed if tuple(dataset.ad_sids[a].tolist()) == sid]
+            assert not there or not flags & OWN or ad == there[0]
         logged = (one.candidates.flags & LOGGED) > 0
         assert {s for s, at in zip(sids, logged, strict=True) if at} == shown
         shown_only += len(shown - clicked)
     assert shown_only > 0
 
 
-def test_a_candidate_has_the_ad_that_was_bought_or_shown_or_is_live_first():
+def test_an_ad_is_the_one_whose_impression_there_was_or_live_first():
     sids = np.array([[0, 0], [0, 0], [0, 1], [0, 1], [1, 0], [1, 0], [1, 1], [1, 1]], np.int32)
     ids = np.arange(8) * 10
 
@@ -196,19 +205,62 @@ def test_a_candidate_has_the_ad_that_was_bought_or_shown_or_is_live_first():
         ad_ids, ad_sids = ids, sids
 
     snapshot = IndexSnapshot.build(ids, sids, active=np.arange(8) != 7, level_sizes=(2, 2))
-    got = candidates_of(
-        np.array([[0, 1], [0, 0], [1, 0]], np.int32),
-        np.array([-1, -2, -3], np.float32),
-        best=2,
-        log=Logged(shown=np.array([30, 10, 70, 60]), targets=np.array([10, 70])),
-        dataset=Dataset(),
-        snapshot=snapshot,
-        late=np.array([40]),
-    )
+
+    def found(*, impressions, targets):
+        return candidates_of(
+            np.array([[0, 1], [0, 0], [1, 0]], np.int32),
+            np.array([-1, -2, -3], np.float32),
+            best=2,
+            log=Logged(
+                impressions=np.array(impressions, np.int64),
+                shown=np.array(sorted({*impressions, *targets})),
+                targets=np.array(targets),
+            ),
+            dataset=Dataset(),
+            snapshot=snapshot,
+            late=np.array([40]),
+        )
+
+    got = found(impressions=[30, 20, 60], targets=[10, 20, 70])
     assert got.sids.tolist() == [[0, 1], [0, 0], [1, 0], [1, 1]]
-    assert got.ads.tolist() == [30, 10, 50, 70]  # shown; bought; the first that is not late; bought, paused
+    # The first that was shown; the first, 10 being known by its purchase alone; the first that is not late;
+    # bought, and paused today.
+    assert got.ads.tolist() == [30, 0, 50, 70]
     assert got.flags.tolist() == [OWN | LOGGED, OWN | LOGGED, OWN | EXPLORED, LOGGED]
-    assert got.bought.tolist() == [False, True, False, True]
+    assert got.bought.tolist() == [False, False, False, True]
+    other = found(impressions=[30, 20, 60], targets=[30, 0])
+    assert other.ads.tolist() == [30, 0, 50]
+    assert other.bought.tolist() == [True, True, False]
+    assert found(impressions=[], targets=[30, 10]).ads.tolist() == [20, 0, 50]
+
+
+def test_no_ad_that_the_search_found_moves_with_the_outcome(tmp_path):
+    """Of one day of all users, what was bought is changed to the other ad of its SID."""
+    made = write_run(tmp_path / "one")
+    events = pl.read_parquet(tmp_path / "one" / "source" / "events.parquet")
+    that_day = (pl.col("timestamp") // DAY == 30) & (pl.col("behavior") == "conversion")
+    twin_ad = pl.when(that_day).then(pl.col("ad_id") // 2 * 2 + 1 - pl.col("ad_id") % 2).otherwise("ad_id")
+    changed = run_of(tmp_path / "two", events.with_columns(ad_id=twin_ad), users=12, config=CONFIG)
+    for _, run in (made, changed):  # each two ads share a SID
+        sids = pl.read_parquet(run / "tokenizer" / "sids.parquet").sort("ad_id")
+        codes = [pl.col(f"s{t}").gather(pl.col("ad_id") // 2 * 2) for t in (1, 2, 3)]
+        sids.with_columns(codes).write_parquet(run / "tokenizer" / "sids.parquet")
+    found = []
+    for run in (made, changed):
+        lists = lists_of(run, "rollout.requests=9999", "rollout.list_size=20")[1]
+        found.append({one.user_id: one for one in lists if one.now // DAY == 30})
+    assert len(found[0]) == 12
+    differ, shared = 0, 0
+    for user, one in found[0].items():
+        twin = found[1][user]
+        for name in ("sids", "ads", "log_p_ref"):
+            mine, theirs = (getattr(x.candidates, name)[:23] for x in (one, twin))
+            np.testing.assert_array_equal(mine, theirs, err_msg=name)
+        differ += (one.bought[:23] != twin.bought[:23]).any()
+        logged = (one.candidates.flags & LOGGED > 0) & (one.candidates.flags & OWN > 0)
+        shared += (logged & ~one.bought).sum()  # another ad of the SID was bought
+    assert differ > 3
+    assert shared > 0
 
 
 def test_beams_are_drawn_by_their_probability_without_replacement():
@@ -347,6 +399,15 @@ def test_lists_of_other_settings_or_weights_are_made_again(own_run, run, monkeyp
     assert "train: out of date: rollout.sampled 3 -> 1" in capsys.readouterr().out
     assert not (folder / "rewards.a").exists()
     roll_out(own_run, monkeypatch)
+    assert shards(own_run) == whole
+    monkeypatch.setattr(inputs_module, "FORMAT", 1)
+    monkeypatch.setattr(about_module, "FORMAT", 1)
+    roll_out(own_run, monkeypatch)  # as another release made them
+    monkeypatch.undo()
+    with pytest.raises(ListStoreError, match="expected format 2"):
+        StoredLists.open(folder)
+    roll_out(own_run, monkeypatch)
+    assert "train: out of date: format 1 -> 2" in capsys.readouterr().out
     assert shards(own_run) == whole
     save_model(run, seed=1, folder="other")
     (own_run[1] / "other").symlink_to(run[1] / "other")

@@ -13,18 +13,20 @@ import yaml
 
 from benchmarks.simulation import answers as answers_module
 from benchmarks.simulation import drift as drift_module
+from benchmarks.simulation import train as train_module
 from benchmarks.simulation.answers import Answers, Trained, answers_of
 from benchmarks.simulation.baselines import retrieved
 from benchmarks.simulation.bids import PriceShape
+from benchmarks.simulation.curves import Curve, Point, at_equal_drift
 from benchmarks.simulation.draws import judged
-from benchmarks.simulation.drift import drifts
+from benchmarks.simulation.drift import drifts, mean_drift
 from benchmarks.simulation.history import KERNELS_DAYS, TASTE_DAYS, Past
 from benchmarks.simulation.measures import compared, measures, ordered
 from benchmarks.simulation.response_check import auc, tenths
 from benchmarks.simulation.scored import NO_AD, Scored
 from benchmarks.simulation.settings import Settings
 from benchmarks.simulation.speed import requests_a_second
-from benchmarks.simulation.table import build
+from benchmarks.simulation.table import build, equal_drift
 from benchmarks.simulation.world import World
 from serving.backend.resolve import resolve
 from tests.once import made_once
@@ -372,6 +374,58 @@ def test_seeds_are_paired(world):
     )
 
 
+def curve(*points, start=(-0.1, 100.0)):
+    """Drift and metric of the arm that is compared, and of its other strengths."""
+    own, *others = [Point(drift, np.array([metric, 2 * metric])) for drift, metric in points]
+    return Curve(Point(start[0], np.array([start[1], 2 * start[1]])), own, others)
+
+
+def test_at_equal_drift_the_one_that_went_further_is_read_from_its_curve():
+    near, far = curve((-0.2, 104.0), (-0.5, 109.0)), curve((-0.4, 106.0), (-0.25, 103.0))
+    mine, theirs = at_equal_drift({0: far}, {0: near})
+    assert mine.tolist() == pytest.approx([102.0, 204.0])  # -.2 is two thirds from -.1 (100) to -.25 (103)
+    assert theirs.tolist() == [104, 208]
+    theirs, mine = at_equal_drift({0: near}, {0: far})
+    assert (mine[0], theirs[0]) == pytest.approx((102, 104))
+    alone = curve((-0.4, 106.0))  # a straight line from the baseline
+    assert at_equal_drift({0: alone}, {0: near})[0][0] == pytest.approx(102.0)
+    # Seeds have drifts of their own; one that is in one curve alone does not count.
+    pair = at_equal_drift({0: far, 1: curve((-0.3, 110.0)), 2: far}, {0: near, 1: curve((-0.3, 108.0))})
+    assert [x[0] for x in pair] == pytest.approx([(102 + 110) / 2, (104 + 108) / 2])
+
+
+def test_two_that_drifted_to_different_sides_have_no_drift_in_common():
+    assert at_equal_drift({0: curve((-0.2, 104.0))}, {0: curve((0.1, 104.0))}) is None
+    assert at_equal_drift({0: curve((-0.2, 104.0))}, {0: curve((-0.1, 104.0))}) is None  # no drift at all
+    assert at_equal_drift({}, {0: curve((-0.2, 104.0))}) is None
+
+
+def test_objectives_are_compared_at_equal_drift_or_it_is_said_that_they_are_not(world):
+    random = np.random.default_rng(0)
+    value = {name: random.random(len(world.requests.rows)) for name in ("vsl", "rspo", "rspo_s3", "grpo")}
+    figures = {name: {0: {"value@5": metric}} for name, metric in value.items()}
+    moved = {
+        name: {0: {"drift": drift}}
+        for name, drift in {"vsl": -0.1, "rspo": -0.3, "rspo_s3": -0.6, "grpo": -0.2}.items()
+    }
+    arm = world.settings.arms["vsl"]
+    arms = {name: arm.model_copy(update={"curve": name[:4] if name != "vsl" else None}) for name in value}
+    here = replace(world, settings=world.settings.model_copy(update={"arms": arms}))
+    found = equal_drift(here, figures, moved)
+    expected = compared((value["vsl"] + value["rspo"]) / 2, value["grpo"], users=world.users, seed=0)
+    assert found["rspo_vs_grpo_at"] == "drift"
+    assert found["rspo_vs_grpo"] == pytest.approx(expected["ratio"])
+    assert found["rspo_vs_grpo_low"] == pytest.approx(expected["low"])
+    moved["grpo"][0]["drift"] = -0.5  # its curve is read at -.3, half way
+    expected = compared(value["rspo"], (value["vsl"] + value["grpo"]) / 2, users=world.users, seed=0)
+    assert equal_drift(here, figures, moved)["rspo_vs_grpo"] == pytest.approx(expected["ratio"])
+    unknown = equal_drift(here, figures, moved | {"grpo": {}})
+    expected = compared(value["rspo"], value["grpo"], users=world.users, seed=0)
+    assert unknown["rspo_vs_grpo_at"] == "strength"
+    assert unknown["rspo_vs_grpo_low"] == pytest.approx(expected["low"])
+    assert set(equal_drift(here, {"vsl": figures["vsl"]}, moved).values()) == {None}
+
+
 @pytest.mark.slow
 def test_speed_is_measured_once_for_a_shape(world):
     speeds = requests_a_second(world)
@@ -388,16 +442,18 @@ def test_drift_is_measured_on_the_lists_of_the_run(folder, world, tmp_path, monk
         (run / name).symlink_to(folder / "run" / name)
     arm = world.settings.arms["vsl"].model_copy(update={"run": str(run)})
     own, other = (Trained.find(arm, seed=seed) for seed in SEEDS)
-    assert drifts(world, [own]) == {"drift": None, "live_mass": None}
+    assert drifts(world, {0: own}) == {}
+    assert mean_drift({}) == {"drift": None, "live_mass": None}
     preset = Preset.load(folder / "preset.yaml", ["rollout.requests=6", "rollout.list_size=4"])
     roll_out(preset, run, part="train", checkpoint=own.checkpoint, folder=run / "lists" / "train")
-    found = drifts(world, [own])
+    found = drifts(world, {0: own})[0]
     assert found["drift"] == pytest.approx(0, abs=1e-4)
     assert 0 < found["live_mass"] <= 1
-    moved = drifts(world, [other])["drift"]
+    moved = drifts(world, {1: other})[1]["drift"]
     assert abs(moved) > 0.01
     monkeypatch.setattr(drift_module, "measure_drift", lambda *a, **k: pytest.fail("measured again"))
-    assert drifts(world, [own, other])["drift"] == pytest.approx(moved / 2, abs=1e-4)
+    both = drifts(world, {0: own, 1: other})
+    assert mean_drift(both)["drift"] == pytest.approx(moved / 2, abs=1e-4)
 
 
 def test_settings_that_cannot_be_are_refused(folder):
@@ -436,6 +492,15 @@ def test_shipped_arms_are_valid():
     settings = Settings.load(path)
     assert {"vsl", "k0", "rspo", "grpo", "dpo", "uvr", "vsl_by_probability"} <= set(settings.arms)
     assert path.read_text().startswith("# make simulate")
+
+
+def test_the_curves_of_the_shipped_arms_are_of_the_models_that_are_trained():
+    settings = Settings.load(Path(answers_module.__file__).with_name("arms.yaml"))
+    for objective in set(train_module.OBJECTIVES) - {train_module.CONTROL}:
+        models = {arm.model for arm in settings.arms.values() if arm.curve == objective}
+        names = {train_module.name_of(objective, strength) for strength in train_module.STRENGTHS}
+        assert models == {f"model/post_trained/{name}" for name in names}
+        assert objective in names  # strength 1, which the keys of the table are of
 
 
 def test_answers_survive_the_cache(tmp_path):

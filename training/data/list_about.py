@@ -11,7 +11,7 @@ from serving.files import read_object, write_file
 
 ABOUT = "about.json"
 
-_FORMAT = 1
+FORMAT = 2  # 1 gave a beam the ad of its SID that was bought, so rewards knew of the outcome
 
 
 class ListStoreError(ValueError):
@@ -48,8 +48,8 @@ class About:
         path = folder / ABOUT
         try:
             content = read_object(path)
-            if content.pop("format") != _FORMAT:
-                raise ValueError(f"expected format {_FORMAT}")
+            if content.pop("format") != FORMAT:
+                raise ValueError(f"expected format {FORMAT}")
             about = cls(**{**content, "level_sizes": tuple(map(int, content["level_sizes"]))})
             if about.contexts < 0 or about.per_shard < 1 or min(about.level_sizes) < 1:
                 raise ValueError(f"expected counts and sizes that can be, got {content}")
@@ -63,7 +63,7 @@ class About:
 
     def save(self, folder: Path) -> None:
         """Write it, whole or not at all."""
-        write_file(folder / ABOUT, json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n")
+        write_file(folder / ABOUT, json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
 
     @property
     def shards(self) -> int:

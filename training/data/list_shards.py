@@ -34,7 +34,7 @@ class ContextList:
         now: its time, unix seconds.
         nth: which of the requests of that user and time, in the order of the log, counted from 0.
         candidates: with `log_p_ref`; the rewards are not kept here.
-        bought: bool [n], to which of them the request led, by the log.
+        bought: bool [n], to which of these ads the request led, by the log.
     """
 
     user_id: int

@@ -173,7 +173,7 @@ class StoredLists:
         )
 
     def bought(self, row: int) -> np.ndarray:
-        """Which candidates of a request it led to, by the log, bool [n]."""
+        """To which ads of its candidates a request led, by the log, bool [n]."""
         return self.lists.bought[self.candidates(row)]
 
     def candidates(self, row: int) -> slice:

@@ -24,7 +24,7 @@ class CandidateFlag(IntFlag):
     """Where a candidate comes from; several may be set."""
 
     OWN = 1  # found by the beam search of a model at most a few versions old
-    LOGGED = 2  # shown to the user
+    LOGGED = 2  # shown to the user, or another ad of its SID was
     SAMPLED = 4  # drawn from the catalogue
     EXPLORED = 8  # drawn by probability from what the search found beyond its best beams
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from training.data.lists import Lists
 from training.objectives.base import Part, wide
 
-ScaleName = Literal["max", "range"]
+ScaleName = Literal["max", "range", "rank"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,9 @@ class RewardScale:
     """How rewards of a list become exponents v of 2^v, of which only small ones are sane.
 
     Attributes:
-        by: max divides by the largest of the list, and what is worth less than nothing is worth 0; range
-            takes the least of the list for 0.
+        by: max divides by the largest of the list; rank is the share of the others that are worth less: v
+            falls evenly along the list, as over equal-frequency buckets; in both, what is worth less than
+            nothing is worth 0. range takes the least of the list for 0.
         top: v of the best candidate.
     """
 
@@ -37,6 +38,8 @@ class RewardScale:
             least = torch.where(there, reward, torch.inf).amin(-1, keepdim=True)
             reward = torch.where(there, reward - least, 0.0)
         reward = reward.clamp(min=0.0)
+        if self.by == "rank":
+            return self.top * _share_below(reward, there)
         largest = reward.amax(-1, keepdim=True)
         return self.top * reward / torch.where(largest > 0, largest, 1.0)
 
@@ -93,6 +96,14 @@ class ListScores:
     def drift(self) -> Part:
         """Mean log p / p_ref over the candidates with a reference: how far the model went from it."""
         return Part(self.log_ratio().detach().sum(), self.has_reference.sum().to(self.log_p.dtype))
+
+
+def _share_below(reward: Tensor, there: Tensor) -> Tensor:
+    """Which share of the other candidates of its list are worth less, float64 [B, n]; 0 in a list of one."""
+    ascending = torch.where(there, reward, torch.inf).sort(dim=-1).values
+    below = torch.searchsorted(ascending, reward).double()
+    others = (there.sum(-1, keepdim=True) - 1).clamp(min=1)
+    return torch.where(there, below / others, 0.0)
 
 
 def sid_log_p(logits: list[Tensor], tokens: Tensor) -> Tensor:

@@ -78,16 +78,17 @@ class PostTrainConfig(LoopConfig):
         beta: of rspo, uvr and dpo: of the differences of log-probabilities.
         delta: of rspo and uvr: mean log(p / p_ref) of an anchor and what is worth less, from which on it is
             judged without the reference.
-        reward_scale: of rspo and uvr: v of the exponents 2^v. max is reward / largest of the list, with 0 for
-            rewards below 0; range takes the least of the list for 0.
-        reward_top: v of the best candidate of a list.
+        reward_scale: of rspo and uvr: v of the exponents 2^v. rank is the share of the others that are worth
+            less, max is reward / largest of the list, both with 0 for rewards below 0; range takes the least
+            of the list for 0.
+        reward_top: of rspo and uvr: v of the best candidate of a list.
         sibling_weight: of rspo, uvr and dpo: each leading code that a candidate shares with the better one
             adds so much to its weight 1; 0 for none.
         epsilon: of grpo: its ratio is clipped to 1 - epsilon .. 1 + epsilon.
         kl_weight: of grpo: weight of KL(p || p_ref).
     """
 
-    steps: int = Field(200, ge=1)
+    steps: int = Field(100, ge=1)
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(3e-4, gt=0)
     warmup_steps: int = Field(20, ge=0)
@@ -100,12 +101,12 @@ class PostTrainConfig(LoopConfig):
     supervised: bool = True
     strength: float = Field(1.0, gt=0)
     balance_batches: int = Field(8, ge=1)
-    beta: float = Field(1.0, gt=0)
+    beta: float = Field(0.5, gt=0)
     delta: float = 0.5
-    reward_scale: Literal["max", "range"] = "max"
-    reward_top: float = Field(4.0, gt=0, le=8)
+    reward_scale: Literal["max", "range", "rank"] = "rank"
+    reward_top: float = Field(6.0, gt=0, le=8)
     sibling_weight: float = Field(0.0, ge=0)
-    epsilon: float = Field(0.2, gt=0, lt=1)
+    epsilon: float = Field(0.5, gt=0, lt=1)
     kl_weight: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ class RolloutConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    requests: int = Field(1600, ge=1)
+    requests: int = Field(3200, ge=1)  # post-training of 100 steps of 32 sees each once
     widths: str | None = None
     list_size: int = Field(96, ge=1)
     sampled: int = Field(32, ge=0)

@@ -101,12 +101,14 @@ def two_terms(config: PostTrainConfig, vsl: Vsl) -> TwoTerms:
     rspo = Rspo(beta=config.beta, delta=config.delta, sibling_weight=config.sibling_weight)
     if config.objective == "uvr":
         return Uvr(vsl, rspo, scale)
+    if config.objective == "rspo":
+        return Joint(vsl, rspo, scale)
     of_lists: dict[str, ListObjective] = {
-        "rspo": rspo,
         "dpo": Dpo(beta=config.beta, sibling_weight=config.sibling_weight),
         "grpo": Grpo(epsilon=config.epsilon, kl_weight=config.kl_weight),
     }
-    return Joint(vsl, of_lists[config.objective], scale)
+    # The order of rewards, and their z-scores, are those of the rewards themselves.
+    return Joint(vsl, of_lists[config.objective], RewardScale())
 
 
 def _measured(

@@ -23,8 +23,9 @@ from training.data.split import PARTS
 from training.loop.checkpoint import CheckpointError, load_checkpoint
 from training.loop.choice import add_checkpoint_arguments, chosen_checkpoint
 from training.preset.preset import Preset, add_preset_arguments
+from training.rollout.drawn_requests import DrawnRequests
 from training.rollout.inputs import inputs_of, settings_of
-from training.rollout.lists import DrawnRequests, RollOut
+from training.rollout.lists import RollOut
 from training.rollout.live import LiveAds
 from training.rollout.report import ListFigures
 from training.run import RunData

@@ -11,7 +11,6 @@ import numpy as np
 
 from serving.index.keys import pack
 from serving.index.snapshot import IndexSnapshot
-from training.data.groups import TargetGroups
 from training.data.lists import CandidateFlag
 from training.data.samples import RequestDataset
 from training.rollout.sampling import draw
@@ -22,10 +21,12 @@ class Logged:
     """What the log has of a request, ads int64.
 
     Attributes:
-        shown: all that was shown.
+        impressions: those whose impression the log has, in its order: shown whatever came of it.
+        shown: all that was shown; without impressions, a log knows only those that something came of.
         targets: what it led to.
     """
 
+    impressions: np.ndarray
     shown: np.ndarray
     targets: np.ndarray
 
@@ -38,7 +39,7 @@ class Candidates:
         sids: int32 [n, T].
         ads: int64 [n].
         flags: uint8 [n].
-        bought: bool [n].
+        bought: bool [n], whether the request led to this very ad.
         log_p: float32, of those of the search; the others have none yet.
     """
 
@@ -47,20 +48,6 @@ class Candidates:
     flags: np.ndarray
     bought: np.ndarray
     log_p: np.ndarray
-
-
-def logged(dataset: RequestDataset, groups: TargetGroups, row: int, *, every: TargetGroups) -> Logged:
-    """What the log has of a request.
-
-    Args:
-        dataset: the log.
-        groups: requests with their targets.
-        row: one of them.
-        every: the same requests and others, where all that was shown is a target.
-    """
-    at = int(np.searchsorted(every.request, groups.request[row]))
-    shown, targets = dataset.targets(every, at), dataset.targets(groups, row)
-    return Logged(shown=dataset.log.ad_ids[shown], targets=dataset.log.ad_ids[targets])
 
 
 def choose(log_p: np.ndarray, *, best: int, sampled: int, random: np.random.Generator) -> np.ndarray:
@@ -86,16 +73,17 @@ def candidates_of(
     snapshot: IndexSnapshot,
     late: np.ndarray,
 ) -> Candidates:
-    """The list of a request: what was chosen of its beams, and targets that are not among them.
+    """The list of a request: what was chosen of its beams, and targets whose SIDs are not among them.
 
-    A candidate's ad is, of the ads of its SID, one that the request led to, else one that it showed, else the
-    first that is live.
+    The ad of a beam is, of the ads of its SID, the first whose impression the request has, else the first
+    that is live. What came of the request has no say: a reward must not know it. So a purchase of another ad
+    of such a SID is told by `LOGGED` alone, which is of the SID.
 
     Args:
         sids: int32 [n, T], the chosen beams; live all.
         log_p: float32 [n].
         best: the first so many of them are the model's best, the others were drawn.
-        log: what was shown, and what was bought.
+        log: what the log has of the request.
         dataset: SIDs of all ads.
         snapshot: the index that was searched.
         late: ads of the index that were created after the request.
@@ -110,11 +98,12 @@ def candidates_of(
 
     own = pack(sids, sizes)
     target_keys, target_ads, target_sids = of_ads(log.targets)
-    shown_keys, shown_ads, _ = of_ads(log.shown)
+    shown_keys, _, _ = of_ads(log.shown)
+    known_keys, known_ads, _ = of_ads(log.impressions)
     ads = _first_ads(snapshot, sids, late=late)
-    for keys, known in ((shown_keys, shown_ads), (target_keys, target_ads)):
-        at = np.minimum(np.searchsorted(keys, own), max(len(keys) - 1, 0))
-        ads = np.where(np.isin(own, keys), known[at], ads) if len(keys) else ads
+    if len(known_keys):
+        at = np.minimum(np.searchsorted(known_keys, own), len(known_keys) - 1)
+        ads = np.where(known_keys[at] == own, known_ads[at], ads)
     flags = np.full(len(own), CandidateFlag.OWN, np.uint8)
     flags[best:] |= CandidateFlag.EXPLORED
     flags[np.isin(own, shown_keys)] |= CandidateFlag.LOGGED
@@ -123,7 +112,7 @@ def candidates_of(
         sids=np.concatenate([sids, target_sids[left]]).astype(np.int32),
         ads=np.concatenate([ads, target_ads[left]]),
         flags=np.concatenate([flags, np.full(int(left.sum()), CandidateFlag.LOGGED, np.uint8)]),
-        bought=np.concatenate([np.isin(own, target_keys), np.ones(int(left.sum()), bool)]),
+        bought=np.concatenate([np.isin(ads, log.targets), np.ones(int(left.sum()), bool)]),
         log_p=log_p,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from serving.inputs import Inputs, named
+from training.data.list_about import FORMAT
 from training.data.parts import TRAIN
 from training.data.split import PARTS
 from training.loop.checkpoint import MODEL
@@ -34,6 +35,7 @@ def inputs_of(preset: Preset, run: Path, *, part: str, checkpoint: Path, before:
     values = {
         **named("rollout", settings.model_dump(mode="json", exclude=how_it_runs)),
         "part": part,
+        "format": FORMAT,
         "training.min_history": preset.training.min_history,
         "data.target_behaviors": preset.logs.target_behaviors,
     }

@@ -6,63 +6,20 @@ Letters: B requests, n candidates, T SID levels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from serving.model.features import BEHAVIORS
-from training.data.groups import TargetGroups
 from training.data.list_shards import ContextList
 from training.data.list_store import request_keys
 from training.data.lists import CandidateList, pad
 from training.data.samples import RequestDataset
 from training.model.gr4ad import Generator
 from training.preset.rollout import RolloutConfig
-from training.rollout.candidates import Candidates, candidates_of, choose, logged
+from training.rollout.candidates import Candidates, candidates_of, choose
+from training.rollout.drawn_requests import DrawnRequests
 from training.rollout.live import LiveAds, LiveIndex
 from training.rollout.score import log_p
 from training.rollout.search import Searcher
-
-
-@dataclass(frozen=True, kw_only=True)
-class DrawnRequests:
-    """Requests that lists are made for, the oldest first.
-
-    Attributes:
-        groups: requests of a part, with their targets.
-        every: the same and others, where all that was shown is a target.
-        rows: int64, those of `groups` that were drawn.
-    """
-
-    groups: TargetGroups
-    every: TargetGroups
-    rows: np.ndarray
-
-    @classmethod
-    def draw(
-        cls,
-        dataset: RequestDataset,
-        part: str,
-        *,
-        config: RolloutConfig,
-        target_behaviors: tuple[str, ...],
-        min_history: int,
-    ) -> DrawnRequests:
-        """Draw `config.requests` of a part.
-
-        Raises:
-            ValueError: there is none.
-        """
-        groups, every = (
-            dataset.groups(
-                part, target_behaviors=behaviors, min_history=min_history, recent_weeks=config.recent_weeks
-            )
-            for behaviors in (target_behaviors, tuple(BEHAVIORS))
-        )
-        if not len(groups):
-            raise ValueError(f"expected at least one {part} request with a target, got none")
-        rows = np.sort(np.random.default_rng(config.seed).permutation(len(groups))[: config.requests])
-        return cls(groups=groups, every=every, rows=rows[np.argsort(groups.now[rows], kind="stable")])
 
 
 class RollOut:
@@ -139,7 +96,7 @@ class RollOut:
                     sids[chosen],
                     scores[chosen],
                     best=config.list_size,
-                    log=logged(self._dataset, groups, int(rows[i]), every=self._requests.every),
+                    log=self._requests.logged(self._dataset, int(rows[i])),
                     dataset=self._dataset,
                     snapshot=found.snapshot,
                     late=found.late[i],

@@ -18,8 +18,8 @@ class ListFigures:
         lists: how many.
         candidates: of a list.
         own: of them, those that the search found.
-        with_purchase: share of the lists where the search found something that the request led to.
-        found: share of all that the requests led to, that is among what the search found.
+        with_purchase: share of the lists where the search found an ad that the request led to.
+        found: share of the ads of the lists that the requests led to, that the search found.
         log_p: mean log p of a candidate that the search found.
         mass: probability of all that the search found for a request, together.
     """
