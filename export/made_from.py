@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from export.ranker import REWARD
 from serving.inputs import RECORD, Inputs, named
@@ -43,7 +44,7 @@ def made_from(
         CheckpointError: there is no fine-tuned model.
         OSError: something cannot be read.
     """
-    values = {"bundle": version, "precision": precision, "fine_tuned": fine_tuned}
+    values: dict[str, Any] = {"bundle": version, "precision": precision, "fine_tuned": fine_tuned}
     files = {
         "weights": trained / MODEL,
         "checkpoint": trained / CONTENT,
