@@ -70,7 +70,9 @@ def test_sections_that_no_command_at_hand_reads_are_checked(preset):
     """Such presets used to train, and such overrides used to pass."""
     with pytest.raises(ConfigError, match=r"p.yaml: serving: unknown key 'widthz'; known: cache, .*widths"):
         Preset.load(preset("serving: {widthz: 3}\n"))
-    with pytest.raises(ConfigError, match=r"model: unknown key 'bogus'; known: decoder, dropout.*\(an override\)$"):
+    with pytest.raises(
+        ConfigError, match=r"model: unknown key 'bogus'; known: decoder, dropout.*\(an override\)$"
+    ):
         Preset.load(preset("training: {steps: 1}\n"), ["model.bogus=1"])
 
 
