@@ -283,9 +283,9 @@ def test_through_the_command(run, tmp_path, monkeypatch, capsys):
     assert ", log p / p_ref " in said
     assert find_checkpoint(folder).name == "step-000002"
     assert command() == f"{folder}: up to date (step 2 of 2)\n"
-    with pytest.raises(SystemExit, match=r"error: .*post_training.beta 1.0 -> 0.5; raise"):
-        command(beta=0.5)
-    assert "steps 2 -> 3, post_training.beta 1.0 -> 0.5" in command(beta=0.5, steps=3)
+    with pytest.raises(SystemExit, match=r"error: .*post_training.beta 0.5 -> 0.7; raise"):
+        command(beta=0.7)
+    assert "steps 2 -> 3, post_training.beta 0.5 -> 0.7" in command(beta=0.7, steps=3)
     with pytest.raises(SystemExit, match="with rspo, got one of post-training with dpo; give"):
         command("--out", folder, objective="rspo")
     write_rewards(write_lists((run[0], copy), every=2), reward="others")
