@@ -199,6 +199,18 @@ def test_worth_is_the_reward_by_the_mean_of_all_rankers(ranked):
     assert check_ranker(model, folder, manifest_of(folder)) < 2e-5
 
 
+def test_small_chances_keep_their_digits(tmp_path):
+    """Most are: of a pool of a real request nearly nothing is bought."""
+    model = tiny_reward_model(serves="neural")
+    line = replace(model.about.calibration["neural"], offset=-9.0)
+    model.about = replace(model.about, calibration=model.about.calibration | {"neural": line})
+    request = random_request(5, ads=40)
+    [worth] = ranker_of(bundle_of(model, tmp_path / "1")).worth([request])
+    scores = model.calibrated(expected_features(model, request), None)
+    assert np.median(scores.p) < 1e-3
+    np.testing.assert_allclose(worth, scores.reward, rtol=2e-5)
+
+
 def test_a_split_at_a_float32_parts_what_the_double_parts():
     random = np.random.default_rng(0)
     for threshold in [*random.normal(size=500), 1e-35, 0.0, -1e-40, 3.0, float(np.float32(0.1)), 0.1, -0.1]:
