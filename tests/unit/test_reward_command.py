@@ -149,7 +149,7 @@ def test_what_it_was_made_from_is_what_it_is_told_by(made, call, monkeypatch):
     assert "up to date" in call()
     stats = made[1] / "data" / "stats.json"
     stats.write_text(json.dumps(json.loads(stats.read_text()) | {"attribution_window_s": 60}))
-    assert "out of date: data.attribution_window 0 -> 60" in call()
+    assert "out of date: data.attribution_window 1800 -> 60" in call()
     assert RewardModel.load(made[1] / "reward").id != model.id
     monkeypatch.setattr(features, "VERSION", features.VERSION + 1)
     assert "out of date: features of this release " in call()
