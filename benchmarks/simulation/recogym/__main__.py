@@ -1,7 +1,8 @@
 """RecoGym judges our policies: `make recogym`, `python -m benchmarks.simulation.recogym`.
 
 For each seed a world of RecoGym's: users are shown ads by a logging policy, its events become our tables, our
-own commands train on them, and each policy shows ads to the same new users. Writes OUT/table.json.
+own commands train on them, and each policy shows ads to the same new users. Writes OUT/table.json. What an
+earlier call has trained is not trained again.
 """
 
 from __future__ import annotations
@@ -140,21 +141,23 @@ def main() -> None:
         arguments.users, arguments.judged = 150, 30
     found: dict[str, list[dict[str, np.ndarray]]] = {}
     try:
-        for seed in arguments.seeds:
+        for number, seed in enumerate(arguments.seeds, start=1):
             for name, of in _judge(arguments, seed).items():
                 found.setdefault(name, []).append(of)
+            rows, path = rows_of(found), arguments.out / "table.json"  # after each seed: the rest takes long
+            settings = {key: getattr(arguments, key) for key in ("products", "users", "judged", "quick")}
+            settings |= {"seeds": arguments.seeds[:number], "baseline": BASELINE, "world": WORLD}
+            report = {"label": "simulation: RecoGym 0.1.3", **settings, "rows": rows} | stamp()
+            write_file(path, json.dumps(report, indent=1) + "\n")
     except (WorldError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-    rows, path = rows_of(found), arguments.out / "table.json"
-    settings = {key: getattr(arguments, key) for key in ("seeds", "products", "users", "judged", "quick")}
-    report = {"label": "simulation: RecoGym 0.1.3", "baseline": BASELINE, "world": WORLD, **settings}
-    write_file(path, json.dumps(report | {"rows": rows} | stamp(), indent=1) + "\n")
     print(f"of 1,000 ads shown, against {BASELINE}\n{format_table(rows)}\nreport: {path}")
 
 
 def _judge(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, np.ndarray]]:
     """Measures of all policies in the world of a seed."""
-    run, products = arguments.out / f"seed{seed}", arguments.products
+    products, kind = arguments.products, "-quick" if arguments.quick else ""
+    run = arguments.out / f"seed{seed}-{products}x{arguments.users}{kind}"  # other logs need another folder
     run.mkdir(parents=True, exist_ok=True)
     world = {**WORLD, "random_seed": seed, "num_products": products}
     bids = np.random.default_rng(seed).lognormal(0, 0.5, products)
