@@ -22,7 +22,8 @@ from training.preset.preset import add_preset_arguments
 
 ARMS: dict[str, tuple[str, ...]] = {  # settings beside the preset's
     "full": (),
-    "k0": ("model.shared_layers=0", "training.lambda_value=0"),
+    # Without a shared stage there is nothing that the loss without tokens would serve.
+    "k0": ("model.shared_layers=0", "training.lambda_value=0", "training.lambda_mtp=0"),
     "mtp": (  # four layers for the first level, one behind them: as many as the others have
         *("model.decoder=mtp", "model.shared_layers=4"),
         *("training.lambda_value=0", "training.lambda_mtp=0"),
