@@ -64,6 +64,21 @@ def test_a_ranker_is_a_graph_like_the_others(deployment):
     assert tensors == {"numbers": [-1, len(NUMBERS)], "mean_value": [-1], "profile": [2], "worth": [-1]}
 
 
+def test_every_target_of_onnx_runtime_has_it_as_a_model(deployment, tmp_path):
+    made = deployment[0]
+    models = render(
+        made.bundles, tmp_path / "r", index=made.index, config=serving_config(), target="onnxruntime"
+    )
+    assert f"lazyar_{AD_RANKER}" in models
+    assert config_of(tmp_path / "r", f"lazyar_{AD_RANKER}").backend == "onnxruntime"
+    assert (tmp_path / "r" / f"lazyar_{AD_RANKER}" / "1" / "model.onnx").is_file()
+    alone = serving_config().model_copy(update={"graph_calls": "in_process"})
+    assert f"lazyar_{AD_RANKER}" not in render(
+        made.bundles, tmp_path / "r", index=made.index, config=alone, target="cpu"
+    )
+    assert not (tmp_path / "r" / f"lazyar_{AD_RANKER}").exists()
+
+
 def test_a_request_hands_its_past_to_the_stage_where_there_is_one(deployment, pipeline):
     for repository, expected in ((deployment[0].repository, PAST), (pipeline.repository, [])):
         steps = {
