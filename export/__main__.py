@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from export.arguments import make_parser
 from export.builder import Builder, BuildError
 from export.bundle import write_bundle
 from export.calibrate import CalibrationError
@@ -19,13 +20,13 @@ from export.gate import Gate, GateError, summary
 from export.gate_requests import GateRequests, held_out_requests, random_requests
 from export.graph_config import GraphConfigError
 from export.int8 import QuantizeError
-from export.kept import TARGETS, check_precision, check_ranker, kept_bundles
+from export.kept import check_precision, check_ranker, kept_bundles
 from export.lower import Lowering
 from export.made_from import EVALUATION, made_from, newest
 from export.parity import ParityError
 from export.pbtxt import RenderError
 from export.ranker import REWARD, load_ranker
-from export.render import ENGINES, SOURCE, render
+from export.render import ENGINES, render
 from export.seeded import seeded_checkpoint
 from export.tensorrt import build_bundles
 from serving.backend.settings import ServingConfig
@@ -39,15 +40,15 @@ from training.loop.checkpoint import Checkpoint, CheckpointError, load_checkpoin
 from training.loop.retention import find_checkpoint
 from training.model.fp8 import MissingPackageError
 from training.model.gr4ad import Generator
-from training.preset.precision import PRECISIONS, Precision
-from training.preset.preset import ConfigError, Preset, add_preset_arguments
+from training.preset.precision import Precision
+from training.preset.preset import ConfigError, Preset
 from training.recipes.fine_tune_fp8 import load_fine_tuned
 from training.reward.reward_model import kinds_of
 
 
 def main() -> None:
     """Command line."""
-    parser = _parser()
+    parser = make_parser()
     arguments = parser.parse_args()
     if arguments.render_only and arguments.precision:
         parser.error("--precision is of a new export, --render-only makes none")
@@ -236,69 +237,6 @@ def _model(arguments: argparse.Namespace) -> Path:
 
 def _say(text: str) -> None:
     print(f"{text} …", file=sys.stderr, flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
-    add_preset_arguments(parser)
-    parser.add_argument("--run", required=True, type=Path, help="run folder with model/ and tokenizer/")
-    parser.add_argument(
-        "--repository", type=Path, default=SOURCE, help="model repository to fill (model_repository)"
-    )
-    parser.add_argument("--index", type=Path, help="index that will be served (default: RUN/index)")
-    parser.add_argument(
-        "--target",
-        choices=TARGETS,
-        default="cpu",
-        help="cpu: Python backend with ONNX Runtime, for the server of the wheel; "
-        "onnxruntime, tensorrt: Triton's own backends; for tensorrt, engines that are not there yet are "
-        "built, on the GPU host, inside its Triton container (an exported bundle: --render-only)",
-    )
-    parser.add_argument(
-        "--engines",
-        type=Path,
-        help="target tensorrt: folder of python -m export.tensorrt (default: RUN/engines)",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        help="of the graphs (default: precision.precision of the preset, fp32 unless it says otherwise). "
-        "int8: for CPUs; fp16, fp8: for GPUs. All below fp32 are compared with FP32 on validation requests "
-        "of RUN/data, and published only if they pass the thresholds of the preset's section `precision` "
-        "(seeded weights: compared only)",
-    )
-    parser.add_argument(
-        "--fine-tuned",
-        action="store_true",
-        help="fp8: quantize the model that `make fine-tune-fp8` left; still compared with the original in "
-        "FP32",
-    )
-    parser.add_argument(
-        "--model",
-        type=Path,
-        help="folder with checkpoints/ and their evaluation.json: of a post-trained model, "
-        "RUN/model/post_trained/OBJECTIVE (default: RUN/model)",
-    )
-    parser.add_argument(
-        "--checkpoint", default="latest", help="latest, best (by validation) or a name: step-000400 [latest]"
-    )
-    parser.add_argument(
-        "--ranker",
-        action="store_true",
-        help="put RUN/reward into the bundle as its ranking stage, also where serving.rerank is off: "
-        "requests may ask for it",
-    )
-    parser.add_argument("--fresh", action="store_true", help="make a bundle, also where the newest will do")
-    parser.add_argument("--render-only", action="store_true", help="render for the bundles that are there")
-    parser.add_argument(
-        "--seeded-weights",
-        action="store_true",
-        help="random weights in the preset's shape instead of a trained model: benchmarks, compile checks",
-    )
-    parser.add_argument(
-        "--activate", type=int, metavar="VERSION", help="serve an earlier version again; exports nothing"
-    )
-    return parser
 
 
 if __name__ == "__main__":
