@@ -27,7 +27,8 @@ from pydantic import (
 from serving.model.features import FeatureSpec
 from serving.model.value_correction import ValueCorrection
 
-FORMAT_VERSION = 2  # goes up when tensors of the graphs change their names or shapes
+FORMAT_VERSION = 3  # goes up when tensors of the graphs change their names or shapes
+_READABLE = (2, FORMAT_VERSION)  # in 2 no prefix has `copy_logprob`
 # Features that older manifests do not name, and what they were.
 _ADDED: dict[str, Any] = {"attribution_window_s": 0, "request_features": []}
 MAX_VERSION = 10**18 - 1  # 18 digits, see `serving.files.number_of`
@@ -79,7 +80,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
-    format_version: Literal[2]
+    format_version: Literal[2, 3]
     version: int = Field(alias="model_version", ge=1, le=MAX_VERSION)
     tokenizer_id: str = Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")
     level_sizes: tuple[_Count, ...] = Field(min_length=1)
@@ -113,7 +114,7 @@ class Manifest(BaseModel):
             for problem in error.errors():
                 if problem["loc"] == ("format_version",) and problem["type"] != "missing":
                     raise ManifestFormatError(
-                        f"expected format_version {FORMAT_VERSION}, got {problem['input']!r}; another "
+                        f"expected format_version {_READABLE}, got {problem['input']!r}; another "
                         "release made it: export the model again with this one"
                     ) from error
             raise ManifestError(problems(error)) from error
@@ -147,6 +148,8 @@ class Manifest(BaseModel):
         for name in self.sha256:
             if not _FILE.fullmatch(name):
                 raise ValueError(f"sha256: expected names of files inside the bundle, got {name!r}")
+        copies = self.model.get("copy_path", False)
+        _same("copy_logprob among the outputs of prefix", copies, self.has_copy_path, of="model.copy_path")
         missing = {f"{stem}.onnx" for stem in stems} - self.sha256.keys()
         if missing:
             raise ValueError(f"sha256: expected every graph, missing: {_listed(missing)}")
@@ -156,6 +159,11 @@ class Manifest(BaseModel):
     def levels(self) -> int:
         """SID levels T."""
         return len(self.level_sizes)
+
+    @property
+    def has_copy_path(self) -> bool:
+        """Whether the prefix says what the history adds, see `serving.search.copy_path`."""
+        return any(name == "copy_logprob" for name, _, _ in self.graphs["prefix"]["outputs"])
 
     @property
     def value_table(self) -> np.ndarray:

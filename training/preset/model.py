@@ -19,6 +19,8 @@ class ModelConfig(BaseModel):
             layer.
         tie_embeddings: heads of SID levels share the code embeddings of the context.
         dropout: of each residual branch; training only.
+        copy_path: SIDs of the history get a learned part of the probability for themselves
+            (`training.model.copy_path`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,6 +34,7 @@ class ModelConfig(BaseModel):
     share_context_kv: bool = True
     tie_embeddings: bool = True
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    copy_path: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
