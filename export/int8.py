@@ -27,8 +27,6 @@ FUSE = (
     "Fuse: the only way in for the token; one row a request in the prefix, a fortieth of a tail's products, "
     "and half of the error if it were quantized"
 )
-COPY = "copy path: one row a request, and what a history adds is told apart by it alone"
-_COPY_WEIGHT = re.compile(r"(^|\.)copy_path\.query$")
 _FUSE_WEIGHTS = re.compile(r"(^|\.)(fuse\.gate|mix)\.weight$")
 
 
@@ -70,7 +68,7 @@ def quantize_int8(source: Path, target: Path) -> None:
 
 
 def fp32_products(file: Path) -> dict[str, str | None]:
-    """Constant weights multiplied by in FP32, and why: HEAD, FUSE, COPY, or None for no reason."""
+    """Constant weights that a graph multiplies by in FP32, and why: HEAD, FUSE, or None for no reason."""
     return {weight: reason for _, weight, reason in _products(onnx.load(str(file)).graph)}
 
 
@@ -81,9 +79,8 @@ def _products(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, str, str
     logits = {node.input[0] for node in graph.node if node.op_type == "LogSoftmax"}
     logits |= {name for out in logits if producers[out].op_type == "Add" for name in producers[out].input}
     for node, weight, _ in products(graph):
-        other = COPY if _COPY_WEIGHT.search(weight.name) else None
-        other = FUSE if _FUSE_WEIGHTS.search(weight.name) else other
-        yield node, weight.name, HEAD if node.output[0] in logits else other
+        fuse = FUSE if _FUSE_WEIGHTS.search(weight.name) else None
+        yield node, weight.name, HEAD if node.output[0] in logits else fuse
 
 
 @contextmanager

@@ -113,9 +113,10 @@ class Manifest(BaseModel):
         except ValidationError as error:
             for problem in error.errors():
                 if problem["loc"] == ("format_version",) and problem["type"] != "missing":
+                    known = " or ".join(map(str, _READABLE))
                     raise ManifestFormatError(
-                        f"expected format_version {_READABLE}, got {problem['input']!r}; another "
-                        "release made it: export the model again with this one"
+                        f"expected format_version {known}, got {problem['input']!r}; another release made "
+                        "it: export the model again with this one"
                     ) from error
             raise ManifestError(problems(error)) from error
 

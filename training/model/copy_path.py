@@ -59,7 +59,8 @@ class CopyPath(nn.Module):
     """Weights of slots and sentinel: an attention query of the request, and what each slot is alone.
 
     The query is made of m_1, the shared stage's state of the first level, which has seen the whole context.
-    Its matrix is no `nn.Linear`: it is small, runs once a request, and stays out of what is quantized.
+    Its matrix is multiplied and summed, not a product: it runs once a request, and what tells slots apart
+    stays out of what INT8 and FP8 quantize.
     """
 
     def __init__(self, spec: FeatureSpec, *, width: int) -> None:
@@ -85,7 +86,7 @@ class CopyPath(nn.Module):
             m: [B, d], m_1 of the shared stage.
         """
         state = self.norm(m)
-        query = state @ self.query * context.shape[-1] ** -0.5  # [B, d]
+        query = (state[:, :, None] * self.query).sum(1) * context.shape[-1] ** -0.5  # [B, d]
         behavior, gap, count = slots[..., self.levels :].unbind(-1)
         scores = (context * query[:, None]).sum(-1) + self.slot
         for codes, table in ((behavior, self.behavior), (gap, self.gap), (count, self.count)):
