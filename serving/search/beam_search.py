@@ -179,7 +179,7 @@ def _prefix(search: _Search, slots: np.ndarray, profile: np.ndarray) -> _Frontie
         ancestors=[],
         parents=[],
         widths=[nodes.shape[1]],
-        copies=mixed and mixed.follow(at, kept=nodes >= 0),
+        copies=None if mixed is None else mixed.follow(at, kept=nodes >= 0),
     )
 
 
@@ -218,7 +218,7 @@ def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
         ancestors=of_parents([*beams.ancestors, beams.nodes]),
         parents=of_parents([*beams.parents, row]),
         widths=[*beams.widths, nodes.shape[1]],
-        copies=mixed and mixed.follow(at, kept=nodes >= 0),
+        copies=None if mixed is None else mixed.follow(at, kept=nodes >= 0),
     )
 
 
