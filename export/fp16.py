@@ -10,9 +10,11 @@ from pathlib import Path
 import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
+from serving.search.executor import COPY_LOGPROB
+
 # Sub and Div: with Exp, ReduceSum and Max the softmax that self-attention writes out.
 FP32_OPERATIONS = ("LayerNormalization", "Softmax", "LogSoftmax", "Exp", "ReduceSum", "Max", "Sub", "Div")
-FP32_OUTPUTS = ("logprob",)
+FP32_OUTPUTS = ("logprob", COPY_LOGPROB)
 
 
 def convert_to_fp16(source: Path, target: Path) -> None:

@@ -59,7 +59,7 @@ def _export_prefix(graph: torch.nn.Module, path: Path, *, model: Generator) -> N
         (slots, profile)[: len(inputs)],
         path,
         inputs=inputs,
-        outputs=prefix_outputs(),
+        outputs=prefix_outputs(copy_path=model.copy_path is not None),
         dynamic=({0: batch}, {0: batch})[: len(inputs)],
     )
 

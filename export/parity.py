@@ -12,6 +12,7 @@ import torch
 
 from export.graphs import example_request
 from serving.engines.ort import OrtExecutor
+from serving.search.executor import COPY_LOGPROB
 from training.model.gr4ad import Generator
 
 TOLERANCE = 1e-4
@@ -22,7 +23,7 @@ class ParityError(RuntimeError):
 
 
 def parity_error(model: Generator, bundle: Path, *, batch: int = 5, beams: int = 9, seed: int = 1) -> float:
-    """Largest absolute difference of log-probabilities over all levels and all codes.
+    """Largest absolute difference of log-probabilities over all levels and all codes, and of a copy path.
 
     The model runs unsplit, teacher-forced on random SIDs; the graphs run level by level along the same SIDs,
     with the beams of every level in another order, so that the parent gather is part of what is compared. One
@@ -35,12 +36,14 @@ def parity_error(model: Generator, bundle: Path, *, batch: int = 5, beams: int =
         [torch.randint(0, v, (batch, beams), generator=generator) for v in model.level_sizes], dim=-1
     )
     with torch.no_grad():
-        logits, _ = model.eval()(slots, profile, tokens)
-    expected = [x.log_softmax(-1).numpy() for x in logits]  # [B, n, V] a level
+        said = model.eval()(slots, profile, tokens)
+    expected = [x.log_softmax(-1).numpy() for x in said.logits]  # [B, n, V] a level
     executor = OrtExecutor(bundle, levels=model.levels)
     logprob, carry = executor.prefix(slots.numpy(), profile.numpy())
     # Level 1 sees no token: one row for all beams.
     worst = float(np.abs(expected[0] - logprob[:, None]).max())
+    if said.copies is not None:
+        worst = max(worst, float(np.abs(said.copies.logprob.numpy() - carry[COPY_LOGPROB]).max()))
     random = np.random.default_rng(seed)
     sids = tokens.numpy().astype(np.int32)
     order = np.broadcast_to(np.arange(beams), (batch, beams))  # beam i of the level follows path order[:, i]

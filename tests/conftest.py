@@ -32,6 +32,15 @@ def other_graphs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def copying_graphs(tmp_path_factory) -> Path:
+    """Graphs of `copying_model()`."""
+    from export.graphs import export_graphs
+    from tests.tiny import copying_model
+
+    return made_once(tmp_path_factory, "copying", lambda folder: export_graphs(copying_model(), folder))
+
+
+@pytest.fixture(scope="session")
 def plain_graphs(tmp_path_factory) -> Path:
     """Graphs of `plain_model()`."""
     from export.graphs import export_graphs

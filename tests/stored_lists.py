@@ -14,7 +14,7 @@ from training.data.list_store import ListWriter, RewardWriter, StoredLists, requ
 from training.data.lists import CandidateFlag, CandidateList
 from training.loop.checkpoint import load_checkpoint, weights_sha256
 from training.loop.retention import find_checkpoint
-from training.objectives.list_scores import sid_log_p
+from training.objectives.sid import sid_log_p
 
 REWARD = "prices"
 
@@ -58,8 +58,8 @@ def write_lists(
         slots, profile = dataset.context(groups, rows[i : i + 1])
         tokens = torch.tensor(sids[None].astype(np.int64))
         with torch.no_grad():
-            logits, _ = model(torch.tensor(slots), torch.tensor(profile), tokens)
-            log_p = sid_log_p(logits, tokens)[0].numpy()
+            said = model(torch.tensor(slots), torch.tensor(profile), tokens)
+            log_p = sid_log_p(said.logits, tokens, copies=said.copies)[0].numpy()
         candidates = CandidateList(
             sids=sids.astype(np.int32),
             reward=np.zeros(len(sids), np.float32),

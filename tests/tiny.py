@@ -16,7 +16,7 @@ SPEC = FeatureSpec(levels=3, short_slots=4, long_slots=4, max_history=16, profil
 VALUE_TABLE = np.array([0.5, 1.0, 2.0, 8.0], np.float32)
 
 
-def tiny_model(*, shared_layers: int = 2, layers: int = 3, seed: int = 0, **options: bool) -> Generator:
+def tiny_model(*, shared_layers: int = 2, layers: int = 3, seed: int = 0, **options: int | bool) -> Generator:
     """Generator with random weights that are large enough for beams to differ."""
     torch.manual_seed(seed)
     config = ModelConfig(
@@ -35,6 +35,19 @@ def tiny_model(*, shared_layers: int = 2, layers: int = 3, seed: int = 0, **opti
 def plain_model() -> Generator:
     """K = 0, keys and values of the context a layer each, untied heads: the other branch of every option."""
     return tiny_model(shared_layers=0, layers=2, share_context_kv=False, tie_embeddings=False)
+
+
+def copying_model(*, seed: int = 0, **options: int | bool) -> Generator:
+    """A tiny model with a copy path whose weights tell slots apart, g about a half."""
+    model = tiny_model(seed=seed, copy_path=True, **options)
+    assert model.copy_path is not None
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.copy_path.named_parameters():
+            if not name.startswith("norm."):
+                weight.copy_(0.3 * torch.randn(weight.shape, generator=random))
+        model.copy_path.sentinel_bias.fill_(1.5)
+    return model
 
 
 def tiny_catalogue(

@@ -57,6 +57,7 @@ class GraphModels:
             self._triton,
             levels=manifest.levels,
             version=manifest.version,
+            copy_path=manifest.has_copy_path,
             device_memory=self._settings.graph_memory == "device",
         )
         if not self._settings.pad_shapes:

@@ -11,6 +11,7 @@ import numpy as np
 from serving.model.manifest import AD_RANKER
 from serving.ranking.ranker import OUTPUT
 from serving.search.executor import (
+    COPY_LOGPROB,
     Carry,
     prefix_inputs,
     prefix_outputs,
@@ -31,26 +32,38 @@ class BlsExecutor:
 
     The carry holds the callee's own tensor objects, so keys and values never pass through NumPy. Triton has
     one preferred memory for all outputs of a call: host memory where graphs run on CPUs; on GPUs device
-    memory, so that keys and values stay there, and the scores are copied to the host.
+    memory, so that keys and values stay there, and what the search reads is copied to the host.
     """
 
-    def __init__(self, triton: Any, *, levels: int, version: int, device_memory: bool = False) -> None:
+    def __init__(
+        self,
+        triton: Any,
+        *,
+        levels: int,
+        version: int,
+        copy_path: bool = False,
+        device_memory: bool = False,
+    ) -> None:
         """Call version `version` of every graph, so that a batch never mixes model versions.
 
         Args:
             triton: the module `triton_python_backend_utils`, or a stand-in with the same names.
             levels: SID levels T.
             version: model version.
+            copy_path: whether the model has one.
             device_memory: keep outputs on the GPU that made them; needs CuPy to copy scores to the host.
         """
         self._triton, self._last, self._version = triton, levels + 1, version
+        self._copy_path = copy_path
         self._cupy = _cupy() if device_memory else None
 
     def prefix(self, slots: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, Carry]:
         """See `Executor.prefix`."""
         tensor = self._triton.Tensor
         inputs = [tensor(name, values) for name, values in prefix_inputs(slots, profile).items()]
-        outputs = self._call("lazyar_prefix", inputs, prefix_outputs())
+        outputs = self._call("lazyar_prefix", inputs, prefix_outputs(copy_path=self._copy_path))
+        if self._copy_path:
+            outputs[COPY_LOGPROB] = self._host(outputs[COPY_LOGPROB])
         return self._host(outputs.pop("logprob")), outputs
 
     def tail(

@@ -13,6 +13,7 @@ from serving.model.bundle import BundleError
 from serving.model.manifest import AD_RANKER, Manifest, Tensor
 from serving.ranking.ranker import OUTPUT, Ranker
 from serving.search.executor import (
+    COPY_LOGPROB,
     Carry,
     prefix_inputs,
     prefix_outputs,
@@ -109,6 +110,8 @@ class OrtExecutor:
         bundle = Path(bundle)
         self._last = levels + 1
         self._prefix = open_session(bundle / "prefix.onnx", threads=threads, fuse=fuse)
+        found = {output.name for output in self._prefix.get_outputs()}
+        self._prefix_outputs = prefix_outputs(copy_path=COPY_LOGPROB in found)
         self._tails = {
             t: open_session(bundle / f"tail_{t}.onnx", threads=threads, fuse=fuse)
             for t in range(2, levels + 2)
@@ -116,7 +119,7 @@ class OrtExecutor:
 
     def prefix(self, slots: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, Carry]:
         """See `Executor.prefix`."""
-        names = prefix_outputs()
+        names = self._prefix_outputs
         outputs = dict(zip(names, self._prefix.run(names, prefix_inputs(slots, profile)), strict=True))
         return outputs.pop("logprob"), outputs
 

@@ -28,7 +28,8 @@ from serving.model.features import FeatureSpec
 from serving.model.value_correction import ValueCorrection
 
 AD_RANKER = "ad_ranker"  # the graph of the ranking stage
-FORMAT_VERSION = 2  # goes up when tensors of the graphs change their names or shapes
+FORMAT_VERSION = 3  # goes up when tensors of the graphs change their names or shapes
+_READABLE = (2, FORMAT_VERSION)  # in 2 no prefix has `copy_logprob`
 # Features that older manifests do not name, and what they were.
 _ADDED: dict[str, Any] = {"attribution_window_s": 0, "request_features": []}
 MAX_VERSION = 10**18 - 1  # 18 digits, see `serving.files.number_of`
@@ -103,7 +104,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
-    format_version: Literal[2]
+    format_version: Literal[2, 3]
     version: int = Field(alias="model_version", ge=1, le=MAX_VERSION)
     tokenizer_id: str = Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")
     level_sizes: tuple[_Count, ...] = Field(min_length=1)
@@ -137,9 +138,10 @@ class Manifest(BaseModel):
         except ValidationError as error:
             for problem in error.errors():
                 if problem["loc"] == ("format_version",) and problem["type"] != "missing":
+                    known = " or ".join(map(str, _READABLE))
                     raise ManifestFormatError(
-                        f"expected format_version {FORMAT_VERSION}, got {problem['input']!r}; another "
-                        "release made it: export the model again with this one"
+                        f"expected format_version {known}, got {problem['input']!r}; another release made "
+                        "it: export the model again with this one"
                     ) from error
             raise ManifestError(problems(error)) from error
 
@@ -174,6 +176,8 @@ class Manifest(BaseModel):
         for name in self.sha256:
             if not _FILE.fullmatch(name):
                 raise ValueError(f"sha256: expected names of files inside the bundle, got {name!r}")
+        copies = self.model.get("copy_path", False)
+        _same("copy_logprob among the outputs of prefix", copies, self.has_copy_path, of="model.copy_path")
         missing = {f"{stem}.onnx" for stem in stems} - self.sha256.keys()
         if missing:
             raise ValueError(f"sha256: expected every graph, missing: {_listed(missing)}")
@@ -188,6 +192,11 @@ class Manifest(BaseModel):
     def ranker_kind(self) -> RankerKind | None:
         """What the ranking stage goes by; None without one."""
         return None if self.ranker is None else self.ranker.kind
+
+    @property
+    def has_copy_path(self) -> bool:
+        """Whether the prefix says what the history adds, see `serving.search.copy_path`."""
+        return any(name == "copy_logprob" for name, _, _ in self.graphs["prefix"]["outputs"])
 
     @property
     def value_table(self) -> np.ndarray:

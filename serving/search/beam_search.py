@@ -14,7 +14,8 @@ import numpy as np
 from serving.index.trie import PrefixTree
 from serving.model.value_correction import UNCORRECTED, ValueCorrection
 from serving.search.cold_start import ColdStart
-from serving.search.executor import Carry, Executor
+from serving.search.copy_path import CopyBeams
+from serving.search.executor import COPY_LOGPROB, Carry, Executor
 from serving.search.forced import ForcedMoves, every_row
 from serving.search.normalise import Normalise, over_live
 from serving.search.selection import keep
@@ -30,7 +31,8 @@ class Beams:
     Attributes:
         sids: int32 [B, n, T]; -1 where a request has fewer than n beams.
         leaves: int32 [B, n] leaf of the trie; -1 is padding.
-        scores: float32 [B, n], log p(s_1 .. s_T | X), see also `ColdStart`; -inf is padding.
+        scores: float32 [B, n], log p(s_1 .. s_T | X), with what the history adds where the model has a copy
+            path, see also `ColdStart`; -inf is padding.
         expected_value: float32 [B, n], mean eCPM under p(v | y, X); NaN beyond the value width and in
             padding.
         widths: int32 [T + 1], beams that each level and the value level really held.
@@ -145,6 +147,7 @@ class _Frontier:
         ancestors: node of each beam at every level before.
         parents: for j = 2 .. of the graphs that ran, int32: row of past_kv_j that each beam descends from.
         widths: beams that each level held.
+        copies: who speaks for them, model or history; None of a model without a copy path.
     """
 
     nodes: np.ndarray
@@ -153,17 +156,31 @@ class _Frontier:
     ancestors: list[np.ndarray]
     parents: list[np.ndarray]
     widths: list[int]
+    copies: CopyBeams | None
 
 
 def _prefix(search: _Search, slots: np.ndarray, profile: np.ndarray) -> _Frontier:
     """Level 0: the codes that a SID can begin with."""
     logprob, carry = search.executor.prefix(slots, profile)  # [B, V_1]
     codes, roots = search.trie.roots
-    candidates = np.fmax(logprob[:, codes], _FLOOR)  # [B, root children]
+    candidates, mixed = np.fmax(logprob[:, codes], _FLOOR), None  # [B, root children]
+    if COPY_LOGPROB in carry:
+        copies = CopyBeams.start(carry[COPY_LOGPROB], slots, levels=search.trie.levels)
+        allowed = np.broadcast_to(codes, (len(slots), 1, len(codes)))
+        mixed = copies.mix(0, candidates[:, None], allowed=allowed)
+        candidates = mixed.logprob[:, 0]
     if search.live[0]:
         candidates = over_live(candidates)
-    _, nodes, scores = _survivors(search, 0, candidates, nodes_at=lambda at: roots[at])
-    return _Frontier(nodes, scores, carry, ancestors=[], parents=[], widths=[nodes.shape[1]])
+    at, nodes, scores = _survivors(search, 0, candidates, nodes_at=lambda at: roots[at])
+    return _Frontier(
+        nodes,
+        scores,
+        carry,
+        ancestors=[],
+        parents=[],
+        widths=[nodes.shape[1]],
+        copies=None if mixed is None else mixed.follow(at, kept=nodes >= 0),
+    )
 
 
 def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
@@ -171,13 +188,18 @@ def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
     children = search.trie.children(t, beams.nodes)
     logprob, row, carry = _tail(search, t, beams, allowed=children.allowed)  # [B, n, C], [B, n]
     logprob = np.where(children.allowed >= 0, np.fmax(logprob, _FLOOR), -np.inf)
+    of_model, mixed = beams.scores, None  # [B, n], the model's part of a prefix
+    if beams.copies is not None:
+        of_model = of_model + beams.copies.model
+        mixed = beams.copies.mix(t, logprob, allowed=children.allowed)
+        logprob = mixed.logprob
     if search.live[t]:
         logprob = over_live(logprob)
     candidates = beams.scores[:, :, None] + logprob
     if search.cold_start and t == search.trie.levels - 1:
         candidates = search.cold_start.lift(
             candidates,
-            scores=beams.scores,
+            scores=of_model,
             prefixes=search.trie.sids(t - 1, beams.nodes, parents=beams.ancestors),
             codes=children.allowed,
             within=search.widths[t] + search.most_banned,
@@ -196,6 +218,7 @@ def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
         ancestors=of_parents([*beams.ancestors, beams.nodes]),
         parents=of_parents([*beams.parents, row]),
         widths=[*beams.widths, nodes.shape[1]],
+        copies=None if mixed is None else mixed.follow(at, kept=nodes >= 0),
     )
 
 

@@ -71,7 +71,8 @@ class ColdStart:
 
         Args:
             candidates: float32 [B, n, C], log-probabilities; -inf is no candidate.
-            scores: float32 [B, n], of the prefixes.
+            scores: float32 [B, n], of the prefixes; with a copy path the model's part of them, since what the
+                history speaks for is no new SID.
             prefixes: int32 [B, n, T - 1]; what is there for padded beams does not matter.
             codes: int32 [B, n, C], last codes; -1 is no candidate.
             within: what would not come among so many best ones is left as it is, which saves most of the

@@ -11,7 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 
 Carry = Mapping[str, Any]
-"""Named tensors that go from one call to the next untouched, in whatever form the engine keeps them."""
+"""Named tensors that go from one call to the next untouched, in whatever form the engine keeps them.
+
+Only `COPY_LOGPROB`, which a model with a copy path has, is for the search: a NumPy array, float32 [B, 1 + S]
+with S history slots, see `serving.search.copy_path`.
+"""
+
+COPY_LOGPROB = "copy_logprob"
 
 
 class Executor(Protocol):
@@ -25,7 +31,7 @@ class Executor(Protocol):
             profile: int32 [B, P], codes of the context's columns; P may be 0.
 
         Returns:
-            log p(s_1 | X), float32 [B, V_1], and the carry for the tails.
+            log p(s_1 | X) of the model alone, float32 [B, V_1], and the carry for the tails.
         """
         ...
 
@@ -56,9 +62,14 @@ def prefix_inputs(slots: np.ndarray, profile: np.ndarray) -> dict[str, np.ndarra
     return {"slots": slots, "profile": profile} if profile.shape[1] else {"slots": slots}
 
 
-def prefix_outputs() -> list[str]:
-    """Output names of the prefix graph; all but the first are the carry."""
-    return ["logprob", "m", "context_kv", "context_bias", "past_kv_1"]
+def prefix_outputs(*, copy_path: bool = False) -> list[str]:
+    """Output names of the prefix graph; all but the first are the carry.
+
+    Args:
+        copy_path: of a model with one.
+    """
+    names = ["logprob", "m", "context_kv", "context_bias", "past_kv_1"]
+    return [*names, COPY_LOGPROB] if copy_path else names
 
 
 def tail_carry_inputs(level: int) -> list[str]:

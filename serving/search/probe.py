@@ -1,7 +1,8 @@
 """One small search through the graphs of a version, to see that they compute what its manifest says.
 
 Scores are log-probabilities over a whole codebook. So those of all codes add up to 1 where the codebook of
-the graph has the size that the manifest says, and not where weights are no numbers.
+the graph has the size that the manifest says, and not where weights are no numbers. A copy path must leave
+all to the model where there is no history.
 
 Letters: T SID levels, V codes of a level, S context slots, P profile columns.
 """
@@ -12,7 +13,7 @@ import numpy as np
 
 from serving.model.bundle import BundleError
 from serving.model.manifest import Manifest
-from serving.search.executor import Executor
+from serving.search.executor import COPY_LOGPROB, Executor
 
 TOLERANCE = 1e-4  # the softmax is in FP32, whatever the precision of the weights
 
@@ -31,6 +32,8 @@ def probe(executor: Executor, manifest: Manifest) -> None:
     try:
         logprob, carry = executor.prefix(slots, profile)
         _check(logprob[0], codebooks[0], where=f"model version {version}: prefix")
+        if manifest.has_copy_path:
+            _check_copies(carry[COPY_LOGPROB], slots=spec.slots, where=f"model version {version}: prefix")
         for level in range(2, manifest.levels + 2):
             logprob, carry = executor.tail(
                 level,
@@ -54,4 +57,18 @@ def _check(logprob: np.ndarray, codes: int, *, where: str) -> None:
         raise BundleError(
             f"{where}: expected probabilities of {codes} codes that add up to 1, got a sum of {total:.3g}: "
             "the graph has another codebook, or weights that are not numbers"
+        )
+
+
+def _check_copies(logprob: np.ndarray, *, slots: int, where: str) -> None:
+    if logprob.shape[1:] != (1 + slots,):
+        raise BundleError(
+            f"{where}: copy_logprob: expected numbers of the model and {slots} slots, got the shape "
+            f"{logprob.shape}"
+        )
+    parts = np.exp(logprob[0].astype(np.float64))
+    if not (abs(parts[0] - 1.0) <= TOLERANCE and abs(parts.sum() - 1.0) <= TOLERANCE):  # true for NaN, too
+        raise BundleError(
+            f"{where}: copy_logprob: expected all for the model without a history, got {parts[0]:.3g} of "
+            f"{parts.sum():.3g}"
         )

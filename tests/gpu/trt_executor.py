@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from serving.search.executor import Carry, prefix_outputs, tail_carry_inputs, tail_outputs, tail_parent_inputs
+from serving.search.executor import (
+    COPY_LOGPROB,
+    Carry,
+    prefix_outputs,
+    tail_carry_inputs,
+    tail_outputs,
+    tail_parent_inputs,
+)
 
 
 class TrtExecutor:
@@ -33,7 +40,14 @@ class TrtExecutor:
 
     def prefix(self, slots: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, Carry]:
         """See `Executor.prefix`."""
-        outputs = self._run("prefix", {"slots": slots, "profile": profile}, prefix_outputs())
+        engine = self._engines["prefix"]
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        copy_path = COPY_LOGPROB in names
+        outputs = self._run(
+            "prefix", {"slots": slots, "profile": profile}, prefix_outputs(copy_path=copy_path)
+        )
+        if copy_path:
+            outputs[COPY_LOGPROB] = outputs[COPY_LOGPROB].get()
         return outputs.pop("logprob").get(), outputs
 
     def tail(

@@ -36,7 +36,7 @@ def exhaustive(snapshot, row, *, count=4):
     live = sorted({tuple(s) for s in snapshot.sids_of(snapshot.leaf_ad_ids)[0].tolist()})
     tokens = torch.tensor([live])
     with torch.no_grad():
-        logits, _ = tiny_model()(
+        logits, *_ = tiny_model()(
             torch.tensor(slots[row : row + 1]), torch.tensor(profile[row : row + 1]), tokens
         )
     logprob = sum(logits[t].log_softmax(-1)[0, range(len(live)), tokens[0, :, t]] for t in range(3))
@@ -65,7 +65,7 @@ def test_narrow_beams_equal_a_plain_python_search():
     everything = torch.tensor([list(product(*map(range, LEVEL_SIZES)))])
     for row in range(4):
         with torch.no_grad():
-            logits, _ = model(
+            logits, *_ = model(
                 torch.tensor(slots[row : row + 1]), torch.tensor(profile[row : row + 1]), everything
             )
         kept = {(): 0.0}

@@ -38,7 +38,7 @@ def test_expected_values_are_those_of_the_unsplit_model_for_every_target(run):
         for event in dataset.targets(groups, int(row)):
             sid = dataset.ad_sids[dataset.ad_ids == dataset.log.ad_ids[event]]
             with torch.no_grad():
-                logits, _ = model(*map(torch.tensor, (slots, profile)), torch.tensor(sid[None]))
+                logits, *_ = model(*map(torch.tensor, (slots, profile)), torch.tensor(sid[None]))
             expected.append(float(logits[-1].softmax(-1)[0, 0].double() @ torch.tensor(means).double()))
             realised.append(float(dataset.log.value[event]))
     assert len({len(dataset.targets(groups, int(row))) for row in rows}) > 1  # requests of unequal lengths

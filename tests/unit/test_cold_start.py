@@ -75,7 +75,7 @@ def prefix_scores(snapshot):
     live = live_sids(snapshot)
     with torch.no_grad():
         tokens = torch.tensor([live] * 3)
-        logits, _ = model(torch.tensor(slots), torch.tensor(profile), tokens)
+        logits, *_ = model(torch.tensor(slots), torch.tensor(profile), tokens)
     first, second = (
         logits[t].log_softmax(-1)[:, range(len(live)), tokens[0, :, t]].numpy() for t in range(2)
     )

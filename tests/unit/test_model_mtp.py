@@ -100,7 +100,7 @@ def test_equals_its_formula_step_by_step(layers, shared_layers, plain):
     model = mtp_model(layers=layers, shared_layers=shared_layers, plain=plain)
     slots, profile = map(torch.tensor, random_requests(3))
     sid = [4, 1, 6]
-    logits, without_tokens = model(slots, profile, torch.tensor([[sid, [0, 4, 2]]] * 3))
+    logits, without_tokens, _ = model(slots, profile, torch.tensor([[sid, [0, 4, 2]]] * 3))
     assert without_tokens == []
     for row in range(3):
         expected = plain_mtp(model, slots[row], profile[row], sid)
@@ -138,7 +138,7 @@ def test_step_by_step_with_kept_keys_and_values_equals_teacher_forcing(layers, s
     model = mtp_model(layers=layers, shared_layers=shared_layers, plain=plain)
     slots, profile = random_requests(3)
     tokens = random_sids()
-    logits, _ = model(torch.tensor(slots), torch.tensor(profile), torch.tensor(tokens).long())
+    logits, *_ = model(torch.tensor(slots), torch.tensor(profile), torch.tensor(tokens).long())
     for level, log_p in enumerate(score_by_steps(TorchExecutor(model), slots, profile, tokens=tokens)):
         np.testing.assert_allclose(log_p, logits[level].log_softmax(-1).numpy(), atol=1e-5)
 
@@ -185,7 +185,7 @@ def test_the_search_finds_what_enumeration_finds():
     beams = search(TorchExecutor(model), snapshot, slots=slots, profile=profile)
     live = sorted({tuple(s) for s in snapshot.sids_of(snapshot.leaf_ad_ids)[0].tolist()})
     tokens = torch.tensor([live] * 4)
-    logits, _ = model(torch.tensor(slots), torch.tensor(profile), tokens)
+    logits, *_ = model(torch.tensor(slots), torch.tensor(profile), tokens)
     log_p = sum(logits[t].log_softmax(-1).gather(2, tokens[..., t, None])[..., 0] for t in range(3)).numpy()
     value = (logits[3].softmax(-1) @ torch.tensor(VALUE_TABLE)).numpy()
     for row in range(4):
@@ -201,7 +201,7 @@ def test_a_gradient_reaches_every_weight_that_counts(plain):
     """All but queries and keys with which the main decoder's one position attends to itself."""
     model = mtp_model(plain=plain)
     slots, profile = map(torch.tensor, random_requests(6))
-    logits, _ = model(slots, profile, torch.tensor(random_sids(batch=6)).long())
+    logits, *_ = model(slots, profile, torch.tensor(random_sids(batch=6)).long())
     sum((x.log_softmax(-1)[..., 0] ** 2).sum() for x in logits).backward()
     width = model.config.width
     for name, weight in model.named_parameters():
@@ -228,6 +228,7 @@ def test_it_has_the_weights_of_lazyar_but_for_its_fuse():
     [
         ((*MTP, "model.shared_layers=0"), "expected shared_layers >= 1 with decoder mtp"),
         (("model.decoder=mtp", "training.lambda_mtp=0.1"), "training.lambda_mtp: expected 0 with"),
+        ((*MTP, "model.copy_path=true"), "expected decoder lazyar with copy_path, got mtp"),
         (("model.decoder=lazy",), "model.decoder: .*'lazyar' or 'mtp', got 'lazy'"),
     ],
 )

@@ -79,7 +79,7 @@ def value_of(model, batches):
     for batch in batches:
         batch = Device().put(batch)
         with torch.no_grad():
-            logits, _ = model(batch.slots, batch.profile, batch.lists.sids)
+            logits, *_ = model(batch.slots, batch.profile, batch.lists.sids)
         log_p = sum(
             logits[t].log_softmax(-1).gather(-1, batch.lists.sids[..., t, None])[..., 0] for t in range(3)
         )

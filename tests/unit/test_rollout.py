@@ -85,7 +85,7 @@ def plain_log_p(made, drawn, number, sids):
     for sid in sids:
         tokens = torch.tensor(np.array([[sid]], np.int64))
         with torch.no_grad():
-            logits, _ = model_of(spec)(torch.tensor(slots), torch.tensor(profile), tokens)
+            logits, *_ = model_of(spec)(torch.tensor(slots), torch.tensor(profile), tokens)
         found.append(sum(float(logits[t][0, 0].double().log_softmax(-1)[code]) for t, code in enumerate(sid)))
     return np.array(found)
 
@@ -459,7 +459,7 @@ def test_drift_and_live_mass_equal_plain_sums(own_run, monkeypatch):
         own = one.sids[(one.flags & OWN) > 0]
         tokens = torch.tensor([[*live, *map(tuple, own.tolist())]])
         with torch.no_grad():
-            logits, _ = model(torch.tensor(slots), torch.tensor(profile), tokens)
+            logits, *_ = model(torch.tensor(slots), torch.tensor(profile), tokens)
         log_p = sum(
             logits[t][0].double().log_softmax(-1)[range(tokens.shape[1]), tokens[0, :, t]] for t in range(3)
         ).numpy()

@@ -6,15 +6,32 @@ codes.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from serving.model.features import FeatureSpec
 from training.model.context import CodeEmbeddings, ContextProcessor
+from training.model.copy_path import Copies, CopyPath
 from training.model.layers import ContextKeysValues, ContextKv, DecoderLayer
 from training.preset.model import ModelConfig
+
+
+class TeacherForced(NamedTuple):
+    """What a model says of given SIDs.
+
+    Attributes:
+        logits: for each level 1 .. T + 1, [B, n, V] given the tokens before it; p_model where there is a copy
+            path.
+        mtp_logits: for each level, [B, V] of the multi-token-prediction path, which skips Fuse (h^K := m^K)
+            and so sees no token at all.
+        copies: what the history adds to the SID levels; None of a model without a copy path.
+    """
+
+    logits: list[Tensor]
+    mtp_logits: list[Tensor]
+    copies: Copies | None = None
 
 
 class Fuse(nn.Module):
@@ -70,6 +87,7 @@ class Generator(nn.Module):
         self.norm = nn.LayerNorm(width)
         sizes = (value_buckets,) if config.tie_embeddings else (*level_sizes, value_buckets)
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
+        self.copy_path = CopyPath(spec, width=width) if config.copy_path else None
 
     @property
     def levels(self) -> int:
@@ -96,11 +114,11 @@ class Generator(nn.Module):
         """Rows of past_kv, what a level hands on of each beam: keys and values of each tail layer."""
         return 2 * (self.config.layers - self.shared)
 
-    def encode(self, slots: Tensor, profile: Tensor) -> tuple[list[ContextKv], Tensor]:
-        """Context keys and values for each of the L layers, [B, S, d] each, and the bias [B, S]."""
+    def encode(self, slots: Tensor, profile: Tensor) -> tuple[Tensor, list[ContextKv], Tensor]:
+        """X [B, S, d]; its keys and values for each of the L layers, [B, S, d] each; and the bias [B, S]."""
         context, bias = self.context(slots, profile, self.codes)
         kv = [project(context) for project in self.context_kv]
-        return kv * self.config.layers if self.config.share_context_kv else kv, bias
+        return context, kv * self.config.layers if self.config.share_context_kv else kv, bias
 
     def shared_stage(self, context_kv: list[ContextKv], bias: Tensor) -> Tensor:
         """m_t^K of all levels at once, [B, 1, t, d]. No token goes in: it is computed once per request."""
@@ -108,6 +126,17 @@ class Generator(nn.Module):
         for layer, kv in zip(self.layers[: self.shared], context_kv, strict=False):
             m = layer(m, kv, bias)
         return m
+
+    def copy_logprob(self, slots: Tensor, context: Tensor, m: Tensor) -> Tensor:
+        """Mixture of model and history slots, see `Copies.logprob`; for a model with a copy path.
+
+        Args:
+            slots: int [B, S, T + 3], of the history.
+            context: X [B, 1 + P + S, d].
+            m: [B, t, d] of the shared stage.
+        """
+        assert self.copy_path is not None
+        return self.copy_path(slots, context[:, -self.spec.slots :], m[:, 0])
 
     def tail_stage(self, h: Tensor, context_kv: list[ContextKv], bias: Tensor) -> Tensor:
         """Layers K + 1 .. L over all levels at once, [B, n, t, d]."""
@@ -130,25 +159,24 @@ class Generator(nn.Module):
         bos = self.bos.expand(*tokens.shape[:2], -1)
         return torch.stack([bos, *embedded], dim=2)
 
-    def forward(self, slots: Tensor, profile: Tensor, tokens: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Teacher-forced logits.
+    def forward(self, slots: Tensor, profile: Tensor, tokens: Tensor) -> TeacherForced:
+        """What the model says of the SIDs of n targets of each request.
 
         Args:
             slots: int [B, S, T + 3].
             profile: int [B, P].
-            tokens: int [B, n, T], the SIDs of n targets of each request.
-
-        Returns:
-            For each level 1 .. T + 1: logits [B, n, V] given the tokens before it, and logits [B, V] of the
-            multi-token-prediction path, which skips Fuse (h^K := m^K) and so sees no token at all.
+            tokens: int [B, n, T].
         """
-        context_kv, bias = self.encode(slots, profile)
+        context, context_kv, bias = self.encode(slots, profile)
         m = self.shared_stage(context_kv, bias)
         fused = self.fuse(m, self.embed_tokens(tokens))
         # The path without tokens is one more sequence beside the n targets.
         h = self.tail_stage(torch.cat([fused, m], dim=1), context_kv, bias)  # [B, n + 1, t, d]
-        levels = range(1, self.levels + 2)
-        return (
+        levels, copies = range(1, self.levels + 2), None
+        if self.copy_path is not None:
+            copies = Copies(self.copy_logprob(slots, context, m[:, 0]), slots[..., : self.levels] - 1)
+        return TeacherForced(
             [self.logits(h[:, :-1, t - 1], t) for t in levels],
             [self.logits(h[:, -1, t - 1], t) for t in levels],
+            copies,
         )

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from serving.model.features import FeatureSpec
-from training.model.gr4ad import Generator
+from training.model.gr4ad import Generator, TeacherForced
 from training.model.graph_parts import head_of, rows_of, tail_context
 from training.model.layers import ContextKv
 from training.model.step import StepLayer
@@ -72,7 +72,7 @@ class MtpGenerator(Generator):
             h = layer(h, kv, bias)
         return h
 
-    def forward(self, slots: Tensor, profile: Tensor, tokens: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, slots: Tensor, profile: Tensor, tokens: Tensor) -> TeacherForced:
         """Teacher-forced logits.
 
         Args:
@@ -84,7 +84,7 @@ class MtpGenerator(Generator):
             For each level 1 .. T + 1: logits [B, n, V] given the tokens before it; and no logits without
             tokens, since there is no such path.
         """
-        context_kv, bias = self.encode(slots, profile)
+        _, context_kv, bias = self.encode(slots, profile)
         h = self.main(context_kv, bias)[:, :, 0]  # [B, 1, d]
         logits = [self.logits(h, 1).expand(-1, tokens.shape[1], -1)]
         embedded = self.embed_tokens(tokens)
@@ -94,11 +94,13 @@ class MtpGenerator(Generator):
             # The positions before come out as they did: attention is causal.
             h = self.tail_stage(torch.stack(inputs, dim=2), context_kv, bias)[:, :, -1]  # [B, n, d]
             logits.append(self.logits(h, t + 1))
-        return logits, []
+        return TeacherForced(logits, [])
 
 
 class MtpPrefixGraph(nn.Module):
     """The main decoder; the same inputs and outputs as `training.model.split.PrefixGraph`."""
+
+    has_copy_path = False
 
     def __init__(self, model: MtpGenerator) -> None:
         """Wrap a model, whose weights are shared."""
@@ -113,7 +115,7 @@ class MtpPrefixGraph(nn.Module):
             [B, S], past_kv_1 [B, 2 R + 1, 1, d]: h_1, and 0 for keys and values, which no level reads.
         """
         model = self.model
-        context_kv, bias = model.encode(slots, profile)
+        _, context_kv, bias = model.encode(slots, profile)
         h = model.main(context_kv, bias)  # [B, 1, 1, d]
         logprob = self.head(model.norm(h[:, 0, 0])).log_softmax(-1)
         past = torch.cat([torch.zeros_like(h).expand(-1, model.past_rows - 1, -1, -1), h], dim=1)

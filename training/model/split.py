@@ -39,6 +39,11 @@ class PrefixGraph(nn.Module):
         self.layers = nn.ModuleList(StepLayer(layer) for layer in model.tail_layers)
         self.head = head_of(model, 1)
 
+    @property
+    def has_copy_path(self) -> bool:
+        """Whether it has the output `copy_logprob`."""
+        return self.model.copy_path is not None
+
     def forward(self, slots: Tensor, profile: Tensor) -> tuple[Tensor, ...]:
         """See `serving.search.executor.prefix_outputs`.
 
@@ -48,10 +53,10 @@ class PrefixGraph(nn.Module):
 
         Returns:
             logprob [B, V_1], m [B, t, d], context_kv [B, G, 2, H, S, e], context_bias [B, S],
-            past_kv_1 [B, 2 R, 1, d].
+            past_kv_1 [B, 2 R, 1, d], and copy_logprob [B, 1 + history slots] of a model with a copy path.
         """
         model = self.model
-        context_kv, bias = model.encode(slots, profile)
+        context, context_kv, bias = model.encode(slots, profile)
         m = model.shared_stage(context_kv, bias)[:, 0]  # [B, t, d]
         stacked = tail_context(model, context_kv)
         h = model.fuse(m[:, 0], model.bos[:, 0])  # [B, d]
@@ -60,7 +65,8 @@ class PrefixGraph(nn.Module):
             h, key, value = layer(h, stacked[:, min(i, model.tail_kv_groups - 1)], bias, past=[])
             past += [key, value]
         logprob = self.head(model.norm(h)).log_softmax(-1)
-        return logprob, m, stacked, bias, torch.stack(past, dim=1)
+        outputs = (logprob, m, stacked, bias, torch.stack(past, dim=1))
+        return outputs if model.copy_path is None else (*outputs, model.copy_logprob(slots, context, m))
 
 
 class TailGraph(nn.Module):

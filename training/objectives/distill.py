@@ -1,7 +1,8 @@
 """Distillation: a model learns to give the probabilities of another one.
 
 L = E[ w sum_t KL(p_t || q_t) ] over levels t = 1 .. T + 1, p of the teacher and q of the model, at the
-tokens of the batch.
+tokens of the batch. With a copy path, p_t are those of the model without it, and the divergence of who speaks
+(the model, or which slot of the history) comes on top.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from training.data.batch import Batch
+from training.model.gr4ad import TeacherForced
 from training.objectives.base import Loss, Part, wide
 
 
@@ -30,10 +32,12 @@ class Distill:
     def __call__(self, model: nn.Module, batch: Batch[Tensor]) -> Loss:
         """Teacher-forced, both models alike."""
         with torch.no_grad():
-            wanted, _ = self.teacher(batch.slots, batch.profile, batch.tokens)
-        got, _ = model(batch.slots, batch.profile, batch.tokens)
-        total = (divergence(wanted, got) * batch.weight).sum()
-        return Loss(Part(total, batch.weight.sum()), {})
+            wanted = TeacherForced(*self.teacher(batch.slots, batch.profile, batch.tokens))
+        got = TeacherForced(*model(batch.slots, batch.profile, batch.tokens))
+        each = divergence(wanted.logits, got.logits)  # [B, n]
+        if wanted.copies is not None and got.copies is not None:
+            each = each + divergence([wanted.copies.logprob], [got.copies.logprob])[:, None]
+        return Loss(Part((each * batch.weight).sum(), batch.weight.sum()), {})
 
 
 def divergence(wanted: list[Tensor], got: list[Tensor]) -> Tensor:

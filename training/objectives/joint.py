@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from training.data.batch import Batch
+from training.model.gr4ad import TeacherForced
 from training.objectives.base import Loss, Part
 from training.objectives.list_scores import ListScores, RewardScale
 from training.objectives.vsl import Vsl
@@ -76,27 +77,28 @@ class Joint:
 
     def __call__(self, model: nn.Module, batch: Batch[Tensor]) -> Terms:
         """Rate both."""
-        logits, mtp_logits, scores = score(model, batch, scale=self.scale)
-        targets = self.vsl.rate(batch, logits, mtp_logits)
+        said, scores = score(model, batch, scale=self.scale)
+        targets = self.vsl.rate(batch, *said)
         return Terms(targets, self.lists(scores) if scores else no_lists(targets, self.lists.names))
 
 
 def score(
     model: nn.Module, batch: Batch[Tensor], *, scale: RewardScale
-) -> tuple[list[Tensor], list[Tensor], ListScores | None]:
+) -> tuple[TeacherForced, ListScores | None]:
     """Run a model once on the targets and candidates of a batch.
 
     Returns:
-        Logits [B, n, V] of the targets and those [B, V] without tokens, as of `Generator.forward`; and the
-        candidates scored, None where the batch has none.
+        What it says of the targets; and the candidates scored, None where the batch has none.
     """
     lists = batch.lists
     if lists is None or not lists.sids.shape[1]:
-        return *model(batch.slots, batch.profile, batch.tokens), None
+        return TeacherForced(*model(batch.slots, batch.profile, batch.tokens)), None
     count = batch.tokens.shape[1]
-    logits, mtp = model(batch.slots, batch.profile, torch.cat([batch.tokens, lists.sids], dim=1))
-    scores = ListScores.of(lists, [level[:, count:] for level in logits], scale=scale)
-    return [level[:, :count] for level in logits], mtp, scores
+    tokens = torch.cat([batch.tokens, lists.sids], dim=1)
+    said = TeacherForced(*model(batch.slots, batch.profile, tokens))
+    of_lists = [level[:, count:] for level in said.logits]
+    scores = ListScores.of(lists, of_lists, scale=scale, copies=said.copies)
+    return said._replace(logits=[level[:, :count] for level in said.logits]), scores
 
 
 def no_lists(targets: Loss, names: tuple[str, ...]) -> Loss:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from training.data.lists import Lists
-from training.objectives.base import Part, wide
+from training.model.copy_path import Copies
+from training.objectives.base import Part
+from training.objectives.sid import sid_log_p
 
 ScaleName = Literal["max", "range", "rank"]
 
@@ -63,15 +65,23 @@ class ListScores:
     reward: Tensor
 
     @classmethod
-    def of(cls, lists: Lists[Tensor], logits: list[Tensor], *, scale: RewardScale) -> ListScores:
+    def of(
+        cls,
+        lists: Lists[Tensor],
+        logits: list[Tensor],
+        *,
+        scale: RewardScale,
+        copies: Copies | None = None,
+    ) -> ListScores:
         """Score lists.
 
         Args:
             lists: candidates.
             logits: teacher-forced for the candidates, [B, n, V] of at least the T levels.
             scale: of their rewards.
+            copies: what the history adds; None of a model without a copy path.
         """
-        log_p = sid_log_p(logits, lists.sids)
+        log_p = sid_log_p(logits, lists.sids, copies=copies)
         there = (lists.flags != 0) & lists.reward.isfinite()
         reference = lists.log_p_ref
         if reference is None:
@@ -104,15 +114,6 @@ def _share_below(reward: Tensor, there: Tensor) -> Tensor:
     below = torch.searchsorted(ascending, reward).double()
     others = (there.sum(-1, keepdim=True) - 1).clamp(min=1)
     return torch.where(there, below / others, 0.0)
-
-
-def sid_log_p(logits: list[Tensor], tokens: Tensor) -> Tensor:
-    """Sum log p(s_t | s_<t, X) over the levels, [B, n]; teacher-forced logits [B, n, V], tokens [B, n, T]."""
-    levels = (
-        wide(logits[t]).log_softmax(-1).gather(-1, tokens[..., t, None]).squeeze(-1)
-        for t in range(tokens.shape[-1])
-    )
-    return torch.stack(list(levels)).sum(0)
 
 
 def ranks(values: Tensor, there: Tensor) -> Tensor:

@@ -51,13 +51,13 @@ class Uvr:
 
     def __call__(self, model: nn.Module, batch: Batch[Tensor]) -> Terms:
         """Rate both."""
-        logits, mtp_logits, scores = score(model, batch, scale=self.scale)
-        plain = self.vsl.rate(batch, logits, mtp_logits)
+        said, scores = score(model, batch, scale=self.scale)
+        plain = self.vsl.rate(batch, *said)
         if scores is None:
             return Terms(plain, no_lists(plain, (*self.rspo.names, "disagreement")))
         a = disagreement(scores)
         weight = batch.weight * vsl_weights(batch.tokens, scores, a).to(batch.weight)
-        weighted = self.vsl.rate(replace(batch, weight=weight), logits, mtp_logits)
+        weighted = self.vsl.rate(replace(batch, weight=weight), *said)
         # E[w L] and not its weighted mean: the denominator stays that of the targets.
         targets = Loss(Part(weighted.total.sum, plain.total.weight), plain.parts)
         lists = self.rspo(scores, anchor_weight=1 - a)

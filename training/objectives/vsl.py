@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from training.data.batch import Batch
-from training.objectives.base import Loss, Part, wide
+from training.model.copy_path import Copies
+from training.objectives.base import Loss, Part
 from training.objectives.mtp import mtp_loss
+from training.objectives.sid import cross_entropy, sid_log_p
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,17 @@ class Vsl:
         """Teacher-forced: the model sees s_<t of every target. See `Generator.forward` for shapes."""
         return self.rate(batch, *model(batch.slots, batch.profile, batch.tokens))
 
-    def rate(self, batch: Batch[Tensor], logits: list[Tensor], mtp_logits: list[Tensor]) -> Loss:
-        """The loss of what a model gave for the targets of a batch."""
+    def rate(
+        self,
+        batch: Batch[Tensor],
+        logits: list[Tensor],
+        mtp_logits: list[Tensor],
+        copies: Copies | None = None,
+    ) -> Loss:
+        """The loss of what a model gave for the targets of a batch, see `TeacherForced`."""
         tokens, levels = batch.tokens, batch.tokens.shape[-1]
-        sid = sum(_cross_entropy(logits[t], tokens[..., t]) for t in range(levels))  # [B, n]
-        value = _cross_entropy(logits[levels], batch.value)
+        sid = -sid_log_p(logits, tokens, copies=copies)  # [B, n]
+        value = cross_entropy(logits[levels], batch.value)
         mtp = mtp_loss(mtp_logits[:levels], tokens)
         total = sid + self.lambda_value * value + self.lambda_mtp * mtp
         weight = batch.weight.sum()
@@ -48,8 +55,3 @@ class Vsl:
         return Loss(
             Part(sums[0], weight), {n: Part(s, weight) for n, s in zip(self.names, sums[1:], strict=True)}
         )
-
-
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    flat = wide(logits).flatten(0, 1)
-    return functional.cross_entropy(flat, target.flatten(), reduction="none").view_as(target)

@@ -23,6 +23,8 @@ class ModelConfig(BaseModel):
             layer.
         tie_embeddings: heads of SID levels share the code embeddings of the context.
         dropout: of each residual branch; training only.
+        copy_path: SIDs of the history get a learned part of the probability for themselves
+            (`training.model.copy_path`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +39,7 @@ class ModelConfig(BaseModel):
     share_context_kv: bool = True
     tie_embeddings: bool = True
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    copy_path: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
@@ -52,5 +55,9 @@ class ModelConfig(BaseModel):
         if self.decoder == "mtp" and not self.shared_layers:
             raise ValueError(
                 "expected shared_layers >= 1 with decoder mtp (its ordinary decoder has that many), got 0"
+            )
+        if self.decoder == "mtp" and self.copy_path:
+            raise ValueError(
+                "expected decoder lazyar with copy_path, got mtp, which is a baseline without it"
             )
         return self

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import nn
 
-from serving.search.executor import Carry, prefix_outputs
+from serving.search.executor import COPY_LOGPROB, Carry, prefix_outputs
 from training.model.gr4ad import Generator
-from training.model.split import split
+from training.model.split import PrefixGraph, split
 
 
 class TorchExecutor:
@@ -22,8 +24,11 @@ class TorchExecutor:
     @torch.no_grad()
     def prefix(self, slots: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, Carry]:
         """See `Executor.prefix`."""
-        found = self._graphs["prefix"](self._tensor(slots), self._tensor(profile))
-        outputs = dict(zip(prefix_outputs(), found, strict=True))
+        graph = cast(PrefixGraph, self._graphs["prefix"])
+        found = graph(self._tensor(slots), self._tensor(profile))
+        outputs = dict(zip(prefix_outputs(copy_path=graph.has_copy_path), found, strict=True))
+        if graph.has_copy_path:
+            outputs[COPY_LOGPROB] = outputs[COPY_LOGPROB].cpu().numpy()
         return outputs.pop("logprob").cpu().numpy(), outputs
 
     @torch.no_grad()

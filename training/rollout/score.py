@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from training.model.gr4ad import Generator
-from training.objectives.list_scores import sid_log_p
+from training.objectives.sid import sid_log_p
 
 
 @torch.no_grad()
@@ -24,5 +24,5 @@ def log_p(model: Generator, slots: np.ndarray, profile: np.ndarray, *, sids: np.
     """
     device = next(model.parameters()).device
     tokens = torch.from_numpy(sids.astype(np.int64)).to(device)
-    logits, _ = model(torch.from_numpy(slots).to(device), torch.from_numpy(profile).to(device), tokens)
-    return sid_log_p(logits, tokens).cpu().numpy()
+    said = model(torch.from_numpy(slots).to(device), torch.from_numpy(profile).to(device), tokens)
+    return sid_log_p(said.logits, tokens, copies=said.copies).cpu().numpy()

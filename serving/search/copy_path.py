@@ -1,0 +1,119 @@
+"""The copy path in a search: history slots that speak beside the model, exact at every level.
+
+A model with a copy path gives each request a mixture, log(1 - g) for itself and log(g w_s) for each slot of
+the history (`training.model.copy_path`), of which a SID has
+
+    p(y | X) = (1 - g) p_model(y | X) + g sum_s w_s [sid_s = y]
+
+Going down a level is Bayes' rule: the mixture given a prefix is the one before, each part times the
+probability that it gave the last code, divided by their sum, which is the probability of that code given the
+codes before it. A slot gives 1 to the next code of its SID and 0 to others, so it stands with one beam at
+most, and what does not stand with a beam has nothing left to say of it. A SID of the history that is not live
+is lost at the level where its path leaves the trie.
+
+Letters: B requests, n beams, C children of the beam that has most, S history slots, T SID levels, t a level,
+counted from 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+NOWHERE = -1  # of a slot that stands with no beam
+
+
+@dataclass(frozen=True)
+class CopyBeams:
+    """The mixture of every beam, given its codes.
+
+    Attributes:
+        codes: int32 [B, S, T], SIDs of the slots.
+        model: float32 [B, n], log of the model's part.
+        slots: float32 [B, S], log of each slot's part of the mixture of the beam it stands with.
+        beam: int [B, S], that beam, or `NOWHERE`.
+    """
+
+    codes: np.ndarray
+    model: np.ndarray
+    slots: np.ndarray
+    beam: np.ndarray
+
+    @classmethod
+    def start(cls, copy_logprob: np.ndarray, slots: np.ndarray, *, levels: int) -> CopyBeams:
+        """Before the first level: one beam a request, without a code.
+
+        Args:
+            copy_logprob: float32 [B or more, 1 + S], of model and slots; rows past B are padding.
+            slots: int32 [B, S, T + 3].
+            levels: T.
+        """
+        own = copy_logprob[: len(slots)]
+        filled = slots[..., levels] != 0  # behavior
+        return cls(
+            codes=slots[..., :levels] - np.int32(1),
+            model=own[:, :1],
+            slots=own[:, 1:],
+            beam=np.where(filled, 0, NOWHERE),
+        )
+
+    def mix(self, t: int, logprob: np.ndarray, *, allowed: np.ndarray) -> MixedLevel:
+        """What children get from the mixture.
+
+        Args:
+            t: level.
+            logprob: float32 [B, n, C], of the model given a beam's codes; -inf is no child.
+            allowed: int32 [B, n, C], their codes; -1 is no child.
+        """
+        of_model = self.model[:, :, None] + logprob
+        row, slot = np.nonzero(self.beam != NOWHERE)
+        at = self.beam[row, slot]
+        same = allowed[row, at] == self.codes[row, slot, t][:, None]  # [slots that stand somewhere, C]
+        column = same.argmax(axis=1)
+        there = same[np.arange(len(column)), column]
+        row, slot, at, column = row[there], slot[there], at[there], column[there]
+        mixed = of_model.copy()
+        np.logaddexp.at(mixed, (row, at, column), self.slots[row, slot])
+        child = np.full(self.beam.shape, NOWHERE)
+        child[row, slot] = at * logprob.shape[2] + column
+        return MixedLevel(before=self, of_model=of_model, logprob=mixed, child=child)
+
+
+@dataclass(frozen=True)
+class MixedLevel:
+    """A level's children under the mixture.
+
+    Attributes:
+        before: mixture of their beams.
+        of_model: float32 [B, n, C], log of what the model adds to each child.
+        logprob: float32 [B, n, C], log-probability of each child given its beam's codes: model and slots.
+        child: int [B, S], the child (beam * C + column) that each slot goes on to, or `NOWHERE`.
+    """
+
+    before: CopyBeams
+    of_model: np.ndarray
+    logprob: np.ndarray
+    child: np.ndarray
+
+    def follow(self, at: np.ndarray, *, kept: np.ndarray) -> CopyBeams:
+        """The mixture of the beams that a level kept.
+
+        Args:
+            at: int [B, n'], children (beam * C + column); that of padding does not matter.
+            kept: bool [B, n'], False for padding.
+        """
+        batch = len(at)
+        mixed = self.logprob.reshape(batch, -1)  # [B, n * C]
+        beam_of = np.full(mixed.shape, NOWHERE)
+        row, beam = np.nonzero(kept)
+        beam_of[row, at[row, beam]] = beam
+        goes_on = self.child != NOWHERE
+        child = np.where(goes_on, self.child, 0)
+        of_kept = np.take_along_axis(mixed, at, 1)
+        return CopyBeams(
+            codes=self.before.codes,
+            model=np.take_along_axis(self.of_model.reshape(batch, -1), at, 1) - of_kept,
+            slots=self.before.slots - np.take_along_axis(mixed, child, 1),
+            beam=np.where(goes_on, np.take_along_axis(beam_of, child, 1), NOWHERE),
+        )

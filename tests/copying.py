@@ -1,0 +1,73 @@
+"""Requests whose histories repeat, and what a model with a copy path says of every SID, by plain loops."""
+
+from itertools import product
+
+import numpy as np
+import torch
+
+from serving.search.beam_search import Beams, beam_search
+from serving.search.widths import WidthPlan
+from tests.tiny import LEVEL_SIZES, VALUE_TABLE, copying_model, random_requests, tiny_catalogue
+from training.rollout.executor import TorchExecutor
+
+EVERY = list(product(*map(range, LEVEL_SIZES)))
+WIDE = WidthPlan((6, 30, 210), 210)
+NORMALISE = [
+    ("codebook", "codebook", "codebook"),
+    ("codebook", "codebook", "live"),
+    ("codebook", "live", "live"),
+    ("live", "live", "live"),
+    ("live", "codebook", "live"),
+    ("live", "live", "codebook"),
+]
+
+
+def requests(count: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Random requests whose histories are half from the catalogue: such SIDs can be answers."""
+    slots, profile = random_requests(count)
+    _, sids, _ = tiny_catalogue()
+    random = np.random.default_rng(1)
+    from_catalogue = (random.random(slots.shape[:2]) < 0.5) & (slots[..., 3] > 0)
+    slots[from_catalogue, :3] = random.choice(sids, int(from_catalogue.sum())) + 1
+    return slots, profile
+
+
+def search(snapshot, *, executor=None, plan=WIDE, num=1, count=4, **options) -> Beams:
+    slots, profile = requests(count)
+    return beam_search(
+        executor or TorchExecutor(copying_model()),
+        snapshot.trie,
+        slots,
+        profile,
+        plan=plan,
+        num_results=np.full(count, num),
+        value_table=VALUE_TABLE,
+        **options,
+    )
+
+
+def mixture_by_loops(row: int, *, count: int = 4) -> dict[tuple, float]:
+    """p of every prefix of one request in float64: a dict, from the unsplit model and plain loops."""
+    slots, profile = requests(count)
+    model = copying_model()
+    with torch.no_grad():
+        said = model(*map(torch.tensor, (slots[[row]], profile[[row]])), torch.tensor([EVERY]))
+    levels = [x.double().softmax(-1)[0] for x in said.logits]
+    parts = said.copies.logprob[0].double().exp().tolist()
+    found: dict[tuple, float] = {(): 1.0}
+    for i, sid in enumerate(EVERY):
+        p = parts[0]
+        for t in range(3):
+            p *= float(levels[t][i, sid[t]])
+            prefix = sid[: t + 1]
+            of_history = sum(
+                parts[1 + s]
+                for s, slot in enumerate(slots[row].tolist())
+                if slot[3] and tuple(c - 1 for c in slot[: t + 1]) == prefix
+            )
+            found[prefix] = p + of_history
+    return found
+
+
+def live_sids(snapshot):
+    return sorted({tuple(s) for s in snapshot.sids_of(snapshot.leaf_ad_ids)[0].tolist()})

@@ -1,0 +1,161 @@
+"""Search with a copy path: against every SID there is, a plain recursion, and its contracts."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from serving.index.keys import pack
+from serving.index.snapshot import IndexSnapshot
+from serving.search.beam_search import beam_search
+from serving.search.cold_start import ColdStart
+from serving.search.widths import WidthPlan
+from tests.copying import EVERY, NORMALISE, live_sids, mixture_by_loops, requests, search
+from tests.tiny import LEVEL_SIZES, VALUE_TABLE, copying_model, random_requests, tiny_model, tiny_snapshot
+from training.objectives.sid import level_log_p
+from training.rollout.executor import TorchExecutor
+
+
+def plain_search(p, live, widths, *, normalise):
+    """Beams of one request, best first, by dicts over the prefixes' probabilities."""
+    beams = [((), 0.0)]
+    for t, width in enumerate(widths):
+        grown = []
+        for prefix, score in beams:
+            children = sorted({s[: t + 1] for s in live if s[:t] == prefix})
+            total = sum(p[c] for c in children) if normalise[t] == "live" else p[prefix]
+            grown += [(c, score + math.log(p[c] / total)) for c in children]
+        beams = sorted(grown, key=lambda beam: -beam[1])[:width]
+    return beams
+
+
+def assert_beams(beams, row, expected, *, atol=2e-5):
+    found = beams.leaves[row] >= 0
+    assert [tuple(s) for s in beams.sids[row][found].tolist()] == [sid for sid, _ in expected]
+    np.testing.assert_allclose(beams.scores[row][found], [x for _, x in expected], atol=atol)
+
+
+@pytest.mark.parametrize("normalise", NORMALISE)
+@pytest.mark.parametrize("widths", [(6, 30, 210), (3, 5, 8)])
+def test_search_equals_a_plain_recursion(normalise, widths):
+    snapshot = tiny_snapshot()
+    beams = search(snapshot, plan=WidthPlan(widths, 8), normalise=normalise)
+    for row in range(4):
+        expected = plain_search(mixture_by_loops(row), live_sids(snapshot), widths, normalise=normalise)
+        assert_beams(beams, row, expected)
+
+
+def test_full_width_gives_every_live_sid_its_probability():
+    snapshot = tiny_snapshot()
+    beams = search(snapshot)
+    for row in range(4):
+        p = mixture_by_loops(row)
+        expected = sorted(((sid, math.log(p[sid])) for sid in live_sids(snapshot)), key=lambda x: -x[1])
+        assert_beams(beams, row, expected)
+
+
+def test_rows_of_a_batch_do_not_influence_each_other():
+    snapshot, (slots, profile) = tiny_snapshot(), requests()
+    options = {"plan": WidthPlan((3, 6, 12), 4), "value_table": VALUE_TABLE}
+    executor = TorchExecutor(copying_model())
+    together = beam_search(executor, snapshot.trie, slots, profile, num_results=np.full(4, 3), **options)
+    for row in range(4):
+        one = slice(row, row + 1)
+        alone = beam_search(
+            executor, snapshot.trie, slots[one], profile[one], num_results=np.array([3]), **options
+        )
+        count = int((together.leaves[row] >= 0).sum())
+        np.testing.assert_array_equal(alone.sids[0], together.sids[row][:count])
+        np.testing.assert_allclose(alone.scores[0], together.scores[row][:count], atol=1e-5)
+
+
+def test_a_user_without_a_history_is_answered_as_by_the_model_alone():
+    """Bit for bit, whoever shares the batch."""
+    model = copying_model()
+    plain = tiny_model()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("copy_path.")})
+    for normalise in NORMALISE:
+        options = {"plan": WidthPlan((3, 6, 12), 4), "normalise": normalise}
+        mixed = search(tiny_snapshot(), executor=TorchExecutor(model), **options)
+        alone = search(tiny_snapshot(), executor=TorchExecutor(plain), **options)
+        for name in ("sids", "scores", "expected_value"):
+            np.testing.assert_array_equal(getattr(mixed, name)[0], getattr(alone, name)[0])
+        assert not np.array_equal(mixed.scores[1:], alone.scores[1:])
+
+
+class Sure(TorchExecutor):
+    """A model that finds every code but 0 next to impossible, and a history that gets half of all."""
+
+    def prefix(self, slots, profile):
+        logprob, carry = super().prefix(slots, profile)
+        filled = slots[..., 3] > 0
+        weights = np.where(filled, 0.5 / np.maximum(filled.sum(1, keepdims=True), 1), 1e-30)
+        copies = np.log(np.concatenate([np.full((len(slots), 1), 0.5), weights], axis=1))
+        return self.sure(logprob), {**carry, "copy_logprob": copies.astype(np.float32)}
+
+    def tail(self, level, carry, *, parents, token, allowed):
+        logprob, carry = super().tail(level, carry, parents=parents, token=token, allowed=allowed)
+        return (np.where(allowed == 0, 0.0, -60.0) if level < 4 else logprob).astype(np.float32), carry
+
+    @staticmethod
+    def sure(logprob):
+        return np.where(np.arange(logprob.shape[-1]) == 0, 0.0, -60.0).astype(np.float32) + 0 * logprob
+
+
+def grid(sids):
+    """An index in which each of these SIDs is one ad's."""
+    return IndexSnapshot.build(
+        np.arange(len(sids)), np.array(sids), active=np.ones(len(sids), bool), level_sizes=LEVEL_SIZES
+    )
+
+
+def test_a_sid_of_the_history_survives_by_its_mass_alone():
+    slots, profile = random_requests(2)
+    slots[:] = 0
+    slots[:, 0] = [5, 4, 3, 1, 1, 1]  # SID (4, 3, 2)
+    slots[1, 1] = [6, 5, 7, 1, 1, 1]  # (5, 4, 6), which is no ad
+    live = [s for s in EVERY if s != (5, 4, 6)]
+    snapshot, options = grid(live), {"plan": WidthPlan((2, 2, 2), 1), "value_table": VALUE_TABLE}
+    beams = beam_search(
+        Sure(copying_model()), snapshot.trie, slots, profile, num_results=np.full(2, 1), **options
+    )
+    assert beams.sids[0].tolist() == [[0, 0, 0], [4, 3, 2]]
+    np.testing.assert_allclose(np.exp(beams.scores[0]), [0.5, 0.5], rtol=1e-5)
+    by_sid = {tuple(s): math.exp(x) for s, x in zip(beams.sids[1].tolist(), beams.scores[1], strict=True)}
+    assert by_sid[(0, 0, 0)] == pytest.approx(0.5, rel=1e-5)
+    assert (5, 4, 6) not in by_sid
+
+
+def test_bans_hold_and_the_answer_is_as_long():
+    snapshot = tiny_snapshot()
+    free = search(snapshot, num=10)
+    banned = [np.sort(free.leaves[row][:k]) for row, k in enumerate((0, 3, 10, snapshot.trie.leaves))]
+    beams = search(snapshot, plan=WidthPlan((1, 2, 10), 1), num=10, banned=banned)
+    for row, ban in enumerate(banned):
+        leaves = beams.leaves[row][beams.leaves[row] >= 0]
+        assert not np.isin(leaves, ban).any()
+        assert len(leaves) >= min(10, snapshot.trie.leaves - len(ban))
+
+
+@pytest.mark.parametrize("share", [0.5, 5.0])
+def test_unseen_sids_get_a_part_of_what_the_model_gives_the_prefix(share):
+    snapshot, (slots, profile) = tiny_snapshot(), requests()
+    live = live_sids(snapshot)
+    seen = live[::2]
+    keys = np.sort(pack(np.array(seen, np.int32), LEVEL_SIZES))
+    beams = search(snapshot, num=300, cold_start=ColdStart(keys, LEVEL_SIZES, share))
+    with torch.no_grad():
+        said = copying_model()(*map(torch.tensor, (slots, profile)), torch.tensor([live] * 4))
+        levels = level_log_p(said.logits, torch.tensor([live] * 4))
+    of_model = (said.copies.logprob[:, :1] + levels[0] + levels[1]).numpy()  # [B, live]
+    for row in range(4):
+        p, lifted = mixture_by_loops(row), 0
+        found = {tuple(s): x for s, x in zip(beams.sids[row].tolist(), beams.scores[row], strict=True)}
+        for i, sid in enumerate(live):
+            siblings = sum(s[:2] == sid[:2] for s in live)
+            part = of_model[row, i] + math.log(min(share / siblings, 1))
+            expected = math.log(p[sid]) if sid in seen else max(math.log(p[sid]), part)
+            lifted += expected > math.log(p[sid]) + 1e-4
+            assert found[sid] == pytest.approx(expected, abs=2e-5)
+        assert lifted > 3
