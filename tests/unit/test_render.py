@@ -173,6 +173,7 @@ def test_one_parameter_carries_the_settings(bundles, tmp_path):
             "index": str((bundles.parent / "index").resolve()),
             "features": json.loads(json.dumps(SPEC.to_json())),
             "graph_memory": "host",
+            "ranker": None,
             "pad_shapes": False,
         }
 
