@@ -137,6 +137,7 @@ class Worker:
                 self._turn()
             self._run_calls()
         except BaseException as error:
+            self._intake.close()  # before anybody can see that it has ended
             self.crash = error
             log.exception("the writer thread ends")
         finally:

@@ -7,6 +7,7 @@ import time
 import lmdb
 import pytest
 
+from indexer.sidecar import worker as worker_module
 from indexer.sidecar.config import WorkerConfig
 from indexer.sidecar.metrics import Metrics
 from indexer.sidecar.outage import Outage
@@ -307,11 +308,21 @@ def test_a_stuck_writer_and_a_dead_one_are_problems(make, store, monkeypatch):
     assert "has been at one batch" in worker.problems()[0]
     store.gate.set()
     wait_until(lambda: not worker.problems())
+    refused = []
+
+    def say(*_):
+        """What it logs on its way out: nothing is taken any more by then."""
+        with pytest.raises(UnavailableError):
+            worker.submit(http(2))
+        refused.append(True)
+
+    monkeypatch.setattr(worker_module.log, "exception", say)
     monkeypatch.setattr(worker, "_run_calls", lambda: 1 // 0)
     wait_until(lambda: worker.problems())
     assert "ended" in worker.problems()[0]
     with pytest.raises(UnavailableError):
         worker.submit(http(2))
+    wait_until(lambda: refused)
 
 
 def test_metrics_count_batches_and_events(make):
