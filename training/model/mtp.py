@@ -28,9 +28,8 @@ from torch.nn.functional import embedding
 
 from serving.model.features import FeatureSpec
 from training.model.gr4ad import Generator, TeacherForced
-from training.model.graph_parts import head_of, rows_of, tail_context
+from training.model.graph_parts import TailLayers, head_of, past_of, tail_context
 from training.model.layers import ContextKv
-from training.model.step import StepLayer
 from training.preset.model import ModelConfig
 
 
@@ -123,15 +122,12 @@ class MtpPrefixGraph(nn.Module):
         return logprob, m, tail_context(model, context_kv), bias, past
 
 
-class MtpTailGraph(nn.Module):
+class MtpTailGraph(TailLayers):
     """The extra decoder at one level; the same inputs and outputs as `training.model.split.TailGraph`."""
 
     def __init__(self, model: MtpGenerator, level: int) -> None:
         """Wrap a model for `level` = 2 .. T + 1 (T + 1 is the value level)."""
-        super().__init__()
-        self.level, self.kv_groups = level, model.tail_kv_groups
-        self.norm, self.head = model.norm, head_of(model, level)
-        self.layers = nn.ModuleList(StepLayer(layer) for layer in model.tail_layers)
+        super().__init__(model, level)
         fuse, width = cast(MtpFuse, model.fuse), model.config.width
         self.norm_state = fuse.norm_state
         with torch.no_grad():  # what the token adds, one row a code
@@ -152,18 +148,10 @@ class MtpTailGraph(nn.Module):
         allowed: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Score the children of n beams; past_kv of each level is [B, 2 R + 1, n, d]."""
-        batch, n = token.shape
         width = m.shape[-1]
-        past = [past_kv[0], *(rows_of(kv, p) for kv, p in zip(past_kv[1:], parents, strict=True))]
+        past = past_of(past_kv, parents)
         state = self.mix(self.norm_state(past[-1][:, -1]))  # [B, n, d], at level 2 [B, 1, d]
         h = (state + embedding(token, self.token) + m[:, self.level - 1 : self.level]).reshape(-1, width)
-        parts = [kv.unbind(1) for kv in past[1:]]  # [B, n, d] each
-        new = []
-        for i, layer in enumerate(self.layers):
-            group = context_kv[:, min(i, self.kv_groups - 1)]  # [B, 2, H, S, e]
-            earlier = [(p[2 * i], p[2 * i + 1]) for p in parts]
-            h, key, value = layer(h, group, context_bias, past=earlier)
-            new += [key, value]
-        new.append(h.reshape(batch, n, width))
-        logprob = self.head(self.norm(h)).log_softmax(-1).reshape(batch, n, -1)  # [B, n, V]
-        return logprob.gather(2, allowed.clamp(min=0).long()), torch.stack(new, dim=1)
+        # The first level leaves no keys and values.
+        h, logprob, new = self.score(h, context_kv, context_bias, past=past[1:], allowed=allowed)
+        return logprob, torch.stack([*new, h.reshape(*token.shape, width)], dim=1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from training.model.gr4ad import Generator
-from training.model.graph_parts import head_of, rows_of, tail_context
+from training.model.graph_parts import TailLayers, head_of, past_of, tail_context
 from training.model.mtp import MtpGenerator, MtpPrefixGraph, MtpTailGraph
 from training.model.step import StepLayer
 
@@ -69,15 +69,12 @@ class PrefixGraph(nn.Module):
         return outputs if model.copy_path is None else (*outputs, model.copy_logprob(slots, context, m))
 
 
-class TailGraph(nn.Module):
+class TailGraph(TailLayers):
     """Layers K + 1 .. L at one level: children in, survivors out."""
 
     def __init__(self, model: Generator, level: int) -> None:
         """Wrap a model for `level` = 2 .. T + 1 (T + 1 is the value level)."""
-        super().__init__()
-        self.level, self.kv_groups = level, model.tail_kv_groups
-        self.norm, self.head = model.norm, head_of(model, level)
-        self.layers = nn.ModuleList(StepLayer(layer) for layer in model.tail_layers)
+        super().__init__(model, level)
         # Half of Fuse sees nothing but the token: one row a code, worked out now, instead of two matrix
         # products a beam.
         fuse, width = model.fuse, model.config.width
@@ -115,16 +112,8 @@ class TailGraph(nn.Module):
             logprob [B, n, C] and past_kv of this level [B, 2 R, n, d].
         """
         width = m.shape[-1]
-        batch, n = token.shape
         gated = m[:, self.level - 1 : self.level] * embedding(token, self.gate)  # [B, n, d]
         h = self.mix(gated.reshape(-1, width)) + embedding(token, self.token).reshape(-1, width)  # [B n, d]
-        past = [past_kv[0], *(rows_of(kv, p) for kv, p in zip(past_kv[1:], parents, strict=True))]
-        parts = [kv.unbind(1) for kv in past]  # [B, n, d] each
-        new = []
-        for i, layer in enumerate(self.layers):
-            group = context_kv[:, min(i, self.kv_groups - 1)]  # [B, 2, H, S, e]
-            earlier = [(p[2 * i], p[2 * i + 1]) for p in parts]
-            h, key, value = layer(h, group, context_bias, past=earlier)
-            new += [key, value]
-        logprob = self.head(self.norm(h)).log_softmax(-1).reshape(batch, n, -1)  # [B, n, V]
-        return logprob.gather(2, allowed.clamp(min=0).long()), torch.stack(new, dim=1)
+        past = past_of(past_kv, parents)
+        _, logprob, new = self.score(h, context_kv, context_bias, past=past, allowed=allowed)
+        return logprob, torch.stack(new, dim=1)
