@@ -186,17 +186,10 @@ def main() -> None:
     quality = commands.add_parser("quality", help="value and recall of the test requests")
     calibrating = commands.add_parser("calibration", help="expected value against realised value")
     for command in (quality, calibrating):
-        command.add_argument(
-            "--runs", nargs="+", type=Path, default=[Path("build/demo")], help="[build/demo]"
-        )
-        command.add_argument("--requests", type=int, default=1500, help="test requests [1500]")
-        command.add_argument("--widths", help="width plan (default: the preset's)")
-        command.add_argument("--threads", type=int, default=1)
-    timed = commands.add_parser("latency", help="lone requests through Triton")
-    timed.add_argument("--run", type=Path, default=Path("build/demo"), help="[build/demo]")
-    timed.add_argument("--requests", type=int, default=500, help="of each way [500]")
-    timed.add_argument("--num-ads", type=int, default=10)
-    for command in (quality, calibrating, timed):
+        quality_arguments(command)
+    timing = commands.add_parser("latency", help="lone requests through Triton")
+    latency_arguments(timing)
+    for command in (quality, calibrating, timing):
         command.add_argument("--out", type=Path, help="report [build/bench/rank_by_COMMAND.json]")
     arguments = parser.parse_args()
     if arguments.command == "quality":
@@ -206,12 +199,31 @@ def main() -> None:
     else:
         serving = Preset.load(arguments.config, arguments.overrides).serving
         table = latency(arguments.run, serving, requests=arguments.requests, num_ads=arguments.num_ads)
-    path = arguments.out or Path(f"build/bench/rank_by_{arguments.command}.json")
+    report(arguments, "rank_by", table)
+
+
+def quality_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of a command over the test requests of trained runs."""
+    parser.add_argument("--runs", nargs="+", type=Path, default=[Path("build/demo")], help="[build/demo]")
+    parser.add_argument("--requests", type=int, default=1500, help="test requests [1500]")
+    parser.add_argument("--widths", help="width plan (default: the preset's)")
+    parser.add_argument("--threads", type=int, default=1)
+
+
+def latency_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of a command that calls `timed`."""
+    parser.add_argument("--run", type=Path, default=Path("build/demo"), help="[build/demo]")
+    parser.add_argument("--requests", type=int, default=500, help="of each way [500]")
+    parser.add_argument("--num-ads", type=int, default=10)
+
+
+def report(arguments: argparse.Namespace, name: str, figures: dict[str, Any]) -> None:
+    """Write and print what a command found."""
+    path = arguments.out or Path(f"build/bench/{name}_{arguments.command}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        json.dumps({**stamp(), "requests": arguments.requests, "figures": table}, indent=2) + "\n"
-    )
-    print(json.dumps(table, indent=2))
+    content = {**stamp(), "requests": arguments.requests, "figures": figures}
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
     print(f"report: {path}")
 
 

@@ -10,15 +10,13 @@ over the rankers of all folds; `fold` the rankers that did not see the user, as 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.rank_by import ratio_interval, timed
-from benchmarks.report import stamp
+from benchmarks.rank_by import latency_arguments, quality_arguments, ratio_interval, report, timed
 from benchmarks.trained_demo import TrainedDemo
 from serving.backend.resolve import find_ads
 from serving.ranking.ranker import best_first
@@ -91,14 +89,9 @@ def main() -> None:
     add_preset_arguments(parser, default="configs/demo.yaml")
     commands = parser.add_subparsers(dest="command", required=True)
     quality = commands.add_parser("quality", help="value and recall of the test requests")
-    quality.add_argument("--runs", nargs="+", type=Path, default=[Path("build/demo")], help="[build/demo]")
-    quality.add_argument("--requests", type=int, default=1500, help="test requests [1500]")
-    quality.add_argument("--widths", help="width plan (default: the preset's)")
-    quality.add_argument("--threads", type=int, default=1)
+    quality_arguments(quality)
     latency = commands.add_parser("latency", help="lone requests through Triton")
-    latency.add_argument("--run", type=Path, default=Path("build/demo"), help="[build/demo]")
-    latency.add_argument("--requests", type=int, default=500, help="of each way [500]")
-    latency.add_argument("--num-ads", type=int, default=10)
+    latency_arguments(latency)
     for command in (quality, latency):
         command.add_argument("--out", type=Path, help="report [build/bench/rerank_COMMAND.json]")
     arguments = parser.parse_args()
@@ -108,12 +101,7 @@ def main() -> None:
         serving = Preset.load(arguments.config, arguments.overrides).serving
         ways = {way: {"rerank": way} for way in ("off", "reward")}
         figures = timed(arguments.run, serving, ways, requests=arguments.requests, num_ads=arguments.num_ads)
-    path = arguments.out or Path(f"build/bench/rerank_{arguments.command}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {**stamp(), "requests": arguments.requests, "figures": figures}
-    path.write_text(json.dumps(content, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
-    print(f"report: {path}")
+    report(arguments, "rerank", figures)
 
 
 if __name__ == "__main__":

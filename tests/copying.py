@@ -5,13 +5,12 @@ from itertools import product
 import numpy as np
 import torch
 
-from serving.search.beam_search import Beams, beam_search
-from serving.search.widths import WidthPlan
-from tests.tiny import LEVEL_SIZES, VALUE_TABLE, copying_model, random_requests, tiny_catalogue
+from serving.search.beam_search import Beams
+from tests.searching import searched
+from tests.tiny import LEVEL_SIZES, copying_model, random_requests, tiny_catalogue
 from training.rollout.executor import TorchExecutor
 
 EVERY = list(product(*map(range, LEVEL_SIZES)))
-WIDE = WidthPlan((6, 30, 210), 210)
 NORMALISE = [
     ("codebook", "codebook", "codebook"),
     ("codebook", "codebook", "live"),
@@ -32,18 +31,8 @@ def requests(count: int = 4) -> tuple[np.ndarray, np.ndarray]:
     return slots, profile
 
 
-def search(snapshot, *, executor=None, plan=WIDE, num=1, count=4, **options) -> Beams:
-    slots, profile = requests(count)
-    return beam_search(
-        executor or TorchExecutor(copying_model()),
-        snapshot.trie,
-        slots,
-        profile,
-        plan=plan,
-        num_results=np.full(count, num),
-        value_table=VALUE_TABLE,
-        **options,
-    )
+def search(snapshot, *, executor=None, **options) -> Beams:
+    return searched(executor or TorchExecutor(copying_model()), snapshot, requests=requests, **options)
 
 
 def mixture_by_loops(row: int, *, count: int = 4) -> dict[tuple, float]:

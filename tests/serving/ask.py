@@ -6,6 +6,7 @@ Letters: b rows of one client request, N history events, P profile columns, E ex
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import tritonclient.grpc
 
 from benchmarks import catalogue
+from examples.client import send
 from serving.backend.request import Features
 from serving.backend.resolve import resolve
 from serving.engines.ort import OrtExecutor
@@ -71,6 +73,18 @@ def infer(
         return {o.name: result.as_numpy(o.name) for o in result.get_response().outputs}
     finally:
         client.close()
+
+
+def send_at_once(
+    url: str, asked: Sequence[tuple[dict[str, np.ndarray], str]], *, parameter: str
+) -> list[dict[str, np.ndarray]]:
+    """Answers of requests that eight clients send together, searched anew, each with its own parameter."""
+
+    def one(a: tuple[dict[str, np.ndarray], str]) -> dict[str, np.ndarray]:
+        return send(url, a[0], parameters={parameter: a[1], "cache": "bypass"})
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(one, asked))
 
 
 @dataclass(frozen=True)

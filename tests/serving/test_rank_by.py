@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from launcher.triton_server import TritonServer
 from serving.index.reader import MAX_WAIT_S
 from serving.model.bundle import MANIFEST
 from tests.pipeline import copy_of, serving_config
-from tests.serving.ask import LIVE, Reference, assert_same, request
+from tests.serving.ask import LIVE, Reference, assert_same, request, send_at_once
 from tests.serving.test_load_control import metric
 
 HITS = 'gr4ad_cache_lookups_total{process="beam_scheduler_0_0",result="hit"}'
@@ -83,12 +82,7 @@ def test_requests_of_mixed_sizes_and_orders_get_the_beams_of_their_own(valued):
         (request(num_ads=n, seed=seed), ("value", "probability")[seed % 3 == 0])
         for seed, n in enumerate([1, 40, 3, 25, 2, 40, 5, 1] * 4)
     ]
-    with ThreadPoolExecutor(8) as pool:
-        found = list(
-            pool.map(
-                lambda a: send(server.grpc_url, a[0], parameters={"rank_by": a[1], "cache": "bypass"}), asked
-            )
-        )
+    found = send_at_once(server.grpc_url, asked, parameter="rank_by")
     for (tensors, by), answer in zip(asked, found, strict=True):
         assert_same(answer, reference.answer(tensors, rank_by=by))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from serving.ranking.ranker import RankRequest
 from serving.search.rank import RankBy
 from tests.pipeline import serving_config
 from tests.ranking import expected_features, ranked_deployment
-from tests.serving.ask import LIVE, Reference, assert_same, excluded, request
+from tests.serving.ask import LIVE, Reference, assert_same, excluded, request, send_at_once
 from tests.serving.test_load_control import metric
 from tests.tiny import tiny_catalogue
 from training.reward.reward_model import RewardModel
@@ -130,12 +129,7 @@ def test_requests_of_several_rows_and_mixed_orders_keep_their_own(ranked):
         (request(num_ads=n, history=3 * n % 20, seed=seed), "off" if seed % 3 == 0 else "reward")
         for seed, n in enumerate([1, 30, 3, 12, 2, 9, 5, 1] * 3)
     ]
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(
-            pool.map(
-                lambda a: send(server.grpc_url, a[0], parameters={"rerank": a[1], "cache": "bypass"}), asked
-            )
-        )
+    answers = send_at_once(server.grpc_url, asked, parameter="rerank")
     for (tensors, order), answer in zip(asked, answers, strict=True):
         assert_same(answer, (expected.reference if order == "off" else expected).answer(tensors))
 

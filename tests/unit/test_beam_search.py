@@ -10,24 +10,13 @@ from serving.index.snapshot import IndexSnapshot
 from serving.search.beam_search import beam_search
 from serving.search.selection import top_k
 from serving.search.widths import WidthPlan
+from tests.searching import check_bans, searched
 from tests.tiny import LEVEL_SIZES, VALUE_TABLE, random_requests, tiny_catalogue, tiny_model, tiny_snapshot
 from training.rollout.executor import TorchExecutor
 
-WIDE = WidthPlan((6, 30, 210), 210)
 
-
-def search(snapshot, *, plan=WIDE, num=10, count=4, banned=None, executor=None):
-    slots, profile = random_requests(count)
-    return beam_search(
-        executor or TorchExecutor(tiny_model()),
-        snapshot.trie,
-        slots,
-        profile,
-        plan=plan,
-        num_results=np.full(count, num),
-        value_table=VALUE_TABLE,
-        banned=banned,
-    )
+def search(snapshot, *, executor=None, num=10, **options):
+    return searched(executor or TorchExecutor(tiny_model()), snapshot, num=num, **options)
 
 
 def exhaustive(snapshot, row, *, count=4):
@@ -98,14 +87,7 @@ def test_all_beams_are_live_and_distinct():
 
 
 def test_banned_leaves_never_come_back_and_do_not_shorten_the_answer():
-    snapshot = tiny_snapshot()
-    free = search(snapshot, num=10)
-    banned = [np.sort(free.leaves[row][:k]) for row, k in enumerate((0, 3, 10, snapshot.trie.leaves))]
-    beams = search(snapshot, plan=WidthPlan((1, 2, 10), 1), num=10, banned=banned)
-    for row, ban in enumerate(banned):
-        leaves = beams.leaves[row][beams.leaves[row] >= 0]
-        assert not np.isin(leaves, ban).any()
-        assert len(leaves) >= min(10, snapshot.trie.leaves - len(ban))
+    check_bans(search, tiny_snapshot())
 
 
 def test_empty_catalogue_gives_no_beams():

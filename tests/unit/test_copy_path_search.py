@@ -12,6 +12,7 @@ from serving.search.beam_search import beam_search
 from serving.search.cold_start import ColdStart
 from serving.search.widths import WidthPlan
 from tests.copying import EVERY, NORMALISE, live_sids, mixture_by_loops, requests, search
+from tests.searching import check_bans
 from tests.tiny import LEVEL_SIZES, VALUE_TABLE, copying_model, random_requests, tiny_model, tiny_snapshot
 from training.objectives.sid import level_log_p
 from training.rollout.executor import TorchExecutor
@@ -128,14 +129,7 @@ def test_a_sid_of_the_history_survives_by_its_mass_alone():
 
 
 def test_bans_hold_and_the_answer_is_as_long():
-    snapshot = tiny_snapshot()
-    free = search(snapshot, num=10)
-    banned = [np.sort(free.leaves[row][:k]) for row, k in enumerate((0, 3, 10, snapshot.trie.leaves))]
-    beams = search(snapshot, plan=WidthPlan((1, 2, 10), 1), num=10, banned=banned)
-    for row, ban in enumerate(banned):
-        leaves = beams.leaves[row][beams.leaves[row] >= 0]
-        assert not np.isin(leaves, ban).any()
-        assert len(leaves) >= min(10, snapshot.trie.leaves - len(ban))
+    check_bans(search, tiny_snapshot())
 
 
 @pytest.mark.parametrize("share", [0.5, 5.0])

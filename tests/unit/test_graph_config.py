@@ -27,11 +27,11 @@ from serving.engines.padding import PaddedExecutor
 from serving.files import sha256
 from serving.index.snapshot import IndexSnapshot
 from serving.model.bundle import read_manifest
-from serving.search.beam_search import beam_search
 from tests.model_config import settings_of
 from tests.pipeline import serving_config
 from tests.recording import Recorder, ShapeExecutor
-from tests.tiny import VALUE_TABLE, random_requests, tiny_snapshot
+from tests.searching import searched
+from tests.tiny import tiny_snapshot
 from tests.unit.test_render import fill_plans
 
 STEMS = ("prefix", "tail_2", "tail_3", "tail_4")
@@ -277,19 +277,6 @@ def test_rungs_that_share_widths_give_no_graph_twice(manifest):
     assert len(plans_of(LADDER.model_copy(update={"max_widths": None}))) == 1
 
 
-def search(executor, snapshot, count, *, plan, num=1):
-    slots, profile = random_requests(count)
-    return beam_search(
-        executor,
-        snapshot.trie,
-        slots,
-        profile,
-        plan=plan,
-        num_results=np.full(count, num),
-        value_table=VALUE_TABLE,
-    )
-
-
 def check_produced(calls, manifest):
     """Every padded call is one of a CUDA graph; returns the graphs that were used."""
     specs = {stem: set(specs_of(config_of(stem, manifest))) for stem in STEMS}
@@ -305,7 +292,7 @@ def test_padded_searches_make_exactly_the_shapes_of_the_cuda_graphs(pipeline, ma
     executor = PaddedExecutor(recorder, shape_buckets(manifest, LADDER))
     for plan in plans_of(LADDER):
         for count in range(1, 7):
-            search(executor, tiny_snapshot(), count, plan=plan)
+            searched(executor, tiny_snapshot(), plan=plan, count=count)
     used, prepared = check_produced(recorder.calls, manifest)
     assert used == prepared
 
@@ -325,7 +312,7 @@ def test_padded_searches_use_every_bucket_of_children(manifest):
         )
         for plan in plans_of(LADDER):
             for count in (1, 2, 3, 5):
-                search(executor, snapshot, count, plan=plan)
+                searched(executor, snapshot, plan=plan, count=count)
     used, prepared = check_produced(recorder.calls, wide)
     assert used == prepared
 
