@@ -61,8 +61,17 @@ def plot(report: dict[str, Any], path: Path, *, found: str, earned: list[str]) -
         times_paper, percent = paper_gain(by)
         axis.plot([1, times_paper], [0, percent], "s--", color="black", label="paper: revenue, both ends")
         axis.set(xscale="log", ylabel="gain, %")
-    for axis in axes:
+    for axis, places in (
+        (axes[0], list(parameters.values())),
+        (axes[1], sorted({p["beams"] for p in report["points"]})),
+        (axes[2], times),
+        (axes[3], sorted({p["beams"] / start for p in report["points"]})),
+    ):
         axis.grid(alpha=0.3)
+        axis.set_xticks(
+            places, [f"{place / 1e6:.2g} M" if place > 1e5 else f"{place:.4g}" for place in places]
+        )
+        axis.minorticks_off()
     for axis in axes[1:]:
         axis.legend(frameon=False, fontsize=7)
     missing = [name for name, size in report["sizes"].items() if size["missing"]]
