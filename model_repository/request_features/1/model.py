@@ -14,7 +14,14 @@ import time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.backend.adapter import array, pad_rows, rank_parameter, rerank_parameter
+from serving.backend.adapter import (
+    array,
+    pad_rows,
+    rank_parameter,
+    rerank_parameter,
+    served_log_parameter,
+    user_parameter,
+)
 from serving.backend.answers import answer_each
 from serving.backend.draining import Draining
 from serving.backend.entry import Entry
@@ -34,6 +41,7 @@ class TritonPythonModel:
         self.spec = settings.features
         self.reader = IndexReader(settings.index_folder, search=False, max_wait_s=0.0)
         self.limits, self.rank_by = settings.serving.limits, settings.serving.rank_by
+        self.is_logged = settings.serving.served_log.sink != "off"
         self.outcomes = Outcomes(pb_utils, model="request_features")
         self.draining = Draining()
         self.unknown = UnknownValues(pb_utils, self.spec) if self.spec.request_features else None
@@ -77,6 +85,9 @@ class TritonPythonModel:
         rank_parameter(request, default=self.rank_by)
         ranked = rerank_parameter(request, self.settings)
         rows = len(ad_ids)
+        if self.is_logged:
+            user_parameter(request, rows=rows)
+            served_log_parameter(request)
         profile = np.zeros((rows, 0), np.int32) if profile is None else profile
         now = np.full((rows, 1), int(time.time())) if now is None else now
         exclude = np.zeros((rows, 0), np.int64) if exclude is None else exclude
@@ -102,16 +113,16 @@ class TritonPythonModel:
             "excluded": pad_rows([check_exclude(e, self.limits) for e in exclude], fill=-1),
             "ignored_history": np.array([[f.ignored] for f in built], np.int32),
             "arrived": np.full((rows, 1), arrived),
-            **(self.past(built, now, ranked=ranked) if self.settings.ranker else {}),
+            **(self.past(built, ranked=ranked) if self.settings.ranker else {}),
+            **({"asked_at": now.astype(np.int64)} if self.settings.ranker or self.is_logged else {}),
         }
 
     @staticmethod
-    def past(built, now, *, ranked):
+    def past(built, *, ranked):
         """What the ranking stage is told of each row; no events where it has nothing to do."""
         kept = slice(None) if ranked else slice(0)
         return {
             "past_ads": pad_rows([f.past_ads[kept] for f in built], fill=-1),
             "past_behaviors": pad_rows([f.past_behaviors[kept] for f in built], fill=0),
             "past_times": pad_rows([f.past_times[kept] for f in built], fill=0),
-            "asked_at": now.astype(np.int64),
         }
