@@ -18,6 +18,7 @@ from export.pbtxt import TEMPLATES, RenderError, check_config, fill, settings_pa
 from export.profiles import profiles
 from export.rendered import RECORD, portable, rendered_for
 from serving.backend.model_settings import HOME, ModelSettings
+from serving.backend.served import context_length
 from serving.backend.settings import ServingConfig
 from serving.files import new_folder, sha256, write_file
 from serving.model.features import EVENT_COLUMNS, FeatureSpec
@@ -178,17 +179,16 @@ def _resolver_tensors(manifest: Manifest, config: ServingConfig) -> dict[str, st
     columns, is_logged = len(manifest.features.column_sizes), config.served_log.sink != "off"
     past = {"past_ads": "INT64", "past_behaviors": "INT32", "past_times": "INT64"} if manifest.ranker else {}
     made = {name: (kind, "-1", " allow_ragged_batch: true") for name, kind in past.items()}
-    made |= {"asked_at": ("INT64", "1", "")} if manifest.ranker or is_logged else {}
-    slots = str(manifest.features.slots)
-    context = {"slot_ads": ("INT64", slots, ""), "slots": ("INT32", f"{slots}, {EVENT_COLUMNS}", "")}
-    plan = {"plan_widths": ("INT32", str(manifest.levels + 1), ""), "plan_degraded": ("BOOL", "1", "")}
-    taken = made | (context | plan if is_logged else {})
-    taken |= {"profile_codes": ("INT32", str(columns), "")} if made and columns else {}
+    made |= {"asked_at": ("INT64", "1", "")} if manifest.ranker else {}
+    taken = made | ({"profile_codes": ("INT32", str(columns), "")} if manifest.ranker and columns else {})
+    context = {"served_context": ("INT64", str(context_length(manifest.features)), "")} if is_logged else {}
+    plan = {"served_plan": ("INT32", str(manifest.levels + 2), "")} if is_logged else {}
+    made, taken = made | context, taken | context | plan
     return {
         "past_outputs": _tensors({name: (kind, dims, "") for name, (kind, dims, _) in made.items()}),
         "past_out": _map("output", made),
-        "plan_outputs": _tensors(plan if is_logged else {}),
-        "plan_out": _map("output", plan if is_logged else {}),
+        "plan_outputs": _tensors(plan),
+        "plan_out": _map("output", plan),
         "resolver_inputs": _tensors(taken),
         "resolver_in": _map("input", taken),
     }

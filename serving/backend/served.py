@@ -1,6 +1,6 @@
 """The served log as the ad resolver keeps it: what of a request and its answer goes into a record.
 
-Letters: b rows of one client request, S history slots, P columns of profile and request, T SID levels.
+Letters: b rows of one client request, S history slots, T SID levels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import numpy as np
 
 from serving.backend.model_settings import ModelSettings
 from serving.backend.outcomes import TELL_EVERY_S
+from serving.backend.request import Features
 from serving.backend.resolve import NO_AD, Ads
+from serving.model.features import EVENT_COLUMNS, FeatureSpec
 from serving.search.rank import RankBy
 from serving.served_log.record import MAX_REQUEST_ID, ServedRecord
 from serving.served_log.redis_stream import RedisStreamWriter
@@ -29,6 +31,22 @@ logger = logging.getLogger(__name__)
 URL = "GR4AD_SERVED_LOG_URL"
 
 
+def context_length(spec: FeatureSpec) -> int:
+    """Numbers of a row of `pack_context`."""
+    return 1 + spec.slots * (1 + EVENT_COLUMNS) + len(spec.column_sizes)
+
+
+def pack_context(built: list[Features], now: np.ndarray) -> np.ndarray:
+    """Time, slots and profile of each row as one tensor, int64: every tensor of a step costs its time.
+
+    Args:
+        built: features of b rows.
+        now: unix seconds [b, 1].
+    """
+    rows = [np.concatenate([f.slot_ads, f.slots.ravel(), f.profile]) for f in built]
+    return np.concatenate([now.astype(np.int64), np.stack(rows)], axis=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """One row of a request, as the record has it.
@@ -36,12 +54,9 @@ class Asked:
     Attributes:
         request_id: None where the client gave none that fits.
         user_id: number or key; None where the client gave none.
-        timestamp: the request's own time, unix seconds.
-        slot_ads: int64 [S].
-        slots: int32 [S, 3].
-        profile: int32 [P].
-        beam_widths: int32 [T + 1].
-        degraded: searched with less than the configured widths.
+        context: int64, a row of `pack_context`.
+        plan: int32 [T + 2], beam widths, and whether they are less than the configured ones.
+        slots: S.
         num_ads: asked for.
         rank_by: order of the ads.
         reranked: the ranking stage orders them once more.
@@ -49,12 +64,9 @@ class Asked:
 
     request_id: str | None
     user_id: int | str | None
-    timestamp: int
-    slot_ads: np.ndarray
-    slots: np.ndarray
-    profile: np.ndarray
-    beam_widths: np.ndarray
-    degraded: bool
+    context: np.ndarray
+    plan: np.ndarray
+    slots: int
     num_ads: int
     rank_by: RankBy
     reranked: bool
@@ -62,23 +74,25 @@ class Asked:
     def answered(self, ads: Ads, *, model_version: int, index_version: int, written: float) -> ServedRecord:
         """The record. Nothing is checked again: all of it comes from what has answered."""
         found = ads.ad_ids != NO_AD
+        slot_ads, rest = self.context[1 : 1 + self.slots], self.context[1 + self.slots :]
+        shape = (self.slots, EVENT_COLUMNS)
         return ServedRecord.model_construct(
             request_id=self.request_id,
             user_id=self.user_id,
-            timestamp=self.timestamp,
+            timestamp=int(self.context[0]),
             written=written,
             model_version=model_version,
             index_version=index_version,
-            slot_ads=self.slot_ads.tolist(),
-            slots=self.slots.tolist(),
-            profile=self.profile.tolist(),
+            slot_ads=slot_ads.tolist(),
+            slots=rest[: np.prod(shape)].reshape(shape).tolist(),
+            profile=rest[np.prod(shape) :].tolist(),
             ad_ids=ads.ad_ids[found].tolist(),
             sids=ads.sids[found].tolist(),
             scores=ads.scores[found].tolist(),
             expected_value=ads.expected_value[found].tolist(),
             num_ads=self.num_ads,
-            beam_widths=self.beam_widths.tolist(),
-            degraded=self.degraded,
+            beam_widths=self.plan[:-1].tolist(),
+            degraded=bool(self.plan[-1]),
             rank_by=self.rank_by,
             reranked=self.reranked,
         )
@@ -91,15 +105,16 @@ Tell = Callable[[Mapping[str, int]], None]
 class ServedLog:
     """Of one resolver. Nothing here may fail or hold up a request."""
 
-    def __init__(self, writer: ServedLogWriter, *, share: float, tell: Tell) -> None:
+    def __init__(self, writer: ServedLogWriter, *, share: float, slots: int, tell: Tell) -> None:
         """Wire up; see `make_served_log`.
 
         Args:
             writer: takes records.
             share: of the requests.
+            slots: S.
             tell: called between batches.
         """
-        self._writer, self._share, self._tell = writer, share, tell
+        self._writer, self._share, self._slots, self._tell = writer, share, slots, tell
         self._told, self._told_at = Counter[str](), time.monotonic()
 
     def asked(
@@ -127,22 +142,16 @@ class ServedLog:
             if not is_sampled(named, share=self._share):
                 return [None] * rows
             # Copies: the tensors lie in memory that the server takes back.
-            slot_ads, slots, asked_at, widths, degraded, num_ads = (
-                np.array(array(name))
-                for name in ("slot_ads", "slots", "asked_at", "plan_widths", "plan_degraded", "num_ads")
+            context, plan, num_ads = (
+                np.array(array(name)) for name in ("served_context", "served_plan", "num_ads")
             )
-            given = array("profile_codes")
-            profile = np.zeros((rows, 0), np.int32) if given is None else np.array(given)
             return [
                 Asked(
                     request_id=named if named is None or rows == 1 else f"{named}#{i}",
                     user_id=user_id,
-                    timestamp=int(asked_at[i, 0]),
-                    slot_ads=slot_ads[i],
-                    slots=slots[i],
-                    profile=profile[i],
-                    beam_widths=widths[i],
-                    degraded=bool(degraded[i, 0]),
+                    context=context[i],
+                    plan=plan[i],
+                    slots=self._slots,
                     num_ads=int(num_ads[i, 0]),
                     rank_by=rank_by,
                     reranked=reranked,
@@ -203,4 +212,5 @@ def make_served_log(settings: ModelSettings, *, tell: Tell) -> ServedLog | None:
         sink = SegmentWriter(
             settings.served_log_folder, file_bytes=config.file_mb << 20, keep_files=config.keep_files
         )
-    return ServedLog(ServedLogWriter(sink, queue=config.queue), share=config.share, tell=tell)
+    writer = ServedLogWriter(sink, queue=config.queue)
+    return ServedLog(writer, share=config.share, slots=settings.features.slots, tell=tell)

@@ -13,8 +13,8 @@ import pytest
 import serving.backend.served
 from serving.backend.adapter import user_parameter
 from serving.backend.model_settings import ModelSettings
-from serving.backend.request import RequestError
-from serving.backend.served import make_served_log
+from serving.backend.request import Features, RequestError
+from serving.backend.served import context_length, make_served_log, pack_context
 from serving.keys import id_of
 from serving.served_log.record import RecordError, ServedRecord
 from serving.served_log.segments import Segment, SegmentWriter, read_lines, segments
@@ -22,6 +22,7 @@ from serving.served_log.writer import ServedLogWriter, is_sampled
 from tests.fake_triton import FakeTriton, Request, load_model
 from tests.model_config import settings_of, with_settings
 from tests.served import served, written_records
+from tests.tiny import SPEC, random_slot_ads
 from tests.waiting import wait_until
 
 
@@ -241,6 +242,12 @@ def resolver(pipeline, tmp_path):
         model.served.close()
 
 
+def context() -> Features:
+    slot_ads, slots, profile, _ = random_slot_ads(2)
+    none = np.zeros(0, np.int64)
+    return Features(slot_ads[1], slots[1], profile[1], 0, past_ads=none, past_behaviors=none, past_times=none)
+
+
 def beams(snapshot, *, rows=1, num_ads=3):
     """Inputs of a resolver: beams of live SIDs, and what the served log needs."""
     live = np.unique(snapshot.sids_of(snapshot.leaf_ad_ids)[0], axis=0)[:4]
@@ -252,12 +259,8 @@ def beams(snapshot, *, rows=1, num_ads=3):
         "searched_version": np.ones((rows, 1), np.int64),
         "num_ads": np.full((rows, 1), num_ads, np.int32),
         "exclude": np.full((rows, 1), -1, np.int64),
-        "slot_ads": np.tile(np.array([3, -1]), (rows, 1)),
-        "slots": np.tile(np.array([[2, 1, 1], [0, 0, 0]], np.int32), (rows, 1, 1)),
-        "profile_codes": np.tile(np.array([1, 2], np.int32), (rows, 1)),
-        "asked_at": np.full((rows, 1), 1_234, np.int64),
-        "plan_widths": np.tile(np.array([4, 8, 16, 6], np.int32), (rows, 1)),
-        "plan_degraded": np.ones((rows, 1), bool),
+        "served_context": pack_context([context()] * rows, np.full((rows, 1), 1_234)),
+        "served_plan": np.tile(np.array([4, 8, 16, 6, 1], np.int32), (rows, 1)),
     }
 
 
@@ -289,7 +292,11 @@ def test_a_record_says_what_the_answer_says(resolver, tmp_path, monkeypatch) -> 
     for name in ("ad_ids", "sids", "expected_value", "scores"):
         np.testing.assert_array_equal(getattr(first, name), out[name][0])
     assert (first.model_version, first.index_version) == (1, out["index_version"][0, 0])
-    assert (first.slot_ads, first.slots, first.profile) == ([3, -1], [[2, 1, 1], [0, 0, 0]], [1, 2])
+    expected = context()
+    assert first.slot_ads == expected.slot_ads.tolist()
+    assert first.slots == expected.slots.tolist()
+    assert first.profile == expected.profile.tolist()
+    assert len(pack_context([expected], np.zeros((1, 1)))[0]) == context_length(SPEC)
     assert (first.beam_widths, first.degraded, first.num_ads) == ([4, 8, 16, 6], True, 3)
     assert (first.rank_by, first.reranked) == ("value", False)
     assert all(ad >= 0 for ad in row_0.ad_ids)  # padding of the answer is no ad
@@ -317,7 +324,7 @@ def test_without_a_sink_answers_are_the_same(resolver, keys, monkeypatch) -> Non
 def test_a_fault_of_the_log_is_none_of_the_request(resolver, monkeypatch, caplog) -> None:
     model, _ = resolver()
     inputs = beams(model.reader.snapshot)
-    del inputs["plan_widths"]  # as a repository rendered without the log would leave it
+    del inputs["served_plan"]  # as a repository rendered without the log would leave it
     answers = model.execute([Request(inputs, identity=str(n)) for n in range(3)])
     assert not any(answer.has_error() for answer in answers)
     assert model.served._writer.counts["failed"] == 3

@@ -139,5 +139,5 @@ class TritonPythonModel:
             "searched_version": np.array([[r.index_version] for r in results], np.int64),
             "beam_widths": widths,
             "degraded": degraded,
-            **({"plan_widths": widths, "plan_degraded": degraded} if self.is_logged else {}),
+            **({"served_plan": np.concatenate([widths, degraded], axis=1)} if self.is_logged else {}),
         }

@@ -28,6 +28,7 @@ from serving.backend.entry import Entry
 from serving.backend.model_settings import ModelSettings
 from serving.backend.outcomes import Outcomes
 from serving.backend.request import check_exclude, check_num_ads, check_present, request_features
+from serving.backend.served import pack_context
 from serving.backend.unknown_values import UnknownValues
 from serving.index.reader import IndexReader
 
@@ -113,16 +114,17 @@ class TritonPythonModel:
             "excluded": pad_rows([check_exclude(e, self.limits) for e in exclude], fill=-1),
             "ignored_history": np.array([[f.ignored] for f in built], np.int32),
             "arrived": np.full((rows, 1), arrived),
-            **(self.past(built, ranked=ranked) if self.settings.ranker else {}),
-            **({"asked_at": now.astype(np.int64)} if self.settings.ranker or self.is_logged else {}),
+            **(self.past(built, now, ranked=ranked) if self.settings.ranker else {}),
+            **({"served_context": pack_context(built, now)} if self.is_logged else {}),
         }
 
     @staticmethod
-    def past(built, *, ranked):
+    def past(built, now, *, ranked):
         """What the ranking stage is told of each row; no events where it has nothing to do."""
         kept = slice(None) if ranked else slice(0)
         return {
             "past_ads": pad_rows([f.past_ads[kept] for f in built], fill=-1),
             "past_behaviors": pad_rows([f.past_behaviors[kept] for f in built], fill=0),
             "past_times": pad_rows([f.past_times[kept] for f in built], fill=0),
+            "asked_at": now.astype(np.int64),
         }
