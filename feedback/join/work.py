@@ -67,7 +67,7 @@ class Work:
         """Requests that are due, the first ones; each is due no more."""
         last = number_key(max(int(now * 1000), 0))
         with self._txn.cursor(db=self._tables["due"]) as cursor:
-            keys = []
+            keys = list[bytes]()
             for key in cursor.iternext(keys=True, values=False) if cursor.first() else ():
                 if bytes(key)[:8] > last or len(keys) == limit:
                     break
@@ -94,7 +94,7 @@ class Work:
         self._sample(digest, state, facts)
 
     def _sample(self, digest: bytes, state: RequestState, facts: list[tuple[int, int, int, float]]) -> None:
-        record = bytes(self._txn.get(digest, db=self._tables["records"]))
+        record = bytes(self._txn.get(digest, b"", db=self._tables["records"]))
         self.sequence += 1
         value = encode_sample(record, revision=state.revision, facts=facts)
         self._txn.put(number_key(self.sequence), value, db=self._tables["samples"])

@@ -42,7 +42,7 @@ def number_key(number: int) -> bytes:
 
 def number_of(key: bytes) -> int:
     """Inverse of `number_key`."""
-    return int.from_bytes(bytes(key)[:8], "big")
+    return int.from_bytes(key[:8], "big")
 
 
 def open_environment(folder: Path, *, readonly: bool, map_size: int = 1 << 36) -> lmdb.Environment:

@@ -40,7 +40,7 @@ class Meta:
         return json.dumps(asdict(self)).encode()
 
     @classmethod
-    def decode(cls, raw: bytes | None) -> Meta:
+    def decode(cls, raw: bytes | memoryview | None) -> Meta:
         """Inverse; None is a new store.
 
         Raises:

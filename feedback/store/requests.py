@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
-
-import msgpack
 
 from feedback.store.layout import FeedbackStoreError
 
@@ -42,11 +41,9 @@ class RequestState:
     revision: int = 0
 
     def encode(self) -> bytes:
-        """Msgpack."""
+        """JSON."""
         fed = [[*key, *value] for key, value in self.fed.items()]
-        return msgpack.packb(
-            [self.is_served, self.clock, self.timestamp, self.user, self.ad_ids, fed, self.revision]
-        )
+        return json.dumps(vars(self) | {"fed": fed}, separators=(",", ":")).encode()
 
     @classmethod
     def decode(cls, raw: bytes) -> RequestState:
@@ -56,8 +53,8 @@ class RequestState:
             FeedbackStoreError: unreadable.
         """
         try:
-            values: list[Any] = msgpack.unpackb(raw)
-            fed = {(ad, code): (when, value) for ad, code, when, value in values[5]}
-            return cls(*values[:5], fed=fed, revision=values[6])
-        except Exception as error:
+            values: dict[str, Any] = json.loads(raw)
+            fed = {(ad, code): (when, value) for ad, code, when, value in values.pop("fed")}
+            return cls(**values, fed=fed)
+        except (ValueError, TypeError, KeyError) as error:
             raise FeedbackStoreError(f"feedback store: a request is unreadable: {error!r}") from error

@@ -105,7 +105,7 @@ def decode_sample(sequence: int, raw: bytes) -> JoinedSample:
         FeedbackStoreError: unreadable.
     """
     try:
-        values = json.loads(bytes(raw))
+        values = json.loads(raw)
         facts = tuple(Fact(*fact) for fact in values["facts"])
         return JoinedSample(sequence, values["revision"], ServedRecord(**values["record"]), facts)
     except (ValueError, TypeError, KeyError) as error:
@@ -176,4 +176,4 @@ class Samples:
             for at, (key, value) in enumerate(cursor.iternext()):
                 if at == limit:
                     return
-                yield decode_sample(number_of(key), value)
+                yield decode_sample(number_of(bytes(key)), bytes(value))
