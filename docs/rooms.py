@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- rooms: made by `make rooms` -->", "<!-- rooms: end -->"
 PACKAGES = (
-    *("serving", "web", "gateway", "launcher", "indexer", "training", "export"),
+    *("serving", "web", "gateway", "launcher", "indexer", "feedback", "training", "export"),
     *("examples", "loadtest", "benchmarks"),
 )
-OPENED = ("serving", "indexer", "training")
+OPENED = ("serving", "indexer", "feedback", "training")
 ADAPTERS = "model_repository"  # no package: Triton runs each model.py by its path
 
 Arrows = dict[str, set[str]]

@@ -45,8 +45,11 @@ def send(
     timeout_s: float = 30.0,
     parameters: dict[str, Any] | None = None,
     outputs: Sequence[str] = OUTPUTS,
+    request_id: str = "",
 ) -> dict[str, np.ndarray]:
     """Send one request (tensors with a leading batch of 1 or more) and return these outputs.
+
+    Feedback names a request by its id, so one that is logged should have an id of its own.
 
     Raises:
         tritonclient.utils.InferenceServerException: the server refused it, or is not there.
@@ -56,7 +59,7 @@ def send(
         inputs = infer_inputs(tensors, protocol=protocol)
         options: dict[str, Any] = {"client_timeout": timeout_s} if protocol == "grpc" else {}
         options["outputs"] = requested_outputs(outputs, protocol=protocol)
-        result = client.infer("gr4ad", inputs, parameters=parameters, **options)
+        result = client.infer("gr4ad", inputs, parameters=parameters, request_id=request_id, **options)
         return {name: result.as_numpy(name) for name in outputs}
     finally:
         client.close()

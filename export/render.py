@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from export.pbtxt import TEMPLATES, RenderError, check_config, fill, settings_pa
 from export.profiles import profiles
 from export.rendered import RECORD, portable, rendered_for
 from serving.backend.model_settings import HOME, ModelSettings
+from serving.backend.served import context_length
 from serving.backend.settings import ServingConfig
 from serving.files import new_folder, sha256, write_file
 from serving.model.features import EVENT_COLUMNS, FeatureSpec
@@ -142,7 +144,7 @@ def _values(
         "scheduler_instances": config.scheduler_instances,
         "queue_delay_us": config.queue_delay_us,
         **_context_tensors(manifest.features),
-        **_past_tensors(manifest),
+        **_resolver_tensors(manifest, config),
         "slots": manifest.features.slots,
         "event_columns": EVENT_COLUMNS,
         "levels": manifest.levels,
@@ -169,27 +171,40 @@ def _context_tensors(features: FeatureSpec) -> dict[str, str]:
     }
 
 
-def _past_tensors(manifest: Manifest) -> dict[str, str]:
-    """Lines of the templates that hand a request's past to the ranking stage, of bundles that have one."""
-    handed = (
-        {"past_ads": "INT64", "past_behaviors": "INT32", "past_times": "INT64"} if manifest.ranker else {}
-    )
-    tensors = {name: (kind, "-1", " allow_ragged_batch: true") for name, kind in handed.items()}
-    tensors |= {"asked_at": ("INT64", "1", "")} if manifest.ranker else {}
-    columns = len(manifest.features.column_sizes)
-    taken = tensors | ({"profile_codes": ("INT32", str(columns), "")} if manifest.ranker and columns else {})
+def _resolver_tensors(manifest: Manifest, config: ServingConfig) -> dict[str, str]:
+    """Lines of the templates that hand a request on to the resolver.
+
+    Its past goes to the ranking stage of bundles that have one, its context and plan to the served log.
+    """
+    columns, is_logged = len(manifest.features.column_sizes), config.served_log.sink != "off"
+    past = {"past_ads": "INT64", "past_behaviors": "INT32", "past_times": "INT64"} if manifest.ranker else {}
+    made = {name: (kind, "-1", " allow_ragged_batch: true") for name, kind in past.items()}
+    made |= {"asked_at": ("INT64", "1", "")} if manifest.ranker else {}
+    taken = made | ({"profile_codes": ("INT32", str(columns), "")} if manifest.ranker and columns else {})
+    context = {"served_context": ("INT64", str(context_length(manifest.features)), "")} if is_logged else {}
+    plan = {"served_plan": ("INT32", str(manifest.levels + 2), "")} if is_logged else {}
+    made, taken = made | context, taken | context | plan
     return {
-        "past_outputs": "\n".join(
-            f'  {{ name: "{name}" data_type: TYPE_{kind} dims: [ {width} ] }},'
-            for name, (kind, width, _) in tensors.items()
-        ),
-        "past_inputs": "\n".join(
-            f'  {{ name: "{name}" data_type: TYPE_{kind} dims: [ {width} ]{ragged} }},'
-            for name, (kind, width, ragged) in taken.items()
-        ),
-        "past_out": "\n".join(f'      output_map {{ key: "{name}" value: "{name}" }}' for name in tensors),
-        "past_in": "\n".join(f'      input_map {{ key: "{name}" value: "{name}" }}' for name in taken),
+        "past_outputs": _tensors({name: (kind, dims, "") for name, (kind, dims, _) in made.items()}),
+        "past_out": _map("output", made),
+        "plan_outputs": _tensors(plan),
+        "plan_out": _map("output", plan),
+        "resolver_inputs": _tensors(taken),
+        "resolver_in": _map("input", taken),
     }
+
+
+def _tensors(tensors: dict[str, tuple[str, str, str]]) -> str:
+    """Of a model: type, dimensions, what else is said of each."""
+    return "\n".join(
+        f'  {{ name: "{name}" data_type: TYPE_{kind} dims: [ {dims} ]{more} }},'
+        for name, (kind, dims, more) in tensors.items()
+    )
+
+
+def _map(direction: str, names: Iterable[str]) -> str:
+    """Of a step of the ensemble."""
+    return "\n".join(f'      {direction}_map {{ key: "{name}" value: "{name}" }}' for name in names)
 
 
 def remove_others(repository: Path, stems: list[str], *, versions: set[int]) -> None:

@@ -62,8 +62,9 @@ class InferenceResponse:
 class Request:
     """A request as an adapter gets it."""
 
-    def __init__(self, inputs: Mapping[str, np.ndarray], parameters: str = "") -> None:
+    def __init__(self, inputs: Mapping[str, np.ndarray], parameters: str = "", *, identity: str = "") -> None:
         self.inputs, self._parameters = {k: Tensor(k, v) for k, v in inputs.items()}, parameters
+        self._identity = identity
         self.gone = False
 
     def is_cancelled(self) -> bool:
@@ -71,6 +72,9 @@ class Request:
 
     def parameters(self) -> str:
         return self._parameters
+
+    def request_id(self) -> str:
+        return self._identity
 
 
 class MetricFamily:

@@ -9,9 +9,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from indexer.commands.service import add_address, add_streams, kafka_of, no_interrupts, read_token, redis_of
 from indexer.sidecar.config import SidecarConfig, WorkerConfig
 from indexer.sidecar.log_limit import LogLimit
 from indexer.sidecar.sidecar import Sidecar
@@ -56,13 +57,7 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help="folder of bundles: encoders of new ads, followed while running",
     )
-    add(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen on; others than loopback need a token [127.0.0.1]",
-    )
-    add("--port", type=int, default=8010, help="0 for any free one [8010]")
-    add("--token-file", type=Path, help=f"file with the token that writers send as Bearer [${TOKEN}]")
+    add_address(made, port=8010, variable=TOKEN)
     add(
         "--accounts",
         type=Path,
@@ -72,35 +67,8 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-ms", type=float, default=10.0, help="wait for more events after the first [10]")
     add("--queue", type=int, default=4096, help="events that may wait; streams fill half of it [4096]")
     add("--map-size-gib", type=float, default=64.0, help="most that the store may take on disk [64]")
-    redis = made.add_argument_group("Redis Streams")
-    add = redis.add_argument
-    add(
-        "--redis-url",
-        default=os.environ.get(REDIS_URL),
-        help=f"redis://, rediss:// or unix:// [${REDIS_URL}]",
-    )
-    add(
-        "--redis-stream",
-        default="gr4ad:ads",
-        help="entries have the event's JSON in field `event` [gr4ad:ads]",
-    )
-    add("--redis-group", default="gr4ad-indexer", help="consumer group, one an index [gr4ad-indexer]")
-    add("--redis-consumer", default="indexer", help="name in the group [indexer]")
-    kafka = made.add_argument_group("Kafka (needs confluent-kafka: make kafka-setup)")
-    add = kafka.add_argument
-    add("--kafka-brokers", help="host:port, comma separated")
-    add(
-        "--kafka-topic",
-        default="gr4ad-ads",
-        help="its messages are the events' JSON, keyed by ad [gr4ad-ads]",
-    )
-    add("--kafka-group", default="gr4ad-indexer", help="group that offsets are reported for [gr4ad-indexer]")
-    add(
-        "--kafka-option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="setting of librdkafka; repeat",
+    add_streams(
+        made, redis=RedisConfig(""), kafka=KafkaConfig("", "gr4ad-ads"), variable=REDIS_URL, keyed_by="ad"
     )
     return made
 
@@ -137,7 +105,7 @@ def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
     from web.server import bind, listen, serve
 
     try:
-        guard = Guard(options.host, token=_token(options.token_file))
+        guard = Guard(options.host, token=read_token(options.token_file, variable=TOKEN))
         config = _config(options)
     except ValueError as error:
         made.error(str(error))
@@ -170,7 +138,7 @@ def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
                 ended=lambda: sidecar.worker.crash is not None,
             )
         finally:
-            with _no_interrupts():
+            with no_interrupts():
                 clean = sidecar.stop()
     if sidecar.worker.crash is not None or not clean:
         print(f"error: the writer ended: {sidecar.worker.crash or 'still busy'}", file=sys.stderr)
@@ -179,50 +147,12 @@ def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
 
 
 def _config(options: argparse.Namespace) -> SidecarConfig:
-    redis = kafka = None
-    if options.redis_url:
-        redis = RedisConfig(
-            options.redis_url,
-            stream=options.redis_stream,
-            group=options.redis_group,
-            consumer=options.redis_consumer,
-        )
-    if options.kafka_brokers:
-        settings = dict(_pair(text) for text in options.kafka_option)
-        kafka = KafkaConfig(
-            options.kafka_brokers, topic=options.kafka_topic, group=options.kafka_group, options=settings
-        )
     return SidecarConfig(
         options.index,
         options.bundles,
         accounts=options.accounts,
-        redis=redis,
-        kafka=kafka,
+        redis=redis_of(options),
+        kafka=kafka_of(options),
         worker=WorkerConfig(options.batch_events, batch_ms=options.batch_ms, queue_events=options.queue),
         map_size=int(options.map_size_gib * (1 << 30)),
     )
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ValueError(f"--kafka-option: expected NAME=VALUE, got {text!r}")
-    return name, value
-
-
-def _token(path: Path | None) -> str | None:
-    token = path.read_text().strip() if path else os.environ.get(TOKEN)
-    if token == "":
-        raise ValueError(f"expected a token in {path or TOKEN}, got nothing")
-    return token
-
-
-@contextlib.contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """A second Ctrl-C must not cut the last commit's acknowledgement; stopping is bounded in time."""
-    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -12,7 +12,7 @@ from typing import TypeVar
 from indexer.events.json_object import MAX_EVENT_BYTES
 from indexer.http.guard import Guard
 from indexer.sidecar.gaps import Gaps
-from indexer.sidecar.metrics import Metrics
+from indexer.sidecar.metrics import WriterMetrics
 from indexer.sidecar.worker import Worker
 from indexer.sources.source import SourceState
 from indexer.sources.submission import Item, Submission, UnavailableError
@@ -37,25 +37,21 @@ class ApiLimits:
     body_s: float = 60.0
 
 
-@dataclass(frozen=True)
-class Api:
-    """What the endpoints work with.
+@dataclass(frozen=True, kw_only=True)
+class WriterApi:
+    """What endpoints of any worker work with.
 
     Attributes:
-        store: the index, for `call`.
         worker: all writes go through it.
         metrics: for /metrics.
         guard: who may write.
-        gaps: what streams lost; `acknowledge` by `call`.
         ready: problems, and states of the sources.
         limits: of bodies.
     """
 
-    store: IndexStore
     worker: Worker
-    metrics: Metrics
+    metrics: WriterMetrics
     guard: Guard
-    gaps: Gaps
     ready: Callable[[], tuple[list[str], dict[str, SourceState]]]
     limits: ApiLimits = field(default_factory=ApiLimits)
     _aside: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="http-aside"))
@@ -98,6 +94,19 @@ class Api:
         submission = self.worker.submit([Item(raw, SOURCE) for raw in raws])
         assert submission is not None  # without `stop` there is no other way out
         return submission
+
+
+@dataclass(frozen=True, kw_only=True)
+class Api(WriterApi):
+    """What the endpoints of the index work with.
+
+    Attributes:
+        store: the index, for `call`.
+        gaps: what streams lost; `acknowledge` by `call`.
+    """
+
+    store: IndexStore
+    gaps: Gaps
 
 
 async def _answer(future: Future[T]) -> T:

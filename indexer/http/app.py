@@ -10,8 +10,8 @@ from indexer.http.errors import add_error_answers
 from indexer.http.events import add_events
 from indexer.http.gaps import add_gaps
 from indexer.http.guard import HostCheck
-from indexer.http.reads import add_reads
-from indexer.http.schema import add_event_schemas
+from indexer.http.reads import add_health, add_reads
+from indexer.http.schema import add_event_schemas, bulk_body, event_body
 
 
 def create_app(api: Api) -> FastAPI:
@@ -25,9 +25,16 @@ def create_app(api: Api) -> FastAPI:
     )
     app.add_middleware(HostCheck, guard=api.guard)
     add_error_answers(app)
-    add_events(app, api)
+    add_events(
+        app,
+        api,
+        path="/events",
+        event_body=event_body(),
+        bulk_body=bulk_body(rows=api.limits.bulk_rows),
+    )
     add_dead_letters(app, api)
     add_gaps(app, api)
     add_reads(app, api)
+    add_health(app, api)
     add_event_schemas(app)
     return app

@@ -14,10 +14,9 @@ from fastapi.responses import JSONResponse
 
 from indexer.events.error import MALFORMED
 from indexer.http.answers import BODY_FAILURES, REJECTED, TOO_MANY, WRITE_FAILURES, BulkOutcome, EventOutcome
-from indexer.http.api import Api
+from indexer.http.api import WriterApi
 from indexer.http.body import split_lines, split_list
 from indexer.http.guard import JSON, NDJSON
-from indexer.http.schema import bulk_body, event_body
 from indexer.store.incoming import Outcome
 from web.body import read_body
 from web.errors import HttpError
@@ -25,15 +24,17 @@ from web.errors import HttpError
 _BULKS = 4  # bodies of the largest size in memory at once
 
 
-def add_events(app: FastAPI, api: Api) -> None:
-    """Add `POST /events` and `POST /events/bulk`."""
+def add_events(
+    app: FastAPI, api: WriterApi, *, path: str, event_body: dict[str, Any], bulk_body: dict[str, Any]
+) -> None:
+    """Add `POST <path>` and `POST <path>/bulk`; the bodies are what the OpenAPI page says of them."""
     bulks = asyncio.Semaphore(_BULKS)
 
     @app.post(
-        "/events",
+        path,
         response_model=EventOutcome,
         responses=WRITE_FAILURES | BODY_FAILURES | REJECTED,
-        openapi_extra=event_body(),
+        openapi_extra=event_body,
         summary="Apply one event",
     )
     async def post_event(request: Request) -> Response:
@@ -43,10 +44,10 @@ def add_events(app: FastAPI, api: Api) -> None:
         return outcome_answer(outcome)
 
     @app.post(
-        "/events/bulk",
+        f"{path}/bulk",
         response_model=BulkOutcome,
         responses=WRITE_FAILURES | BODY_FAILURES | TOO_MANY,
-        openapi_extra=bulk_body(rows=api.limits.bulk_rows),
+        openapi_extra=bulk_body,
         summary="Apply a JSON list, or lines of JSON, of events",
         description="Rows apply in order and by themselves: a bad row is named in the answer and kept "
         "as a dead letter, the others apply. After a 503 or 507 some rows may have been applied; sending "

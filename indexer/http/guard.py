@@ -23,10 +23,12 @@ class Guard:
     Attributes:
         host: address the service listens on.
         token: what writers have to know; None lets everybody write, which only a loopback address may.
+        variable: of the environment that may hold it.
     """
 
     host: str
     token: str | None = None
+    variable: str = "GR4AD_INDEXER_TOKEN"
 
     def __post_init__(self) -> None:
         """Refuse to be open to a network.
@@ -37,7 +39,7 @@ class Guard:
         if self.token is None and not is_loopback(self.host):
             raise ValueError(
                 f"--host {self.host} is open to other machines: expected a token for writers in --token-file "
-                "or GR4AD_INDEXER_TOKEN, got none (127.0.0.1 needs none)"
+                f"or {self.variable}, got none (127.0.0.1 needs none)"
             )
         if self.token is not None and (
             len(self.token) < 8 or not self.token.isascii() or not self.token.isprintable()

@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from indexer.events.error import shown
 from indexer.http.answers import READ_FAILURES, Ad, Alive, Failed, Ready
-from indexer.http.api import Api
+from indexer.http.api import Api, WriterApi
 from indexer.store.index_store import IndexStore
 from serving.keys import MAX_KEY, id_of
 from web.errors import HttpError
@@ -20,7 +20,7 @@ _AdId = Path(ge=0, lt=1 << 63, examples=[1017])
 
 
 def add_reads(app: FastAPI, api: Api) -> None:
-    """Add `/ads/{ad_id}`, `/ads?key=`, `/healthz`, `/readyz` and `/metrics`."""
+    """Add `/ads/{ad_id}` and `/ads?key=`."""
 
     @app.get(
         "/ads/{ad_id}",
@@ -49,6 +49,10 @@ def add_reads(app: FastAPI, api: Api) -> None:
         if ad is None or ad.key != key:
             raise HttpError(404, "unknown_ad", f"ad {shown(key)} is not in the index")
         return ad
+
+
+def add_health(app: FastAPI, api: WriterApi) -> None:
+    """Add `/healthz`, `/readyz` and `/metrics`."""
 
     # HEAD as GET: FastAPI does not add it by itself, and load balancers ask so. The server drops the body.
     @app.head("/healthz", include_in_schema=False)

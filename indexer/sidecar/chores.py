@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from indexer.sidecar.metrics import Metrics
+from indexer.sidecar.metrics import WriterMetrics
 
 log = logging.getLogger("gr4ad.indexer")
 
@@ -26,7 +26,7 @@ class _State:
 class Chores:
     """All of them; one that fails is left alone for a while, and stops neither events nor the others."""
 
-    def __init__(self, chores: Mapping[str, Chore], *, metrics: Metrics) -> None:
+    def __init__(self, chores: Mapping[str, Chore], *, metrics: WriterMetrics) -> None:
         """By name; `metrics` counts what fails."""
         self._states = [_State(run, name) for name, run in chores.items()]
         self._metrics = metrics

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the sidecar, all named gr4ad_indexer_*."""
+"""Prometheus metrics of a writer and its sources; those of the sidecar are named gr4ad_indexer_*."""
 
 from __future__ import annotations
 
@@ -9,48 +9,41 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 
-_PREFIX = "gr4ad_indexer_"
 Sample = tuple[str, str, dict[str, str], float]
 """name, help, labels, value; a name that ends in `_total` is a counter, others are gauges."""
 
 
-class Metrics:
-    """Counters of the worker, and values that are read when somebody asks (`read`)."""
+class WriterMetrics:
+    """Counters of the worker, and values that are read when somebody asks (`read_from`)."""
 
-    def __init__(self) -> None:
-        """A registry of its own: several can live in one process."""
-        self.registry = CollectorRegistry()
+    def __init__(self, prefix: str) -> None:
+        """A registry of its own: several can live in one process. `prefix` begins every name."""
+        self.registry, self._prefix = CollectorRegistry(), prefix
         self._events = Counter(
-            f"{_PREFIX}events",
+            f"{prefix}events",
             "Events by source, kind, result (applied, stale, rejected) and reason.",
             ("source", "kind", "result", "reason"),
             registry=self.registry,
         )
         self._batch_events = Histogram(
-            f"{_PREFIX}batch_events",
+            f"{prefix}batch_events",
             "Events of one transaction.",
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
             registry=self.registry,
         )
         self._commit_seconds = Histogram(
-            f"{_PREFIX}commit_seconds",
+            f"{prefix}commit_seconds",
             "Time of one transaction: encoding, writing, syncing.",
             buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
             registry=self.registry,
         )
         self.store_failures = Counter(
-            f"{_PREFIX}store_failures",
+            f"{prefix}store_failures",
             "Batches or probes that the store did not take.",
             registry=self.registry,
         )
         self.chore_failures = Counter(
-            f"{_PREFIX}chore_failures", "Failed work between batches.", ("chore",), registry=self.registry
-        )
-        self.compaction_seconds = Histogram(
-            f"{_PREFIX}compaction_seconds",
-            "Time of one compaction, in a process of its own.",
-            buckets=(0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600),
-            registry=self.registry,
+            f"{prefix}chore_failures", "Failed work between batches.", ("chore",), registry=self.registry
         )
         self._read: Callable[[], Iterable[Sample]] = tuple
         self._lock = threading.Lock()
@@ -83,6 +76,20 @@ class Metrics:
         families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
         for name, text, labels, value in self._read():
             kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            family = families.setdefault(name, kind(_PREFIX + name, text, labels=list(labels)))
+            family = families.setdefault(name, kind(self._prefix + name, text, labels=list(labels)))
             family.add_metric(list(labels.values()), value)
         return families.values()
+
+
+class Metrics(WriterMetrics):
+    """Of the sidecar."""
+
+    def __init__(self) -> None:
+        """See `WriterMetrics`."""
+        super().__init__("gr4ad_indexer_")
+        self.compaction_seconds = Histogram(
+            "gr4ad_indexer_compaction_seconds",
+            "Time of one compaction, in a process of its own.",
+            buckets=(0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600),
+            registry=self.registry,
+        )

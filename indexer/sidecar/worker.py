@@ -14,20 +14,28 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from indexer.events.error import EventError
-from indexer.events.event import AdEvent
 from indexer.events.parse import parse_event
 from indexer.sidecar.chores import Chore, Chores
 from indexer.sidecar.config import WorkerConfig
 from indexer.sidecar.intake import Intake, Queued
-from indexer.sidecar.metrics import Metrics
+from indexer.sidecar.metrics import WriterMetrics
 from indexer.sidecar.outage import Outage, needs_reopening, of_the_machine
 from indexer.sources.submission import Item, Submission, UnavailableError
-from indexer.store.incoming import Incoming, Outcome
+from indexer.store.incoming import Event, Incoming, Outcome
 
 log = logging.getLogger("gr4ad.indexer")
 
 _IDLE_S = 0.1  # longest wait for an event before the chores get their turn
 _PROBE = "probe"  # its offset is written to see whether the store takes writes again
+
+
+def parse_ad_event(item: Item) -> Event:
+    """The ad event of an item.
+
+    Raises:
+        EventError: it is none.
+    """
+    return parse_event(item.raw)
 
 
 class Store(Protocol):
@@ -45,9 +53,10 @@ class Worker:
         store: Store,
         *,
         heartbeat: Path,
-        metrics: Metrics,
+        metrics: WriterMetrics,
         config: WorkerConfig | None = None,
         chores: Mapping[str, Chore] | None = None,
+        parse: Callable[[Item], Event] = parse_ad_event,
     ) -> None:
         """Prepare; `start` begins.
 
@@ -57,11 +66,12 @@ class Worker:
             metrics: counts batches and outcomes.
             config: sizes and times.
             chores: called between batches, by name.
+            parse: makes an event of an item, or raises `EventError`.
         """
         self.config = config or WorkerConfig()
         self.outage = Outage(max_retry_s=self.config.max_retry_s)
         self.crash: BaseException | None = None
-        self._store, self._heartbeat, self._metrics = store, heartbeat, metrics
+        self._store, self._heartbeat, self._metrics, self._parse = store, heartbeat, metrics, parse
         self._chores = Chores(chores or {}, metrics=metrics)
         self._intake = Intake(max_events=self.config.queue_events, max_bytes=self.config.queue_bytes)
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future]] = queue.SimpleQueue()
@@ -194,16 +204,16 @@ class Worker:
         self._metrics.batch(len(items), seconds=time.monotonic() - began)
         self.outage.over()
         for (submission, i), one, outcome in zip(queued, incoming, outcomes, strict=True):
-            kind = one.event.kind if isinstance(one.event, AdEvent) else "unreadable"
+            kind = "unreadable" if isinstance(one.event, EventError) else one.event.kind
             self._metrics.outcome(one.source, kind=kind, result=outcome.result, reason=outcome.reason)
             submission.settle(i, outcome)
         return True
 
-    def _parsed(self, item: Item) -> AdEvent | EventError:
+    def _parsed(self, item: Item) -> Event | EventError:
         if item.error is not None:
             return item.error
         try:
-            return parse_event(item.raw)
+            return self._parse(item)
         except EventError as error:
             return error
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-from indexer.events.error import EventError
-from indexer.events.event import AdEvent
+from typing import Any, Literal, Protocol
 
 Result = Literal["applied", "stale", "rejected"]
+
+
+class Event(Protocol):
+    """What a source delivers, as `indexer.events.event.AdEvent`."""
+
+    @property
+    def kind(self) -> Any:
+        """A word, for counters."""
 
 
 @dataclass(frozen=True)
@@ -16,12 +21,12 @@ class Incoming:
     """An event as a source delivers it.
 
     Attributes:
-        event: parsed, or why it could not be.
+        event: parsed, an `Event`, or the `EventError` why it could not be.
         raw: as it came, for the dead letters.
         source: name of the source.
     """
 
-    event: AdEvent | EventError
+    event: Any
     raw: bytes
     source: str
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from serving.backend.model_settings import ModelSettings
 from serving.backend.request import RequestError
+from serving.keys import MAX_KEY
 from serving.search.rank import RANK_BY, RankBy
 
 
@@ -68,6 +69,18 @@ def cache_parameter(request: Any) -> bool:
     return value != "bypass"
 
 
+def served_log_parameter(request: Any) -> bool:
+    """Whether an answer leaves a record: request parameter `served_log`, "on" (the default) or "off".
+
+    Raises:
+        RequestError: it is something else.
+    """
+    value = text_parameter(request, "served_log")
+    if value not in (None, "on", "off"):
+        raise RequestError(f'parameter served_log: expected "on" or "off", got {value!r}')
+    return value != "off"
+
+
 def rank_parameter(request: Any, *, default: RankBy) -> RankBy:
     """What ads are ranked by: request parameter `rank_by`, "probability" or "value".
 
@@ -96,6 +109,26 @@ def rerank_parameter(request: Any, settings: ModelSettings) -> bool:
     if ranker is None:
         raise RequestError(f"parameter rerank: expected off, as the bundle has no ranker, got {value!r}")
     raise RequestError(f"parameter rerank: expected off or {ranker}, got {value!r}")
+
+
+def user_parameter(request: Any, *, rows: int) -> int | str | None:
+    """Who asks: request parameter `user_id`, a number or a key; None when it is absent.
+
+    Raises:
+        RequestError: it is something else, or the request has several rows.
+    """
+    value = json.loads(request.parameters() or "{}").get("user_id")
+    if value is None:
+        return None
+    is_number = type(value) is int and 0 <= value < 1 << 63
+    if not is_number and not (isinstance(value, str) and 0 < len(value) <= MAX_KEY):
+        raise RequestError(
+            f"parameter user_id: expected a number 0 .. 2**63 - 1 or a text of 1 to {MAX_KEY} characters, "
+            f"got {value!r:.80}"
+        )
+    if rows != 1:
+        raise RequestError(f"parameter user_id: expected a request of one row, got {rows}")
+    return value
 
 
 def pad_rows(rows: list[np.ndarray], *, fill: float) -> np.ndarray:

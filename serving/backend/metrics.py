@@ -96,6 +96,11 @@ RESOLVER: dict[str, Family] = {
     ),
     "gr4ad_ads_returned_total": Family("counter", "Ads in answers"),
     "gr4ad_short_answers_total": Family("counter", "Answers with fewer ads than asked for"),
+    "gr4ad_served_records_total": Family(
+        "counter",
+        "Records of answers: written; dropped, where the sink was too slow or gone; failed, not made",
+        ("result",),
+    ),
     "gr4ad_reranked_total": Family("counter", "Answers that the ranking stage ordered"),
     "gr4ad_rerank_seconds": Family(
         "histogram", "Seconds of the ranking stage for the answers of a batch", buckets=_SECONDS

@@ -128,6 +128,12 @@ class ModelSettings(_Settings):
         """Folder of the index, absolute."""
         return HOME / self.index
 
+    @property
+    def served_log_folder(self) -> Path:
+        """Folder of the served log's files, absolute."""
+        folder = self.serving.served_log.folder
+        return self.index_folder.with_name("served") if folder is None else HOME / folder
+
 
 class GraphSettings(_Settings):
     """Settings of a graph that the Python backend runs (cpu target).

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.backend.resolve import Ads
+from serving.backend.served import Asked
 from serving.index.snapshot import Snapshot
 from serving.model.bundle import read_manifest
 from serving.model.manifest import Manifest
@@ -73,6 +74,7 @@ class Resolved:
         index_version: what is at least in it.
         snapshot: index that the ads were looked up in.
         past: None where the order stays.
+        asked: what the served log says of the request; None where it says nothing.
     """
 
     ads: Ads
@@ -81,6 +83,7 @@ class Resolved:
     index_version: int
     snapshot: Snapshot
     past: Past | None = None
+    asked: Asked | None = None
 
 
 def rerank(rows: list[Resolved], rankers: VersionRankers) -> list[Resolved | Exception]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,16 @@ class ResolverMetrics:
         found = (ad_ids != NO_AD).sum(axis=1)
         self._metrics.add("gr4ad_ads_returned_total", int(found.sum()))
         self._metrics.add("gr4ad_short_answers_total", int((found < num_ads[:, 0]).sum()))
+
+    def show_served(self) -> None:
+        """Have the counters of the served log there, at 0."""
+        for result in ("written", "dropped", "failed"):
+            self._metrics.show("gr4ad_served_records_total", result=result)
+
+    def served(self, counts: Mapping[str, int]) -> None:
+        """Records since the last call, by what became of them."""
+        for result, count in counts.items():
+            self._metrics.add("gr4ad_served_records_total", count, result=result)
 
     def ranked(self, answers: int, *, seconds: float) -> None:
         """Count what the ranking stage did with a batch."""

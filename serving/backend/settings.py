@@ -10,6 +10,7 @@ from serving.backend.request import RequestLimits
 from serving.load.settings import ControlSettings
 from serving.model.manifest import RankerKind
 from serving.search.rank import RankBy
+from serving.served_log.settings import ServedLogConfig
 
 Rerank = Literal["off"] | RankerKind
 
@@ -56,6 +57,7 @@ class ServingConfig(BaseModel):
         cache_ttl_s: how long.
         cache_mb: memory of a local cache.
         cache_url: Redis of the cache; passwords belong into GR4AD_CACHE_URL.
+        served_log: records of what was answered (docs/feedback.md).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,6 +87,7 @@ class ServingConfig(BaseModel):
     cache_ttl_s: float = Field(60.0, gt=0, allow_inf_nan=False)
     cache_mb: int = Field(64, ge=1)
     cache_url: str = "redis://127.0.0.1:6379/0"
+    served_log: ServedLogConfig = ServedLogConfig()
 
     @property
     def limits(self) -> RequestLimits:

@@ -15,7 +15,14 @@ import time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.backend.adapter import array, pad_rows, rank_parameter, rerank_parameter
+from serving.backend.adapter import (
+    array,
+    pad_rows,
+    rank_parameter,
+    rerank_parameter,
+    served_log_parameter,
+    user_parameter,
+)
 from serving.backend.answers import answer_together
 from serving.backend.engine import make_ranker
 from serving.backend.model_settings import ModelSettings
@@ -24,6 +31,7 @@ from serving.backend.request import check_num_ads
 from serving.backend.reranking import Past, Resolved, VersionRankers, rerank
 from serving.backend.resolve import NO_AD, VersionSnapshots, find_ads
 from serving.backend.resolver_metrics import ResolverMetrics
+from serving.backend.served import make_served_log
 from serving.index.reader import IndexReader
 
 
@@ -41,9 +49,14 @@ class TritonPythonModel:
         )
         self.metrics = ResolverMetrics(pb_utils, self.reader)
         self.outcomes = Outcomes(pb_utils, model="ad_resolver", last=True)
+        self.served = make_served_log(settings, tell=self.metrics.served)
+        if self.served:
+            self.metrics.show_served()
 
     def finalize(self):
         """Leave nothing behind."""
+        if self.served:
+            self.served.close()
         self.metrics.close()
         self.outcomes.close()
 
@@ -51,6 +64,8 @@ class TritonPythonModel:
         """Look up all rows with the index as of now, and rank together those that ask for it."""
         self.reader.refresh()
         self.metrics.look()
+        if self.served:
+            self.served.tell()
         return answer_together(
             pb_utils,
             requests,
@@ -74,6 +89,7 @@ class TritonPythonModel:
         serving = self.settings.serving
         rank_by = rank_parameter(request, default=serving.rank_by)
         pasts = self.pasts(request, len(sids)) if rerank_parameter(request, self.settings) else None
+        asked = self.asked(request, len(sids), rank_by=rank_by, reranked=pasts is not None)
         snapshots = [self.snapshots.of(int(v)) for v in models[:, 0]]
         return [
             Resolved(
@@ -93,9 +109,23 @@ class TritonPythonModel:
                 index_version=min(snapshots[i].version, int(searched[i, 0])),
                 snapshot=snapshots[i],
                 past=pasts[i] if pasts else None,
+                asked=asked[i],
             )
             for i in range(len(sids))
         ]
+
+    def asked(self, request, rows, *, rank_by, reranked):
+        """What the served log says of each row; None where it says nothing."""
+        if not self.served or not served_log_parameter(request):
+            return [None] * rows
+        return self.served.asked(
+            request.request_id(),
+            user_parameter(request, rows=rows),
+            rows=rows,
+            array=lambda name: array(pb_utils, request, name),
+            rank_by=rank_by,
+            reranked=reranked,
+        )
 
     def pasts(self, request, rows):
         """What a ranker is told: past_ads, past_behaviors and past_times [b, h], asked_at [b, 1]."""
@@ -120,6 +150,10 @@ class TritonPythonModel:
 
     def outputs(self, answers):
         """Tensors of one request's rows."""
+        for answer in answers if self.served else ():
+            self.served.answered(
+                answer.asked, answer.ads, model_version=answer.version, index_version=answer.index_version
+            )
         ad_ids = pad_rows([a.ads.ad_ids for a in answers], fill=NO_AD)
         self.metrics.count(ad_ids, np.array([[a.num_ads] for a in answers]))
         return {

@@ -47,7 +47,7 @@ class TritonPythonModel:
             ranker=settings.ranker,
         )
         self.levels = active.manifest.levels
-        self.limits = serving.limits
+        self.limits, self.is_logged = serving.limits, serving.served_log.sink != "off"
         self.outcomes = Outcomes(pb_utils, model=args["model_instance_name"])
         plans = SearchPlans.of(serving, levels=self.levels)
         self.load = SchedulerLoad(
@@ -127,15 +127,17 @@ class TritonPythonModel:
             for i in range(len(ads))
         ]
 
-    @staticmethod
-    def outputs(results):
-        """Tensors of one request's rows."""
+    def outputs(self, results):
+        """Tensors of one request's rows; the plan once more for the served log."""
+        widths = np.stack([r.beam_widths for r in results])
+        degraded = np.array([[r.degraded] for r in results])
         return {
             "beam_sids": pad_rows([r.sids for r in results], fill=-1),
             "beam_scores": pad_rows([r.scores for r in results], fill=-np.inf),
             "beam_values": pad_rows([r.expected_value for r in results], fill=np.nan),
             "searched_model": np.array([[r.model_version] for r in results], np.int64),
             "searched_version": np.array([[r.index_version] for r in results], np.int64),
-            "beam_widths": np.stack([r.beam_widths for r in results]),
-            "degraded": np.array([[r.degraded] for r in results]),
+            "beam_widths": widths,
+            "degraded": degraded,
+            **({"served_plan": np.concatenate([widths, degraded], axis=1)} if self.is_logged else {}),
         }

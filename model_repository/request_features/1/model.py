@@ -14,13 +14,21 @@ import time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.backend.adapter import array, pad_rows, rank_parameter, rerank_parameter
+from serving.backend.adapter import (
+    array,
+    pad_rows,
+    rank_parameter,
+    rerank_parameter,
+    served_log_parameter,
+    user_parameter,
+)
 from serving.backend.answers import answer_each
 from serving.backend.draining import Draining
 from serving.backend.entry import Entry
 from serving.backend.model_settings import ModelSettings
 from serving.backend.outcomes import Outcomes
 from serving.backend.request import check_exclude, check_num_ads, check_present, request_features
+from serving.backend.served import pack_context
 from serving.backend.unknown_values import UnknownValues
 from serving.index.reader import IndexReader
 
@@ -34,6 +42,7 @@ class TritonPythonModel:
         self.spec = settings.features
         self.reader = IndexReader(settings.index_folder, search=False, max_wait_s=0.0)
         self.limits, self.rank_by = settings.serving.limits, settings.serving.rank_by
+        self.is_logged = settings.serving.served_log.sink != "off"
         self.outcomes = Outcomes(pb_utils, model="request_features")
         self.draining = Draining()
         self.unknown = UnknownValues(pb_utils, self.spec) if self.spec.request_features else None
@@ -77,6 +86,9 @@ class TritonPythonModel:
         rank_parameter(request, default=self.rank_by)
         ranked = rerank_parameter(request, self.settings)
         rows = len(ad_ids)
+        if self.is_logged:
+            user_parameter(request, rows=rows)
+            served_log_parameter(request)
         profile = np.zeros((rows, 0), np.int32) if profile is None else profile
         now = np.full((rows, 1), int(time.time())) if now is None else now
         exclude = np.zeros((rows, 0), np.int64) if exclude is None else exclude
@@ -103,6 +115,7 @@ class TritonPythonModel:
             "ignored_history": np.array([[f.ignored] for f in built], np.int32),
             "arrived": np.full((rows, 1), arrived),
             **(self.past(built, now, ranked=ranked) if self.settings.ranker else {}),
+            **({"served_context": pack_context(built, now)} if self.is_logged else {}),
         }
 
     @staticmethod

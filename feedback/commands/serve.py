@@ -1,0 +1,151 @@
+"""`python -m feedback serve`: the service as a process."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from feedback.join.rules import JoinConfig
+from feedback.service.config import KAFKA, REDIS, SERVED, FeedbackConfig
+from feedback.service.service import Service
+from feedback.store.layout import FeedbackStoreError
+from indexer.commands.service import add_address, add_streams, kafka_of, no_interrupts, read_token, redis_of
+from indexer.sidecar.config import WorkerConfig
+from indexer.sidecar.log_limit import LogLimit
+
+TOKEN, REDIS_URL = "GR4AD_FEEDBACK_TOKEN", "GR4AD_FEEDBACK_REDIS_URL"
+
+_DESCRIPTION = """Joins what was served with what came of it: training samples in order, histories of users.
+Feedback comes over HTTP, Redis Streams and Kafka, served records from files or a Redis stream. Every event is
+acknowledged after its commit. One process a store; Ctrl-C or SIGTERM ends it in order."""
+_EPILOG = f"""examples:
+  python -m feedback serve --store build/demo/feedback --served build/demo/served
+  python -m feedback serve ... --redis-url redis://127.0.0.1:6379/0 --served-stream gr4ad:served
+  python -m feedback serve ... --kafka-brokers 127.0.0.1:9092 --kafka-topic feedback
+  python -m feedback serve ... --host 0.0.0.0 --token-file /run/secrets/feedback-token
+
+environment: {TOKEN} (token of writers), {REDIS_URL} (keeps a password out of the process list)
+pages: http://127.0.0.1:8020/docs (API), /readyz, /metrics
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command."""
+    made = argparse.ArgumentParser(
+        prog="python -m feedback serve",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add, times = made.add_argument, JoinConfig()
+    add("--store", type=Path, required=True, help="folder of the store; one is made where there is none")
+    add("--served", type=Path, help="folder of a served log (serving.served_log.sink: file)")
+    add("--served-stream", help="Redis stream of served records (sink: redis), on --redis-url")
+    add_address(made, port=8020, variable=TOKEN)
+    add("--window-s", type=float, default=times.window_s, help=f"of a first sample [{times.window_s:g}]")
+    add("--correct-s", type=float, default=times.correct_s, help=f"of corrections [{times.correct_s:g}]")
+    add("--wait-s", type=float, default=times.wait_s, help=f"for a record [{times.wait_s:g}]")
+    add("--skew-s", type=float, default=times.skew_s, help=f"between clocks [{times.skew_s:g}]")
+    add(
+        "--clock",
+        choices=("wall", "served"),
+        default=times.clock,
+        help=f"served: windows go by the requests' own time, for what is played again [{times.clock}]",
+    )
+    add("--max-history", type=int, default=times.max_history, help=f"of a user [{times.max_history}]")
+    add("--keep-samples", type=int, default=times.keep_samples, help=f"newest [{times.keep_samples}]")
+    add("--batch-events", type=int, default=256, help="most events of one commit [256]")
+    add("--batch-ms", type=float, default=10.0, help="wait for more events after the first [10]")
+    add("--map-size-gib", type=float, default=64.0, help="most that the store may take on disk [64]")
+    add_streams(made, redis=REDIS, kafka=KAFKA, variable=REDIS_URL, keyed_by="request")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status (0 stopped, 1 failed, 2 wrong options)."""
+    made = parser()
+    options = made.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(LogLimit())
+    # SIGTERM ends like Ctrl-C, so that it stops the service in order also while that is still starting.
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _serve(options, made)
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+        return 0
+    except (FeedbackStoreError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
+    from feedback.http.app import create_app  # FastAPI takes a second to import; --help need not wait for it
+    from indexer.http.api import WriterApi
+    from indexer.http.errors import error_body
+    from indexer.http.guard import Guard
+    from indexer.http.reads import HEALTH
+    from web.connections import ConnectionLimits, Connections
+    from web.server import bind, listen, serve
+
+    try:
+        token = read_token(options.token_file, variable=TOKEN)
+        guard = Guard(options.host, token=token, variable=TOKEN)
+        config = _config(options)
+    except ValueError as error:
+        made.error(str(error))
+    with contextlib.closing(bind(options.host, options.port)) as listener:
+        try:
+            service = Service(config)
+        except ValueError as error:
+            made.error(str(error))
+        api = WriterApi(worker=service.worker, metrics=service.metrics, guard=guard, ready=service.ready)
+        clean = False
+        try:
+            service.start()
+            url = listen(listener)  # whoever reads the line below may connect
+            print(f"feedback ready to take events on {url} (pid {os.getpid()})", flush=True)
+            serve(
+                create_app(api, service.joiner),
+                listener,
+                connections=Connections(ConnectionLimits(), body_of=error_body, health=HEALTH),
+                ended=lambda: service.worker.crash is not None,
+            )
+        finally:
+            with no_interrupts():
+                clean = service.stop()
+    if service.worker.crash is not None or not clean:
+        print(f"error: the writer ended: {service.worker.crash or 'still busy'}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _config(options: argparse.Namespace) -> FeedbackConfig:
+    served_redis = None
+    if options.served_stream:
+        if not options.redis_url:
+            raise ValueError(f"--served-stream: expected --redis-url or {REDIS_URL}, got neither")
+        if options.served_stream == options.redis_stream:
+            raise ValueError(f"--served-stream: expected another than feedback's, got {options.redis_stream}")
+        served_redis = dataclasses.replace(SERVED, url=options.redis_url, stream=options.served_stream)
+    times = ("window_s", "correct_s", "wait_s", "skew_s", "clock", "max_history", "keep_samples")
+    return FeedbackConfig(
+        options.store,
+        served=options.served,
+        served_redis=served_redis,
+        redis=redis_of(options),
+        kafka=kafka_of(options),
+        join=JoinConfig(**{name: getattr(options, name) for name in times}),
+        worker=WorkerConfig(options.batch_events, batch_ms=options.batch_ms),
+        map_size=int(options.map_size_gib * (1 << 30)),
+    )

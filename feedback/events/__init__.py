@@ -1,0 +1,1 @@
+"""Feedback and served records, read from bytes that nobody has checked before."""

@@ -1,0 +1,1 @@
+"""The process around the join: sources, the thread that writes, metrics."""

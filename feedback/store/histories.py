@@ -1,0 +1,61 @@
+"""Histories of users as feedback makes them: what each did, newest kept; for clients that ask a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+import lmdb
+import numpy as np
+
+from feedback.store.layout import EVENT, FeedbackStoreError, number_key, open_environment
+
+
+def with_event(history: np.ndarray, event: tuple[int, int, int, bytes], *, most: int) -> np.ndarray:
+    """A history with an event in its place, and not where the same event was said to be before.
+
+    Args:
+        history: `EVENT` [N], by time.
+        event: a row of it.
+        most: newest events that are kept.
+    """
+    row = np.array([event], EVENT)
+    same = np.all([history[name] == row[name] for name in ("ad_id", "behavior", "request")], axis=0)
+    history = history[~same]
+    at = int(np.searchsorted(history["timestamp"], row["timestamp"][0], side="right"))
+    return np.concatenate([history[:at], row, history[at:]])[-most:]
+
+
+class Histories:
+    """Reads the histories of a store, beside its writer; once a process."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open.
+
+        Raises:
+            FeedbackStoreError: there is no store.
+        """
+        self._environment = open_environment(Path(folder), readonly=True)
+        try:
+            self._table = self._environment.open_db(b"histories", create=False)
+        except lmdb.Error as error:
+            self._environment.close()
+            raise FeedbackStoreError(f"{folder}: no feedback store yet: {error}") from error
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self._environment.close()
+
+    def of(self, user: int) -> np.ndarray:
+        """Events of a user as of now, `EVENT` [N], oldest first; none of one that nothing is known of."""
+        with self._environment.begin() as txn:
+            raw = txn.get(number_key(user), db=self._table)
+            return np.frombuffer(raw or b"", EVENT).copy()

@@ -1,0 +1,136 @@
+"""What commands of a service share: options of its address and its streams, its token, its end."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from indexer.sources.config import KafkaConfig, RedisConfig
+
+
+def add_address(parser: argparse.ArgumentParser, *, port: int, variable: str) -> None:
+    """Options of where a service listens and who may write.
+
+    Args:
+        parser: of the command.
+        port: default.
+        variable: of the environment that may hold the token.
+    """
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; others than loopback need a token [127.0.0.1]",
+    )
+    parser.add_argument("--port", type=int, default=port, help=f"0 for any free one [{port}]")
+    parser.add_argument(
+        "--token-file", type=Path, help=f"file with the token that writers send as Bearer [${variable}]"
+    )
+
+
+def add_streams(
+    parser: argparse.ArgumentParser, *, redis: RedisConfig, kafka: KafkaConfig, variable: str, keyed_by: str
+) -> None:
+    """Options of the streams that a service reads.
+
+    Args:
+        parser: of the command.
+        redis: defaults.
+        kafka: defaults.
+        variable: of the environment that may hold the URL of Redis.
+        keyed_by: what messages of a topic are keyed by.
+    """
+    group = parser.add_argument_group("Redis Streams")
+    group.add_argument(
+        "--redis-url",
+        default=os.environ.get(variable),
+        help=f"redis://, rediss:// or unix:// [${variable}]",
+    )
+    group.add_argument(
+        "--redis-stream",
+        default=redis.stream,
+        help=f"entries have the event's JSON in field `{redis.field}` [{redis.stream}]",
+    )
+    group.add_argument(
+        "--redis-group", default=redis.group, help=f"consumer group of its own [{redis.group}]"
+    )
+    group.add_argument(
+        "--redis-consumer", default=redis.consumer, help=f"name in the group [{redis.consumer}]"
+    )
+    group = parser.add_argument_group("Kafka (needs confluent-kafka: make kafka-setup)")
+    group.add_argument("--kafka-brokers", help="host:port, comma separated")
+    group.add_argument(
+        "--kafka-topic",
+        default=kafka.topic,
+        help=f"its messages are the events' JSON, keyed by {keyed_by} [{kafka.topic}]",
+    )
+    group.add_argument(
+        "--kafka-group", default=kafka.group, help=f"group that offsets are reported for [{kafka.group}]"
+    )
+    group.add_argument(
+        "--kafka-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="setting of librdkafka; repeat",
+    )
+
+
+def redis_of(options: argparse.Namespace) -> RedisConfig | None:
+    """The stream that the options name; None for none."""
+    if not options.redis_url:
+        return None
+    return RedisConfig(
+        options.redis_url,
+        stream=options.redis_stream,
+        group=options.redis_group,
+        consumer=options.redis_consumer,
+    )
+
+
+def kafka_of(options: argparse.Namespace) -> KafkaConfig | None:
+    """The topic that the options name; None for none.
+
+    Raises:
+        ValueError: an option that is not NAME=VALUE.
+    """
+    if not options.kafka_brokers:
+        return None
+    settings = dict(_pair(text) for text in options.kafka_option)
+    return KafkaConfig(
+        options.kafka_brokers, topic=options.kafka_topic, group=options.kafka_group, options=settings
+    )
+
+
+def read_token(path: Path | None, *, variable: str) -> str | None:
+    """Token of writers, from a file or else from the environment; None where there is none.
+
+    Raises:
+        ValueError: it is empty.
+        OSError: the file cannot be read.
+    """
+    token = path.read_text().strip() if path else os.environ.get(variable)
+    if token == "":
+        raise ValueError(f"expected a token in {path or variable}, got nothing")
+    return token
+
+
+@contextlib.contextmanager
+def no_interrupts() -> Iterator[None]:
+    """A second Ctrl-C must not cut the last commit's acknowledgement; stopping is bounded in time."""
+    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ValueError(f"--kafka-option: expected NAME=VALUE, got {text!r}")
+    return name, value
