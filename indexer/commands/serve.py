@@ -130,14 +130,15 @@ def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
     began = time.monotonic()
     from indexer.http.api import Api  # FastAPI takes a second to import; --help need not wait for it
     from indexer.http.app import create_app
-    from indexer.http.errors import error_body
     from indexer.http.guard import Guard
     from indexer.http.reads import HEALTH
+    from web.answers import error_body
     from web.connections import ConnectionLimits, Connections
     from web.server import bind, listen, serve
+    from web.tokens import read_token
 
     try:
-        guard = Guard(options.host, token=_token(options.token_file))
+        guard = Guard(options.host, token=read_token(options.token_file, variable=TOKEN))
         config = _config(options)
     except ValueError as error:
         made.error(str(error))
@@ -208,13 +209,6 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals or not name:
         raise ValueError(f"--kafka-option: expected NAME=VALUE, got {text!r}")
     return name, value
-
-
-def _token(path: Path | None) -> str | None:
-    token = path.read_text().strip() if path else os.environ.get(TOKEN)
-    if token == "":
-        raise ValueError(f"expected a token in {path or TOKEN}, got nothing")
-    return token
 
 
 @contextlib.contextmanager
