@@ -103,7 +103,7 @@ class Asker:
         """Log p of the levels [n, T], or why they are not known."""
         sids = answer["sids"][0]
         try:
-            return self._unfolder.level_scores(tensors, sids[sids[:, 0] >= 0], version=version), None
+            return self._unfolder.scores(tensors, sids[sids[:, 0] >= 0], version=version), None
         except (BundleError, IndexStoreError, OSError) as error:
             logger.warning("no levels: %s", error)
             return None, str(error)

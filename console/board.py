@@ -36,6 +36,11 @@ class Board:
         """Who is looking now."""
         return len(self._viewers)
 
+    @property
+    def latest(self) -> int:
+        """Frames that were ever published."""
+        return self._number
+
     def publish(self, frame: dict[str, Any]) -> None:
         """Add a frame and wake everybody; frames of the last five minutes are kept."""
         text = json.dumps(frame, allow_nan=False, separators=(",", ":")).encode()

@@ -11,6 +11,7 @@ from console.scrape import Scrape, increase, increase_by, quantile
 
 WINDOW_S = 5.0  # of rates and quantiles
 _MODEL, _SCHEDULER = "gr4ad", "beam_scheduler"
+_BEAMS = "gr4ad_level_beams"
 _HAS = {SERVER: "nv_inference_request_success", INDEXER: "gr4ad_indexer_sequence"}
 """A page of that source has this; the gateway shows its own figures alone while Triton is away."""
 
@@ -102,13 +103,14 @@ def _server(old: Scrape, new: Scrape) -> Figures:
         "rows": _ratio(new.total("gr4ad_beam_rows"), processes),
         "rows_base": new.highest("gr4ad_beam_rows_base"),
         "rung": _ratio(new.total("gr4ad_rungs_above_base"), processes),
-        "beams": {level: beams / processes for level, beams in new.by("gr4ad_level_beams", "level").items()},
+        "beams": {level: beams / processes for level, beams in sorted(new.by(_BEAMS, "level").items())},
         "degraded_share": _ratio(increase(old, new, "gr4ad_degraded_total"), searched),
         "cache_hit_share": _ratio(lookups.get("hit"), sum(lookups.values())),
         "rejects": {reason: _rate(count, old, new) for reason, count in rejects.items()},
         "index_version": new.highest("gr4ad_index_version"),
         "index_lag_s": new.highest("gr4ad_index_lag_seconds"),
-        "models": new.by("gr4ad_model_version", "process"),
+        # 0 until the process has had a batch.
+        "models": {name: v for name, v in new.by("gr4ad_model_version", "process").items() if v},
         "versions_refused": sorted(
             reason for reason, on in new.by("gr4ad_version_refused", "reason").items() if on
         ),

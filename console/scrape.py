@@ -32,8 +32,11 @@ class Scrape:
         """
         samples: dict[str, dict[Labels, float]] = {}
         for family in text_string_to_metric_families(page):
+            # The parser gives every counter the ending that Triton's lack.
+            renamed = family.type == "counter" and f"{family.name}_total" not in page
             for sample in family.samples:
-                samples.setdefault(sample.name, {})[frozenset(sample.labels.items())] = sample.value
+                name = family.name if renamed else sample.name
+                samples.setdefault(name, {})[frozenset(sample.labels.items())] = sample.value
         return cls(at, samples)
 
     def values(self, name: str, **labels: str) -> dict[Labels, float]:

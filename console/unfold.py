@@ -34,12 +34,12 @@ class Unfolder:
 
         Args:
             tensors: the request, one row.
-            sids: int32 [n, T], distinct.
+            sids: int32 [n, T].
             version: of the model that answered.
 
         Returns:
-            float32 [n, T]. Their sum is the score of the answer but for what serving adds: levels over live
-            children, and the share of SIDs that the model never saw.
+            float32 [n, T], see `level_scores`. Their sum is the score of the answer but for what serving
+            adds: levels over live children, and the share of SIDs that the model never saw.
 
         Raises:
             BundleError, IndexStoreError, OSError: the run folder no longer has that version or its index.
@@ -65,14 +65,24 @@ class Unfolder:
             slots = fill_slots(snapshot, features.slot_ads[None], features.slots[None])
         finally:
             reader.close()
-        total = np.stack(
-            [
-                _scores(self._executor, slots, features.profile[None], sids[:, : t + 1])
-                for t in range(sids.shape[1])
-            ],
-            axis=1,
-        )
-        return np.diff(total, axis=1, prepend=np.float32(0))
+        return level_scores(self._executor, slots, features.profile[None], sids)
+
+
+def level_scores(executor: Executor, slots: np.ndarray, profile: np.ndarray, sids: np.ndarray) -> np.ndarray:
+    """Log-probability of each code of some SIDs given the codes before it, in one request.
+
+    Args:
+        executor: engine.
+        slots: int32 [1, S, T + 3].
+        profile: int32 [1, P].
+        sids: int32 [n, T].
+
+    Returns:
+        float32 [n, T].
+    """
+    lengths = range(1, sids.shape[1] + 1)
+    total = np.stack([_scores(executor, slots, profile, sids[:, :t]) for t in lengths], axis=1)
+    return np.diff(total, axis=1, prepend=np.float32(0))
 
 
 def _scores(executor: Executor, slots: np.ndarray, profile: np.ndarray, prefixes: np.ndarray) -> np.ndarray:

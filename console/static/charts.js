@@ -80,7 +80,7 @@ function options(width, lines, colour) {
       ...Object.fromEntries(scales.map((scale) => [scale, { range: (_, low, high) => [0, Math.max(high * 1.1, 1)] }])),
     },
     axes: [
-      { ...axis, values: (_, times) => times.map(clock), space: 70 },
+      { ...axis, values: (_, times) => times.map(clock), space: 70, size: 28 },
       ...scales.map((scale, i) => ({ ...axis, scale, size: 44, side: i ? 1 : 3, grid: i ? { show: false } : axis.grid })),
     ],
     series: [

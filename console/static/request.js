@@ -38,8 +38,14 @@ function show(answer) {
     children.push(element("p", { className: "note", text: `no log p by level: ${answer.levels_missing}` }));
   }
   children.push(element("ol", { className: "ads" }, ...answer.ads.map(ad)));
-  children.push(element("h3", { text: "History, newest first" }));
-  children.push(element("ul", { className: "events" }, ...answer.history.map(event)));
+  children.push(
+    element(
+      "details",
+      {},
+      element("summary", { text: `History: the newest ${answer.history.length} of ${answer.events} events` }),
+      element("ul", { className: "events" }, ...answer.history.map(event)),
+    ),
+  );
   document.getElementById("answer").replaceChildren(...children);
 }
 
