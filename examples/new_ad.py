@@ -133,15 +133,14 @@ def describe(shown: Shown, *, user: int) -> str:
     )
 
 
-def post(indexer_url: str, event: dict[str, object]) -> None:
-    """Send one event to the sidecar.
+def post(indexer_url: str, event: dict[str, object], *, token: str | None = None) -> None:
+    """Send one event to the sidecar, with its token where it wants one.
 
     Raises:
         RuntimeError: it was refused, with the sidecar's reason.
     """
-    request = urllib.request.Request(
-        f"{indexer_url}/events", json.dumps(event).encode(), {"Content-Type": "application/json"}
-    )
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    request = urllib.request.Request(f"{indexer_url}/events", json.dumps(event).encode(), headers)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             outcome = json.load(answer)

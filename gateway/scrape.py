@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-import urllib.request
 from collections.abc import Callable
 
+from web.pages import read_page
+
 _TIMEOUT_S = 3.0
-_MOST_BYTES = 8 << 20
 _KEPT_S = 0.2
 
 
@@ -25,17 +25,8 @@ class Scrape:
         async with self._lock:
             if self._clock() - self._at > _KEPT_S:
                 try:
-                    self._page = await asyncio.to_thread(_read, self._url)
+                    self._page = await asyncio.to_thread(read_page, self._url, timeout_s=_TIMEOUT_S)
                 except (OSError, ValueError):
                     self._page = b""
                 self._at = self._clock()
             return self._page
-
-
-def _read(url: str) -> bytes:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=_TIMEOUT_S) as response:
-        page = response.read(_MOST_BYTES + 1)
-    if len(page) > _MOST_BYTES:
-        raise ValueError(f"expected at most {_MOST_BYTES:,} bytes of metrics")
-    return page

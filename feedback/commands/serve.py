@@ -16,7 +16,7 @@ from feedback.join.rules import JoinConfig
 from feedback.service.config import KAFKA, REDIS, SERVED, FeedbackConfig
 from feedback.service.service import Service
 from feedback.store.layout import FeedbackStoreError
-from indexer.commands.service import add_address, add_streams, kafka_of, no_interrupts, read_token, redis_of
+from indexer.commands.service import add_address, add_streams, kafka_of, no_interrupts, redis_of
 from indexer.sidecar.config import WorkerConfig
 from indexer.sidecar.log_limit import LogLimit
 
@@ -92,11 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
     from feedback.http.app import create_app  # FastAPI takes a second to import; --help need not wait for it
     from indexer.http.api import WriterApi
-    from indexer.http.errors import error_body
     from indexer.http.guard import Guard
     from indexer.http.reads import HEALTH
+    from web.answers import error_body
     from web.connections import ConnectionLimits, Connections
     from web.server import bind, listen, serve
+    from web.tokens import read_token
 
     try:
         token = read_token(options.token_file, variable=TOKEN)

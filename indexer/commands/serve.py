@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from indexer.commands.service import add_address, add_streams, kafka_of, no_interrupts, read_token, redis_of
+from indexer.commands.service import add_address, add_streams, kafka_of, no_interrupts, redis_of
 from indexer.sidecar.config import SidecarConfig, WorkerConfig
 from indexer.sidecar.log_limit import LogLimit
 from indexer.sidecar.sidecar import Sidecar
@@ -98,11 +98,12 @@ def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
     began = time.monotonic()
     from indexer.http.api import Api  # FastAPI takes a second to import; --help need not wait for it
     from indexer.http.app import create_app
-    from indexer.http.errors import error_body
     from indexer.http.guard import Guard
     from indexer.http.reads import HEALTH
+    from web.answers import error_body
     from web.connections import ConnectionLimits, Connections
     from web.server import bind, listen, serve
+    from web.tokens import read_token
 
     try:
         guard = Guard(options.host, token=read_token(options.token_file, variable=TOKEN))

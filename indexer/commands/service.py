@@ -1,4 +1,4 @@
-"""What commands of a service share: options of its address and its streams, its token, its end."""
+"""What commands of a service share: options of its address and its streams, its end."""
 
 from __future__ import annotations
 
@@ -103,19 +103,6 @@ def kafka_of(options: argparse.Namespace) -> KafkaConfig | None:
     return KafkaConfig(
         options.kafka_brokers, topic=options.kafka_topic, group=options.kafka_group, options=settings
     )
-
-
-def read_token(path: Path | None, *, variable: str) -> str | None:
-    """Token of writers, from a file or else from the environment; None where there is none.
-
-    Raises:
-        ValueError: it is empty.
-        OSError: the file cannot be read.
-    """
-    token = path.read_text().strip() if path else os.environ.get(variable)
-    if token == "":
-        raise ValueError(f"expected a token in {path or variable}, got nothing")
-    return token
 
 
 @contextlib.contextmanager

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hmac
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from indexer.http.errors import error_answer
+from web.answers import error_answer
 from web.errors import HttpError
 from web.hosts import check_own_host, is_loopback
+from web.tokens import check_bearer, check_token
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -41,12 +41,8 @@ class Guard:
                 f"--host {self.host} is open to other machines: expected a token for writers in --token-file "
                 f"or {self.variable}, got none (127.0.0.1 needs none)"
             )
-        if self.token is not None and (
-            len(self.token) < 8 or not self.token.isascii() or not self.token.isprintable()
-        ):
-            raise ValueError(
-                f"expected a token of at least 8 ASCII characters, got {len(self.token)} characters"
-            )
+        if self.token is not None:
+            check_token(self.token)
 
     def check_host(self, headers: Headers) -> None:
         """On loopback without a token, only addresses and `localhost` as Host.
@@ -65,15 +61,7 @@ class Guard:
             HttpError: 401 or 415.
         """
         if self.token is not None:
-            scheme, _, given = headers.get("authorization", "").partition(" ")
-            known = hmac.compare_digest(given.strip().encode(), self.token.encode())
-            if scheme.lower() != "bearer" or not known:
-                raise HttpError(
-                    401,
-                    "unauthorized",
-                    "expected `Authorization: Bearer <token>` with the token of this service",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
+            check_bearer(headers.get("authorization", ""), self.token)
         kind, _, parameters = headers.get("content-type", "").partition(";")
         kind, parameters = kind.strip().lower(), parameters.strip().lower()
         # A form of a foreign web page cannot have these types, so no browser sends one here unasked.

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 logger = logging.getLogger(__name__)
 
-_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ SCHEDULER: dict[str, Family] = {
     "gr4ad_rungs_above_base": Family(
         "gauge", "Rung of the ladder in use: 0 is the configured plan, below 0 is narrower"
     ),
+    "gr4ad_level_beams": Family(
+        "gauge", "Beams of a level by the width plan in use: 1 .. T, and value", ("level",)
+    ),
+    "gr4ad_slo_seconds": Family("gauge", "Time within which load control wants a request answered"),
     "gr4ad_max_queue": Family("gauge", "Searches that may wait; the entry refuses more"),
     "gr4ad_queue_depth": Family("gauge", "Requests waiting for the beam scheduler, as load control saw them"),
     "gr4ad_arrival_rate": Family("gauge", "Requests a second, as load control estimates them"),
@@ -54,6 +58,12 @@ SCHEDULER: dict[str, Family] = {
     "gr4ad_searches_total": Family("counter", "Requests searched or answered from the cache", ("result",)),
     "gr4ad_degraded_total": Family("counter", "Answers with less than the configured widths"),
     "gr4ad_rejected_total": Family("counter", "Requests refused by load control", ("reason",)),
+    "gr4ad_answered_within_total": Family(
+        "counter",
+        "Answers of the scheduler by the seconds since their request came in, each le counts those below it "
+        "too, as in a histogram",
+        ("le",),
+    ),
     "gr4ad_cache_lookups_total": Family("counter", "Look-ups in the result cache", ("result",)),
     "gr4ad_model_version": Family("gauge", "Model version in use"),
     "gr4ad_version_refused": Family(
@@ -65,9 +75,9 @@ SCHEDULER: dict[str, Family] = {
     "gr4ad_batch_requests": Family(
         "histogram", "Requests of a batch", buckets=(1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)
     ),
-    "gr4ad_batch_seconds": Family("histogram", "Seconds of a batch in the scheduler", buckets=_SECONDS),
+    "gr4ad_batch_seconds": Family("histogram", "Seconds of a batch in the scheduler", buckets=SECONDS),
     "gr4ad_level_seconds": Family(
-        "histogram", "Seconds of one call of a graph: prefix, 2 .. T for tails, value", ("level",), _SECONDS
+        "histogram", "Seconds of one call of a graph: prefix, 2 .. T for tails, value", ("level",), SECONDS
     ),
 }
 """Of the beam scheduler."""
@@ -103,7 +113,7 @@ RESOLVER: dict[str, Family] = {
     ),
     "gr4ad_reranked_total": Family("counter", "Answers that the ranking stage ordered"),
     "gr4ad_rerank_seconds": Family(
-        "histogram", "Seconds of the ranking stage for the answers of a batch", buckets=_SECONDS
+        "histogram", "Seconds of the ranking stage for the answers of a batch", buckets=SECONDS
     ),
 }
 """Of the ad resolver."""

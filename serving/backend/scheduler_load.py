@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from serving.backend.answer_times import AnswerTimes
 from serving.backend.entry import outlook_path
 from serving.backend.metrics import SCHEDULER, Metrics
 from serving.backend.settings import ServingConfig
@@ -21,6 +22,7 @@ from serving.load.outlook import Outlook, OutlookFile
 from serving.load.policy import Decision, FixedPolicy, Policy
 from serving.load.queue_depth import QueueDepth, QueueReading
 from serving.model.active_model import Reason
+from serving.search.widths import WidthPlan
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +58,12 @@ class SchedulerLoad:
             self._depth = QueueDepth(
                 METRICS_URL, entry="request_features", outside=("request_features", "ad_resolver")
             )
+        self._answer_times = AnswerTimes(self._metrics)
+        self._shown: WidthPlan | None = None
         self._metrics.set("gr4ad_max_queue", config.max_queue)
+        self._metrics.set("gr4ad_slo_seconds", config.slo_ms / 1e3)
         self._metrics.set("gr4ad_beam_rows_base", plan_rows(self._plan))
-        self._metrics.set("gr4ad_beam_rows", plan_rows(self._plan))
+        self._show_plan(self._plan)
 
     def took(self, arrived: Iterable[float | None]) -> None:
         """A batch of requests that came in then wait no more, whether they must be searched or not."""
@@ -92,21 +97,28 @@ class SchedulerLoad:
 
     def close(self) -> None:
         """Stop watching the queue, and see `Metrics.close`."""
+        self._answer_times.tell()
         self._metrics.close()
         if self._depth is not None:
             self._depth.close()
         self._outlooks.close()
 
-    def show(self, report: BatchReport) -> None:
-        """Publish metrics of a batch, and tell the entry that the process is free."""
+    def show(self, report: BatchReport, *, answered: Iterable[float | None] = ()) -> None:
+        """Publish metrics of a batch, and tell the entry that the process is free.
+
+        Args:
+            report: what was done.
+            answered: when each request came in that has an answer now, see `SearchRequest.arrived`.
+        """
         now = time.monotonic()
+        self._answer_times.count(now - at for at in answered if at is not None)
         self._tell(now, self._outlook._replace(began=now, search_s=0.0))
         show, decision = self._metrics, report.decision
         if decision is not None:
             if decision.plan != self._plan and decision.reason not in ("deadline", "queue"):
                 self._plan = decision.plan
                 show.add("gr4ad_plan_changes_total")
-            show.set("gr4ad_beam_rows", plan_rows(decision.plan))
+            self._show_plan(decision.plan)
             show.set("gr4ad_rungs_above_base", decision.above_base)
             for _, reason in decision.rejected:
                 show.add("gr4ad_rejected_total", reason=reason.partition(":")[0].partition(" ")[0])
@@ -128,6 +140,15 @@ class SchedulerLoad:
         if report.searched:
             show.observe("gr4ad_batch_requests", report.searched)
             show.observe("gr4ad_batch_seconds", report.seconds)
+
+    def _show_plan(self, plan: WidthPlan) -> None:
+        """Once a change: each value is a message to the server."""
+        if plan != self._shown:
+            self._shown = plan
+            self._metrics.set("gr4ad_beam_rows", plan_rows(plan))
+            for level, beams in enumerate(plan.sid, 1):
+                self._metrics.set("gr4ad_level_beams", beams, level=str(level))
+            self._metrics.set("gr4ad_level_beams", plan.value, level="value")
 
     def _show_version(self, report: BatchReport) -> None:
         reason = None if report.refused is None else report.refused.reason

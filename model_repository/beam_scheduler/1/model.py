@@ -21,7 +21,7 @@ from serving.backend.plans import SearchPlans
 from serving.backend.priority import yield_to_answers
 from serving.backend.request import check_exclude, check_num_ads, parse_widths
 from serving.backend.scheduler_load import SchedulerLoad, make_cache
-from serving.batch import SearchRequest
+from serving.batch import SearchAnswer, SearchRequest
 from serving.engines.timed import TimedExecutor
 from serving.index.reader import IndexReader
 from serving.model.active_model import ActiveModel
@@ -96,7 +96,8 @@ class TritonPythonModel:
         """Answers of all rows."""
         self.load.took(row.arrived for row in rows)
         answers, report = self.scheduler.search(rows)
-        self.load.show(report)
+        found = zip(rows, answers, strict=True)
+        self.load.show(report, answered=[row.arrived for row, a in found if isinstance(a, SearchAnswer)])
         return answers
 
     def rows(self, request):

@@ -1,0 +1,1 @@
+"""One page that shows a running deployment live: what it reads, the figures it makes, who may look."""
