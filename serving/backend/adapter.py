@@ -8,6 +8,7 @@ Letters: b rows of one client request.
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,17 @@ def rerank_parameter(request: Any, settings: ModelSettings) -> bool:
     if ranker is None:
         raise RequestError(f"parameter rerank: expected off, as the bundle has no ranker, got {value!r}")
     raise RequestError(f"parameter rerank: expected off or {ranker}, got {value!r}")
+
+
+def ranked_among(request: Any, settings: ModelSettings) -> int:
+    """Beams among which the resolver orders ads once more, see `WidthPlan.pool`.
+
+    Raises:
+        RequestError: a parameter that says so is wrong.
+    """
+    if rank_parameter(request, default=settings.serving.rank_by) == "value":
+        return sys.maxsize  # all that have a value
+    return settings.serving.rerank_pool if rerank_parameter(request, settings) else 0
 
 
 def pad_rows(rows: list[np.ndarray], *, fill: float) -> np.ndarray:

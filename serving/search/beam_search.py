@@ -37,7 +37,8 @@ class Beams:
             path, see also `ColdStart`; -inf is padding.
         expected_value: float32 [B, n], mean eCPM under p(v | y, X); NaN beyond the value width and in
             padding.
-        widths: int32 [T + 1], beams that each level and the value level really held.
+        widths: int32 [T + 1], beams that each level and the value level really held; of a pruned search,
+            those of the plan.
     """
 
     sids: np.ndarray
@@ -112,7 +113,8 @@ def beam_search(
     prefix = executor.prefix(slots, profile)
     if pruned:
         search = _bounded(search, slots, prefix, pool=own)
-    return _value(search, _search(search, slots, prefix), value_table, correction=value_correction)
+    beams = _value(search, _search(search, slots, prefix), value_table, correction=value_correction)
+    return replace(beams, widths=np.array([*plan.sid, plan.value], np.int32)) if pruned else beams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,9 +204,7 @@ def _prefix(search: _Search, slots: np.ndarray, prefix: tuple[np.ndarray, Carry]
         candidates = mixed.logprob[:, 0]
     if search.live[0]:
         candidates = over_live(candidates)
-    at, nodes, scores = _survivors(
-        search, 0, candidates, bound=search.bound, nodes_at=lambda at: roots[at]
-    )
+    at, nodes, scores = _survivors(search, 0, candidates, bound=search.bound, nodes_at=lambda at: roots[at])
     return _Frontier(
         nodes,
         scores,

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.search.widths import WidthPlan
-
 SLACK = np.float32(1e-4)
 """Log-probabilities of the same beam differ by rounding between two calls of different shapes."""
 
@@ -80,8 +78,3 @@ def narrow_widths(widths: tuple[int, ...], *, pool: int) -> tuple[int, ...]:
     """Of the search that finds the bound: beams after each level, for `pool` SIDs of an answer."""
     wanted = [pool + _FIRST] * (len(widths) - 2) + [2 * pool + _LAST, pool]
     return tuple(min(w, p) for w, p in zip(wanted, widths, strict=True))
-
-
-def plain_rows(plan: WidthPlan, *, pool: int) -> int:
-    """Beams that the tails see for one request without pruning."""
-    return sum(plan.sid[:-1]) + max(plan.value, pool)
