@@ -19,13 +19,17 @@ _GAIN = 0.03  # of the time of its rows that a pruned search must spare to be wo
 _GUESS = (60.0, 5.0)  # rows, and rows a beam of the pool, before anything is known: of the demo's model
 _UNTIMED = 0.8  # of the plan's rows that may be needed before it is known what a call costs
 _FORGET = 0.95  # weight of the past after one more search
+_CALL_IN_ROWS = 32.0
 _TIMED = 40  # calls after which their cost is known
 _PROBE = 256  # one of so many searches that do not pay is pruned all the same: it may have changed
 _TRAFFIC = 256  # last requests that a load is planned with
 
 
 class CallCost:
-    """seconds(a call of a tail with r rows in all) = call + r * row: least squares with forgetting."""
+    """seconds(a call of a tail with r rows in all) = call + r * row, learnt with forgetting.
+
+    Least squares, in errors that are about relative ones: a call is as dear as some rows.
+    """
 
     def __init__(self) -> None:
         """Nothing is known yet."""
@@ -40,8 +44,9 @@ class CallCost:
     def observe(self, rows: int, seconds: float) -> None:
         """Learn from a call; `rows` of all its requests."""
         self._calls += 1
+        weight = 1.0 / (_CALL_IN_ROWS + rows) ** 2
         terms = (1.0, rows, rows * rows, seconds, rows * seconds)
-        self._sums = [0.995 * s + t for s, t in zip(self._sums, terms, strict=True)]
+        self._sums = [0.995 * s + weight * t for s, t in zip(self._sums, terms, strict=True)]
 
     @property
     def coefficients(self) -> tuple[float, float]:

@@ -63,7 +63,7 @@ class WidthPlan:
             ranked_among: beams that get another order than that of their probability, as far as they have a
                 value; 0 for none.
         """
-        return max(num_ads, min(ranked_among, self.value))
+        return max(num_ads, min(ranked_among, self.value, self.sid[-1]))
 
     def __str__(self) -> str:
         """The form `parse` reads."""
