@@ -28,7 +28,7 @@ SPARE = 8
 """Beams behind those of the answer, for ads that are paused after the search. They have no value, and may
 be others than those of an unpruned search."""
 
-_FIRST = 38  # beams of the first levels beside as many as the answer has; fewest rows on the demo's model
+_FIRST = 54  # beams of the first levels beside as many as the answer has; fewest rows on the demo's model
 _LAST = 4  # beams of the last level that has a tail, beside two for each of the answer's
 
 

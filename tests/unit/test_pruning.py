@@ -280,7 +280,7 @@ def test_too_few_sids_set_no_bound():
 
 
 def test_the_narrow_search_is_no_wider_than_the_plan():
-    assert narrow_widths((128, 256, 18), pool=10) == (48, 24, 10)
+    assert narrow_widths((128, 256, 18), pool=10) == (64, 24, 10)
     assert narrow_widths((16, 20, 18), pool=10) == (16, 20, 10)
     assert narrow_widths((128, 18), pool=10) == (24, 10)
     assert prod(narrow_widths((1, 1, 1), pool=1)) == 1
