@@ -16,7 +16,7 @@ from export.graphs import export_graphs
 from export.int8 import quantize_int8
 from export.parity import check_parity
 from export.seeded import seeded_checkpoint
-from serving.search.executor import Carry, Executor
+from serving.search.executor import Carry, Executor, join_arrays
 from training.preset.preset import Preset
 
 
@@ -78,6 +78,10 @@ class Timed:
         finally:
             self.seconds += time.perf_counter() - began
 
+    def join(self, level: int, first: Carry, second: Carry) -> tuple[Carry, int]:
+        """See `Executor.join`."""
+        return self._inner.join(level, first, second)
+
 
 class FullVocabulary:
     """Scores every code of the codebook for every beam, masks what is not a child, and sorts all of it."""
@@ -107,6 +111,10 @@ class FullVocabulary:
         masked = np.where(mask[..., :size], logprob, -np.inf)  # [B, n, V]
         np.argsort(-masked.reshape(batch, -1), axis=1)
         return np.take_along_axis(masked, np.maximum(allowed, 0), 2), carry
+
+    def join(self, level: int, first: Carry, second: Carry) -> tuple[Carry, int]:
+        """See `Executor.join`."""
+        return self._inner.join(level, first, second)
 
 
 class KvPerBeam:
@@ -144,3 +152,7 @@ class KvPerBeam:
             rows = new[name].reshape(batch, n, -1, new[name].shape[-1])
             carry = {**carry, name: np.ascontiguousarray(rows.transpose(0, 2, 1, 3))}
         return logprob.reshape(batch, n, -1), carry
+
+    def join(self, level: int, first: Carry, second: Carry) -> tuple[Carry, int]:
+        """See `Executor.join`."""
+        return join_arrays(level, first, second)

@@ -93,6 +93,10 @@ class Engine:
         logprob, new = self._run(f"tail_{level}", names, feeds, handed)
         return logprob, {**carry, **new}
 
+    def join(self, level: int, first: Carry, second: Carry) -> tuple[Carry, int]:
+        """See `Executor.join`; not measured here."""
+        raise NotImplementedError("the sweep searches without pruning")
+
     def _run(self, graph: str, names: list[str], feeds: dict, handed: dict) -> tuple[np.ndarray, dict]:
         session = self._sessions[graph]
         if not self._values:

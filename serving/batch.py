@@ -27,6 +27,7 @@ class SearchRequest:
         profile: int32 [P], codes of the context's columns: of the profile, then of request features.
         num_ads: ads wanted, within the server's limits.
         exclude: int64, ads that must not come back.
+        ranked_among: see `WidthPlan.pool`.
         plan: widths; None for the configured ones.
         width_cap: no level keeps more beams than this (num_ads still counts); None for the plan's own widths.
         arrived: when it came in, seconds of the host's monotonic clock; None where nobody took the time.
@@ -39,6 +40,7 @@ class SearchRequest:
     profile: np.ndarray
     num_ads: int
     exclude: np.ndarray
+    ranked_among: int = 0
     plan: WidthPlan | None = None
     width_cap: int | None = None
     arrived: float | None = None

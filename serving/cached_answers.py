@@ -34,7 +34,8 @@ class CachedAnswers:
                     profile=request.profile,
                     num_ads=request.num_ads,
                     exclude=request.exclude,
-                    settings=settings,
+                    # A pruned search gives values to no more beams than the answer is made of.
+                    settings=f"{settings} {request.ranked_among}",
                 )
         rows = list(batch.keys)
         for i, entry in zip(rows, self._cache.get([batch.keys[i] for i in rows]), strict=True):

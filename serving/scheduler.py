@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -15,12 +15,13 @@ from serving.batch import Batch, BatchReport, BatchResult, SearchAnswer, SearchR
 from serving.cache import BeamCache
 from serving.cached_answers import CachedAnswers
 from serving.engines.bls import EngineError
+from serving.engines.metered import MeteredExecutor
 from serving.index.layout import IndexStoreError
 from serving.index.reader import IndexReader
 from serving.load.arrivals import LoadView, Waiting
 from serving.load.cost_model import BatchCost
-from serving.load.ladder import searched_rows
 from serving.load.policy import Decision, FixedPolicy, OverloadError, Policy
+from serving.load.pruning import Pruning
 from serving.load.queue_depth import QueueReading
 from serving.model.active_model import ActiveModel
 from serving.model.bundle import BundleError
@@ -50,6 +51,7 @@ class Scheduler:
         normalise: tuple[Normalise, ...] | None = None,
         make_cold_start: Callable[[Manifest], ColdStart | None] = lambda manifest: None,
         policy: Policy | None = None,
+        pruning: Pruning | None = None,
         cache: BeamCache | None = None,
         queue: Callable[[], QueueReading | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
@@ -65,6 +67,7 @@ class Scheduler:
             normalise: of each level, see `beam_search`.
             make_cold_start: what unseen SIDs get, for one model version.
             policy: load control; None for the configured widths whatever the load.
+            pruning: which searches are pruned; None for none.
             cache: results of the last minute; None for none.
             queue: what the server says of the queue.
             clock: monotonic seconds, the one of `SearchRequest.arrived`.
@@ -72,6 +75,7 @@ class Scheduler:
         self._reader, self._active, self._make_executor = reader, active, make_executor
         self._plan, self._max_plan, self._normalise = plan, max_plan or plan, normalise
         self._policy, self._queue = policy or FixedPolicy(plan), queue
+        self._pruning = pruning
         self._cached = None if cache is None else CachedAnswers(cache, plan=plan)
         self._clock = clock
         self._make_cold_start = make_cold_start
@@ -79,14 +83,14 @@ class Scheduler:
         self._in_use = plan  # by the last decision
 
     def _open(self, manifest: Manifest) -> None:
-        self._executor, self._cold_start = self._make_executor(manifest), None
+        self._executor, self._cold_start = MeteredExecutor(self._make_executor(manifest)), None
         try:
             self._cold_start = self._make_cold_start(manifest)
         except BundleError:
             logger.exception("version %d: ads that it was not trained on get no part", manifest.version)
         share = self._cold_start.share if self._cold_start else 0.0
         self._settings = f"{self._normalise} {share}"  # what else shapes the beams of a version
-        self._first = True  # the first search of an executor says nothing of the later ones
+        self._first = True
 
     def search(self, requests: list[SearchRequest]) -> BatchResult:
         """Answer a batch; a failing engine fails the requests of its group only, with the same exception.
@@ -160,33 +164,68 @@ class Scheduler:
         for at, reason in decision.rejected:
             batch.answers[rows[at]] = OverloadError(reason)
         rejected = {at for at, _ in decision.rejected}
-        groups: dict[WidthPlan, list[int]] = {}
+        plans: dict[WidthPlan, list[int]] = {}
         for at, i in enumerate(rows):
             if at not in rejected:
                 request = batch.requests[i]
                 wanted = None if request.plan is None else request.plan.within(self._max_plan)
                 plan = decision.plan_for(wanted, width_cap=request.width_cap)
-                groups.setdefault(plan, []).append(i)
-        for plan, members in groups.items():
+                plans.setdefault(plan, []).append(i)
+        groups = ((p, *group) for p, members in plans.items() for group in self._groups(batch, p, members))
+        for plan, members, pools in groups:
+            self._executor.take()
             began = self._clock()
             try:
-                found = self._search_group(batch, plan, members)
+                found = self._search_group(batch, plan, members, pools=pools)
             except Exception as error:  # one group must not take the others, or the server, down
                 for i in members:
                     batch.answers[i] = error
                 continue
             now = self._clock()
-            widths = searched_rows(found[0].beam_widths.tolist())
-            if not self._first:
-                self._policy.observe(now, BatchCost(len(members), widths, now - began))
-            self._first = False
+            self._learn(now, now - began, plan=plan, pools=pools, requests=len(members))
             batch.report.searched += len(members)
             for i, answer in zip(members, found, strict=True):
                 batch.answers[i] = answer
             if self._cached is not None:
                 self._cached.keep(batch, members, plan=plan)
 
-    def _search_group(self, batch: Batch, plan: WidthPlan, rows: list[int]) -> list[SearchAnswer]:
+    def _groups(
+        self, batch: Batch, plan: WidthPlan, rows: list[int]
+    ) -> Iterator[tuple[list[int], list[int] | None]]:
+        """Rows of one plan that share a search, and their pools where it is to be pruned."""
+        if self._pruning is None:
+            yield rows, None
+            return
+        pools = {}
+        for i in rows:
+            request = batch.requests[i]
+            self._pruning.came(request.num_ads, request.ranked_among)
+            pools[i] = plan.pool(request.num_ads, ranked_among=request.ranked_among)
+        pruned = [i for i in rows if self._pruning.pays(plan, pool=pools[i], requests=len(rows))]
+        if pruned:
+            yield pruned, [pools[i] for i in pruned]
+        plain = [i for i in rows if i not in pruned]
+        if plain:
+            yield plain, None
+
+    def _learn(
+        self, now: float, seconds: float, *, plan: WidthPlan, pools: list[int] | None, requests: int
+    ) -> None:
+        """From a search that ran; the first one of an executor says nothing of the later ones."""
+        calls, first, self._first = self._executor.take(), self._first, False
+        if first:
+            return
+        rows = sum(call.rows for call in calls)
+        self._policy.observe(now, BatchCost(requests, rows, seconds))
+        if self._pruning is not None:
+            for call in calls:
+                self._pruning.calls.observe(call.rows * call.requests, call.seconds)
+            if pools is not None:
+                self._pruning.observe(plan, pools=pools, rows=rows)
+
+    def _search_group(
+        self, batch: Batch, plan: WidthPlan, rows: list[int], *, pools: list[int] | None
+    ) -> list[SearchAnswer]:
         requests, snapshot, manifest = [batch.requests[i] for i in rows], batch.snapshot, batch.manifest
         banned = [snapshot.banned_leaves(r.exclude) for r in requests]
         beams = beam_search(
@@ -197,6 +236,7 @@ class Scheduler:
             plan=plan,
             num_results=np.array([r.num_ads for r in requests]),
             value_table=manifest.value_table,
+            pool=None if pools is None else np.array(pools),
             banned=banned if any(map(len, banned)) else None,
             normalise=self._normalise,
             cold_start=self._cold_start,

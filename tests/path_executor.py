@@ -33,6 +33,10 @@ class PathExecutor:
                 out[b, i] = np.where(allowed[b, i] >= 0, scores[allowed[b, i]], np.nan)
         return out, {**carry, f"past_kv_{level}": token.copy()}
 
+    def join(self, level, first, second):
+        name = f"past_kv_{level}"
+        return {**second, name: np.concatenate([first[name], second[name]], 1)}, first[name].shape[1]
+
 
 def plain_search(executor, live, request, widths, *, normalise, value_table):
     """[(sid, score, expected value)], best first: dicts and Python floats, no batches."""

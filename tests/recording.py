@@ -28,6 +28,9 @@ class Recorder:
             assert rows.max() < shapes[f"past_kv_{j}"][2], (level, j, rows)
         return self.inner.tail(level, carry, parents=parents, token=token, allowed=allowed)
 
+    def join(self, level, first, second):
+        return self.inner.join(level, first, second)
+
 
 class ShapeExecutor:
     """Engine of random scores for codebooks of any size; its carry has the shapes that a manifest names."""

@@ -8,6 +8,7 @@ Letters: b rows of one client request.
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,17 @@ def user_parameter(request: Any, *, rows: int) -> int | str | None:
     if rows != 1:
         raise RequestError(f"parameter user_id: expected a request of one row, got {rows}")
     return value
+
+
+def ranked_among(request: Any, settings: ModelSettings) -> int:
+    """Beams among which the resolver orders ads once more, see `WidthPlan.pool`.
+
+    Raises:
+        RequestError: a parameter that says so is wrong.
+    """
+    if rank_parameter(request, default=settings.serving.rank_by) == "value":
+        return sys.maxsize  # all that have a value
+    return settings.serving.rerank_pool if rerank_parameter(request, settings) else 0
 
 
 def pad_rows(rows: list[np.ndarray], *, fill: float) -> np.ndarray:

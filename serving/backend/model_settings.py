@@ -94,8 +94,11 @@ class ModelSettings(_Settings):
                 f"{f'the ranker {ranker}' if ranker else 'no ranker'}, got {config.rerank}; "
                 "make reward export"
             )
-        plans = SearchPlans.of(config, levels=features.levels)
+        # On a GPU a call costs more than the rows that it spares, and engines hold no wider shapes.
+        prune = config.prune if graph_memory == "host" else "off"
+        plans = SearchPlans.of(config, levels=features.levels, pruned=prune == "exact")
         resolved = {
+            "prune": prune,
             "widths": str(plans.plan),
             "max_widths": str(plans.max_plan),
             "ladder": str(plans.ladder),

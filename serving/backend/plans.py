@@ -9,6 +9,8 @@ from serving.load.ladder import Ladder
 from serving.search.normalise import Normalise, parse_normalise
 from serving.search.widths import WidthPlan
 
+_WIDEST, _WIDEST_PRUNED = 1.6, 2.5  # rung over the configured widths
+
 
 @dataclass(frozen=True)
 class SearchPlans:
@@ -25,8 +27,14 @@ class SearchPlans:
     normalise: tuple[Normalise, ...]
 
     @classmethod
-    def of(cls, config: ServingConfig, *, levels: int) -> SearchPlans:
+    def of(cls, config: ServingConfig, *, levels: int, pruned: bool = False) -> SearchPlans:
         """Read the section's texts.
+
+        Args:
+            config: the section.
+            levels: T.
+            pruned: searches are, so that wide ones cost short answers little more; for the widest rung of a
+                section without a ladder.
 
         Raises:
             ValueError: a plan is malformed, `max_widths` is narrower than `widths`, the ladder or `normalise`
@@ -40,8 +48,9 @@ class SearchPlans:
         normalise = parse_normalise(text, levels=levels)
         if config.load_control == "fixed":
             return cls(Ladder((plan,), 0), widest or plan, normalise)
+        up = _WIDEST_PRUNED if pruned else _WIDEST
         try:
-            ladder = Ladder.parse(config.ladder, base=plan) if config.ladder else Ladder.around(plan)
+            ladder = Ladder.parse(config.ladder, base=plan) if config.ladder else Ladder.around(plan, up=up)
             ladder = ladder if widest is None else ladder.within(widest)
         except ValueError as error:
             raise ValueError(f"serving.ladder: {error}") from error

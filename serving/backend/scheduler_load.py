@@ -20,6 +20,7 @@ from serving.load.cost_model import BatchCost
 from serving.load.ladder import Ladder, plan_rows
 from serving.load.outlook import Outlook, OutlookFile
 from serving.load.policy import Decision, FixedPolicy, Policy
+from serving.load.pruning import Pruning
 from serving.load.queue_depth import QueueDepth, QueueReading
 from serving.model.active_model import Reason
 from serving.search.widths import WidthPlan
@@ -36,7 +37,15 @@ METRICS_URL = os.environ.get("GR4AD_METRICS_URL", "http://127.0.0.1:8002/metrics
 class SchedulerLoad:
     """Policy and queue for `serving.scheduler.Scheduler`; tells the entry, and metrics, of its batches."""
 
-    def __init__(self, triton: Any, config: ServingConfig, *, ladder: Ladder, instance: str) -> None:
+    def __init__(
+        self,
+        triton: Any,
+        config: ServingConfig,
+        *,
+        ladder: Ladder,
+        instance: str,
+        pruning: Pruning | None = None,
+    ) -> None:
         """Of one process.
 
         Args:
@@ -44,6 +53,7 @@ class SchedulerLoad:
             config: the preset's section.
             ladder: plans that may be taken.
             instance: name of the process among those of the model.
+            pruning: what knows the rows of a request; None where searches are not pruned.
         """
         self._metrics = Metrics(triton, SCHEDULER, labels={"process": instance})
         self.policy: Policy = FixedPolicy(ladder.plans[ladder.base])
@@ -54,7 +64,8 @@ class SchedulerLoad:
         self._plan = ladder.plans[ladder.base]
         self._refused: Reason | None = None
         if config.control is not None:
-            self.policy = LoadController(ladder, settings=config.control)
+            rows = plan_rows if pruning is None else pruning.rows
+            self.policy = LoadController(ladder, settings=config.control, rows=rows)
             self._depth = QueueDepth(
                 METRICS_URL, entry="request_features", outside=("request_features", "ad_resolver")
             )

@@ -29,6 +29,8 @@ class ServingConfig(BaseModel):
             None for "codebook" throughout.
         cold_start: probability of a SID that the model was not trained on, as a multiple of an even share of
             its prefix's (docs/decisions.md); 0 for what the model says, which is next to nothing.
+        prune: "exact": beams that cannot be among those of the answer are left out, where that saves time on
+            this machine; the answers are the same. "off": never. Graphs on a GPU are searched without.
         rank_by: what ads are ranked by where the request does not say: "probability", or "value", p x the
             expected value, among the beams that get one.
         rerank: what orders the best ads once more where the request does not say: "off", or "reward", p x
@@ -66,6 +68,7 @@ class ServingConfig(BaseModel):
     max_widths: str | None = None
     normalise: str | None = None
     cold_start: float = Field(1.0, ge=0, allow_inf_nan=False)
+    prune: Literal["exact", "off"] = "exact"
     rank_by: RankBy = "probability"
     rerank: Rerank = "off"
     rerank_pool: int = Field(64, ge=1, le=4096)

@@ -13,6 +13,7 @@ from serving.ranking.ranker import OUTPUT
 from serving.search.executor import (
     COPY_LOGPROB,
     Carry,
+    keys_and_values,
     prefix_inputs,
     prefix_outputs,
     tail_carry_inputs,
@@ -76,6 +77,18 @@ class BlsExecutor:
         inputs += [tensor("token", token), tensor("allowed", allowed)]
         outputs = self._call(f"lazyar_tail_{level}", inputs, tail_outputs(level, last=level == self._last))
         return self._host(outputs.pop("logprob")), {**carry, **outputs}
+
+    def join(self, level: int, first: Carry, second: Carry) -> tuple[Carry, int]:
+        """See `Executor.join`; on the GPU where both calls left their outputs there."""
+        name, on_device = keys_and_values(level), self._cupy
+        tensors = [first[name], second[name]]
+        if on_device is None or any(tensor.is_cpu() for tensor in tensors):
+            arrays = [self._host(tensor) for tensor in tensors]
+            joined = self._triton.Tensor(name, np.concatenate(arrays, axis=2))
+        else:
+            arrays = [on_device.from_dlpack(tensor.to_dlpack()) for tensor in tensors]
+            joined = self._triton.Tensor.from_dlpack(name, on_device.concatenate(arrays, axis=2))
+        return {**second, name: joined}, arrays[0].shape[2]
 
     def _host(self, tensor: Any) -> np.ndarray:
         if self._cupy is None or tensor.is_cpu():

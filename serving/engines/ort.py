@@ -15,6 +15,7 @@ from serving.ranking.ranker import OUTPUT, Ranker
 from serving.search.executor import (
     COPY_LOGPROB,
     Carry,
+    join_arrays,
     prefix_inputs,
     prefix_outputs,
     tail_carry_inputs,
@@ -134,6 +135,10 @@ class OrtExecutor:
         outputs = dict(zip(names, self._tails[level].run(names, feeds), strict=True))
         logprob = outputs.pop("logprob")
         return logprob, {**carry, **outputs}
+
+    def join(self, level: int, first: Carry, second: Carry) -> tuple[Carry, int]:
+        """See `Executor.join`."""
+        return join_arrays(level, first, second)
 
 
 class OrtRankGraph:

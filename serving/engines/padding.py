@@ -88,6 +88,10 @@ class PaddedExecutor:
         )
         return logprob[:count, :beams, :children], carry
 
+    def join(self, level: int, first: Carry, second: Carry) -> tuple[Carry, int]:
+        """See `Executor.join`; rows of padding of the first call stay between the two."""
+        return self._inner.join(level, first, second)
+
 
 class PaddedRankGraph:
     """`RankGraph` around another one; a ranker itself pads the ads of a request."""

@@ -33,3 +33,7 @@ class TimedExecutor:
         name = "value" if level == self._last else str(level)
         self._report(name, time.perf_counter() - began)
         return found
+
+    def join(self, level: int, first: Carry, second: Carry) -> tuple[Carry, int]:
+        """See `Executor.join`."""
+        return self._executor.join(level, first, second)

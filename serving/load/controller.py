@@ -9,15 +9,17 @@ the caller passes the time.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from serving.load.arrival_rate import ArrivalRate
 from serving.load.arrivals import LoadView, QueueLength, Waiting, newest
 from serving.load.cost_model import BatchCost, CostModel
-from serving.load.ladder import Ladder
+from serving.load.ladder import Ladder, plan_rows
 from serving.load.outlook import Outlook
 from serving.load.planner import RungPlanner
 from serving.load.policy import Decision
 from serving.load.settings import ControlSettings
+from serving.search.widths import WidthPlan
 
 _WAIT_SHARE = 0.5  # of the SLO; a request that has waited for less is not turned away
 _LEAST_SHARE = 0.5  # of the SLO, for waiting and the search, however long the rest takes
@@ -26,14 +28,27 @@ _LEAST_SHARE = 0.5  # of the SLO, for waiting and the search, however long the r
 class LoadController:
     """The rung of every batch, who of it is too late, and what the entry must know."""
 
-    def __init__(self, ladder: Ladder, *, settings: ControlSettings | None = None) -> None:
-        """Start on the base rung."""
+    def __init__(
+        self,
+        ladder: Ladder,
+        *,
+        settings: ControlSettings | None = None,
+        rows: Callable[[WidthPlan], float] = plan_rows,
+    ) -> None:
+        """Start on the base rung.
+
+        Args:
+            ladder: plans that may be taken.
+            settings: None for the defaults.
+            rows: beams that the tails see for a request like those of late, on a plan.
+        """
         self.ladder, self.settings = ladder, settings or ControlSettings()
         s = self.settings
         self.cost = CostModel(base_rows=ladder.rows[ladder.base])
         self._rate = ArrivalRate(instances=s.instances, shortest_s=s.memory_s)
         self._queue = QueueLength(max_batch=s.max_batch, most=s.max_queue)
-        self._planner = RungPlanner(ladder, settings=s, cost=self.cost)
+        self._rows_of = rows
+        self._planner = RungPlanner(ladder, settings=s, cost=self.cost, rows=self._rows)
         self._now = self._measured_at = self._taken = -math.inf
         self._outside_s = 0.0  # of a request, before and after the scheduler
 
@@ -78,7 +93,7 @@ class LoadController:
         if admit and self.cost.known:
             # For this batch only: a client's tight deadline is no reason to narrow the batches after it.
             room = sorted(deadlines)[len(rejected)] - now
-            while rung > 0 and self.cost.longest(admit, self.ladder.rows[rung]) > room:
+            while rung > 0 and self.cost.longest(admit, self._rows(rung)) > room:
                 rung, reason = rung - 1, "deadline"
         return Decision(
             plan=self.ladder.plans[rung],
@@ -101,6 +116,10 @@ class LoadController:
         self._now = now
         return now
 
+    def _rows(self, rung: int) -> float:
+        """Beams that the tails see for a request on a rung."""
+        return self._rows_of(self.ladder.plans[rung])
+
     def _reason(self) -> str:
         if not self.cost.known:
             return "unknown"
@@ -114,7 +133,7 @@ class LoadController:
 
     def _newest_takes(self, rung: int, taken: int, queue: float) -> float:
         """Seconds until the newest waiting request is answered."""
-        s, rows = self.settings, self.ladder.rows[rung]
+        s, rows = self.settings, self._rows(rung)
         time = self.cost.seconds(taken, rows)
         if queue <= 0:
             return time
@@ -140,9 +159,9 @@ class LoadController:
         return Outlook(
             taken=max(self._taken, 0.0),
             began=now,
-            search_s=self.cost.seconds(admit, self.ladder.rows[rung]) if admit else 0.0,
+            search_s=self.cost.seconds(admit, self._rows(rung)) if admit else 0.0,
             batch_s=batch,
-            request_s=request + self.ladder.rows[0] * row,
+            request_s=request + self._rows(0) * row,
             spread=self.cost.spread,
             slo_s=self.budget_s,
             max_batch=self.settings.max_batch,
@@ -166,7 +185,7 @@ class LoadController:
         Without overload only deadlines that clients brought count: nobody gains by the refusal of a request
         that a stall has made late.
         """
-        if min(deadlines, default=math.inf) - now > self.cost.longest(len(deadlines), self.ladder.rows[0]):
+        if min(deadlines, default=math.inf) - now > self.cost.longest(len(deadlines), self._rows(0)):
             return ()
         rejected = []
         order = sorted(range(len(deadlines)), key=deadlines.__getitem__)
@@ -176,7 +195,7 @@ class LoadController:
             if not own and not overloaded:
                 continue
             room = deadlines[i] - now
-            needed = self.cost.longest(left, self.ladder.rows[0])
+            needed = self.cost.longest(left, self._rows(0))
             if not own:
                 # Who has not waited is not late: a machine too slow for the SLO answers as well as it can.
                 needed = min(needed, _WAIT_SHARE * self.budget_s)

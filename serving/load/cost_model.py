@@ -28,7 +28,7 @@ class BatchCost(NamedTuple):
 
     Attributes:
         requests: rows of the batch (users).
-        rows: beams that the tails saw for each of them, see `serving.load.ladder.searched_rows`.
+        rows: beams that the tails saw for each of them, as they ran.
         seconds: wall time of the search.
     """
 

@@ -19,7 +19,7 @@ def plan_rows(plan: WidthPlan) -> int:
 
 
 def searched_rows(widths: Sequence[int]) -> int:
-    """The same of a finished search, from its `beam_widths` [T + 1], where `num_ads` has widened levels."""
+    """The same of a finished search that was not pruned, from its `beam_widths` [T + 1]."""
     return int(sum(widths[:-2]) + widths[-1])
 
 

@@ -7,6 +7,7 @@ fills it with beams of 1.6 times the width, and one with four instances at 80 % 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 from serving.load.arrival_rate import ArrivalRate
@@ -21,9 +22,11 @@ _NONE_QPS = 1e-6  # a request in eleven days is no load to plan for
 class RungPlanner:
     """Chooses a rung from arrival rate, cost of a search and its spread, some times a second."""
 
-    def __init__(self, ladder: Ladder, *, settings: ControlSettings, cost: CostModel) -> None:
-        """Start on the base rung."""
-        self._ladder, self._settings, self._cost = ladder, settings, cost
+    def __init__(
+        self, ladder: Ladder, *, settings: ControlSettings, cost: CostModel, rows: Callable[[int], float]
+    ) -> None:
+        """Start on the base rung; `rows` of a request on a rung, as `cost` knows them."""
+        self._ladder, self._settings, self._cost, self._rows = ladder, settings, cost, rows
         self.rung = ladder.base
         self.overloaded = False
         """Whether not even the floor answers in time all that comes."""
@@ -65,7 +68,7 @@ class RungPlanner:
 
     def _tail(self, rung: int, *, rate: float, burst: float) -> float:
         """99th percentile of the time from arrival to answer, seconds; endless where the queue only grows."""
-        s, rows = self._settings, self._ladder.rows[rung]
+        s, rows = self._settings, self._rows(rung)
         if rate * self._cost.seconds(s.max_batch, rows) >= s.instances * s.max_batch:
             return math.inf
         return tail_seconds(

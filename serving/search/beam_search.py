@@ -7,17 +7,19 @@ codes of a level, T SID levels, t a level, counted from 0 here and from 1 by the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from serving.index.trie import PrefixTree
 from serving.model.value_correction import UNCORRECTED, ValueCorrection
+from serving.search.bound import SPARE, Bound, narrow_widths
 from serving.search.cold_start import ColdStart
 from serving.search.copy_path import CopyBeams
 from serving.search.executor import COPY_LOGPROB, Carry, Executor
-from serving.search.forced import ForcedMoves, every_row
+from serving.search.forced import ForcedMoves
 from serving.search.normalise import Normalise, over_live
+from serving.search.remembered import RememberedTails
 from serving.search.selection import keep
 from serving.search.widths import WidthPlan
 
@@ -35,7 +37,8 @@ class Beams:
             path, see also `ColdStart`; -inf is padding.
         expected_value: float32 [B, n], mean eCPM under p(v | y, X); NaN beyond the value width and in
             padding.
-        widths: int32 [T + 1], beams that each level and the value level really held.
+        widths: int32 [T + 1], beams that each level and the value level really held; of a pruned search,
+            those of the plan.
     """
 
     sids: np.ndarray
@@ -54,6 +57,7 @@ def beam_search(
     plan: WidthPlan,
     num_results: np.ndarray,
     value_table: np.ndarray,
+    pool: np.ndarray | None = None,
     banned: list[np.ndarray] | None = None,
     normalise: tuple[Normalise, ...] | None = None,
     cold_start: ColdStart | None = None,
@@ -73,6 +77,10 @@ def beam_search(
         plan: widths.
         num_results: int [B], beams wanted of each request.
         value_table: float32 [V_value], mean eCPM of each value bucket.
+        pool: int [B], at least `num_results`: how many of the best beams an answer is made of. Given, beams
+            that cannot be among them are left out (`serving.search.bound`): so many come back as they would
+            without, with values, and a few behind them. Not used with one level, which has nothing to leave
+            out.
         banned: for each request, sorted leaves that must not be returned.
         normalise: a level each, "codebook" for all where left out. Where the last levels are "live", beams
             whose score is final are not sent through the tails, see `serving.search.forced`.
@@ -82,28 +90,31 @@ def beam_search(
     """
     if trie.leaves == 0:
         return _no_beams(len(slots), levels=trie.levels)
-    most = int(num_results.max(initial=1))
-    num_values = max(plan.value, most)
+    pruned = pool is not None and trie.levels > 1
+    own = np.maximum(num_results if pool is None or not pruned else pool, 1)
+    most = int(own.max(initial=1))
+    num_values = most if pruned else max(plan.value, most)
     live = tuple(n == "live" for n in normalise or ("codebook",) * trie.levels)
     bans = np.array([len(b) for b in banned]) if banned is not None else np.zeros(len(slots), np.int64)
     search = _Search(
         executor=executor,
         trie=trie,
-        widths=(*plan.sid[:-1], max(plan.sid[-1], most)),
+        widths=(*plan.sid[:-1], most + SPARE if pruned else max(plan.sid[-1], most)),
         num_values=num_values,
-        own_beams=np.maximum(num_results, plan.sid[-1]),
-        own_values=np.maximum(num_results, plan.value),
+        own_beams=own + SPARE if pruned else np.maximum(own, plan.sid[-1]),
+        own_values=own if pruned else np.maximum(own, plan.value),
         needed=np.maximum(num_results, 1) + bans,
         banned=banned if banned is not None and bans.any() else None,
         most_banned=int(bans.max(initial=0)),
         live=live,
-        forced=ForcedMoves(executor, trie, live=live, num_values=num_values) if live[-1] else None,
+        tails=ForcedMoves(executor, trie, live=live, num_values=num_values),
         cold_start=cold_start,
     )
-    beams = _prefix(search, slots, profile)
-    for t in range(1, trie.levels):
-        beams = _expand(search, t, beams)
-    return _value(search, beams, value_table, correction=value_correction)
+    prefix = executor.prefix(slots, profile)
+    if pruned:
+        search = _bounded(search, slots, prefix, pool=own)
+    beams = _value(search, _search(search, slots, prefix), value_table, correction=value_correction)
+    return replace(beams, widths=np.array([*plan.sid, plan.value], np.int32)) if pruned else beams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +130,8 @@ class _Search:
         banned: of each request, sorted leaves; None where nothing is.
         most_banned: leaves of a request.
         live: of each level, whether its probabilities add up to 1 over the live children of a beam.
-        forced: who leaves out beams whose score is final; None where none is before the end.
+        tails: who asks the engine: leaves out beams whose score is final, or those of an earlier search.
+        bound: what a beam must reach; None where nothing is left out.
     """
 
     executor: Executor
@@ -132,8 +144,9 @@ class _Search:
     banned: list[np.ndarray] | None
     most_banned: int
     live: tuple[bool, ...]
-    forced: ForcedMoves | None
+    tails: ForcedMoves | RememberedTails
     cold_start: ColdStart | None
+    bound: Bound | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +161,7 @@ class _Frontier:
         parents: for j = 2 .. of the graphs that ran, int32: row of past_kv_j that each beam descends from.
         widths: beams that each level held.
         copies: who speaks for them, model or history; None of a model without a copy path.
+        bound: for the levels below.
     """
 
     nodes: np.ndarray
@@ -157,11 +171,30 @@ class _Frontier:
     parents: list[np.ndarray]
     widths: list[int]
     copies: CopyBeams | None
+    bound: Bound | None
 
 
-def _prefix(search: _Search, slots: np.ndarray, profile: np.ndarray) -> _Frontier:
+def _bounded(
+    search: _Search, slots: np.ndarray, prefix: tuple[np.ndarray, Carry], *, pool: np.ndarray
+) -> _Search:
+    """A search that leaves out what lies below `pool` SIDs of a narrow one, whose tails it remembers."""
+    search = replace(search, tails=RememberedTails(search.executor))
+    widths = narrow_widths(search.widths, pool=int(pool.max()))
+    found = _search(replace(search, widths=widths, needed=pool), slots, prefix)
+    return replace(search, bound=Bound.of(found.scores, paths=found.ancestors, pool=pool))
+
+
+def _search(search: _Search, slots: np.ndarray, prefix: tuple[np.ndarray, Carry]) -> _Frontier:
+    """All SID levels, from what the prefix graph returned."""
+    beams = _prefix(search, slots, prefix)
+    for t in range(1, search.trie.levels):
+        beams = _expand(search, t, beams)
+    return beams
+
+
+def _prefix(search: _Search, slots: np.ndarray, prefix: tuple[np.ndarray, Carry]) -> _Frontier:
     """Level 0: the codes that a SID can begin with."""
-    logprob, carry = search.executor.prefix(slots, profile)  # [B, V_1]
+    logprob, carry = prefix  # [B, V_1]
     codes, roots = search.trie.roots
     candidates, mixed = np.fmax(logprob[:, codes], _FLOOR), None  # [B, root children]
     if COPY_LOGPROB in carry:
@@ -171,7 +204,7 @@ def _prefix(search: _Search, slots: np.ndarray, profile: np.ndarray) -> _Frontie
         candidates = mixed.logprob[:, 0]
     if search.live[0]:
         candidates = over_live(candidates)
-    at, nodes, scores = _survivors(search, 0, candidates, nodes_at=lambda at: roots[at])
+    at, nodes, scores = _survivors(search, 0, candidates, bound=search.bound, nodes_at=lambda at: roots[at])
     return _Frontier(
         nodes,
         scores,
@@ -180,13 +213,21 @@ def _prefix(search: _Search, slots: np.ndarray, profile: np.ndarray) -> _Frontie
         parents=[],
         widths=[nodes.shape[1]],
         copies=None if mixed is None else mixed.follow(at, kept=nodes >= 0),
+        bound=search.bound and search.bound.after(0, nodes),
     )
 
 
 def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
     """Level t: score the live children of every beam, keep the best of them all."""
     children = search.trie.children(t, beams.nodes)
-    logprob, row, carry = _tail(search, t, beams, allowed=children.allowed)  # [B, n, C], [B, n]
+    logprob, row, carry = search.tails.tail(  # [B, n, C], [B, n]
+        t,
+        beams.carry,
+        nodes=beams.nodes,
+        parents=beams.parents,
+        token=search.trie.code(t - 1, beams.nodes),  # [B, n]
+        allowed=children.allowed,
+    )
     logprob = np.where(children.allowed >= 0, np.fmax(logprob, _FLOOR), -np.inf)
     of_model, mixed = beams.scores, None  # [B, n], the model's part of a prefix
     if beams.copies is not None:
@@ -205,7 +246,8 @@ def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
             within=search.widths[t] + search.most_banned,
         )
     candidates = candidates.reshape(len(candidates), -1)  # [B, n * C]
-    at, nodes, scores = _survivors(search, t, candidates, nodes_at=children.nodes)
+    bound = beams.bound if t < search.trie.levels - 1 else None
+    at, nodes, scores = _survivors(search, t, candidates, bound=bound, nodes_at=children.nodes)
     parent = at // children.allowed.shape[2]  # [B, n'] beam of the level before
 
     def of_parents(arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -219,6 +261,7 @@ def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
         parents=of_parents([*beams.parents, row]),
         widths=[*beams.widths, nodes.shape[1]],
         copies=None if mixed is None else mixed.follow(at, kept=nodes >= 0),
+        bound=bound and bound.after(t, nodes),
     )
 
 
@@ -233,8 +276,7 @@ def _value(
     count = min(nodes.shape[1], search.num_values)
     top, carry = np.maximum(sids[:, :count], 0), beams.carry
     parents = [np.ascontiguousarray(p[:, :count]) for p in beams.parents]
-    if search.forced is not None:
-        carry, parents = search.forced.catch_up(carry, sids=top, parents=parents)
+    carry, parents = search.tails.catch_up(carry, sids=top, parents=parents)
     buckets = np.arange(len(value_table), dtype=np.int32)
     logprob, _ = search.executor.tail(
         search.trie.levels + 1,
@@ -255,28 +297,20 @@ def _value(
     )
 
 
-def _tail(
-    search: _Search, t: int, beams: _Frontier, *, allowed: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, Carry]:
-    """Log-probabilities [B, n, C] of children, row [B, n] of the level's past_kv of each beam, the carry."""
-    token = search.trie.code(t - 1, beams.nodes)  # [B, n]
-    if search.forced is not None:
-        return search.forced.tail(
-            t, beams.carry, nodes=beams.nodes, parents=beams.parents, token=token, allowed=allowed
-        )
-    logprob, carry = search.executor.tail(
-        t + 1, beams.carry, parents=beams.parents, token=token, allowed=allowed
-    )
-    return logprob, every_row(beams.nodes), carry
-
-
 def _survivors(
-    search: _Search, t: int, candidates: np.ndarray, *, nodes_at: Callable[[np.ndarray], np.ndarray]
+    search: _Search,
+    t: int,
+    candidates: np.ndarray,
+    *,
+    bound: Bound | None,
+    nodes_at: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What level t keeps of candidates [B, m]: positions (0 in padding), nodes and scores, [B, n] each.
 
     `nodes_at` gives the nodes of positions [B, k].
     """
+    if bound is not None:
+        candidates = bound.cut(candidates)
 
     def nodes_of(kept: np.ndarray) -> np.ndarray:
         return np.where(kept >= 0, nodes_at(np.maximum(kept, 0)), -1)

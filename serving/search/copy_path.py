@@ -110,7 +110,8 @@ class MixedLevel:
         beam_of[row, at[row, beam]] = beam
         goes_on = self.child != NOWHERE
         child = np.where(goes_on, self.child, 0)
-        of_kept = np.take_along_axis(mixed, at, 1)
+        # Padding stands at child 0, which may be none (-inf): a difference of the two would be no number.
+        of_kept = np.where(kept, np.take_along_axis(mixed, at, 1), np.float32(0.0))
         return CopyBeams(
             codes=self.before.codes,
             model=np.take_along_axis(self.of_model.reshape(batch, -1), at, 1) - of_kept,

@@ -53,6 +53,32 @@ class Executor(Protocol):
         """
         ...
 
+    def join(self, level: int, first: Carry, second: Carry) -> tuple[Carry, int]:
+        """Make one of two calls of the tail of `level`, for other beams of the same requests.
+
+        Args:
+            level: 2 .. T.
+            first: what the earlier call returned.
+            second: what the later one returned.
+
+        Returns:
+            The carry `second`, in whose keys and values of `level` those of `first` come before its own, and
+            how many rows they are.
+        """
+        ...
+
+
+def keys_and_values(level: int) -> str:
+    """Name of what the graph of a level (1 is the prefix) hands on: float32 [B, 2 R, n, d], a row a beam."""
+    return f"past_kv_{level}"
+
+
+def join_arrays(level: int, first: Carry, second: Carry) -> tuple[Carry, int]:
+    """`Executor.join` where the carry holds NumPy arrays."""
+    name = keys_and_values(level)
+    joined = np.concatenate([first[name], second[name]], axis=2)
+    return {**second, name: joined}, first[name].shape[2]
+
 
 def prefix_inputs(slots: np.ndarray, profile: np.ndarray) -> dict[str, np.ndarray]:
     """Inputs of the prefix graph by name; a model without columns has no input for them.
@@ -74,7 +100,7 @@ def prefix_outputs(*, copy_path: bool = False) -> list[str]:
 
 def tail_carry_inputs(level: int) -> list[str]:
     """Inputs of tail graph `level` that come from the carry."""
-    return ["m", "context_kv", "context_bias", *(f"past_kv_{j}" for j in range(1, level))]
+    return ["m", "context_kv", "context_bias", *map(keys_and_values, range(1, level))]
 
 
 def tail_parent_inputs(level: int) -> list[str]:
@@ -84,4 +110,4 @@ def tail_parent_inputs(level: int) -> list[str]:
 
 def tail_outputs(level: int, *, last: bool) -> list[str]:
     """Output names of tail graph `level`; the last one hands nothing on."""
-    return ["logprob"] if last else ["logprob", f"past_kv_{level}"]
+    return ["logprob"] if last else ["logprob", keys_and_values(level)]

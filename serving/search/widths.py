@@ -55,6 +55,16 @@ class WidthPlan:
         """Whether any width is below that of `other`."""
         return self.within(other) != other
 
+    def pool(self, num_ads: int, *, ranked_among: int) -> int:
+        """Of how many of the best beams an answer is made.
+
+        Args:
+            num_ads: asked for.
+            ranked_among: beams that get another order than that of their probability, as far as they have a
+                value; 0 for none.
+        """
+        return max(num_ads, min(ranked_among, self.value, self.sid[-1]))
+
     def __str__(self) -> str:
         """The form `parse` reads."""
         return "-".join(map(str, self.sid)) + f":{self.value}"

@@ -10,6 +10,7 @@ import numpy as np
 from serving.search.executor import (
     COPY_LOGPROB,
     Carry,
+    keys_and_values,
     prefix_outputs,
     tail_carry_inputs,
     tail_outputs,
@@ -59,6 +60,12 @@ class TrtExecutor:
         feeds |= {"token": token, "allowed": allowed}
         outputs = self._run(f"tail_{level}", feeds, tail_outputs(level, last=level == self._last))
         return outputs.pop("logprob").get(), {**carry, **outputs}
+
+    def join(self, level: int, first: Carry, second: Carry) -> tuple[Carry, int]:
+        """See `Executor.join`."""
+        name = keys_and_values(level)
+        joined = self._cupy.concatenate([first[name], second[name]], axis=2)
+        return {**second, name: joined}, first[name].shape[2]
 
     def _run(self, stem: str, feeds: dict[str, Any], names: list[str]) -> dict[str, Any]:
         cupy, context, engine = self._cupy, self._contexts[stem], self._engines[stem]

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from serving.index.trie import Trie
-from serving.search import beam_search as module
 from serving.search.beam_search import beam_search
 from serving.search.forced import ForcedMoves
 from serving.search.widths import WidthPlan
@@ -97,12 +96,12 @@ def test_skipping_changes_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize("normalise", ["codebook codebook codebook", "live live codebook"])
-def test_nothing_is_forced_before_a_level_over_the_codebook(monkeypatch, normalise):
-    monkeypatch.delattr(module, "ForcedMoves")
+def test_nothing_is_forced_before_a_level_over_the_codebook(normalise):
     sizes, normalise = (6, 7, 9), tuple(normalise.split())
     sids, executor, plan = catalogue(sizes, 40), PathExecutor(sizes), WidthPlan((4, 9, 20), 6)
     beams = search(executor, Trie.from_sorted(sids), plan, normalise)
     assert_plain(beams, executor, sids, plan, normalise, REQUESTS)
+    assert executor.rows == list(zip((2, 3, 4), beams.widths[[0, 1, 3]].tolist(), strict=True))
 
 
 def test_rows_of_a_batch_do_not_influence_each_other():

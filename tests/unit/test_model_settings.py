@@ -33,8 +33,9 @@ def args(content, *, name="beam_scheduler", parameter="settings"):
 def test_what_is_written_is_read(changes):
     made = settings(**changes)
     assert ModelSettings.read(args(made.model_dump_json())) == made
-    plans = SearchPlans.of(ServingConfig(widths="4-8-16:6", **changes), levels=3)
+    plans = SearchPlans.of(ServingConfig(widths="4-8-16:6", **changes), levels=3, pruned=True)
     assert SearchPlans.of(made.serving, levels=3) == plans  # resolved, and nothing else
+    assert made.serving.prune == "exact"
     assert plans.plan == WidthPlan((4, 8, 16), 6)
 
 

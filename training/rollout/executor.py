@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from serving.search.executor import COPY_LOGPROB, Carry, prefix_outputs
+from serving.search.executor import COPY_LOGPROB, Carry, keys_and_values, prefix_outputs
 from training.model.gr4ad import Generator
 from training.model.split import PrefixGraph, split
 
@@ -40,12 +40,17 @@ class TorchExecutor:
             m=carry["m"],
             context_kv=carry["context_kv"],
             context_bias=carry["context_bias"],
-            past_kv=[carry[f"past_kv_{j}"] for j in range(1, level)],
+            past_kv=[carry[keys_and_values(j)] for j in range(1, level)],
             parents=[self._tensor(p) for p in parents],
             token=self._tensor(token),
             allowed=self._tensor(allowed),
         )
-        return logprob.cpu().numpy(), {**carry, f"past_kv_{level}": new_kv}
+        return logprob.cpu().numpy(), {**carry, keys_and_values(level): new_kv}
+
+    def join(self, level: int, first: Carry, second: Carry) -> tuple[Carry, int]:
+        """See `Executor.join`."""
+        name = keys_and_values(level)
+        return {**second, name: torch.cat([first[name], second[name]], dim=2)}, first[name].shape[2]
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self._device)

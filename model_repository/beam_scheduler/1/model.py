@@ -12,7 +12,14 @@ sys.path[:0] = [str(ROOT), *map(str, ROOT.glob(".venv/lib/python*/site-packages"
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from serving.backend.adapter import array, cache_parameter, integer_parameter, pad_rows, text_parameter
+from serving.backend.adapter import (
+    array,
+    cache_parameter,
+    integer_parameter,
+    pad_rows,
+    ranked_among,
+    text_parameter,
+)
 from serving.backend.answers import answer_together
 from serving.backend.engine import make_engine
 from serving.backend.model_settings import ModelSettings
@@ -24,6 +31,7 @@ from serving.backend.scheduler_load import SchedulerLoad, make_cache
 from serving.batch import SearchAnswer, SearchRequest
 from serving.engines.timed import TimedExecutor
 from serving.index.reader import IndexReader
+from serving.load.pruning import Pruning
 from serving.model.active_model import ActiveModel
 from serving.scheduler import Scheduler
 from serving.search.cold_start import ColdStart
@@ -50,8 +58,14 @@ class TritonPythonModel:
         self.limits, self.is_logged = serving.limits, serving.served_log.sink != "off"
         self.outcomes = Outcomes(pb_utils, model=args["model_instance_name"])
         plans = SearchPlans.of(serving, levels=self.levels)
+        self.settings = settings
+        pruning = Pruning(levels=self.levels) if serving.prune == "exact" else None
         self.load = SchedulerLoad(
-            pb_utils, serving, ladder=plans.ladder, instance=args["model_instance_name"]
+            pb_utils,
+            serving,
+            ladder=plans.ladder,
+            instance=args["model_instance_name"],
+            pruning=pruning,
         )
         self.scheduler = Scheduler(
             reader,
@@ -64,6 +78,7 @@ class TritonPythonModel:
                 bundles / str(manifest.version), manifest, share=serving.cold_start
             ),
             policy=self.load,
+            pruning=pruning,
             cache=make_cache(serving),
             queue=self.load.queue,
         )
@@ -110,6 +125,7 @@ class TritonPythonModel:
             for name in ("slot_ads", "slots", "profile_codes", "num_ads", "exclude", "arrived")
         )
         profile = np.zeros((len(ads), 0), np.int32) if profile is None else profile  # a model without columns
+        among = ranked_among(request, self.settings)
         # Again: whoever calls this model past the ensemble must not fill memory.
         check_num_ads(num_ads, self.limits)
         return [
@@ -119,6 +135,7 @@ class TritonPythonModel:
                 profile=profile[i],
                 num_ads=int(num_ads[i, 0]),
                 exclude=check_exclude(exclude[i], self.limits),
+                ranked_among=among,
                 plan=plan,
                 width_cap=cap,
                 arrived=float(arrived[i, 0]),

@@ -1,0 +1,80 @@
+"""Exact pruning: what a beam must reach to have anything to do with the answer.
+
+log p never grows along a beam: a level adds a log-probability, with a copy path that of the mixture, and
+`ColdStart` lifts a child to its prefix at most. So a beam's score bounds all that is below it, and where the
+answer is made of the n best SIDs, whatever lies below the n-th of any n live SIDs is not in it. A narrow
+search finds such n; the search itself then leaves out what lies below.
+
+That changes no answer. A level keeps the first candidates in order of their scores, as many as its width (and
+`needed`) say. What is left out are the last ones, so what comes before stays what it was, and nothing is
+let in that was not there. It must only be true of the n SIDs that the search itself would find them. Where
+a level keeps one of their prefixes, it does. Where it does not, it has kept beams that are all better than a
+prefix above the bound, so all of its own: what was left out before would not have come among them, and from
+there on nothing is left out.
+
+Letters: B requests, m candidates, n beams, t a level, counted from 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SLACK = np.float32(1e-4)
+"""Log-probabilities of the same beam differ by rounding between two calls of different shapes."""
+
+SPARE = 8
+"""Beams behind those of the answer, for ads that are paused after the search. They have no value, and may
+be others than those of an unpruned search."""
+
+_FIRST = 54  # beams of the first levels beside as many as the answer has; fewest rows on the demo's model
+_LAST = 4  # beams of the last level that has a tail, beside two for each of the answer's
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a beam of each request must reach.
+
+    Attributes:
+        least: float32 [B], log-probability; -inf where nothing is left out.
+        paths: for each level but the last, int [B, n]: nodes on the way to the SIDs that set it; -1 is
+            padding.
+    """
+
+    least: np.ndarray
+    paths: list[np.ndarray]
+
+    @classmethod
+    def of(cls, scores: np.ndarray, *, paths: list[np.ndarray], pool: np.ndarray) -> Bound:
+        """Of a search that found SIDs.
+
+        Args:
+            scores: float32 [B, n], best first; -inf is padding.
+            paths: nodes of each SID at every level but the last, int [B, n] each.
+            pool: int [B], SIDs that the answer is made of.
+        """
+        found = scores.shape[1]
+        last = np.take_along_axis(scores, np.minimum(pool, found)[:, None] - 1, 1)[:, 0]
+        setting = np.arange(found) < pool[:, None]
+        return cls(
+            least=np.where(pool <= found, last - SLACK, -np.inf).astype(np.float32),
+            paths=[np.where(setting, nodes, -1) for nodes in paths],
+        )
+
+    def cut(self, candidates: np.ndarray) -> np.ndarray:
+        """Candidates float32 [B, m], those below the bound as none (-inf)."""
+        return np.where(candidates >= self.least[:, None], candidates, np.float32(-np.inf))
+
+    def after(self, t: int, nodes: np.ndarray) -> Bound:
+        """Once level t has kept nodes [B, n]: none where the search does not find the SIDs that set it."""
+        path = self.paths[t]
+        kept = (path[:, :, None] == nodes[:, None, :]).any(axis=2)
+        lost = (~kept & (path >= 0)).any(axis=1)
+        return Bound(np.where(lost, np.float32(-np.inf), self.least), self.paths)
+
+
+def narrow_widths(widths: tuple[int, ...], *, pool: int) -> tuple[int, ...]:
+    """Of the search that finds the bound: beams after each level, for `pool` SIDs of an answer."""
+    wanted = [pool + _FIRST] * (len(widths) - 2) + [2 * pool + _LAST, pool]
+    return tuple(min(w, p) for w, p in zip(wanted, widths, strict=True))
