@@ -1,4 +1,4 @@
-"""Requests whose histories repeat, and what a model with a copy path says of every SID, by plain loops."""
+"""Requests with habits, and what a model with a copy path says of every SID, by plain loops."""
 
 from itertools import product
 
@@ -7,7 +7,7 @@ import torch
 
 from serving.search.beam_search import Beams
 from tests.searching import searched
-from tests.tiny import LEVEL_SIZES, copying_model, random_requests, tiny_catalogue
+from tests.tiny import COPYING_SPEC, LEVEL_SIZES, copying_model, random_requests, tiny_catalogue
 from training.rollout.executor import TorchExecutor
 
 EVERY = list(product(*map(range, LEVEL_SIZES)))
@@ -22,8 +22,8 @@ NORMALISE = [
 
 
 def requests(count: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """Random requests whose histories are half from the catalogue: such SIDs can be answers."""
-    slots, profile = random_requests(count)
+    """Random requests whose rows are half from the catalogue: such SIDs can be answers."""
+    slots, profile = random_requests(count, spec=COPYING_SPEC)
     _, sids, _ = tiny_catalogue()
     random = np.random.default_rng(1)
     from_catalogue = (random.random(slots.shape[:2]) < 0.5) & (slots[..., 3] > 0)
@@ -49,12 +49,12 @@ def mixture_by_loops(row: int, *, count: int = 4) -> dict[tuple, float]:
         for t in range(3):
             p *= float(levels[t][i, sid[t]])
             prefix = sid[: t + 1]
-            of_history = sum(
-                parts[1 + s]
-                for s, slot in enumerate(slots[row].tolist())
-                if slot[3] and tuple(c - 1 for c in slot[: t + 1]) == prefix
+            of_habits = sum(
+                parts[1 + h]
+                for h, habit in enumerate(slots[row, COPYING_SPEC.slots :].tolist())
+                if habit[3] and tuple(c - 1 for c in habit[: t + 1]) == prefix
             )
-            found[prefix] = p + of_history
+            found[prefix] = p + of_habits
     return found
 
 

@@ -13,7 +13,16 @@ from serving.search.cold_start import ColdStart
 from serving.search.widths import WidthPlan
 from tests.copying import EVERY, NORMALISE, live_sids, mixture_by_loops, requests, search
 from tests.searching import check_bans
-from tests.tiny import LEVEL_SIZES, VALUE_TABLE, copying_model, random_requests, tiny_model, tiny_snapshot
+from tests.tiny import (
+    COPYING_SPEC,
+    LEVEL_SIZES,
+    SPEC,
+    VALUE_TABLE,
+    copying_model,
+    random_requests,
+    tiny_model,
+    tiny_snapshot,
+)
 from training.objectives.sid import level_log_p
 from training.rollout.executor import TorchExecutor
 
@@ -86,11 +95,11 @@ def test_a_user_without_a_history_is_answered_as_by_the_model_alone():
 
 
 class Sure(TorchExecutor):
-    """A model that finds every code but 0 next to impossible, and a history that gets half of all."""
+    """A model that finds every code but 0 next to impossible, and habits that get half of all."""
 
     def prefix(self, slots, profile):
         logprob, carry = super().prefix(slots, profile)
-        filled = slots[..., 3] > 0
+        filled = slots[:, SPEC.slots :, 3] > 0
         weights = np.where(filled, 0.5 / np.maximum(filled.sum(1, keepdims=True), 1), 1e-30)
         copies = np.log(np.concatenate([np.full((len(slots), 1), 0.5), weights], axis=1))
         return self.sure(logprob), {**carry, "copy_logprob": copies.astype(np.float32)}
@@ -112,10 +121,10 @@ def grid(sids):
 
 
 def test_a_sid_of_the_history_survives_by_its_mass_alone():
-    slots, profile = random_requests(2)
+    slots, profile = random_requests(2, spec=COPYING_SPEC)
     slots[:] = 0
-    slots[:, 0] = [5, 4, 3, 1, 1, 1]  # SID (4, 3, 2)
-    slots[1, 1] = [6, 5, 7, 1, 1, 1]  # (5, 4, 6), which is no ad
+    slots[:, SPEC.slots] = [5, 4, 3, 1, 1, 1]  # SID (4, 3, 2)
+    slots[1, SPEC.slots + 1] = [6, 5, 7, 1, 1, 1]  # (5, 4, 6), which is no ad
     live = [s for s in EVERY if s != (5, 4, 6)]
     snapshot, options = grid(live), {"plan": WidthPlan((2, 2, 2), 1), "value_table": VALUE_TABLE}
     beams = beam_search(
