@@ -1,5 +1,6 @@
 """Requests with habits, and what a model with a copy path says of every SID, by plain loops."""
 
+from collections.abc import Collection
 from itertools import product
 
 import numpy as np
@@ -37,13 +38,23 @@ def search(snapshot, *, executor=None, **options) -> Beams:
 
 def mixture_by_loops(row: int, *, count: int = 4) -> dict[tuple, float]:
     """p of every prefix of one request in float64: a dict, from the unsplit model and plain loops."""
+    return parts_by_loops(row, count=count)[0]
+
+
+def parts_by_loops(
+    row: int, *, count: int = 4, live: Collection[tuple] = EVERY
+) -> tuple[dict[tuple, float], dict[tuple, float]]:
+    """Of every prefix of one request p, and what of it is the model's, see `mixture_by_loops`.
+
+    What habits give is of those that are live.
+    """
     slots, profile = requests(count)
     model = copying_model()
     with torch.no_grad():
         said = model(*map(torch.tensor, (slots[[row]], profile[[row]])), torch.tensor([EVERY]))
     levels = [x.double().softmax(-1)[0] for x in said.logits]
     parts = said.copies.logprob[0].double().exp().tolist()
-    found: dict[tuple, float] = {(): 1.0}
+    found, of_model, known = {(): 1.0}, {(): parts[0]}, set(live)
     for i, sid in enumerate(EVERY):
         p = parts[0]
         for t in range(3):
@@ -52,10 +63,10 @@ def mixture_by_loops(row: int, *, count: int = 4) -> dict[tuple, float]:
             of_habits = sum(
                 parts[1 + h]
                 for h, habit in enumerate(slots[row, COPYING_SPEC.slots :].tolist())
-                if habit[3] and tuple(c - 1 for c in habit[: t + 1]) == prefix
+                if tuple(c - 1 for c in habit[:3]) in known and tuple(c - 1 for c in habit[: t + 1]) == prefix
             )
-            found[prefix] = p + of_habits
-    return found
+            found[prefix], of_model[prefix] = p + of_habits, p
+    return found, of_model
 
 
 def live_sids(snapshot):

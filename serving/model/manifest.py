@@ -140,7 +140,7 @@ class Manifest(BaseModel):
                 if problem["loc"] == ("format_version",) and problem["type"] != "missing":
                     known = ", ".join(map(str, _READABLE))
                     raise ManifestFormatError(
-                        f"expected format_version {known}, got {problem['input']!r}; another release made "
+                        f"expected format_version in {known}, got {problem['input']!r}; another release made "
                         "it: export the model again with this one"
                     ) from error
             raise ManifestError(problems(error)) from error

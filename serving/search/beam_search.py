@@ -165,13 +165,16 @@ def _prefix(search: _Search, slots: np.ndarray, profile: np.ndarray) -> _Frontie
     codes, roots = search.trie.roots
     candidates, mixed = np.fmax(logprob[:, codes], _FLOOR), None  # [B, root children]
     if COPY_LOGPROB in carry:
-        copies = CopyBeams.start(carry[COPY_LOGPROB], slots, levels=search.trie.levels)
+        copies = CopyBeams.start(carry[COPY_LOGPROB], slots, trie=search.trie)
         allowed = np.broadcast_to(codes, (len(slots), 1, len(codes)))
         mixed = copies.mix(0, candidates[:, None], allowed=allowed)
         candidates = mixed.logprob[:, 0]
     if search.live[0]:
         candidates = over_live(candidates)
-    at, nodes, scores = _survivors(search, 0, candidates, nodes_at=lambda at: roots[at])
+    order, left = None, search.trie.levels - 1
+    if mixed is not None and left:
+        order = mixed.favour(candidates[:, None], levels=left)[:, 0]
+    at, nodes, scores = _survivors(search, 0, candidates, order=order, nodes_at=lambda at: roots[at])
     return _Frontier(
         nodes,
         scores,
@@ -204,8 +207,11 @@ def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
             codes=children.allowed,
             within=search.widths[t] + search.most_banned,
         )
+    order, left = None, search.trie.levels - 1 - t
+    if mixed is not None and left:
+        order = mixed.favour(candidates, levels=left).reshape(len(candidates), -1)
     candidates = candidates.reshape(len(candidates), -1)  # [B, n * C]
-    at, nodes, scores = _survivors(search, t, candidates, nodes_at=children.nodes)
+    at, nodes, scores = _survivors(search, t, candidates, order=order, nodes_at=children.nodes)
     parent = at // children.allowed.shape[2]  # [B, n'] beam of the level before
 
     def of_parents(arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -271,10 +277,16 @@ def _tail(
 
 
 def _survivors(
-    search: _Search, t: int, candidates: np.ndarray, *, nodes_at: Callable[[np.ndarray], np.ndarray]
+    search: _Search,
+    t: int,
+    candidates: np.ndarray,
+    *,
+    order: np.ndarray | None,
+    nodes_at: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What level t keeps of candidates [B, m]: positions (0 in padding), nodes and scores, [B, n] each.
 
+    The best by `order` [B, m] where there is one, and by the candidates themselves at the last level.
     `nodes_at` gives the nodes of positions [B, k].
     """
 
@@ -290,7 +302,7 @@ def _survivors(
     elif search.banned is not None:
         every = np.broadcast_to(np.arange(candidates.shape[1]), candidates.shape)
         _ban(candidates, nodes_at(every), search.banned)
-    kept = keep(candidates, search.widths[t], needed=search.needed, leaves=leaves)
+    kept = keep(candidates if order is None else order, search.widths[t], needed=search.needed, leaves=leaves)
     at = np.maximum(kept, 0)
     scores = np.where(kept >= 0, np.take_along_axis(candidates, at, 1), -np.inf).astype(np.float32)
     return at, nodes_of(kept), scores

@@ -8,8 +8,8 @@ the user (`training.model.copy_path`), of which a SID has
 Going down a level is Bayes' rule: the mixture given a prefix is the one before, each part times the
 probability that it gave the last code, divided by their sum, which is the probability of that code given the
 codes before it. A habit gives 1 to the next code of its SID and 0 to others, so it stands with one beam at
-most, and what does not stand with a beam has nothing left to say of it. A habit whose SID is not live is lost
-at the level where its path leaves the trie.
+most, and what does not stand with a beam has nothing left to say of it. A habit whose SID is not live says
+nothing from the start: what it would give a prefix no child gets.
 
 Letters: B requests, n beams, C children of the beam that has most, H habits, T SID levels, t a level, counted
 from 0.
@@ -21,7 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from serving.index.trie import PrefixTree
+
 NOWHERE = -1  # of a habit that stands with no beam
+SHARE = 0.3  # of a prefix that a good child has, as a rule
 
 
 @dataclass(frozen=True)
@@ -41,23 +44,19 @@ class CopyBeams:
     beam: np.ndarray
 
     @classmethod
-    def start(cls, copy_logprob: np.ndarray, slots: np.ndarray, *, levels: int) -> CopyBeams:
+    def start(cls, copy_logprob: np.ndarray, slots: np.ndarray, *, trie: PrefixTree) -> CopyBeams:
         """Before the first level: one beam a request, without a code.
 
         Args:
             copy_logprob: float32 [B or more, 1 + H], of model and habits; rows past B are padding.
             slots: int32 [B, S + H, T + 3], the last H of them habits.
-            levels: T.
+            trie: live SIDs.
         """
         own = copy_logprob[: len(slots)]
         habits = slots[:, slots.shape[1] + 1 - own.shape[1] :]
-        filled = habits[..., levels] != 0  # behavior
-        return cls(
-            codes=habits[..., :levels] - np.int32(1),
-            model=own[:, :1],
-            habits=own[:, 1:],
-            beam=np.where(filled, 0, NOWHERE),
-        )
+        codes = habits[..., : trie.levels] - np.int32(1)  # -1 in an empty row, which is no SID
+        live = trie.find(codes.reshape(-1, trie.levels)).reshape(codes.shape[:2]) >= 0
+        return cls(codes=codes, model=own[:, :1], habits=own[:, 1:], beam=np.where(live, 0, NOWHERE))
 
     def mix(self, t: int, logprob: np.ndarray, *, allowed: np.ndarray) -> MixedLevel:
         """What children get from the mixture.
@@ -96,6 +95,25 @@ class MixedLevel:
     of_model: np.ndarray
     logprob: np.ndarray
     child: np.ndarray
+
+    def favour(self, candidates: np.ndarray, *, levels: int) -> np.ndarray:
+        """What beams are chosen by where levels are left: scores, and more where habits speak, [B, n, C].
+
+        A habit's part h of a prefix is all of one SID, the model's part m is yet to be shared out among many.
+        So it is set beside m SHARE^levels, and what has no habit keeps its score:
+
+            score + log(m SHARE^levels + h) - log(m + h) - levels log SHARE
+
+        Args:
+            candidates: float32 [B, n, C], scores.
+            levels: that are left.
+        """
+        row, habit = np.nonzero(self.child != NOWHERE)
+        at = np.unravel_index(self.child[row, habit], self.logprob.shape[1:])
+        of_model = np.exp(self.of_model[row, *at] - self.logprob[row, *at])  # m / (m + h)
+        favoured = candidates.copy()
+        favoured[row, *at] += np.log(of_model + (1 - of_model) * SHARE**-levels)
+        return favoured
 
     def follow(self, at: np.ndarray, *, kept: np.ndarray) -> CopyBeams:
         """The mixture of the beams that a level kept.
