@@ -29,6 +29,7 @@ from launcher.triton_server import TritonServer
 from serving.index.reader import IndexReader
 from serving.model.bundle import read_manifest
 from serving.model.current import current_version
+from training.evaluation.compared import compared
 from training.loop.retention import open_checkpoint
 from training.preset.preset import ConfigError, Preset, add_preset_arguments
 
@@ -191,7 +192,8 @@ def run_demo(
         "train_seconds": round(train_seconds, 1),
         "total_seconds": round(time.monotonic() - began, 1),
         "peak_memory_gb": round(memory.bytes / 1e9, 2),
-        **{k: evaluation[k] for k in ("recall", "ndcg", "value_recall", "invalid_rate")},
+        **{k: evaluation[k] for k in ("recall", "ndcg", "value_recall", "recall_of", "invalid_rate")},
+        **compared(evaluation),
         **{k: quality[k] for k in ("compression", "collision", "utilisation")},
         "export_max_error": manifest.parity_max_error,
         **answers,

@@ -39,12 +39,16 @@ def export_graphs(model: Generator, folder: Path) -> list[Path]:
 def example_request(
     model: Generator, *, batch: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random slots int32 [B, S, T + 3] and profile int32 [B, P] within range; the last slots are empty."""
+    """Random slots and habits int32 [B, S + H, T + 3], and profile int32 [B, P], all within range.
+
+    The last rows of both are empty.
+    """
     spec = model.spec
     sizes = [s + 1 for s in model.level_sizes] + [4, spec.gap_buckets, spec.count_buckets]
-    columns = [torch.randint(min(1, s - 1), s, (batch, spec.slots), generator=generator) for s in sizes]
+    columns = [torch.randint(min(1, s - 1), s, (batch, spec.rows), generator=generator) for s in sizes]
     slots = torch.stack(columns, dim=-1).int()
-    slots[:, spec.slots - spec.slots // 4 :] = 0
+    for first, rows in ((0, spec.slots), (spec.slots, spec.habits)):
+        slots[:, first + rows - rows // 4 : first + rows] = 0
     profile = [torch.randint(0, s, (batch,), generator=generator) for s in spec.column_sizes]
     stacked = torch.stack(profile, dim=-1).int() if profile else torch.zeros(batch, 0, dtype=torch.int32)
     return slots, stacked

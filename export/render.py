@@ -145,7 +145,7 @@ def _values(
         "queue_delay_us": config.queue_delay_us,
         **_context_tensors(manifest.features),
         **_resolver_tensors(manifest, config),
-        "slots": manifest.features.slots,
+        "rows": manifest.features.rows,
         "event_columns": EVENT_COLUMNS,
         "levels": manifest.levels,
         "levels_and_value": manifest.levels + 1,

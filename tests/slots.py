@@ -21,7 +21,7 @@ def events_of(ads, sids, *, behaviors, timestamps) -> list[Event]:
 
 
 def plain_slots(spec: FeatureSpec, events: list[Event], now: int) -> tuple[np.ndarray, int]:
-    """Slots int32 [S, T + 3] as one would say it, and the number of events that are left out."""
+    """Slots and habits int32 [S + H, T + 3] as one would say it, and the number of events left out."""
     past = sorted((e for e in events if e[3] <= now), key=lambda e: e[3])[-spec.max_history :]
     left_out = len(events) - len(past)
     if spec.attribution_window_s:
@@ -37,11 +37,11 @@ def plain_slots(spec: FeatureSpec, events: list[Event], now: int) -> tuple[np.nd
     latest = {}
     for rank, event in enumerate(newest_first):
         latest.setdefault(event[0], (rank, event))
-    long = sorted(latest.values(), key=lambda x: (-count[x[1][0]], x[0]))[: spec.long_slots]
-    short = newest_first[: spec.short_slots]
-    empty = [0] * (spec.levels + 3)
-    rows = [row(e) for e in short] + [empty] * (spec.short_slots - len(short))
-    rows += [row(e) for _, e in long] + [empty] * (spec.long_slots - len(long))
+    frequent = [e for _, e in sorted(latest.values(), key=lambda x: (-count[x[1][0]], x[0]))]
+    rows = []
+    for of, most in ((newest_first, spec.short_slots), (frequent, spec.long_slots), (frequent, spec.habits)):
+        shown = [row(e) for e in of[:most]]
+        rows += shown + [[0] * (spec.levels + 3)] * (most - len(shown))
     return np.array(rows, np.int32), left_out
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -13,6 +15,7 @@ from training.preset.model import ModelConfig
 
 LEVEL_SIZES = (6, 5, 7)
 SPEC = FeatureSpec(levels=3, short_slots=4, long_slots=4, max_history=16, profile_sizes=(3, 4))
+COPYING_SPEC = replace(SPEC, habits=10)
 VALUE_TABLE = np.array([0.5, 1.0, 2.0, 8.0], np.float32)
 
 
@@ -28,7 +31,8 @@ def tiny_model(*, shared_layers: int = 2, layers: int = 3, seed: int = 0, **opti
         value_buckets=4,
         **options,
     )
-    model = Generator(config, SPEC, level_sizes=LEVEL_SIZES, value_buckets=len(VALUE_TABLE))
+    spec = COPYING_SPEC if config.copy_path else SPEC
+    model = Generator(config, spec, level_sizes=LEVEL_SIZES, value_buckets=len(VALUE_TABLE))
     return initialise(model).eval()
 
 
@@ -38,7 +42,7 @@ def plain_model() -> Generator:
 
 
 def copying_model(*, seed: int = 0, **options: int | bool) -> Generator:
-    """A tiny model with a copy path whose weights tell slots apart, g about a half."""
+    """A tiny model with a copy path whose weights tell habits apart, g about a half."""
     model = tiny_model(seed=seed, copy_path=True, **options)
     assert model.copy_path is not None
     random = torch.Generator().manual_seed(seed)
@@ -46,7 +50,6 @@ def copying_model(*, seed: int = 0, **options: int | bool) -> Generator:
         for name, weight in model.copy_path.named_parameters():
             if not name.startswith("norm."):
                 weight.copy_(0.3 * torch.randn(weight.shape, generator=random))
-        model.copy_path.sentinel_bias.fill_(1.5)
     return model
 
 
@@ -68,14 +71,17 @@ def tiny_snapshot(**options: int) -> IndexSnapshot:
     return IndexSnapshot.build(ad_ids, sids, active=active, level_sizes=LEVEL_SIZES)
 
 
-def random_requests(count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Slots int32 [B, S, T + 3] and profile int32 [B, P] in range; the first request is a cold-start user."""
+def random_requests(count: int, *, seed: int = 0, spec: FeatureSpec = SPEC) -> tuple[np.ndarray, np.ndarray]:
+    """Slots and habits int32 [B, S + H, T + 3] and profile int32 [B, P] in range.
+
+    The first request is a cold-start user.
+    """
     random = np.random.default_rng(seed)
-    sizes = [v + 1 for v in LEVEL_SIZES] + [4, SPEC.gap_buckets, SPEC.count_buckets]
-    slots = np.stack([random.integers(1, s, (count, SPEC.slots)) for s in sizes], axis=-1).astype(np.int32)
-    slots[random.random((count, SPEC.slots)) < 0.3] = 0
+    sizes = [v + 1 for v in LEVEL_SIZES] + [4, spec.gap_buckets, spec.count_buckets]
+    slots = np.stack([random.integers(1, s, (count, spec.rows)) for s in sizes], axis=-1).astype(np.int32)
+    slots[random.random((count, spec.rows)) < 0.3] = 0
     slots[0] = 0
-    profile = np.stack([random.integers(0, s, count) for s in SPEC.profile_sizes], axis=-1).astype(np.int32)
+    profile = np.stack([random.integers(0, s, count) for s in spec.profile_sizes], axis=-1).astype(np.int32)
     return slots, profile
 
 

@@ -28,7 +28,7 @@ def popular(world: World) -> Answers:
 
 
 def retrieved(world: World) -> Answers:
-    """Ads by popularity, recent popularity, own frequency and co-occurrence; no order of their own."""
+    """Ads by popularity, own frequency, both also of late, and co-occurrence; no order of their own."""
     settings, config, drawn = world.settings, world.preset.evaluation, world.requests
     order = np.argsort(drawn.now, kind="stable")  # the rules go through the log once, from the oldest on
     oldest_first = replace(
@@ -43,6 +43,7 @@ def retrieved(world: World) -> Answers:
         competing=Competing.of(world.dataset, world.ads, exclude_seen=config.exclude_seen),
         target_behaviors=world.preset.logs.target_behaviors,
         recent_days=config.recent_days,
+        half_life_days=config.half_life_days,
         limit=min(EACH, settings.depth * 2),
     )
     found = [np.unique(np.concatenate(each)) for each in zip(*lists.values(), strict=True)]

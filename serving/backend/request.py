@@ -1,7 +1,7 @@
 """Check one request and turn it into the prefix graph's features.
 
-Letters: N history events, E excluded ads, S history slots, T SID levels, P profile columns, Q request
-features.
+Letters: N history events, E excluded ads, S history slots, H habits, T SID levels, P profile columns, Q
+request features.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Features:
     """Features of one request.
 
     Attributes:
-        slot_ads: int64 [S], ad that each slot shows; -1 is an empty slot.
-        slots: int32 [S, 3]: behavior, gap bucket, count bucket. The SIDs are filled in where the model
+        slot_ads: int64 [S + H], ad that each slot shows, then habits; -1 is an empty row.
+        slots: int32 [S + H, 3], see `serving.model.features.History`. The SIDs are filled in where the model
             version is known, see `serving.model.features.fill_slots`.
         profile: int32 [P + Q], codes of the profile, then of the request features.
         ignored: history events left out: unknown ads, later than the request, older than the newest
@@ -114,7 +114,7 @@ def request_features(
     _, known = snapshot.sids_of(ad_ids)
     ad_ids, behaviors, timestamps = ad_ids[known], behaviors[known], timestamps[known]
     history = select_events(spec, ad_ids, behaviors=behaviors, timestamps=timestamps, now=now)
-    slot_ads, shown = np.full(spec.slots, PADDING, np.int64), history.events >= 0
+    slot_ads, shown = np.full(spec.rows, PADDING, np.int64), history.events >= 0
     slot_ads[shown] = ad_ids[history.events[shown]]
     ignored = history.ignored + int((~known).sum())
     given = given or {}

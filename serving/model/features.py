@@ -1,6 +1,6 @@
 """From a user's history to the integer tensors the prefix graph reads; training and serving share it.
 
-Letters: N history events, S history slots (short + long), T SID levels, P profile columns.
+Letters: N history events, S history slots (short + long), H habits, T SID levels, P profile columns.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from serving.model.exposures import join_exposures
 from serving.model.request_features import RequestFeature
 
 BEHAVIORS = {"impression": 1, "click": 2, "conversion": 3}  # 0 marks an empty slot
-EVENT_COLUMNS = 3  # columns of a slot beside the codes: behavior, gap bucket, count bucket
+EVENT_COLUMNS = 3  # columns of a row beside the codes: behavior, gap bucket, count bucket
 
 _HOUR, _DAY, _WEEK = 3_600, 86_400, 604_800
 GAP_EDGES_S = (
@@ -49,6 +49,8 @@ class FeatureSpec:
         attribution_window_s: events of one ad so soon after its first one are one exposure and take one slot,
             with the time of the first and the highest behavior; 0 gives every event its own.
         request_features: what is known of a request besides its user.
+        habits: distinct ads of the whole history that only a copy path sees, most frequent first; 0 without
+            one.
     """
 
     levels: int = 3
@@ -60,6 +62,7 @@ class FeatureSpec:
     count_edges: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 18, 30)
     attribution_window_s: int = 0
     request_features: tuple[RequestFeature, ...] = ()
+    habits: int = 0
 
     def __post_init__(self) -> None:
         """Reject settings that no history can fill."""
@@ -68,6 +71,8 @@ class FeatureSpec:
                 raise ValueError(f"features.{name}: expected a positive number, got {getattr(self, name)}")
         if self.slots == 0:
             raise ValueError("features: expected short_slots + long_slots >= 1, got 0")
+        if self.habits < 0:
+            raise ValueError(f"features.habits: expected a number >= 0, got {self.habits}")
         if self.attribution_window_s < 0:
             raise ValueError(
                 f"features.attribution_window_s: expected seconds >= 0, got {self.attribution_window_s}"
@@ -86,13 +91,18 @@ class FeatureSpec:
         return self.short_slots + self.long_slots
 
     @property
+    def rows(self) -> int:
+        """Rows of a context: its slots, then the habits, S + H."""
+        return self.slots + self.habits
+
+    @property
     def column_sizes(self) -> tuple[int, ...]:
         """Cardinality of each column that a context has once: the profile's, then those of the request."""
         return (*self.profile_sizes, *(feature.codes for feature in self.request_features))
 
     @property
     def columns(self) -> int:
-        """Columns of a slot: T codes + 1, behavior, gap bucket, count bucket."""
+        """Columns of a row: T codes + 1, and `EVENT_COLUMNS`."""
         return self.levels + EVENT_COLUMNS
 
     @property
@@ -122,13 +132,13 @@ class FeatureSpec:
 
 @dataclass(frozen=True)
 class History:
-    """One user's history slots before the SIDs are filled in.
+    """One user's history slots and habits before the SIDs are filled in.
 
     Attributes:
         past: int64, positions of the events that count, oldest first: none newer than `now`, and of those the
             newest `max_history`. Events of one second keep the order of the request.
-        events: int64 [S], position in the history of the event that each slot shows; -1 is an empty slot.
-        columns: int32 [S, 3]: behavior, gap bucket, count bucket; an all-zero row is empty.
+        events: int64 [S + H], position in the history of the event that each row shows; -1 is an empty row.
+        columns: int32 [S + H, 3]: behavior, gap bucket, count bucket; an all-zero row is empty.
         ignored: events left out: newer than `now`, or older than the newest `max_history`.
     """
 
@@ -141,7 +151,7 @@ class History:
 def select_events(
     spec: FeatureSpec, ad_ids: np.ndarray, *, behaviors: np.ndarray, timestamps: np.ndarray, now: int
 ) -> History:
-    """Which events of a history get a slot, and all of a slot that does not depend on SIDs.
+    """Which events of a history get a slot or are habits, and all of a row that does not depend on SIDs.
 
     Args:
         spec: what to build.
@@ -150,7 +160,7 @@ def select_events(
         timestamps: int64 [N], unix seconds.
         now: time of the request, unix seconds. Events after it are left out and counted.
     """
-    events, columns = np.full(spec.slots, -1), np.zeros((spec.slots, EVENT_COLUMNS), np.int32)
+    events, columns = np.full(spec.rows, -1), np.zeros((spec.rows, EVENT_COLUMNS), np.int32)
     past = np.flatnonzero(timestamps <= now)
     past = past[np.argsort(timestamps[past], kind="stable")][-spec.max_history :]
     ignored = len(ad_ids) - len(past)
@@ -167,13 +177,19 @@ def select_events(
     short = np.arange(len(order))[::-1][: spec.short_slots]
     # Most frequent first; of equals the most recently seen.
     bits = len(order).bit_length()
-    long = np.sort(counts << bits | last_seen)[::-1][: spec.long_slots] & (1 << bits) - 1
-    shown = np.concatenate([short, long])
-    slots = np.concatenate([np.arange(len(short)), spec.short_slots + np.arange(len(long))])
-    events[slots] = order[shown]
-    columns[slots, 0] = outcomes[shown]
-    columns[slots, 1] = np.searchsorted(spec.gap_edges_s, now - timestamps[order[shown]])
-    columns[slots, 2] = np.searchsorted(spec.count_edges, counts)[group[shown]]
+    frequent = np.sort(counts << bits | last_seen)[::-1] & (1 << bits) - 1
+    long, habits = frequent[: spec.long_slots], frequent[: spec.habits]
+    shown = np.concatenate([short, long, habits])
+    rows = np.concatenate(
+        [
+            np.arange(len(part)) + first
+            for part, first in ((short, 0), (long, spec.short_slots), (habits, spec.slots))
+        ]
+    )
+    events[rows] = order[shown]
+    columns[rows, 0] = outcomes[shown]
+    columns[rows, 1] = np.searchsorted(spec.gap_edges_s, now - timestamps[order[shown]])
+    columns[rows, 2] = np.searchsorted(spec.count_edges, counts)[group[shown]]
     return History(past, events, columns, ignored)
 
 
@@ -193,17 +209,17 @@ def _distinct(ads: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def join_codes(codes: np.ndarray, columns: np.ndarray, *, shown: np.ndarray) -> np.ndarray:
-    """Slots int32 [.., S, T + 3] of codes [.., S, T] and columns [.., S, 3], empty where not shown."""
+    """Rows int32 [.., R, T + 3] of codes [.., R, T] and columns [.., R, 3], empty where not shown."""
     return np.concatenate([codes + np.int32(1), columns], axis=-1) * shown[..., None]
 
 
 def fill_slots(snapshot: Snapshot, slot_ads: np.ndarray, slots: np.ndarray) -> np.ndarray:
-    """Slots int32 [B, S, T + 3] for a model of the snapshot's tokenizer, see `select_events`.
+    """Slots and habits int32 [B, S + H, T + 3] for a model of the snapshot's tokenizer, see `select_events`.
 
     Args:
-        snapshot: index of the model's generation; an ad that it does not know gets an empty slot.
-        slot_ads: int64 [B, S].
-        slots: int32 [B, S, 3].
+        snapshot: index of the model's generation; an ad that it does not know gets an empty row.
+        slot_ads: int64 [B, S + H].
+        slots: int32 [B, S + H, 3].
     """
     sids, known = snapshot.sids_of(slot_ads.ravel())
     return join_codes(sids.reshape(*slot_ads.shape, -1), slots, shown=known.reshape(slot_ads.shape))

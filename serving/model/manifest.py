@@ -28,10 +28,10 @@ from serving.model.features import FeatureSpec
 from serving.model.value_correction import ValueCorrection
 
 AD_RANKER = "ad_ranker"  # the graph of the ranking stage
-FORMAT_VERSION = 3  # goes up when tensors of the graphs change their names or shapes
-_READABLE = (2, FORMAT_VERSION)  # in 2 no prefix has `copy_logprob`
+FORMAT_VERSION = 4  # goes up when tensors of the graphs change their names or shapes
+_READABLE = (2, 3, FORMAT_VERSION)  # in 2 there is no `copy_logprob`; in 3 it is of history slots, not habits
 # Features that older manifests do not name, and what they were.
-_ADDED: dict[str, Any] = {"attribution_window_s": 0, "request_features": []}
+_ADDED: dict[str, Any] = {"attribution_window_s": 0, "request_features": [], "habits": 0}
 MAX_VERSION = 10**18 - 1  # 18 digits, see `serving.files.number_of`
 
 Tensor = tuple[str, Literal["INT32", "INT64", "FLOAT", "FLOAT16"], tuple[int | str, ...]]
@@ -104,7 +104,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
-    format_version: Literal[2, 3]
+    format_version: Literal[2, 3, 4]
     version: int = Field(alias="model_version", ge=1, le=MAX_VERSION)
     tokenizer_id: str = Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")
     level_sizes: tuple[_Count, ...] = Field(min_length=1)
@@ -138,9 +138,9 @@ class Manifest(BaseModel):
         except ValidationError as error:
             for problem in error.errors():
                 if problem["loc"] == ("format_version",) and problem["type"] != "missing":
-                    known = " or ".join(map(str, _READABLE))
+                    known = ", ".join(map(str, _READABLE))
                     raise ManifestFormatError(
-                        f"expected format_version {known}, got {problem['input']!r}; another release made "
+                        f"expected format_version in {known}, got {problem['input']!r}; another release made "
                         "it: export the model again with this one"
                     ) from error
             raise ManifestError(problems(error)) from error
@@ -178,6 +178,7 @@ class Manifest(BaseModel):
                 raise ValueError(f"sha256: expected names of files inside the bundle, got {name!r}")
         copies = self.model.get("copy_path", False)
         _same("copy_logprob among the outputs of prefix", copies, self.has_copy_path, of="model.copy_path")
+        _same("features.habits above 0", copies, self.features.habits > 0, of="model.copy_path")
         missing = {f"{stem}.onnx" for stem in stems} - self.sha256.keys()
         if missing:
             raise ValueError(f"sha256: expected every graph, missing: {_listed(missing)}")

@@ -80,7 +80,7 @@ def beam_search(
         pool: int [B], at least `num_results`: how many of the best beams an answer is made of. Given, beams
             that cannot be among them are left out (`serving.search.bound`): so many come back as they would
             without, with values, and a few behind them. Not used with one level, which has nothing to leave
-            out.
+            out, and of models with a copy path.
         banned: for each request, sorted leaves that must not be returned.
         normalise: a level each, "codebook" for all where left out. Where the last levels are "live", beams
             whose score is final are not sent through the tails, see `serving.search.forced`.
@@ -90,7 +90,9 @@ def beam_search(
     """
     if trie.leaves == 0:
         return _no_beams(len(slots), levels=trie.levels)
-    pruned = pool is not None and trie.levels > 1
+    prefix = executor.prefix(slots, profile)
+    # With a copy path beams are chosen by more than their score, and what is left out would let others in.
+    pruned = pool is not None and trie.levels > 1 and COPY_LOGPROB not in prefix[1]
     own = np.maximum(num_results if pool is None or not pruned else pool, 1)
     most = int(own.max(initial=1))
     num_values = most if pruned else max(plan.value, most)
@@ -110,7 +112,6 @@ def beam_search(
         tails=ForcedMoves(executor, trie, live=live, num_values=num_values),
         cold_start=cold_start,
     )
-    prefix = executor.prefix(slots, profile)
     if pruned:
         search = _bounded(search, slots, prefix, pool=own)
     beams = _value(search, _search(search, slots, prefix), value_table, correction=value_correction)
@@ -198,13 +199,18 @@ def _prefix(search: _Search, slots: np.ndarray, prefix: tuple[np.ndarray, Carry]
     codes, roots = search.trie.roots
     candidates, mixed = np.fmax(logprob[:, codes], _FLOOR), None  # [B, root children]
     if COPY_LOGPROB in carry:
-        copies = CopyBeams.start(carry[COPY_LOGPROB], slots, levels=search.trie.levels)
+        copies = CopyBeams.start(carry[COPY_LOGPROB], slots, trie=search.trie)
         allowed = np.broadcast_to(codes, (len(slots), 1, len(codes)))
         mixed = copies.mix(0, candidates[:, None], allowed=allowed)
         candidates = mixed.logprob[:, 0]
     if search.live[0]:
         candidates = over_live(candidates)
-    at, nodes, scores = _survivors(search, 0, candidates, bound=search.bound, nodes_at=lambda at: roots[at])
+    order, left = None, search.trie.levels - 1
+    if mixed is not None and left:
+        order = mixed.favour(candidates[:, None], levels=left)[:, 0]
+    at, nodes, scores = _survivors(
+        search, 0, candidates, order=order, bound=search.bound, nodes_at=lambda at: roots[at]
+    )
     return _Frontier(
         nodes,
         scores,
@@ -245,9 +251,12 @@ def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
             codes=children.allowed,
             within=search.widths[t] + search.most_banned,
         )
+    order, left = None, search.trie.levels - 1 - t
+    if mixed is not None and left:
+        order = mixed.favour(candidates, levels=left).reshape(len(candidates), -1)
     candidates = candidates.reshape(len(candidates), -1)  # [B, n * C]
     bound = beams.bound if t < search.trie.levels - 1 else None
-    at, nodes, scores = _survivors(search, t, candidates, bound=bound, nodes_at=children.nodes)
+    at, nodes, scores = _survivors(search, t, candidates, order=order, bound=bound, nodes_at=children.nodes)
     parent = at // children.allowed.shape[2]  # [B, n'] beam of the level before
 
     def of_parents(arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -302,11 +311,13 @@ def _survivors(
     t: int,
     candidates: np.ndarray,
     *,
+    order: np.ndarray | None,
     bound: Bound | None,
     nodes_at: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What level t keeps of candidates [B, m]: positions (0 in padding), nodes and scores, [B, n] each.
 
+    The best by `order` [B, m] where there is one, and by the candidates themselves at the last level.
     `nodes_at` gives the nodes of positions [B, k].
     """
     if bound is not None:
@@ -324,7 +335,7 @@ def _survivors(
     elif search.banned is not None:
         every = np.broadcast_to(np.arange(candidates.shape[1]), candidates.shape)
         _ban(candidates, nodes_at(every), search.banned)
-    kept = keep(candidates, search.widths[t], needed=search.needed, leaves=leaves)
+    kept = keep(candidates if order is None else order, search.widths[t], needed=search.needed, leaves=leaves)
     at = np.maximum(kept, 0)
     scores = np.where(kept >= 0, np.take_along_axis(candidates, at, 1), -np.inf).astype(np.float32)
     return at, nodes_of(kept), scores

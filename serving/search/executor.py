@@ -1,6 +1,7 @@
 """What beam search asks of an engine: run the prefix graph once, then one tail graph a level.
 
-Letters: B requests, n beams, C children, V codes of a level, S context slots, d width, T SID levels.
+Letters: B requests, n beams, C children, V codes of a level, S history slots, H habits (0 without a copy
+path), d width, T SID levels.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import numpy as np
 Carry = Mapping[str, Any]
 """Named tensors that go from one call to the next untouched, in whatever form the engine keeps them.
 
-Only `COPY_LOGPROB`, which a model with a copy path has, is for the search: a NumPy array, float32 [B, 1 + S]
-with S history slots, see `serving.search.copy_path`.
+Only `COPY_LOGPROB`, which a model with a copy path has, is for the search: a NumPy array, float32 [B, 1 + H]
+with H habits, see `serving.search.copy_path`.
 """
 
 COPY_LOGPROB = "copy_logprob"
@@ -27,7 +28,7 @@ class Executor(Protocol):
         """Run the shared layers of all levels, and level 1 through all layers.
 
         Args:
-            slots: int32 [B, S, T + 3] (see `serving.model.features`).
+            slots: int32 [B, S + H, T + 3], slots of the history, then habits (see `serving.model.features`).
             profile: int32 [B, P], codes of the context's columns; P may be 0.
 
         Returns:

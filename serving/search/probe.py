@@ -26,14 +26,14 @@ def probe(executor: Executor, manifest: Manifest) -> None:
     """
     spec, version = manifest.features, manifest.version
     codebooks = [*manifest.level_sizes, len(manifest.value_means)]
-    slots = np.zeros((1, spec.slots, spec.columns), np.int32)
+    slots = np.zeros((1, spec.rows, spec.columns), np.int32)
     profile = np.zeros((1, len(spec.column_sizes)), np.int32)
     level = 1
     try:
         logprob, carry = executor.prefix(slots, profile)
         _check(logprob[0], codebooks[0], where=f"model version {version}: prefix")
         if manifest.has_copy_path:
-            _check_copies(carry[COPY_LOGPROB], slots=spec.slots, where=f"model version {version}: prefix")
+            _check_copies(carry[COPY_LOGPROB], habits=spec.habits, where=f"model version {version}: prefix")
         for level in range(2, manifest.levels + 2):
             logprob, carry = executor.tail(
                 level,
@@ -60,10 +60,10 @@ def _check(logprob: np.ndarray, codes: int, *, where: str) -> None:
         )
 
 
-def _check_copies(logprob: np.ndarray, *, slots: int, where: str) -> None:
-    if logprob.shape[1:] != (1 + slots,):
+def _check_copies(logprob: np.ndarray, *, habits: int, where: str) -> None:
+    if logprob.shape[1:] != (1 + habits,):
         raise BundleError(
-            f"{where}: copy_logprob: expected numbers of the model and {slots} slots, got the shape "
+            f"{where}: copy_logprob: expected numbers of the model and {habits} habits, got the shape "
             f"{logprob.shape}"
         )
     parts = np.exp(logprob[0].astype(np.float64))

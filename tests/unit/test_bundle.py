@@ -85,9 +85,9 @@ FEATURES = SPEC.to_json()
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 1}, "expected format_version 2 or 3, got 1; another release made it"),
-        ({"format_version": 4}, "expected format_version 2 or 3, got 4"),
-        ({"format_version": "2"}, "expected format_version 2 or 3, got '2'"),
+        ({"format_version": 1}, "expected format_version in 2, 3, 4, got 1; another release made it"),
+        ({"format_version": 5}, "expected format_version in 2, 3, 4, got 5"),
+        ({"format_version": "2"}, "expected format_version in 2, 3, 4, got '2'"),
         ({"format_version": None}, "format_version: Field required"),
         ({"model_version": 7}, "expected model_version 1, got 7"),
         ({"model_version": "x"}, "model_version: .*valid integer, got 'x'"),

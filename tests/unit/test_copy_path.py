@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.copying import EVERY, mixture_by_loops, requests
-from tests.tiny import LEVEL_SIZES, copying_model, tiny_model
+from tests.tiny import LEVEL_SIZES, SPEC, copying_model, tiny_model
 from training.data.batch import Batch
 from training.model.context import EMPTY_SLOT_BIAS
 from training.model.copy_path import Copies
@@ -37,7 +37,8 @@ def test_the_history_gets_more_and_a_user_without_one_gets_the_model():
     assert float(said.copies.logprob[0, 0]) == 0.0
     np.testing.assert_array_equal(mixed[0], alone[0])
     for row in range(1, 4):
-        known = {tuple(s) for s in (slots[row][slots[row][:, 3] > 0, :3] - 1).tolist()}
+        habits = slots[row, SPEC.slots :]
+        known = {tuple(s) for s in (habits[habits[:, 3] > 0, :3] - 1).tolist()}
         more = mixed[row] > alone[row]
         assert set() < {EVERY[i] for i in np.flatnonzero(more)} <= known
 
@@ -127,7 +128,7 @@ def test_distilling_also_teaches_who_speaks():
     same = Distill(teacher)(student, batch)
     assert same.total.sum.item() == pytest.approx(0, abs=1e-5)
     with torch.no_grad():
-        student.copy_path.sentinel_bias += 1
+        student.copy_path.gate += 1
         p, q = (
             m(batch.slots, batch.profile, batch.tokens).copies.logprob.double().numpy()
             for m in (teacher, student)

@@ -46,7 +46,7 @@ def test_graphs_equal_the_model(copying_graphs):
 def test_parity_looks_at_the_copy_path(copying_graphs):
     changed = copying_model()
     with torch.no_grad():
-        changed.copy_path.sentinel_bias += 0.01
+        changed.copy_path.gate += 0.01
     assert parity_error(changed, copying_graphs) > 1e-3
 
 
@@ -66,17 +66,22 @@ def test_padding_changes_nothing(copying_graphs):
 def bundle(pipeline, copying_graphs, tmp_path):
     """A bundle of a model with a copy path."""
     found, model = checkpoint(tokenizer_id=pipeline.tokenizer_id), copying_model()
-    found = replace(found, model=model, spec=replace(found.spec, model=model.config))
+    found = replace(found, model=model, spec=replace(found.spec, model=model.config, features=model.spec))
     with exported(copying_graphs):
         return write_bundle(found, tmp_path / "bundles", tokenizer=pipeline.tokenizer)
 
 
 def test_a_bundle_says_it_and_older_ones_are_read(bundle, pipeline, tmp_path):
     manifest = read_manifest(bundle)
-    assert (manifest.format_version, manifest.has_copy_path) == (3, True)
+    assert (manifest.format_version, manifest.has_copy_path) == (4, True)
     assert manifest.model["copy_path"] is True
+    features = manifest.features.to_json()
     edit(bundle, model=manifest.model | {"copy_path": False})
     with pytest.raises(BundleError, match="copy_logprob among the outputs of prefix: expected False"):
+        read_manifest(bundle)
+    # Format 3 had a mixture over the slots of the history.
+    edit(bundle, format_version=3, model=manifest.model, features=features | {"habits": 0})
+    with pytest.raises(BundleError, match="features.habits above 0: expected True"):
         read_manifest(bundle)
     older = shutil.copytree(pipeline.bundles / "1", tmp_path / "older" / "1")
     model = {k: v for k, v in read_manifest(older).model.items() if k != "copy_path"}
@@ -98,9 +103,9 @@ def test_a_version_is_tried_before_it_answers(bundle):
             return executor.tail(*arguments, **options)
 
     for copies, message in (
-        (np.log(np.full((1, 9), 1 / 9)), "expected all for the model without a history, got 0.111 of 1"),
-        (np.full((1, 9), np.nan), "got nan of nan"),
-        (np.zeros((1, 5)), r"expected numbers of the model and 8 slots, got the shape \(1, 5\)"),
+        (np.log(np.full((1, 11), 1 / 11)), "expected all for the model without a history, got 0.0909 of 1"),
+        (np.full((1, 11), np.nan), "got nan of nan"),
+        (np.zeros((1, 9)), r"expected numbers of the model and 10 habits, got the shape \(1, 9\)"),
     ):
         other = Other()
         other.copies = copies
@@ -115,7 +120,7 @@ def test_servers_are_told_of_the_output(bundle, target):
     parsed = check_config("lazyar_prefix", fill("graph", values))
     check_graph(parsed, bundle / "prefix.onnx", ranges=profiles(manifest, config)["prefix"])
     [output] = [o for o in parsed.output if o.name == "copy_logprob"]
-    assert list(output.dims) == [9]
+    assert list(output.dims) == [11]
     assert output.data_type == model_config_pb2.TYPE_FP32
 
 
@@ -148,7 +153,7 @@ def test_lower_precisions_keep_it(copying_graphs, tmp_path, lower):
     kinds = {v.name: v.type.tensor_type.elem_type for v in graph.output}
     assert kinds["copy_logprob"] == onnx.TensorProto.FLOAT
     weights = {i.name: i.data_type for i in graph.initializer}
-    [query] = [name for name in weights if name.endswith("copy_path.query")]
+    [query] = [name for name in weights if name.endswith("copy_path.query_state")]
     assert weights[query] in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
     slots, profile = requests()
     exact, low = (

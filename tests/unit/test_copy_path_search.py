@@ -10,24 +10,36 @@ from serving.index.keys import pack
 from serving.index.snapshot import IndexSnapshot
 from serving.search.beam_search import beam_search
 from serving.search.cold_start import ColdStart
+from serving.search.copy_path import SHARE
 from serving.search.widths import WidthPlan
-from tests.copying import EVERY, NORMALISE, live_sids, mixture_by_loops, requests, search
+from tests.copying import EVERY, NORMALISE, live_sids, mixture_by_loops, parts_by_loops, requests, search
 from tests.searching import check_bans
-from tests.tiny import LEVEL_SIZES, VALUE_TABLE, copying_model, random_requests, tiny_model, tiny_snapshot
+from tests.tiny import (
+    COPYING_SPEC,
+    LEVEL_SIZES,
+    SPEC,
+    VALUE_TABLE,
+    copying_model,
+    random_requests,
+    tiny_model,
+    tiny_snapshot,
+)
 from training.objectives.sid import level_log_p
 from training.rollout.executor import TorchExecutor
 
 
-def plain_search(p, live, widths, *, normalise):
+def plain_search(parts, live, widths, *, normalise):
     """Beams of one request, best first, by dicts over the prefixes' probabilities."""
+    p, of_model = parts
     beams = [((), 0.0)]
     for t, width in enumerate(widths):
-        grown = []
+        share, grown = SHARE ** (len(widths) - 1 - t), []
         for prefix, score in beams:
             children = sorted({s[: t + 1] for s in live if s[:t] == prefix})
-            total = sum(p[c] for c in children) if normalise[t] == "live" else p[prefix]
+            total = sum(p[c] for c in children) if normalise[t] == "live" else p[prefix] if prefix else 1
             grown += [(c, score + math.log(p[c] / total)) for c in children]
-        beams = sorted(grown, key=lambda beam: -beam[1])[:width]
+        more = {c: math.log((of_model[c] + (p[c] - of_model[c]) / share) / p[c]) for c, _ in grown}
+        beams = sorted(grown, key=lambda beam: -beam[1] - more[beam[0]])[:width]
     return beams
 
 
@@ -43,7 +55,8 @@ def test_search_equals_a_plain_recursion(normalise, widths):
     snapshot = tiny_snapshot()
     beams = search(snapshot, plan=WidthPlan(widths, 8), normalise=normalise)
     for row in range(4):
-        expected = plain_search(mixture_by_loops(row), live_sids(snapshot), widths, normalise=normalise)
+        live = live_sids(snapshot)
+        expected = plain_search(parts_by_loops(row, live=live), live, widths, normalise=normalise)
         assert_beams(beams, row, expected)
 
 
@@ -86,11 +99,11 @@ def test_a_user_without_a_history_is_answered_as_by_the_model_alone():
 
 
 class Sure(TorchExecutor):
-    """A model that finds every code but 0 next to impossible, and a history that gets half of all."""
+    """A model that finds every code but 0 next to impossible, and habits that get half of all."""
 
     def prefix(self, slots, profile):
         logprob, carry = super().prefix(slots, profile)
-        filled = slots[..., 3] > 0
+        filled = slots[:, SPEC.slots :, 3] > 0
         weights = np.where(filled, 0.5 / np.maximum(filled.sum(1, keepdims=True), 1), 1e-30)
         copies = np.log(np.concatenate([np.full((len(slots), 1), 0.5), weights], axis=1))
         return self.sure(logprob), {**carry, "copy_logprob": copies.astype(np.float32)}
@@ -112,20 +125,51 @@ def grid(sids):
 
 
 def test_a_sid_of_the_history_survives_by_its_mass_alone():
-    slots, profile = random_requests(2)
+    slots, profile = random_requests(2, spec=COPYING_SPEC)
     slots[:] = 0
-    slots[:, 0] = [5, 4, 3, 1, 1, 1]  # SID (4, 3, 2)
-    slots[1, 1] = [6, 5, 7, 1, 1, 1]  # (5, 4, 6), which is no ad
+    slots[:, SPEC.slots] = [5, 4, 3, 1, 1, 1]  # SID (4, 3, 2)
+    slots[1, SPEC.slots + 1] = [6, 5, 7, 1, 1, 1]  # (5, 4, 6), which is no ad
     live = [s for s in EVERY if s != (5, 4, 6)]
     snapshot, options = grid(live), {"plan": WidthPlan((2, 2, 2), 1), "value_table": VALUE_TABLE}
     beams = beam_search(
         Sure(copying_model()), snapshot.trie, slots, profile, num_results=np.full(2, 1), **options
     )
-    assert beams.sids[0].tolist() == [[0, 0, 0], [4, 3, 2]]
+    assert sorted(beams.sids[0].tolist()) == [[0, 0, 0], [4, 3, 2]]
     np.testing.assert_allclose(np.exp(beams.scores[0]), [0.5, 0.5], rtol=1e-5)
     by_sid = {tuple(s): math.exp(x) for s, x in zip(beams.sids[1].tolist(), beams.scores[1], strict=True)}
     assert by_sid[(0, 0, 0)] == pytest.approx(0.5, rel=1e-5)
     assert (5, 4, 6) not in by_sid
+
+
+def test_a_habit_is_not_pruned_by_prefixes_that_many_sids_share():
+    """Of two prefixes the likelier is one of 35 SIDs, none of them as likely as the habit below the other."""
+
+    class Even(Sure):
+        def prefix(self, slots, profile):
+            logprob, carry = super().prefix(slots, profile)
+            copies = np.full((len(slots), 1 + COPYING_SPEC.habits), -1e4)
+            copies[:, 0], copies[:, 1] = math.log(0.9), math.log(0.1)
+            return logprob, {**carry, "copy_logprob": copies.astype(np.float32)}
+
+        def tail(self, level, carry, *, parents, token, allowed):
+            logprob, carry = super().tail(level, carry, parents=parents, token=token, allowed=allowed)
+            codes = LEVEL_SIZES[level - 1] if level < 4 else 1
+            return logprob if level == 4 else np.full_like(logprob, -math.log(codes)), carry
+
+    slots, profile = random_requests(1, spec=COPYING_SPEC)
+    slots[:] = 0
+    slots[:, SPEC.slots] = [5, 4, 3, 1, 1, 1]
+    beams = beam_search(
+        Even(copying_model()),
+        grid(EVERY).trie,
+        slots,
+        profile,
+        plan=WidthPlan((1, 1, 1), 1),
+        num_results=np.array([1]),
+        value_table=VALUE_TABLE,
+    )
+    assert beams.sids[0, 0].tolist() == [4, 3, 2]
+    np.testing.assert_allclose(np.exp(beams.scores[0, 0]), 0.1, rtol=1e-4)
 
 
 def test_bans_hold_and_the_answer_is_as_long():

@@ -17,6 +17,7 @@ from serving.search.widths import WidthPlan
 from tests.tiny_log import CONFIG, DAY, open_run, run_of, write_run
 from training.evaluation.__main__ import format_report
 from training.evaluation.baselines import best, fill_up, window_counts
+from training.evaluation.compared import compared
 from training.evaluation.competing import Competing
 from training.evaluation.metrics import ranking_metrics
 from training.evaluation.ranking import evaluate, rank_by_model
@@ -105,7 +106,14 @@ def explorers(tmp_path_factory):
     return run_of(tmp_path_factory.mktemp("explorers"), events, users=12, config=CONFIG)
 
 
-METHODS = {"model", "popularity", "recent_popularity", "personal_frequency", "co_occurrence"}
+METHODS = {
+    "model",
+    "popularity",
+    "recent_popularity",
+    "personal_frequency",
+    "recent_frequency",
+    "co_occurrence",
+}
 
 
 def ads_of(run) -> pl.DataFrame:
@@ -201,7 +209,9 @@ def test_baselines_equal_counting_in_the_raw_table(explorers, part, exclude_seen
         if not wanted & allowed:
             left_out["requests"] += 1
             continue
-        own = Counter(events.filter(mine, before)["ad_id"])
+        own, lately = Counter(events.filter(mine, before)["ad_id"]), Counter()
+        for ad, time in events.filter(mine, before).select("ad_id", "timestamp").iter_rows():
+            lately[ad] += 0.5 ** ((now - time) / (4 * DAY))
         recent = Counter(events.filter(before, pl.col("timestamp") >= now - days * DAY)["ad_id"])
         together = {
             ad: round(
@@ -215,13 +225,15 @@ def test_baselines_equal_counting_in_the_raw_table(explorers, part, exclude_seen
             ("popularity", popular),
             ("recent_popularity", recent),
             ("personal_frequency", own),
+            ("recent_frequency", lately),
             ("co_occurrence", together),
         ):
             order = ranked(counts, allowed)
             order += [ad for ad in first if ad not in order]
             found[name].append(len(wanted & allowed & set(order[:5])) / len(wanted & allowed))
     options = [f"evaluation.part={part}", f"evaluation.exclude_seen={exclude_seen}"]
-    report = report_of(explorers, *options, f"evaluation.recent_days={days}", ads=ads)
+    options += [f"evaluation.recent_days={days}", "evaluation.half_life_days=4"]
+    report = report_of(explorers, *options, ads=ads)
     assert left_out["targets"] > 0
     assert report["left_out"].pop("requests") == left_out["requests"]
     assert sum(report["left_out"].values()) == left_out["targets"]
@@ -266,7 +278,7 @@ def test_new_and_cold_targets_equal_counting_in_the_raw_table(tmp_path):
         user, now = int(dataset.log.user_ids[requests.groups.user_row[row]]), int(requests.groups.now[row])
         before = set(table.filter(pl.col("user_id") == user, pl.col("timestamp") < now)["ad_id"])
         for at, ad in enumerate(requests.targets[i].tolist()):
-            kinds = {"new_to_user": ad not in before, "cold": ad not in trained}
+            kinds = {"repeat": ad in before, "new_to_user": ad not in before, "cold": ad not in trained}
             for kind, holds in kinds.items():
                 assert masks[kind][i][at] == holds, (kind, i, ad)
                 counts[kind] += holds
@@ -461,3 +473,27 @@ def test_no_test_request(run):
         draw_requests(
             dataset, target_behaviors=preset.logs.target_behaviors, min_history=9999, count=5, seed=0
         )
+
+
+def test_ratios_to_what_a_user_would_try_first():
+    report = {
+        "recall": {
+            "model": {"10": 0.3, "50": 0.6},
+            "popularity": {"10": 0.1, "50": 0.2},
+            "personal_frequency": {"10": 0.2, "50": 0.5},
+            "recent_frequency": {"10": 0.0, "50": 0.4},
+        },
+        "value_recall": {"model": {"50": 0.9}, "personal_frequency": {"50": 0.6}},
+        "recall_of": {"new_to_user": {"targets": 8, "recall": {"model": {"10": 0.01, "50": 0.02}}}},
+    }
+    assert compared(report) == {
+        "recall_vs_personal": pytest.approx({"10": 1.5, "50": 1.2}),
+        "recall_vs_recent": {"10": None, "50": pytest.approx(1.5)},
+        "recall50_vs_popularity": pytest.approx(3),
+        "value_recall50_vs_personal": pytest.approx(1.5),
+        "new_to_user_recall50": 0.02,
+    }
+    of_others = {m: {name: {"5": 0.1} for name in report["recall"]} for m in ("recall", "value_recall")}
+    without = compared(of_others | {"recall_of": {"new_to_user": {"targets": 0, "recall": {}}}})
+    assert without["recall50_vs_popularity"] is None
+    assert without["new_to_user_recall50"] is None

@@ -1,4 +1,4 @@
-"""Context slots against a plain loop over the events."""
+"""Context slots and habits against a plain loop over the events."""
 
 import numpy as np
 import pytest
@@ -34,6 +34,7 @@ def test_equals_a_plain_loop(ids, window):
             gap_edges_s=(0, 5, 20, 60),
             count_edges=(1, 2, 4),
             attribution_window_s=window,
+            habits=int(random.integers(0, 10)),
         )
         catalogue, now = random.integers(0, 9, (8, 3)).tolist(), 100
         # Few ads and few seconds: repeats, equal times, events of the second of the request, and later ones.
@@ -116,6 +117,7 @@ def test_columns_stay_within_the_embedding_tables():
     [
         ({"max_history": 0}, "max_history: expected a positive number, got 0"),
         ({"short_slots": 0, "long_slots": 0}, r"short_slots \+ long_slots >= 1, got 0"),
+        ({"habits": -1}, "habits: expected a number >= 0, got -1"),
         ({"attribution_window_s": -1}, "attribution_window_s: expected seconds >= 0, got -1"),
         ({"gap_edges_s": (5, 5)}, r"gap_edges_s: expected strictly increasing edges, got \(5, 5\)"),
     ],

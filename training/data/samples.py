@@ -131,10 +131,10 @@ class RequestDataset:
         )
 
     def context(self, groups: TargetGroups, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Slots int32 [B, S, T + 3] and profile int32 [B, P] of requests."""
+        """Slots and habits int32 [B, S + H, T + 3] and profile int32 [B, P] of requests."""
         log, spec = self.log, self.spec
-        events = np.empty((len(rows), spec.slots), np.int64)
-        columns = np.empty((len(rows), spec.slots, EVENT_COLUMNS), np.int32)
+        events = np.empty((len(rows), spec.rows), np.int64)
+        columns = np.empty((len(rows), spec.rows, EVENT_COLUMNS), np.int32)
         for i, row in enumerate(rows):
             past = self.history(groups, row, newest=spec.max_history)
             shown = select_events(
@@ -146,7 +146,7 @@ class RequestDataset:
             )
             events[i] = np.where(shown.events >= 0, past[shown.events] if len(past) else -1, -1)
             columns[i] = shown.columns
-        codes = self.ad_sids[self.event_ad[events]]  # [B, S, T]; of empty slots anything
+        codes = self.ad_sids[self.event_ad[events]]  # [B, S + H, T]; of empty rows anything
         profile = self.profile[groups.user_row[rows]], self.request_codes[groups.request[rows]]
         return join_codes(codes, columns, shown=events >= 0), np.concatenate(profile, axis=1)
 

@@ -2,7 +2,7 @@
 
 A request's history is everything strictly before it, its targets are its ads. Of the whole catalogue compete
 the ads that are active and created by then. Baselines on the same requests: global and recent popularity, the
-user's own most frequent ads, and item-to-item co-occurrence.
+user's own most frequent ads, also weighted by recency, and item-to-item co-occurrence.
 """
 
 from __future__ import annotations

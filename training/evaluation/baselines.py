@@ -1,4 +1,4 @@
-"""What every result stands beside: four rankings that need no model.
+"""What every result stands beside: five rankings that need no model.
 
 They rank the ads that compete, and know what was known: counts of the training part, or what lies before a
 request. Each but the first is filled up with popular ads. Letters: A ads, U users, R requests.
@@ -27,13 +27,14 @@ def rank_by_baselines(
     competing: Competing,
     target_behaviors: tuple[str, ...],
     recent_days: float,
+    half_life_days: float,
     limit: int,
 ) -> dict[str, list[np.ndarray]]:
     """Ads of each request, best first, by each baseline.
 
     popularity: times that an ad was a target in the training part. recent_popularity: the same of all users
-    in the days before the request. personal_frequency: of the user, in the history. co_occurrence: see
-    `CoOccurrence`.
+    in the days before the request. personal_frequency: of the user, in the history. recent_frequency: the
+    same, of which each time counts half as much `half_life_days` later. co_occurrence: see `CoOccurrence`.
 
     Args:
         dataset: the log.
@@ -41,6 +42,7 @@ def rank_by_baselines(
         competing: which ads are ranked.
         target_behaviors: names of the behaviors that count.
         recent_days: window of recent popularity.
+        half_life_days: of recent frequency.
         limit: most ads of a request.
 
     Raises:
@@ -59,12 +61,14 @@ def rank_by_baselines(
     ranked: dict[str, list[np.ndarray]] = {}
     for i, counts in enumerate(recent):
         past = dataset.history(requests.groups, int(requests.rows[i]))
-        own = dataset.event_ad[past[wanted[past]]]
+        past = past[wanted[past]]
+        own, age_days = dataset.event_ad[past], (int(requests.now[i]) - log.timestamp[past]) / DAY
         allowed = competing.allowed(int(requests.now[i]), seen=competing.seen(requests, i))
         first = best(popular, allowed, limit=limit)
         scores = {
             "recent_popularity": counts,
             "personal_frequency": np.bincount(own, minlength=ads),
+            "recent_frequency": np.bincount(own, np.exp2(age_days / -half_life_days), minlength=ads),
             "co_occurrence": together.scores(np.unique(own)),
         }
         ranked.setdefault("popularity", []).append(dataset.ad_ids[first])

@@ -161,6 +161,7 @@ def evaluate(
         competing=competing,
         target_behaviors=target_behaviors,
         recent_days=config.recent_days,
+        half_life_days=config.half_life_days,
         limit=limit,
     )
     report: dict = {

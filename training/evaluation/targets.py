@@ -1,6 +1,6 @@
-"""Recall of the targets that copying the history cannot find: those new to their user, and cold ads.
+"""Recall of targets that copying the history finds, and of those that it cannot: new to their user, and cold.
 
-The mean over all targets hides them where users repeat. Letters: A ads, R requests.
+The mean over all targets hides the latter where users repeat. Letters: A ads, R requests.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from training.data.samples import RequestDataset
 from training.evaluation.requests import Requests
 
 KINDS = {
+    "repeat": "targets that are among the user's events before the request",
     "new_to_user": "targets that are not among the user's events before the request",
     "cold": "targets whose ad has no event in the training part",
 }
@@ -27,7 +28,9 @@ def target_masks(dataset: RequestDataset, requests: Requests) -> dict[str, list[
     for row, targets in zip(requests.rows, requests.targets, strict=True):
         ads = np.searchsorted(dataset.ad_ids, targets)
         past = dataset.event_ad[dataset.history(requests.groups, int(row))]
-        found["new_to_user"].append(~np.isin(ads, past))
+        repeat = np.isin(ads, past)
+        found["repeat"].append(repeat)
+        found["new_to_user"].append(~repeat)
         found["cold"].append(cold[ads])
     return found
 

@@ -1,98 +1,107 @@
-"""The copy path: what of the next SID the history explains, by pointing at one of its slots.
+"""The copy path: what of the next SID the user's habits explain, by pointing at one of them.
 
-    p(y | X) = (1 - g) p_model(y | X) + g sum_s w_s [sid_s = y]
+    p(y | X) = (1 - g) p_model(y | X) + g sum_h w_h [sid_h = y]
 
-A pointer-sentinel mixture (Merity et al., arXiv 1609.07843): one softmax over the filled slots and a
-sentinel, which stands for the model; what the slots get together is g, each one's part of it w_s. Without a
-history the sentinel has all. Of a prefix of any length the same holds with the mass of the slots whose SID
+A pointer-generator mixture (See et al., arXiv 1704.04368; Merity et al., arXiv 1609.07843). Habits are the
+distinct ads of the whole history, far more than the context has slots: no layer of the decoder sees them.
+With a state z = norm(m_1) of the request and small vectors e of codes,
+
+    score_h = count_h + gap_h + behavior_h + (q + Q z) . sum_t e_t(s_t of h)      w = softmax_h(score)
+    logit g = b + v . z + a log sum_h exp(score_h)
+
+Without a history g is 0. Of a prefix of any length the same holds with the mass of the habits whose SID
 begins with it,
 
-    p(s_1 .. s_t | X) = (1 - g) p_model(s_1 .. s_t | X) + g sum_s w_s [sid_s begins with s_1 .. s_t]
+    p(s_1 .. s_t | X) = (1 - g) p_model(s_1 .. s_t | X) + g sum_h w_h [sid_h begins with s_1 .. s_t]
 
 so p of a level given those before it is the ratio of two such, and the levels' product is p(y | X).
 
-Letters: B requests, n targets of a request, S history slots, T SID levels, d width.
+Letters: B requests, n targets of a request, H habits, T SID levels, d width.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding
+from torch.nn.functional import embedding, logsigmoid
 
 from serving.model.features import BEHAVIORS, FeatureSpec
-from training.model.context import EMPTY_SLOT_BIAS
+from training.model.context import EMPTY_SLOT_BIAS, CodeEmbeddings
 
-FIRST_GATE = 0.1  # g of a full history before anything is learnt: the model has most to learn at first
+_WIDTH = 16  # of the vectors of codes
+_FIRST_POWER = 0.6  # of a count, before anything is learnt: what fits the demo's purchases best
 
 
 class Copies(NamedTuple):
     """The mixture of a batch.
 
     Attributes:
-        logprob: float32 [B, 1 + S]: log(1 - g), then log(g w_s) of each slot, `EMPTY_SLOT_BIAS` of an empty
-            one.
-        sids: int [B, S, T], codes of each slot; -1 in an empty one.
+        logprob: float32 [B, 1 + H]: log(1 - g), then log(g w_h) of each habit, `EMPTY_SLOT_BIAS` of an empty
+            row.
+        sids: int [B, H, T], codes of each habit; -1 in an empty row.
     """
 
     logprob: Tensor
     sids: Tensor
 
     def prefix_log_mass(self, tokens: Tensor) -> Tensor:
-        """Log of g times the mass of the slots whose SID begins with s_1 .. s_t, [B, n, T].
+        """Log of g times the mass of the habits whose SID begins with s_1 .. s_t, [B, n, T].
 
-        It is finite where there is none, so that a gradient stays a number: as low as what an empty slot has.
+        It is finite where there is none, so that a gradient stays a number: as low as what an empty row has.
 
         Args:
             tokens: int [B, n, T].
         """
-        same = tokens[:, :, None] == self.sids[:, None]  # [B, n, S, T]
+        same = tokens[:, :, None] == self.sids[:, None]  # [B, n, H, T]
         begins = same.cumprod(-1).bool()
-        slots = self.logprob[:, None, 1:, None]  # [B, 1, S, 1]
-        return torch.where(begins, slots, EMPTY_SLOT_BIAS).logsumexp(2)
+        habits = self.logprob[:, None, 1:, None]  # [B, 1, H, 1]
+        return torch.where(begins, habits, EMPTY_SLOT_BIAS).logsumexp(2)
 
 
 class CopyPath(nn.Module):
-    """Weights of slots and sentinel: an attention query of the request, and what each slot is alone.
+    """Weights of habits, and how much they get together.
 
-    The query is made of m_1, the shared stage's state of the first level, which has seen the whole context.
-    Its matrix is multiplied and summed, not a product: it runs once a request, and what tells slots apart
+    The request's state is m_1, the shared stage's of the first level, which has seen the whole context. Its
+    matrix Q is multiplied and summed, not a product: it runs once a request, and what tells habits apart
     stays out of what INT8 and FP8 quantize.
     """
 
-    def __init__(self, spec: FeatureSpec, *, width: int) -> None:
-        """All slots equal, g = `FIRST_GATE` of a full history; `initialise` leaves that as it is."""
+    def __init__(self, spec: FeatureSpec, *, level_sizes: tuple[int, ...], width: int) -> None:
+        """Before anything is learnt w goes by counts alone, and g is a half; `initialise` leaves that so."""
         super().__init__()
         self.levels = spec.levels
         self.norm = nn.LayerNorm(width)
-        self.query = nn.Parameter(torch.zeros(width, width))
+        self.codes = CodeEmbeddings(level_sizes, _WIDTH)
+        self.query = nn.Parameter(torch.zeros(_WIDTH))
+        self.query_state = nn.Parameter(torch.zeros(width, _WIDTH))
+        counts = torch.tensor([*spec.count_edges, 1.5 * spec.count_edges[-1]])  # of each bucket the highest
+        self.count = nn.Parameter(_FIRST_POWER * counts.log())
         self.behavior = nn.Parameter(torch.zeros(len(BEHAVIORS) + 1))
         self.gap = nn.Parameter(torch.zeros(spec.gap_buckets))
-        self.count = nn.Parameter(torch.zeros(spec.count_buckets))
-        self.slot = nn.Parameter(torch.zeros(spec.slots))
-        self.sentinel = nn.Parameter(torch.zeros(width))
-        odds = spec.slots * (1 - FIRST_GATE) / FIRST_GATE
-        self.sentinel_bias = nn.Parameter(torch.full((1,), math.log(odds)))
+        self.gate = nn.Parameter(torch.zeros(1))
+        self.gate_state = nn.Parameter(torch.zeros(width))
+        self.gate_mass = nn.Parameter(torch.zeros(1))
 
-    def forward(self, slots: Tensor, context: Tensor, m: Tensor) -> Tensor:
+    def forward(self, habits: Tensor, m: Tensor) -> Tensor:
         """`Copies.logprob`.
 
         Args:
-            slots: int [B, S, T + 3].
-            context: X of the history slots, [B, S, d].
+            habits: int [B, H, T + 3].
             m: [B, d], m_1 of the shared stage.
         """
         state = self.norm(m)
-        query = (state[:, :, None] * self.query).sum(1) * context.shape[-1] ** -0.5  # [B, d]
-        behavior, gap, count = slots[..., self.levels :].unbind(-1)
-        scores = (context * query[:, None]).sum(-1) + self.slot
-        for codes, table in ((behavior, self.behavior), (gap, self.gap), (count, self.count)):
+        query = self.query + (state[:, :, None] * self.query_state).sum(1)  # [B, _WIDTH]
+        entries = sum(table(habits[..., t]) for t, table in enumerate(self.codes.tables))  # [B, H, _WIDTH]
+        scores = (entries * query[:, None]).sum(-1)
+        columns = habits[..., self.levels :].unbind(-1)
+        for codes, table in zip(columns, (self.behavior, self.gap, self.count), strict=True):
             scores = scores + embedding(codes, table[:, None]).squeeze(-1)
-        empty = behavior == 0
-        scores = torch.where(empty, EMPTY_SLOT_BIAS, scores)
-        sentinel = (state * self.sentinel).sum(-1, keepdim=True) + self.sentinel_bias
-        logprob = torch.cat([sentinel, scores], dim=-1).float().log_softmax(-1)
-        return torch.cat([logprob[:, :1], torch.where(empty, EMPTY_SLOT_BIAS, logprob[:, 1:])], dim=-1)
+        empty = columns[0] == 0
+        scores = torch.where(empty, EMPTY_SLOT_BIAS, scores).float()
+        mass = scores.logsumexp(-1, keepdim=True)
+        gate = self.gate + (state * self.gate_state).sum(-1, keepdim=True) + self.gate_mass * mass
+        of_model = torch.where(empty.all(-1, keepdim=True), 0.0, logsigmoid(-gate))
+        of_habits = torch.where(empty, EMPTY_SLOT_BIAS, logsigmoid(gate) + scores - mass)
+        return torch.cat([of_model, of_habits], dim=-1)

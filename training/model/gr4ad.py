@@ -1,7 +1,7 @@
 """The generator: p(s_1 .. s_T, v | X) with a LazyAR decoder (GR4AD, arXiv 2602.22732).
 
-Letters: B requests, n targets or beams, S context slots, T SID levels, t = T + 1 levels with the value, V
-codes.
+Letters: B requests, n targets or beams, S context slots, H habits, T SID levels, t = T + 1 levels with the
+value, V codes.
 """
 
 from __future__ import annotations
@@ -69,6 +69,11 @@ class Generator(nn.Module):
         super().__init__()
         if spec.levels != len(level_sizes):
             raise ValueError(f"expected {spec.levels} SID levels (features), got level sizes {level_sizes}")
+        if config.copy_path != (spec.habits > 0):
+            raise ValueError(
+                f"expected features.habits >= 1 with model.copy_path, and 0 without, got {spec.habits} with "
+                f"copy_path {config.copy_path}"
+            )
         self.config, self.spec = config, spec
         self.level_sizes, self.value_buckets = tuple(level_sizes), value_buckets
         width = config.width
@@ -87,7 +92,9 @@ class Generator(nn.Module):
         self.norm = nn.LayerNorm(width)
         sizes = (value_buckets,) if config.tie_embeddings else (*level_sizes, value_buckets)
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
-        self.copy_path = CopyPath(spec, width=width) if config.copy_path else None
+        self.copy_path = (
+            CopyPath(spec, level_sizes=self.level_sizes, width=width) if config.copy_path else None
+        )
 
     @property
     def levels(self) -> int:
@@ -116,7 +123,7 @@ class Generator(nn.Module):
 
     def encode(self, slots: Tensor, profile: Tensor) -> tuple[Tensor, list[ContextKv], Tensor]:
         """X [B, S, d]; its keys and values for each of the L layers, [B, S, d] each; and the bias [B, S]."""
-        context, bias = self.context(slots, profile, self.codes)
+        context, bias = self.context(slots[:, : self.spec.slots], profile, self.codes)
         kv = [project(context) for project in self.context_kv]
         return context, kv * self.config.layers if self.config.share_context_kv else kv, bias
 
@@ -127,16 +134,19 @@ class Generator(nn.Module):
             m = layer(m, kv, bias)
         return m
 
-    def copy_logprob(self, slots: Tensor, context: Tensor, m: Tensor) -> Tensor:
-        """Mixture of model and history slots, see `Copies.logprob`; for a model with a copy path.
+    def habits(self, slots: Tensor) -> Tensor:
+        """Rows of a context that only the copy path sees, int [B, H, T + 3], of all of them."""
+        return slots[:, self.spec.slots :]
+
+    def copy_logprob(self, slots: Tensor, m: Tensor) -> Tensor:
+        """Mixture of model and habits, see `Copies.logprob`; for a model with a copy path.
 
         Args:
-            slots: int [B, S, T + 3], of the history.
-            context: X [B, 1 + P + S, d].
+            slots: int [B, S + H, T + 3], slots of the history and habits.
             m: [B, t, d] of the shared stage.
         """
         assert self.copy_path is not None
-        return self.copy_path(slots, context[:, -self.spec.slots :], m[:, 0])
+        return self.copy_path(self.habits(slots), m[:, 0])
 
     def tail_stage(self, h: Tensor, context_kv: list[ContextKv], bias: Tensor) -> Tensor:
         """Layers K + 1 .. L over all levels at once, [B, n, t, d]."""
@@ -163,18 +173,19 @@ class Generator(nn.Module):
         """What the model says of the SIDs of n targets of each request.
 
         Args:
-            slots: int [B, S, T + 3].
+            slots: int [B, S + H, T + 3], slots of the history, then habits (H is 0 without a copy path).
             profile: int [B, P].
             tokens: int [B, n, T].
         """
-        context, context_kv, bias = self.encode(slots, profile)
+        _, context_kv, bias = self.encode(slots, profile)
         m = self.shared_stage(context_kv, bias)
         fused = self.fuse(m, self.embed_tokens(tokens))
         # The path without tokens is one more sequence beside the n targets.
         h = self.tail_stage(torch.cat([fused, m], dim=1), context_kv, bias)  # [B, n + 1, t, d]
         levels, copies = range(1, self.levels + 2), None
         if self.copy_path is not None:
-            copies = Copies(self.copy_logprob(slots, context, m[:, 0]), slots[..., : self.levels] - 1)
+            sids = self.habits(slots)[..., : self.levels] - 1
+            copies = Copies(self.copy_logprob(slots, m[:, 0]), sids)
         return TeacherForced(
             [self.logits(h[:, :-1, t - 1], t) for t in levels],
             [self.logits(h[:, -1, t - 1], t) for t in levels],

@@ -48,15 +48,15 @@ class PrefixGraph(nn.Module):
         """See `serving.search.executor.prefix_outputs`.
 
         Args:
-            slots: int32 [B, S, T + 3].
+            slots: int32 [B, rows, T + 3], slots of the history, then habits.
             profile: int32 [B, P].
 
         Returns:
             logprob [B, V_1], m [B, t, d], context_kv [B, G, 2, H, S, e], context_bias [B, S],
-            past_kv_1 [B, 2 R, 1, d], and copy_logprob [B, 1 + history slots] of a model with a copy path.
+            past_kv_1 [B, 2 R, 1, d], and copy_logprob [B, 1 + habits] of a model with a copy path.
         """
         model = self.model
-        context, context_kv, bias = model.encode(slots, profile)
+        _, context_kv, bias = model.encode(slots, profile)
         m = model.shared_stage(context_kv, bias)[:, 0]  # [B, t, d]
         stacked = tail_context(model, context_kv)
         h = model.fuse(m[:, 0], model.bos[:, 0])  # [B, d]
@@ -66,7 +66,7 @@ class PrefixGraph(nn.Module):
             past += [key, value]
         logprob = self.head(model.norm(h)).log_softmax(-1)
         outputs = (logprob, m, stacked, bias, torch.stack(past, dim=1))
-        return outputs if model.copy_path is None else (*outputs, model.copy_logprob(slots, context, m))
+        return outputs if model.copy_path is None else (*outputs, model.copy_logprob(slots, m))
 
 
 class TailGraph(TailLayers):

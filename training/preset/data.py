@@ -161,6 +161,8 @@ class FeatureConfig(BaseModel):
         max_history: events kept of a longer history, the newest.
         gap_edges_s: upper edges in seconds of the buckets of the time since an event. The default tells weeks
             apart; a log of sessions wants seconds and minutes: [10, 60, 300, 1800, 3600, 86400, 604800].
+        habits: distinct ads of the whole history that `model.copy_path` points at, most frequent first; 0
+            without a copy path. No layer of the decoder sees them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -169,6 +171,7 @@ class FeatureConfig(BaseModel):
     long_slots: int = Field(36, ge=0)
     max_history: int = Field(1024, ge=1)
     gap_edges_s: tuple[NonNegativeInt, ...] = Field(default=GAP_EDGES_S, min_length=1)
+    habits: int = Field(0, ge=0)
 
     def spec(
         self,

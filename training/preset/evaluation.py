@@ -20,6 +20,8 @@ class EvaluationConfig(BaseModel):
         rank_by: what ads are ranked by, probability or value (p x v), as the request parameter of serving.
         exclude_seen: leave out ads of the user's history, as answers and as targets; off where users repeat.
         recent_days: days before a request that count as recent, for the baseline recent_popularity.
+        half_life_days: days in which a time that a user had an ad comes to count half, for the baseline
+            recent_frequency.
         batch_size: requests a search.
         seed: of the draw of requests.
     """
@@ -33,5 +35,6 @@ class EvaluationConfig(BaseModel):
     rank_by: RankBy = "probability"
     exclude_seen: bool = False
     recent_days: float = Field(7, gt=0)
+    half_life_days: float = Field(60, gt=0)
     batch_size: int = Field(16, ge=1)
     seed: int = 0

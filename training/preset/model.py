@@ -23,8 +23,8 @@ class ModelConfig(BaseModel):
             layer.
         tie_embeddings: heads of SID levels share the code embeddings of the context.
         dropout: of each residual branch; training only.
-        copy_path: SIDs of the history get a learned part of the probability for themselves
-            (`training.model.copy_path`).
+        copy_path: SIDs of the user's habits (`features.habits`) get a learned part of the probability for
+            themselves (`training.model.copy_path`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -146,6 +146,9 @@ class Preset(BaseModel):
                 "training.behavior_weights: expected a weight > 0 for one of data.target_behaviors "
                 f"{targets}, got {weights}"
             )
+        if self.model.copy_path != (self.features.habits > 0):
+            wanted = "1 or more with" if self.model.copy_path else "0 without"
+            faults.append(f"features.habits: expected {wanted} model.copy_path, got {self.features.habits}")
         if self.model.decoder == "mtp" and self.training.lambda_mtp:
             faults.append(
                 "training.lambda_mtp: expected 0 with model.decoder: mtp, in which no level is predicted "

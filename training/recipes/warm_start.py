@@ -79,7 +79,7 @@ def take_weights(
 
 def _level_of(name: str, spec: ModelSpec) -> int | None:
     """Level, from 0, whose codes the rows of a weight belong to; None where they are no codes of a SID."""
-    part, *rest = name.split(".")
+    part, *rest = name.removeprefix("copy_path.").split(".")
     if part == "codes":
         return int(rest[1])
     # The last head is that of the value level; with tied embeddings it is the only one.
@@ -89,7 +89,7 @@ def _level_of(name: str, spec: ModelSpec) -> int | None:
 
 def _first_code(name: str) -> int:
     """Row of code 0: row 0 of a table of embeddings is padding."""
-    return 1 if name.startswith("codes.") else 0
+    return 1 if name.removeprefix("copy_path.").startswith("codes.") else 0
 
 
 def _aligned(here: torch.Tensor, there: torch.Tensor, *, old: np.ndarray, first: int) -> torch.Tensor:
