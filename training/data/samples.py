@@ -132,6 +132,11 @@ class RequestDataset:
 
     def context(self, groups: TargetGroups, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Slots int32 [B, S, T + 3] and profile int32 [B, P] of requests."""
+        slots, profile, _ = self._contexts(groups, rows)
+        return slots, profile
+
+    def _contexts(self, groups: TargetGroups, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`context`, and the ads of the slots int64 [B, S], -1 in empty ones."""
         log, spec = self.log, self.spec
         events = np.empty((len(rows), spec.slots), np.int64)
         columns = np.empty((len(rows), spec.slots, EVENT_COLUMNS), np.int32)
@@ -148,7 +153,8 @@ class RequestDataset:
             columns[i] = shown.columns
         codes = self.ad_sids[self.event_ad[events]]  # [B, S, T]; of empty slots anything
         profile = self.profile[groups.user_row[rows]], self.request_codes[groups.request[rows]]
-        return join_codes(codes, columns, shown=events >= 0), np.concatenate(profile, axis=1)
+        shown_ads = np.where(events >= 0, log.ad_ids[events], -1)
+        return join_codes(codes, columns, shown=events >= 0), np.concatenate(profile, axis=1), shown_ads
 
     def samples(
         self,
@@ -173,7 +179,7 @@ class RequestDataset:
         weights = np.zeros(len(BEHAVIORS) + 1, np.float32)
         for name, weight in config.behavior_weights.items():
             weights[BEHAVIORS[name]] = weight
-        slots, profile = self.context(groups, rows)
+        slots, profile, slot_ads = self._contexts(groups, rows)
         found = []
         for i, row in enumerate(rows):
             events = self.targets(groups, row)
@@ -188,6 +194,8 @@ class RequestDataset:
                     tokens=self.ad_sids[self.event_ad[events]].astype(np.int64),
                     value=buckets.encode(self.log.value[events]),
                     weight=weight if user_weights is None else weight * user_weights[groups.user_row[row]],
+                    slot_ads=slot_ads[i],
+                    ads=self.log.ad_ids[events],
                 )
             )
         return found
