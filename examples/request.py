@@ -56,7 +56,8 @@ def main() -> None:
     parser.add_argument("--exclude", nargs="*", default=[], metavar="AD", help="ads, keys as with --user")
     parser.add_argument("--widths", help='beams a level, e.g. "32-64-128:32" (within the server\'s limits)')
     parser.add_argument("--rank-by", choices=RANK_BY, help="p of an ad, or p x eCPM [serving.rank_by]")
-    parser.add_argument("--rerank", choices=("off", *get_args(RankerKind)), help="order by the ranker [serving.rerank]")
+    kinds = ("off", *get_args(RankerKind))
+    parser.add_argument("--rerank", choices=kinds, help="order by the ranker [serving.rerank]")
     parser.add_argument("--width-cap", type=int, help="no level keeps more beams than this")
     arguments = parser.parse_args()
     try:

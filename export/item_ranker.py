@@ -39,6 +39,7 @@ def write_item_ranker(model: Generator, bundle: Path) -> dict[str, Any]:
         "profile": (profile, {0: batch}),
         "slot_vectors": (torch.zeros(3, slots.shape[1], width), {0: batch}),
         "ad_vectors": (torch.zeros(3, 5, width), {0: batch, 1: ads}),
+        "log_p": (torch.zeros(3, 5), {0: batch, 1: ads}),
     }
     ranked = ItemGraph(model)
     graph: torch.nn.Module = ranked
@@ -79,6 +80,7 @@ def check_item_ranker(model: Generator, bundle: Path, manifest: Manifest, *, see
         request = RankRequest(
             ads=ad_ids[asked],
             sids=sids[asked],
+            log_p=-5 * random.random(len(asked), np.float32),
             past_ads=ad_ids[past],
             past_sids=sids[past],
             past_behaviors=random.choice(list(BEHAVIORS.values()), len(past)),
@@ -99,7 +101,7 @@ def check_item_ranker(model: Generator, bundle: Path, manifest: Manifest, *, see
 
 @torch.no_grad()
 def _said_by_model(model: Generator, request: RankRequest, spec: FeatureSpec) -> np.ndarray:
-    """Log-probabilities float32 [n] of a request's ads by the model itself, which has the vectors in it."""
+    """Scores float32 [n] of a request's ads by the model itself, which has the vectors in it; but for a constant."""
     past = select_events(
         spec,
         request.past_ads,
@@ -115,7 +117,7 @@ def _said_by_model(model: Generator, request: RankRequest, spec: FeatureSpec) ->
         slot_ads[shown] = request.past_ads[past.events[shown]]
     inputs = (slots, request.profile, request.sids.astype(np.int64), slot_ads, request.ads)
     said = model(*(torch.from_numpy(array)[None] for array in inputs)).item_log_p
-    return said[0].numpy()
+    return said[0].numpy() + item_of(model).config.mix * request.log_p
 
 
 def _log_p(scores: np.ndarray) -> np.ndarray:
@@ -131,6 +133,16 @@ class _WithoutColumns(torch.nn.Module):
         self.graph = graph
 
     def forward(
-        self, slots: torch.Tensor, slot_vectors: torch.Tensor, ad_vectors: torch.Tensor
+        self,
+        slots: torch.Tensor,
+        slot_vectors: torch.Tensor,
+        ad_vectors: torch.Tensor,
+        log_p: torch.Tensor,
     ) -> torch.Tensor:
-        return self.graph(slots, slots.new_zeros((slots.shape[0], 0)), slot_vectors, ad_vectors)
+        return self.graph(
+            slots,
+            slots.new_zeros((slots.shape[0], 0)),
+            slot_vectors=slot_vectors,
+            ad_vectors=ad_vectors,
+            log_p=log_p,
+        )

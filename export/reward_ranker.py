@@ -109,6 +109,7 @@ def _random_request(model: RewardModel, manifest: Manifest, random: np.random.Ge
     return RankRequest(
         ads=np.append(catalogue.ad_ids[ads], catalogue.ad_ids[-1] + 1),
         sids=np.concatenate([catalogue.sids[ads], catalogue.sids[ads[:1]]]),
+        log_p=np.zeros(len(ads) + 1, np.float32),
         past_ads=catalogue.ad_ids[past],
         past_sids=catalogue.sids[past],
         past_behaviors=random.choice(list(BEHAVIORS.values()), len(past)),

@@ -43,7 +43,7 @@ def item_model(*, seed: int = 0, spec: FeatureSpec = SPEC, **item: float) -> Gen
         heads=2,
         ffn_multiple=2,
         value_buckets=4,
-        item=ItemConfig(**{"width": 8, "dropout": 0.0} | item),
+        item=ItemConfig(**{"width": 8, "dropout": 0.0, "mix": 0.3} | item),
     )
     model = Generator(
         config,
@@ -107,7 +107,7 @@ def _norm(x: np.ndarray, weights: dict[str, np.ndarray], name: str) -> np.ndarra
 
 
 def scores_by_hand(model: Generator, request: RankRequest) -> np.ndarray:
-    """u . v(a) of a request's ads, float64 [n], by another program than the model."""
+    """u . v(a) + mix log p of a request's ads, float64 [n], by another program than the model."""
     weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
     spec, item = model.spec, model.item
     past = select_events(
@@ -153,4 +153,4 @@ def scores_by_hand(model: Generator, request: RankRequest) -> np.ndarray:
     inner = inner * 0.5 * (1 + torch.erf(torch.from_numpy(inner / np.sqrt(2))).numpy())
     h = h + linear(inner, "ffn.2")
     state = _norm(h, weights, "item.norms.2")
-    return vectors_by_hand(model, request.ads, request.sids) @ state
+    return vectors_by_hand(model, request.ads, request.sids) @ state + item.config.mix * request.log_p

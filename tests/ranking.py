@@ -46,6 +46,7 @@ def random_request(seed: int, *, ads: int = 20, events: int = 14, known: int | N
     return RankRequest(
         ads=ad_ids[asked],
         sids=sids[asked],
+        log_p=-5 * random.random(len(asked), np.float32),
         past_ads=ad_ids[past],
         past_sids=sids[past],
         past_behaviors=random.integers(1, 4, events).astype(np.int32),

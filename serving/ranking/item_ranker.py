@@ -21,11 +21,11 @@ class ItemRanker(Ranker):
     """Tables and graph of an item level.
 
     Its graph takes slots int32 [B, S, T + 3] and the vectors float32 [B, S, d] of their ads, the codes int32
-    [B, P], and the vectors float32 [B, n, d] of the ads that are ordered.
+    [B, P], and of the ads that are ordered the vectors float32 [B, n, d] and log p of their SIDs [B, n].
     """
 
     kind = "item"
-    takes = ("slots", "profile", "slot_vectors", "ad_vectors")
+    takes = ("slots", "profile", "slot_vectors", "ad_vectors", "log_p")
 
     def __init__(
         self,
@@ -65,9 +65,11 @@ class ItemRanker(Ranker):
             "profile": np.stack([request.profile for request in requests]).astype(np.int32),
             "slot_vectors": np.zeros((len(requests), spec.slots, width), np.float32),
             "ad_vectors": np.zeros((len(requests), ads, width), np.float32),
+            "log_p": np.zeros((len(requests), ads), np.float32),
         }
         for row, request in enumerate(requests):
             inputs["ad_vectors"][row, : len(request.ads)] = self._tables.of_ads(request.ads, request.sids)
+            inputs["log_p"][row, : len(request.ads)] = request.log_p
             past = select_events(
                 spec,
                 request.past_ads,

@@ -37,6 +37,7 @@ class RankRequest:
     Attributes:
         ads: int64 [n].
         sids: int32 [n, T].
+        log_p: float32 [n], of each ad's SID, as the search found it.
         past_ads: int64 [h], of the events that count, see `serving.model.features.History`.
         past_sids: int32 [h, T].
         past_behaviors: int32 [h].
@@ -47,6 +48,7 @@ class RankRequest:
 
     ads: np.ndarray
     sids: np.ndarray
+    log_p: np.ndarray
     past_ads: np.ndarray
     past_sids: np.ndarray
     past_behaviors: np.ndarray
@@ -127,6 +129,7 @@ class Ranker(ABC):
         request = RankRequest(
             ads=self.ad_ids[:1],
             sids=sids,
+            log_p=np.zeros(1, np.float32),
             past_ads=none,
             past_sids=sids[:0],
             past_behaviors=none,

@@ -63,6 +63,7 @@ class Expected:
         asked = RankRequest(
             ads=np.array([ad for ad, *_ in pool], np.int64),
             sids=np.array([sid for *_, sid in pool], np.int32).reshape(-1, 3),
+            log_p=np.array([score for _, score, *_ in pool], np.float32),
             past_ads=features.past_ads,
             past_sids=sids[past],
             past_behaviors=features.past_behaviors,

@@ -41,7 +41,13 @@ def batch_of(model, *, count=4, seed=0):
     targets = random.choice(len(ad_ids) - NEW, (count, 2))
     requests = [random_request(seed + i, ads=3, known=len(ad_ids) - NEW) for i in range(count)]
     requests = [
-        replace(r, ads=ad_ids[targets[i]], sids=sids[targets[i]], past_times=r.now - 1 - np.arange(14)[::-1])
+        replace(
+            r,
+            ads=ad_ids[targets[i]],
+            sids=sids[targets[i]],
+            log_p=np.zeros(2),
+            past_times=r.now - 1 - np.arange(14)[::-1],
+        )
         for i, r in enumerate(requests)
     ]
     ranker = ItemRanker(SPEC, item_tables(model), TorchRankGraph(model))
@@ -66,11 +72,18 @@ def batch_of(model, *, count=4, seed=0):
     return batch, requests
 
 
+def every(request):
+    """The request asked about all known ads, found with one log p."""
+    ads = known_ads()
+    zeros = np.zeros(len(ads.ad_ids))
+    return replace(request, ads=ads.ad_ids, sids=ads.sids.astype(np.int32), log_p=zeros)
+
+
 def said_by_hand(model, requests):
     """Log p of each request's ads among all known ones, float64 [B, n]."""
     ads, found = known_ads(), []
     for request in requests:
-        asked = replace(request, ads=ads.ad_ids, sids=ads.sids.astype(np.int32))
+        asked = every(request)
         log_p = log_softmax(scores_by_hand(model, asked))
         found.append(log_p[np.searchsorted(ads.ad_ids, request.ads)])
     return np.stack(found)
@@ -117,8 +130,7 @@ def test_in_training_the_softmax_is_over_the_target_and_drawn_ads():
     torch.manual_seed(3)
     drawn = torch.randint(len(ads.ad_ids), (5,)).numpy()
     for i, request in enumerate(requests):
-        asked = replace(request, ads=ads.ad_ids, sids=ads.sids.astype(np.int32))
-        scores = scores_by_hand(model, asked)
+        scores = scores_by_hand(model, every(request))
         for j, row in enumerate(np.searchsorted(ads.ad_ids, request.ads)):
             against = [row, *(r for r in drawn if r != row)]
             assert said[i, j] == pytest.approx(log_softmax(scores[against])[0], abs=2e-5)

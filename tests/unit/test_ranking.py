@@ -133,6 +133,7 @@ def test_features_are_those_that_training_makes_of_the_log(tmp_path):
             RankRequest(
                 ads=asked,
                 sids=sids[:25],
+                log_p=np.zeros(25, np.float32),
                 past_ads=built.past_ads,
                 past_sids=sids[25:],
                 past_behaviors=built.past_behaviors,
@@ -357,6 +358,7 @@ def test_answers_are_a_plain_sort_of_the_pool_by_reward(ranked, rank_by):
             request = RankRequest(
                 ads=pool.ad_ids,
                 sids=pool.sids,
+                log_p=pool.scores,
                 past_ads=asked.past.ads[kept],
                 past_sids=sids[kept],
                 past_behaviors=asked.past.behaviors[kept],

@@ -33,11 +33,7 @@ class ItemLevel:
 
     def order(self, found: Sequence[Ads], *, first: int) -> list[np.ndarray]:
         """Ads of requests `first`, `first` + 1, .. best first, each list of those found for it."""
-        asked = [
-            self._asked(first + i, ads.ad_ids, sids=ads.sids)
-            for i, ads in enumerate(found)
-            if len(ads.ad_ids)
-        ]
+        asked = [self._asked(first + i, ads) for i, ads in enumerate(found) if len(ads.ad_ids)]
         worth = iter(self._ranker.worth(asked) if asked else ())
         return [ads.ad_ids[best_first(next(worth))] if len(ads.ad_ids) else ads.ad_ids for ads in found]
 
@@ -46,19 +42,22 @@ class ItemLevel:
         dataset, found = self._dataset, []
         for i, now in enumerate(self._requests.now.tolist()):
             rows = np.flatnonzero(competing.allowed(now, seen=competing.seen(self._requests, i)))
-            asked = self._asked(i, dataset.ad_ids[rows], sids=dataset.ad_sids[rows])
+            none = np.zeros(len(rows), np.float32)  # the search did not look at most of them
+            ads = Ads(dataset.ad_ids[rows], none, none, dataset.ad_sids[rows])
+            asked = self._asked(i, ads)
             [worth] = self._ranker.worth([asked])
             best = np.argpartition(-worth, min(limit, len(worth) - 1))[:limit] if len(worth) else rows[:0]
             found.append(dataset.ad_ids[rows[best[best_first(worth[best])]]])
         return found
 
-    def _asked(self, i: int, ads: np.ndarray, *, sids: np.ndarray) -> RankRequest:
+    def _asked(self, i: int, ads: Ads) -> RankRequest:
         dataset, groups, row = self._dataset, self._requests.groups, self._requests.rows[i]
         log, past = dataset.log, dataset.history(groups, int(row), newest=dataset.spec.max_history)
         profile = dataset.profile[groups.user_row[row]], dataset.request_codes[groups.request[row]]
         return RankRequest(
-            ads=ads,
-            sids=sids,
+            ads=ads.ad_ids,
+            sids=ads.sids,
+            log_p=ads.scores,
             past_ads=log.ad_ids[past],
             past_sids=dataset.ad_sids[dataset.event_ad[past]],
             past_behaviors=log.behavior[past],

@@ -26,18 +26,21 @@ class ItemGraph(nn.Module):
         super().__init__()
         self.context, self.codes, self.item = model.context, model.codes, item_of(model)
 
-    def forward(self, slots: Tensor, profile: Tensor, slot_vectors: Tensor, ad_vectors: Tensor) -> Tensor:
-        """Scores u . v(a), [B, n].
+    def forward(
+        self, slots: Tensor, profile: Tensor, slot_vectors: Tensor, ad_vectors: Tensor, log_p: Tensor
+    ) -> Tensor:
+        """Scores u . v(a) + mix log p(sid(a)), [B, n].
 
         Args:
             slots: int32 [B, S, T + 3].
             profile: int32 [B, P].
             slot_vectors: float32 [B, S, d], v of the ads of the slots.
             ad_vectors: float32 [B, n, d], v of the ads that are ordered.
+            log_p: float32 [B, n], of their SIDs.
         """
         context, bias = self.context(slots, profile, self.codes)
         state = self.item.state(context, bias, slot_vectors)
-        return (ad_vectors @ state[:, :, None]).squeeze(-1)
+        return (ad_vectors @ state[:, :, None]).squeeze(-1) + self.item.config.mix * log_p
 
 
 class TorchRankGraph:

@@ -18,6 +18,8 @@ class ItemConfig(BaseModel):
             ads, which is best, and too slow on a CPU where there are a hundred thousand.
         ids_dropped: share of the ads that are without a vector of their own for a step, so that text and
             codes learn to stand for an ad alone, as they must for one that comes later.
+        mix: weight of log p of an ad's semantic ID beside its score where ads are ordered. It moves no weight:
+            find it by validation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,6 +29,7 @@ class ItemConfig(BaseModel):
     dropout: float = Field(0.4, ge=0.0, lt=1.0)
     negatives: int = Field(0, ge=0)
     ids_dropped: float = Field(0.0, ge=0.0, lt=1.0)
+    mix: float = Field(0.0, ge=0.0)
 
     @model_validator(mode="after")
     def _consistent(self) -> ItemConfig:
