@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import polars as pl
@@ -16,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from examples.client import AD_KEYS, Catalogue, problems, send
 from serving.model.bundle import BundleError
+from serving.model.manifest import RankerKind
 from serving.search.rank import RANK_BY
 
 
@@ -54,7 +56,8 @@ def main() -> None:
     parser.add_argument("--exclude", nargs="*", default=[], metavar="AD", help="ads, keys as with --user")
     parser.add_argument("--widths", help='beams a level, e.g. "32-64-128:32" (within the server\'s limits)')
     parser.add_argument("--rank-by", choices=RANK_BY, help="p of an ad, or p x eCPM [serving.rank_by]")
-    parser.add_argument("--rerank", choices=("off", "reward"), help="order by the ranker [serving.rerank]")
+    kinds = ("off", *get_args(RankerKind))
+    parser.add_argument("--rerank", choices=kinds, help="order by the ranker [serving.rerank]")
     parser.add_argument("--width-cap", type=int, help="no level keeps more beams than this")
     arguments = parser.parse_args()
     try:

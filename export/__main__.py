@@ -25,8 +25,9 @@ from export.lower import Lowering
 from export.made_from import EVALUATION, made_from, newest
 from export.parity import ParityError
 from export.pbtxt import RenderError
-from export.ranker import REWARD, load_ranker
+from export.ranker import load_ranker
 from export.render import ENGINES, render
+from export.reward_ranker import REWARD
 from export.seeded import seeded_checkpoint
 from export.tensorrt import build_bundles
 from serving.backend.settings import ServingConfig
@@ -34,6 +35,7 @@ from serving.index.layout import IndexStoreError
 from serving.inputs import RECORD, is_up_to_date
 from serving.model.bundle import MANIFEST, BundleError, read_manifest
 from serving.model.current import point_current
+from serving.model.manifest import RankerKind
 from serving.search.normalise import parse_normalise
 from serving.search.widths import WidthPlan
 from training.loop.checkpoint import Checkpoint, CheckpointError, load_checkpoint
@@ -43,7 +45,7 @@ from training.model.gr4ad import Generator
 from training.preset.precision import Precision
 from training.preset.preset import ConfigError, Preset
 from training.recipes.fine_tune_fp8 import load_fine_tuned
-from training.reward.reward_model import kinds_of
+from training.reward.reward_model import RewardModel, kinds_of
 
 
 def main() -> None:
@@ -137,7 +139,7 @@ def _bundle(arguments: argparse.Namespace, preset: Preset) -> int:
         preset=preset,
         precision=arguments.precision or preset.precision.precision,
         fine_tuned=arguments.fine_tuned,
-        ranker=_wants_ranker(arguments, preset),
+        ranker=_ranker_kind(arguments, preset),
         version=version,
     )
     outputs = [bundles / str(version) / MANIFEST]
@@ -161,10 +163,10 @@ def _export(arguments: argparse.Namespace, preset: Preset) -> int:
         trained = find_checkpoint(_model(arguments), arguments.checkpoint)
         checkpoint = load_checkpoint(trained)
         fine_tuned = load_fine_tuned(arguments.run, trained) if arguments.fine_tuned else None
-    ranker = None
-    if _wants_ranker(arguments, preset):
-        ranker = load_ranker(arguments.run, checkpoint.spec)
-        trees = "trees" in kinds_of(ranker.about.serves)
+    ranker, kind = None, _ranker_kind(arguments, preset)
+    if kind is not None:
+        ranker = load_ranker(kind, arguments.run, checkpoint)
+        trees = isinstance(ranker, RewardModel) and "trees" in kinds_of(ranker.about.serves)
         check_ranker(trees, arguments.target, where=f"{arguments.run / REWARD}: ")
     torch.set_num_threads(int(checkpoint.settings["threads"]))
     evaluation = _model(arguments) / EVALUATION
@@ -225,9 +227,12 @@ def _lowering(
     return Lowering(precision, gate, calibration, fine_tuned)
 
 
-def _wants_ranker(arguments: argparse.Namespace, preset: Preset) -> bool:
-    """Whether the run's reward model becomes the ranking stage of a new bundle."""
-    return not arguments.seeded_weights and (arguments.ranker or preset.serving.rerank == "reward")
+def _ranker_kind(arguments: argparse.Namespace, preset: Preset) -> RankerKind | None:
+    """What becomes the ranking stage of a new bundle."""
+    wanted = preset.serving.rerank
+    if arguments.seeded_weights:
+        return None
+    return arguments.ranker or (None if wanted == "off" else wanted)
 
 
 def _model(arguments: argparse.Namespace) -> Path:

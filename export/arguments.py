@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from export.kept import TARGETS
 from export.render import SOURCE
+from serving.model.manifest import RankerKind
 from training.preset.precision import PRECISIONS
 from training.preset.preset import add_preset_arguments
 
@@ -60,9 +62,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--ranker",
-        action="store_true",
-        help="put RUN/reward into the bundle as its ranking stage, also where serving.rerank is off: "
-        "requests may ask for it",
+        nargs="?",
+        const="reward",
+        choices=get_args(RankerKind),
+        help="give the bundle a ranking stage, also where serving.rerank is off: requests may ask for it. "
+        "reward [alone]: RUN/reward; item: the item level of the model [serving.rerank]",
     )
     parser.add_argument("--fresh", action="store_true", help="make a bundle, also where the newest will do")
     parser.add_argument("--render-only", action="store_true", help="render for the bundles that are there")

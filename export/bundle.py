@@ -16,7 +16,7 @@ from export.encoder import write_encoder
 from export.graphs import export_graphs
 from export.lower import Lowering, lower
 from export.parity import check_parity
-from export.ranker import check_ranker, write_ranker
+from export.ranker import RankedBy, check_ranker, write_ranker
 from indexer.encode.settings import FOLDER as ENCODER
 from serving.files import new_folder, sha256
 from serving.inputs import RECORD
@@ -26,7 +26,6 @@ from serving.model.manifest import FORMAT_VERSION
 from serving.search.cold_start import SEEN_SIDS
 from training.loop.checkpoint import Checkpoint
 from training.preset.precision import Precision
-from training.reward.reward_model import RewardModel
 from training.tokenizer import kinds
 
 
@@ -38,7 +37,7 @@ def write_bundle(
     quality: dict[str, Any] | None = None,
     activate: bool = True,
     lowering: Lowering | None = None,
-    ranker: RewardModel | None = None,
+    ranker: RankedBy | None = None,
 ) -> Path:
     """Export, check parity, lower the precision, check quality, describe, publish as the next version.
 
@@ -53,14 +52,15 @@ def write_bundle(
         activate: point CURRENT at it.
         lowering: precision of the graphs and what it must pass; None for FP32. A bundle holds one precision,
             but for the ranking stage, which is FP32 always.
-        ranker: reward model that becomes the bundle's ranking stage; None for a bundle without one.
+        ranker: what becomes the bundle's ranking stage, a reward model or a generator with an item level;
+            None for a bundle without one.
 
     Returns:
         Folder of the new version.
 
     Raises:
         ParityError: the graphs do not compute what the model computes, the encoder what the tokenizer or the
-            ranking stage what the reward model computes; nothing is published.
+            ranking stage what it was made from; nothing is published.
         GateError: the lower precision does not find what FP32 finds; nothing is published.
         CalibrationError, QuantizeError: FP8 or INT8 cannot be made; nothing is published.
         BundleError: the manifest does not hold together; nothing is published.

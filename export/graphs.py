@@ -58,7 +58,7 @@ def _export_prefix(graph: torch.nn.Module, path: Path, *, model: Generator) -> N
     slots, profile = example_request(model, batch=3, generator=torch.Generator().manual_seed(0))
     batch = Dim("batch", min=1, max=4096)
     inputs = list(prefix_inputs(slots.numpy(), profile.numpy()))
-    _export(
+    export_graph(
         graph if "profile" in inputs else _WithoutColumns(graph),
         (slots, profile)[: len(inputs)],
         path,
@@ -102,7 +102,9 @@ def _export_tail(graph: torch.nn.Module, path: Path, *, model: Generator, level:
     inputs = [*tail_carry_inputs(level), *tail_parent_inputs(level), "token", "allowed"]
     last = level == model.levels + 1
     module = _FirstOutput(graph) if last else graph
-    _export(module, example, path, inputs=inputs, outputs=tail_outputs(level, last=last), dynamic=dynamic)
+    export_graph(
+        module, example, path, inputs=inputs, outputs=tail_outputs(level, last=last), dynamic=dynamic
+    )
 
 
 def _name_dimensions(graph: onnx.GraphProto, dynamic: tuple) -> None:
@@ -158,7 +160,7 @@ class _FirstOutput(torch.nn.Module):
         )[0]
 
 
-def _export(
+def export_graph(
     module: torch.nn.Module,
     example: tuple,
     path: Path,
@@ -167,6 +169,16 @@ def _export(
     outputs: list[str],
     dynamic: tuple,
 ) -> None:
+    """Write one graph.
+
+    Args:
+        module: what it computes.
+        example: inputs, of other sizes than 1 wherever a dimension is dynamic.
+        path: file.
+        inputs: names.
+        outputs: names.
+        dynamic: dimensions of each input, by axis.
+    """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         # The exporter's notes on opsets and guards say little; the parity check is what counts.

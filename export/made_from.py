@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from export.ranker import REWARD
+from export.reward_ranker import REWARD
 from serving.inputs import RECORD, Inputs, named
 from serving.model.bundle import versions
+from serving.model.manifest import RankerKind
 from training.loop.checkpoint import CONTENT, MODEL
 from training.loop.retention import find_checkpoint
 from training.preset.precision import Precision
@@ -26,7 +27,7 @@ def made_from(
     preset: Preset,
     precision: Precision,
     fine_tuned: bool,
-    ranker: bool,
+    ranker: RankerKind | None,
     version: int,
 ) -> Inputs:
     """Inputs of a bundle.
@@ -37,7 +38,7 @@ def made_from(
         preset: sections `precision` and `serving` say what a precision below FP32 must pass.
         precision: of the graphs.
         fine_tuned: whether they are those of the fine-tuned model.
-        ranker: whether the run's reward model is its ranking stage.
+        ranker: kind of its ranking stage; None for a bundle without one.
         version: of the bundle, or of the newest one where it is asked whether that will do.
 
     Raises:
@@ -58,7 +59,8 @@ def made_from(
     if fine_tuned:
         files["fine-tuned weights"] = find_checkpoint(run / FINE_TUNED) / MODEL
     if ranker:  # which else is not named: bundles of before have none
-        values["ranker"] = REWARD
+        values["ranker"] = ranker
+    if ranker == "reward":
         files["reward model"] = run / REWARD / REWARD_MODEL
     there = {name: path for name, path in files.items() if path.is_file()}  # the export says what it misses
     return Inputs.now(values, files=there, before=Inputs.load(run / "bundles" / RECORD))

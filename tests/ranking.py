@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import shutil
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from export.bundle import write_bundle
+from export.ranker import RankedBy
 from export.render import render
 from serving.backend.settings import ServingConfig
 from serving.model.features import BEHAVIORS
@@ -19,6 +21,7 @@ from serving.ranking.ranker import RankRequest
 from serving.ranking.statistics import AdStatistics, names
 from tests.pipeline import Pipeline, checkpoint, exported
 from tests.tiny import SPEC, tiny_catalogue
+from training.loop.checkpoint import Checkpoint
 from training.preset.reward import RewardConfig
 from training.reward.calibration import Calibration
 from training.reward.catalogue import Catalogue
@@ -43,6 +46,7 @@ def random_request(seed: int, *, ads: int = 20, events: int = 14, known: int | N
     return RankRequest(
         ads=ad_ids[asked],
         sids=sids[asked],
+        log_p=-5 * random.random(len(asked), np.float32),
         past_ads=ad_ids[past],
         past_sids=sids[past],
         past_behaviors=random.integers(1, 4, events).astype(np.int32),
@@ -125,23 +129,44 @@ def expected_features(model: RewardModel, request: RankRequest) -> Features:
     return features_of(told, asked, statistics=model.statistics)
 
 
-def ranked_deployment(
+class Judge(Protocol):
+    """What ranks, by another program than the one that serves."""
+
+    def __call__(self, request: RankRequest) -> np.ndarray:
+        """Worth of each ad of a request."""
+        ...
+
+
+def reward_deployment(
     pipeline: Pipeline, folder: Path, *, config: ServingConfig, serves: str = "trees"
 ) -> tuple[Pipeline, RewardModel]:
+    """The tiny deployment with a reward model in its bundle, rendered with a config."""
+    model = tiny_reward_model(serves=serves, tokenizer_id=pipeline.tokenizer_id)
+    start = checkpoint(tokenizer_id=pipeline.tokenizer_id)
+    return ranked_deployment(pipeline, folder, config=config, start=start, ranker=model), model
+
+
+def ranked_deployment(
+    pipeline: Pipeline, folder: Path, *, config: ServingConfig, start: Checkpoint, ranker: RankedBy
+) -> Pipeline:
     """The tiny deployment with a ranker in its bundle, rendered with a config."""
     deployment = Pipeline(folder, pipeline.tokenizer_id)
     for name in ("index", "tokenizer"):
         shutil.copytree(getattr(pipeline, name), getattr(deployment, name))
-    model = tiny_reward_model(serves=serves, tokenizer_id=pipeline.tokenizer_id)
     with exported(pipeline.bundles / "1"):
         write_bundle(
-            checkpoint(tokenizer_id=pipeline.tokenizer_id),
+            start,
             deployment.bundles,
             tokenizer=deployment.tokenizer,
-            ranker=model,
+            ranker=ranker,
         )
     render(deployment.bundles, deployment.repository, index=deployment.index, config=config)
-    return deployment, model
+    return deployment
+
+
+def reward_judge(model: RewardModel) -> Judge:
+    """p x value of a reward model."""
+    return lambda request: model.calibrated(expected_features(model, request), None).reward
 
 
 def _rows(catalogue: Catalogue, statistics: AdStatistics, *, seed: int) -> Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -18,11 +19,15 @@ from training.data.prepared import Prepared, load_prepared
 from training.data.profile import ProfileVocabulary
 from training.data.samples import RequestDataset, load_sids
 from training.data.values import ValueBuckets
+from training.model.item_head import ItemSizes, KnownAds
 from training.preset.preset import Preset
 from training.preset.tokenizer import TokenizerConfig
 from training.spec import ModelSpec
+from training.tokenizer import kinds
 from training.tokenizer.alignment import Alignment
+from training.tokenizer.given_sids import GivenSids
 from training.tokenizer.storage import read_folder
+from training.tokenizer.vector_cache import beside
 
 
 class SpecError(ValueError):
@@ -101,7 +106,24 @@ class RunData:
             value_buckets=ValueBuckets.fit(self._target_values(preset), buckets=preset.model.value_buckets),
             profile_columns=dict(profile.categories),
             tokenizer_id=self.tokenizer_id,
+            items=None if preset.model.item is None else ItemSizes(self.sids.height, self.texts.shape[1]),
         )
+
+    @cached_property
+    def texts(self) -> np.ndarray:
+        """What the tokenizer reads of each ad, by ad id: float32 [A, D]; D = 0 where SIDs are given."""
+        tokenizer = kinds.load(self.folder / "tokenizer", vector_file=beside(self.folder / "tokenizer"))
+        ads = self.prepared.tables.ads.sort("ad_id")
+        if isinstance(tokenizer, GivenSids):
+            return np.zeros((ads.height, 0), np.float32)
+        return tokenizer.vectors(ads)
+
+    def known_ads(self, spec: ModelSpec) -> KnownAds:
+        """Ads that a new model with an item level knows from its start on."""
+        dataset = self.dataset(spec)
+        seen = np.zeros(len(dataset.ad_ids), bool)
+        seen[dataset.event_ad[dataset.parts.event == TRAIN]] = True
+        return KnownAds(dataset.ad_ids, dataset.ad_sids.astype(np.int64), self.texts, seen)
 
     def go_on(self, spec: ModelSpec, preset: Preset) -> ModelSpec:
         """What a model is from now on, with these data and settings.

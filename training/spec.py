@@ -17,6 +17,7 @@ from serving.model.value_correction import UNCORRECTED, ValueCorrection
 from training.data.values import ValueBuckets
 from training.model.gr4ad import Generator
 from training.model.initialise import initialise
+from training.model.item_head import ItemSizes
 from training.model.mtp import MtpGenerator
 from training.preset.model import ModelConfig
 
@@ -33,6 +34,7 @@ class ModelSpec:
         profile_columns: of each profile column the categories of codes 1, 2, ..; 0 is unknown. Length P.
         tokenizer_id: whose SIDs the model speaks.
         value_correction: of the expected values of these weights; others need their own.
+        items: of the item level; None for a model without one.
     """
 
     model: ModelConfig
@@ -42,6 +44,7 @@ class ModelSpec:
     profile_columns: dict[str, tuple[str, ...]]
     tokenizer_id: str
     value_correction: ValueCorrection = UNCORRECTED
+    items: ItemSizes | None = None
 
     def empty(self) -> Generator:
         """Generator whose weights are yet to be set."""
@@ -51,6 +54,7 @@ class ModelSpec:
             self.features,
             level_sizes=self.level_sizes,
             value_buckets=len(self.value_buckets.means),
+            items=self.items,
         )
 
     def build(self) -> Generator:
@@ -68,6 +72,7 @@ class ModelSpec:
             "value_means": self.value_buckets.means.tolist(),
             "value_correction": [list(point) for point in self.value_correction.points],
             "profile_columns": {k: list(v) for k, v in self.profile_columns.items()},
+            "items": None if self.items is None else self.items._asdict(),
         }
 
     @classmethod
@@ -85,4 +90,5 @@ class ModelSpec:
             tokenizer_id=values["tokenizer_id"],
             # Older checkpoints have none.
             value_correction=ValueCorrection(tuple(map(tuple, values.get("value_correction", ())))),
+            items=ItemSizes(**values["items"]) if values.get("items") else None,
         )

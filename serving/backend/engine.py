@@ -14,6 +14,7 @@ from serving.engines.padding import PaddedExecutor, PaddedRankGraph, ShapeBucket
 from serving.model.graphs import Graphs, Prepare
 from serving.model.manifest import Manifest
 from serving.model.placed import placed_files
+from serving.ranking.kinds import load_ranker
 from serving.ranking.ranker import Ranker, RankGraph
 from serving.search.executor import Executor
 from serving.search.probe import probe
@@ -49,7 +50,7 @@ class GraphModels:
         """See `Graphs`."""
         probe(self.executor(manifest), manifest)
         if manifest.ranker:
-            make_ranker(self._triton, self._settings, manifest).probe()
+            make_ranker(self._triton, self._settings, manifest).probe(manifest)
 
     def executor(self, manifest: Manifest) -> Executor:
         """See `Engine`."""
@@ -86,7 +87,7 @@ def make_ranker(triton: Any, settings: ModelSettings, manifest: Manifest) -> Ran
         graph = BlsRankGraph(triton, version=manifest.version)
     if settings.pad_shapes:
         graph = PaddedRankGraph(graph, batch=shape_buckets(manifest, serving).batch)
-    return Ranker.load(bundle, manifest, graph, pad_to=serving.rerank_pool)
+    return load_ranker(bundle, manifest, graph, pad_to=serving.rerank_pool)
 
 
 def shape_buckets(manifest: Manifest, config: ServingConfig) -> ShapeBuckets:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from serving.backend.plans import SearchPlans
 from serving.backend.settings import ServingConfig
 from serving.model.features import FeatureSpec
-from serving.model.manifest import RankerKind, problems
+from serving.model.manifest import RANKER_SOURCES, RankerKind, problems
 
 HOME = Path(os.environ.get("GR4AD_HOME", Path(__file__).resolve().parents[2]))
 PARAMETER = "settings"
@@ -92,7 +92,7 @@ class ModelSettings(_Settings):
             raise ValueError(
                 f"serving.rerank: expected off{f' or {ranker}' if ranker else ''}, as the bundle has "
                 f"{f'the ranker {ranker}' if ranker else 'no ranker'}, got {config.rerank}; "
-                "make reward export"
+                f"{RANKER_SOURCES[config.rerank]}"
             )
         # On a GPU a call costs more than the rows that it spares, and engines hold no wider shapes.
         prune = config.prune if graph_memory == "host" else "off"

@@ -123,6 +123,7 @@ def _asked(row: Resolved) -> RankRequest:
     return RankRequest(
         ads=row.ads.ad_ids,
         sids=row.ads.sids,
+        log_p=row.ads.scores,
         past_ads=past.ads[known],
         past_sids=sids[known],
         past_behaviors=past.behaviors[known],

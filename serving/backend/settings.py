@@ -33,8 +33,9 @@ class ServingConfig(BaseModel):
             this machine; the answers are the same. "off": never. Graphs on a GPU are searched without.
         rank_by: what ads are ranked by where the request does not say: "probability", or "value", p x the
             expected value, among the beams that get one.
-        rerank: what orders the best ads once more where the request does not say: "off", or "reward", p x
-            value of the reward model that the bundle brings (`ad_ranker`).
+        rerank: what orders the best ads once more where the request does not say: "off", or the ranker that
+            the bundle brings (`ad_ranker`): "reward", p x value of a reward model, or "item", the item level
+            of the generator.
         rerank_pool: ads by `rank_by` that are ordered then, as many as are asked for at least.
         max_num_ads: most ads a request may ask for.
         max_exclude: most ads a request may exclude.

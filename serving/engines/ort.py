@@ -11,7 +11,8 @@ import onnxruntime
 
 from serving.model.bundle import BundleError
 from serving.model.manifest import AD_RANKER, Manifest, Tensor
-from serving.ranking.ranker import OUTPUT, Ranker
+from serving.ranking.kinds import load_ranker
+from serving.ranking.ranker import OUTPUT
 from serving.search.executor import (
     COPY_LOGPROB,
     Carry,
@@ -190,7 +191,7 @@ class OrtGraphs:
             ) from error
         probe(opened, manifest)
         if rank_graph is not None:
-            Ranker.load(folder, manifest, rank_graph).probe()
+            load_ranker(folder, manifest, rank_graph).probe(manifest)
         self._ready = manifest.version, opened
 
     def probe(self, manifest: Manifest) -> None:

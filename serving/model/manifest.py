@@ -40,8 +40,14 @@ Tensor = tuple[str, Literal["INT32", "INT64", "FLOAT", "FLOAT16"], tuple[int | s
 GraphTensors = dict[str, dict[Literal["inputs", "outputs"], tuple[Tensor, ...]]]
 """Of every graph by name."""
 
-RankerKind = Literal["reward"]
-"""What a ranking stage goes by: a reward model, p x value."""
+RankerKind = Literal["reward", "item"]
+"""What a ranking stage goes by: a reward model, p x value; or the item level of the generator."""
+
+RANKER_SOURCES: dict[str, str] = {
+    "reward": "make reward export",
+    "item": "train a model with an item level (model.item), then make export",
+}
+"""How a bundle gets a ranker of each kind, for whoever asks in vain."""
 
 _Count = Annotated[int, Field(ge=1)]
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -56,8 +62,8 @@ class ManifestFormatError(ManifestError):
     """A manifest is of another release's format."""
 
 
-class RankerSpec(BaseModel):
-    """What is known of the ranking stage of a bundle, beside its graph.
+class RewardRankerSpec(BaseModel):
+    """What is known of a reward model that ranks, beside its graph.
 
     Attributes:
         kind: what a request asks for by the parameter `rerank`.
@@ -68,10 +74,24 @@ class RankerSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", protected_namespaces=())
 
-    kind: RankerKind
+    kind: Literal["reward"]
     model_id: str
     features: str
     target_behaviors: tuple[Literal["impression", "click", "conversion"], ...] = Field(min_length=1)
+
+
+class ItemRankerSpec(BaseModel):
+    """What is known of an item level that ranks, beside its graph.
+
+    Attributes:
+        kind: what a request asks for by the parameter `rerank`.
+        width: of the vectors of ads.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    kind: Literal["item"]
+    width: int = Field(ge=1)
 
 
 class Manifest(BaseModel):
@@ -114,7 +134,7 @@ class Manifest(BaseModel):
     value_correction: tuple[tuple[FiniteFloat, FiniteFloat], ...] = ()
     profile_columns: dict[str, tuple[str, ...]]
     precision: Literal["fp32", "fp16", "int8", "fp8"]
-    ranker: RankerSpec | None = None
+    ranker: Annotated[RewardRankerSpec | ItemRankerSpec, Field(discriminator="kind")] | None = None
     graphs: GraphTensors
     sha256: dict[str, _Digest]
     model: dict[str, Any]

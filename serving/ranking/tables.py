@@ -6,6 +6,7 @@ of one catalogue, and numbers that a feature can be made of.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -17,6 +18,26 @@ from serving.ranking.ad_codes import AD, KEYS, LEVELS, AdCodes, Prefixes
 from serving.ranking.statistics import AdStatistics, names
 
 FOLDER = "ranker"
+
+
+def read_array(folder: Path, name: str, dtype: type, *, columns: int = 0) -> np.ndarray:
+    """An array of a bundle's ranker, mapped into memory: [n], or [n, columns].
+
+    Raises:
+        BundleError: it is missing, not readable, or of another type or shape.
+    """
+    path = folder / f"{name}.npy"
+    try:
+        # The mapping without its class, which is slow to index.
+        array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise BundleError(f"{path}: expected an array, got: {error}") from error
+    shape = f"[n, {columns}]" if columns else "[n]"
+    if array.dtype != dtype or array.shape[1:] != ((columns,) if columns else ()) or not array.ndim:
+        raise BundleError(
+            f"{path}: expected {np.dtype(dtype)} {shape}, got {array.dtype} {list(array.shape)}"
+        )
+    return array
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,21 +65,7 @@ class RankerTables:
             BundleError: a file is missing, not readable or not what it should be; says which.
         """
         folder = Path(bundle) / FOLDER
-
-        def read(name: str, dtype: type, *, columns: int = 0) -> np.ndarray:
-            path = folder / f"{name}.npy"
-            try:
-                # The mapping without its class, which is slow to index.
-                array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-            except (OSError, ValueError, EOFError) as error:
-                raise BundleError(f"{path}: expected an array, got: {error}") from error
-            shape = f"[n, {columns}]" if columns else "[n]"
-            if array.dtype != dtype or array.shape[1:] != ((columns,) if columns else ()) or not array.ndim:
-                raise BundleError(
-                    f"{path}: expected {np.dtype(dtype)} {shape}, got {array.dtype} {list(array.shape)}"
-                )
-            return array
-
+        read = functools.partial(read_array, folder)
         prefixes = {
             key: Prefixes(read(KEYS[key], np.int64), read(f"{KEYS[key]}.codes", np.int32)) for key in LEVELS
         }

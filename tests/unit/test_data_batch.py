@@ -1,5 +1,7 @@
 """Targets and candidate lists side by side: padding, optional parts, and lists that do not fit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,8 @@ def sample(fill, targets, *, found=None):
         value=np.arange(len(targets)),
         weight=np.full(len(targets), 0.5, np.float32),
         candidates=found,
+        slot_ads=np.array([70 + fill, -1, 9]),
+        ads=np.arange(len(targets)) + 100 * fill,
     )
 
 
@@ -49,6 +53,8 @@ def test_impressions_without_a_click_beside_positive_targets():
     assert batch.tokens.tolist() == [[[4, 5], [6, 7]], [[0, 0], [0, 0]], [[1, 2], [0, 0]]]
     assert batch.weight.tolist() == [[0.5, 0.5], [0, 0], [0.5, 0]]
     assert batch.value.tolist() == [[0, 1], [0, 0], [0, 0]]
+    assert batch.slot_ads.tolist() == [[71, -1, 9], [72, -1, 9], [73, -1, 9]]
+    assert batch.ads.tolist() == [[100, 101], [-1, -1], [300, -1]]
     lists = batch.lists
     assert lists.flags.tolist() == [[0, 0], [2, 5], [1, 0]]  # 0: nothing there
     assert lists.sids.tolist() == [[[0, 0], [0, 0]], [[4, 5], [8, 9]], [[1, 2], [0, 0]]]
@@ -75,6 +81,8 @@ def test_every_array_reaches_the_device():
         assert all(isinstance(array, torch.Tensor) for array in arrays.values())
     assert batch.lists.log_p_ref is None
     assert collate([sample(1, [(4, 5)])]).map(torch.from_numpy).lists is None
+    without = collate([sample(1, [(4, 5)]), replace(sample(1, [(4, 5)]), slot_ads=None, ads=None)])
+    assert without.map(torch.from_numpy).ads is without.slot_ads is None
 
 
 @pytest.mark.parametrize(

@@ -339,7 +339,7 @@ def test_the_model_ranks_what_competes_as_an_exhaustive_search(explorers, by, ex
         for user, now in zip(users.tolist(), requests.now.tolist(), strict=True)
     ]
     torch.manual_seed(0)
-    found, *_ = rank_by_model(
+    found = rank_by_model(
         TorchExecutor(spec.build().eval()),
         requests,
         competing=competing,
@@ -352,7 +352,7 @@ def test_the_model_ranks_what_competes_as_an_exhaustive_search(explorers, by, ex
         progress=False,
     )
     wanted = exhaustive(spec, dataset, requests, ads=ads, seen=seen, by=by)
-    for got, expected in zip(found, wanted, strict=True):
+    for got, expected in zip(found.ranked, wanted, strict=True):
         assert got.tolist() == expected[:12]
 
 
@@ -449,7 +449,7 @@ def test_oracle_reaches_recall_one(run):
             return out, {"prefix": chains}
 
     # Ads that share a target's SID push others back, so the cutoff must leave room for them.
-    ranked, beams, invalid = rank_by_model(
+    found = rank_by_model(
         Oracle(),
         requests,
         competing=competing,
@@ -460,9 +460,9 @@ def test_oracle_reaches_recall_one(run):
         value_table=spec.value_buckets.means,
         progress=False,
     )
-    assert beams > 0
-    assert invalid == 0
-    metrics = ranking_metrics(ranked, requests.targets, values=requests.values, cutoffs=(20,))
+    assert found.beams > 0
+    assert found.invalid == 0
+    metrics = ranking_metrics(found.ranked, requests.targets, values=requests.values, cutoffs=(20,))
     assert metrics["recall"]["20"] == 1.0
     assert metrics["value_recall"]["20"] == pytest.approx(1.0)
 

@@ -70,7 +70,7 @@ def test_vsl_equals_its_formula():
     )
     for part in (loss.total, *loss.parts.values()):
         assert float(part.weight) == pytest.approx(float(batch.weight.sum()))
-    assert tuple(loss.parts) == Vsl.names
+    assert tuple(loss.parts) == Vsl(lambda_value=0.2, lambda_mtp=0.7).names
 
 
 def test_mtp_equals_its_formula():

@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 
 from export.bundle import graph_shapes
-from export.ranker import check_ranker, load_ranker, write_ranker
+from export.ranker import check_ranker, write_ranker
 from export.ranker_graph import largest_float32, ranker_graph
+from export.reward_ranker import load_reward_model
 from serving.backend.request import request_features
 from serving.backend.reranking import Past, Resolved, VersionRankers, rerank
 from serving.backend.resolve import NO_AD, find_ads, resolve
@@ -22,7 +23,8 @@ from serving.model.features import FeatureSpec
 from serving.model.manifest import AD_RANKER
 from serving.ranking.ad_codes import AD, KEYS, AdCodes
 from serving.ranking.features import NUMBERS
-from serving.ranking.ranker import Ranker, RankRequest, best_first
+from serving.ranking.ranker import RankRequest, best_first
+from serving.ranking.reward_ranker import RewardRanker
 from serving.ranking.statistics import names
 from serving.ranking.tables import FOLDER, RankerTables
 from tests.manifest import manifest as plain_manifest
@@ -53,7 +55,7 @@ def manifest_of(bundle):
 
 
 def ranker_of(bundle, **options):
-    return Ranker.load(bundle, manifest_of(bundle), OrtRankGraph(bundle), **options)
+    return RewardRanker.load(bundle, manifest_of(bundle), OrtRankGraph(bundle), **options)
 
 
 @pytest.fixture(scope="module", params=["trees", "neural", "mean"])
@@ -96,7 +98,7 @@ def test_features_are_those_that_training_makes_of_the_log(tmp_path):
             ),
         }
     )
-    ranker = Ranker(made, tables, lambda inputs: inputs["mean_value"])
+    ranker = RewardRanker(made, tables, lambda inputs: inputs["mean_value"])
     snapshot = IndexSnapshot.build(
         dataset.ad_ids,
         dataset.ad_sids,
@@ -131,6 +133,7 @@ def test_features_are_those_that_training_makes_of_the_log(tmp_path):
             RankRequest(
                 ads=asked,
                 sids=sids[:25],
+                log_p=np.zeros(25, np.float32),
                 past_ads=built.past_ads,
                 past_sids=sids[25:],
                 past_behaviors=built.past_behaviors,
@@ -355,6 +358,7 @@ def test_answers_are_a_plain_sort_of_the_pool_by_reward(ranked, rank_by):
             request = RankRequest(
                 ads=pool.ad_ids,
                 sids=pool.sids,
+                log_p=pool.scores,
                 past_ads=asked.past.ads[kept],
                 past_sids=sids[kept],
                 past_behaviors=asked.past.behaviors[kept],
@@ -496,9 +500,9 @@ def edited(bundle, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "prices"}, r"ranker.kind: Input should be 'reward', got 'prices'"),
-        ({"target_behaviors": []}, "ranker.target_behaviors: .* at least 1"),
-        ({"target_behaviors": ["seen"]}, "ranker.target_behaviors.0: Input should be"),
+        ({"kind": "prices"}, "ranker: Input tag 'prices' found using 'kind' .* 'reward', 'item'"),
+        ({"target_behaviors": []}, "ranker.reward.target_behaviors: .* at least 1"),
+        ({"target_behaviors": ["seen"]}, "ranker.reward.target_behaviors.0: Input should be"),
         (
             {"features": "0123456789abcdef"},
             "expected a ranker over the features [0-9a-f]{16} of this release, got 01",
@@ -518,7 +522,7 @@ def test_a_ranker_and_its_graph_are_both_there_or_neither(broken):
         manifest_of(broken)
     graphs = {name: of for name, of in content["graphs"].items() if name != AD_RANKER}
     edited(broken, graphs=graphs)
-    with pytest.raises(BundleError, match="expected a bundle with a ranker, got one without"):
+    with pytest.raises(BundleError, match="expected a bundle with the ranker reward, got one without"):
         ranker_of(broken)  # a good bundle, which has none
     edited(broken, ranker=content["ranker"])
     with pytest.raises(BundleError, match="graphs: expected .* of 3 levels with a ranker"):
@@ -539,11 +543,12 @@ def test_a_graph_that_takes_what_nobody_makes_is_refused(broken):
 def test_a_graph_that_gives_no_numbers_is_refused(bundle, fill):
     manifest = manifest_of(bundle)
     tables = RankerTables.load(bundle)
+    empty = RewardRanker(manifest, tables, lambda inputs: np.full(inputs["mean_value"].shape, fill))
     with pytest.raises(BundleError, match="ad_ranker: expected one finite number an ad, got"):
-        Ranker(manifest, tables, lambda inputs: np.full(inputs["mean_value"].shape, fill)).probe()
+        empty.probe(manifest)
     with pytest.raises(BundleError, match="model version 1: ad_ranker fails: 'worth'"):
-        Ranker(manifest, tables, lambda inputs: {}["worth"]).probe()
-    ranker_of(bundle).probe()
+        RewardRanker(manifest, tables, lambda inputs: {}["worth"]).probe(manifest)
+    ranker_of(bundle).probe(manifest)
 
 
 # What may become a ranker
@@ -564,7 +569,7 @@ def run(tmp_path):
 
 def test_a_reward_model_that_fits_is_taken(run):
     folder, spec = run
-    assert load_ranker(folder, spec).id
+    assert load_reward_model(folder, spec).id
 
 
 @pytest.mark.parametrize(
@@ -591,7 +596,7 @@ def test_a_reward_model_that_fits_is_taken(run):
 def test_a_reward_model_of_something_else_is_refused(run, changes, message):
     folder, spec = run
     with pytest.raises(RewardError, match=message):
-        load_ranker(folder, replace(spec, **changes))
+        load_reward_model(folder, replace(spec, **changes))
 
 
 def test_a_reward_model_of_another_catalogue_or_none_is_refused(run):
@@ -601,10 +606,10 @@ def test_a_reward_model_of_another_catalogue_or_none_is_refused(run):
     with pytest.raises(
         CatalogueError, match="expected the SIDs that it was made with, got others of 52 of 52"
     ):
-        load_ranker(folder, spec)
+        load_reward_model(folder, spec)
     shutil.rmtree(folder / "reward")
     with pytest.raises(RewardError, match="expected a reward model, got none"):
-        load_ranker(folder, spec)
+        load_reward_model(folder, spec)
 
 
 def test_trees_with_splits_of_sets_have_no_exact_form(monkeypatch):

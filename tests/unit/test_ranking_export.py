@@ -25,7 +25,7 @@ from serving.ranking.features import NUMBERS
 from serving.ranking.tables import FOLDER
 from tests.model_config import settings_of
 from tests.pipeline import serving_config
-from tests.ranking import ranked_deployment, tiny_reward_model
+from tests.ranking import reward_deployment, tiny_reward_model
 from tests.recording import FakeGraphs
 from tests.tiny import SPEC
 from training.preset.preset import Preset
@@ -38,7 +38,7 @@ PAST = ["past_ads", "past_behaviors", "past_times", "asked_at"]
 def deployment(pipeline, tmp_path_factory):
     """By a network."""
     config = serving_config().model_copy(update={"rerank": "reward"})
-    return ranked_deployment(pipeline, tmp_path_factory.mktemp("made"), config=config, serves="neural")
+    return reward_deployment(pipeline, tmp_path_factory.mktemp("made"), config=config, serves="neural")
 
 
 def config_of(repository, name):
@@ -169,7 +169,7 @@ def test_another_reward_model_makes_another_bundle(tmp_path):
     for text in ("a", "b"):
         (tmp_path / "reward" / MODEL).write_text(text)
         found.append(
-            [made_from(tmp_path, trained, ranker=ranker, **options).values for ranker in (False, True)]
+            [made_from(tmp_path, trained, ranker=ranker, **options).values for ranker in (None, "reward")]
         )
     (without, one), (again, other) = found
     assert without == again

@@ -28,6 +28,8 @@ class Sample:
         value: int64 [n], value bucket of each.
         weight: float32 [n].
         candidates: None where there is no list.
+        slot_ads: int64 [S], ad of each slot, -1 in an empty one; None where only SIDs are known.
+        ads: int64 [n], of the targets; None likewise.
     """
 
     slots: np.ndarray
@@ -36,6 +38,8 @@ class Sample:
     value: np.ndarray
     weight: np.ndarray
     candidates: CandidateList | None = None
+    slot_ads: np.ndarray | None = None
+    ads: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,8 @@ class Batch(Generic[Array]):
         value: int64 [B, n].
         weight: float32 [B, n].
         lists: candidates of the same B contexts; None where no sample has a list.
+        slot_ads: int64 [B, S], see `Sample`.
+        ads: int64 [B, n], likewise; -1 in padding.
     """
 
     slots: Array
@@ -57,10 +63,13 @@ class Batch(Generic[Array]):
     value: Array
     weight: Array
     lists: Lists[Array] | None = None
+    slot_ads: Array | None = None
+    ads: Array | None = None
 
     def map(self, convert: Callable[[Array], Other]) -> Batch[Other]:
         """The batch with every array converted, as to a tensor."""
-        arrays = {name: convert(array) for name, array in vars(self).items() if name != "lists"}
+        given = {n: array for n, array in vars(self).items() if n != "lists" and array is not None}
+        arrays = {name: convert(array) for name, array in given.items()}
         return Batch(**arrays, lists=self.lists.map(convert) if self.lists else None)
 
 
@@ -81,4 +90,11 @@ def collate(samples: Sequence[Sample]) -> Batch[np.ndarray]:
         value=pad([sample.value for sample in samples]),
         weight=pad([sample.weight for sample in samples]),
         lists=pad_lists(lists, levels=samples[0].tokens.shape[1]) if has_lists else None,
+        slot_ads=_together([sample.slot_ads for sample in samples]),
+        ads=_together([sample.ads for sample in samples]),
     )
+
+
+def _together(rows: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    known = [row for row in rows if row is not None]
+    return pad(known, fill=-1) if len(known) == len(rows) else None

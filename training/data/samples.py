@@ -132,6 +132,11 @@ class RequestDataset:
 
     def context(self, groups: TargetGroups, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Slots and habits int32 [B, S + H, T + 3] and profile int32 [B, P] of requests."""
+        slots, profile, _ = self._contexts(groups, rows)
+        return slots, profile
+
+    def _contexts(self, groups: TargetGroups, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`context`, and the ads of the slots int64 [B, S], -1 in empty ones."""
         log, spec = self.log, self.spec
         events = np.empty((len(rows), spec.rows), np.int64)
         columns = np.empty((len(rows), spec.rows, EVENT_COLUMNS), np.int32)
@@ -148,7 +153,9 @@ class RequestDataset:
             columns[i] = shown.columns
         codes = self.ad_sids[self.event_ad[events]]  # [B, S + H, T]; of empty rows anything
         profile = self.profile[groups.user_row[rows]], self.request_codes[groups.request[rows]]
-        return join_codes(codes, columns, shown=events >= 0), np.concatenate(profile, axis=1)
+        slots = events[:, : spec.slots]
+        shown_ads = np.where(slots >= 0, log.ad_ids[slots], -1)
+        return join_codes(codes, columns, shown=events >= 0), np.concatenate(profile, axis=1), shown_ads
 
     def samples(
         self,
@@ -173,7 +180,7 @@ class RequestDataset:
         weights = np.zeros(len(BEHAVIORS) + 1, np.float32)
         for name, weight in config.behavior_weights.items():
             weights[BEHAVIORS[name]] = weight
-        slots, profile = self.context(groups, rows)
+        slots, profile, slot_ads = self._contexts(groups, rows)
         found = []
         for i, row in enumerate(rows):
             events = self.targets(groups, row)
@@ -188,6 +195,8 @@ class RequestDataset:
                     tokens=self.ad_sids[self.event_ad[events]].astype(np.int64),
                     value=buckets.encode(self.log.value[events]),
                     weight=weight if user_weights is None else weight * user_weights[groups.user_row[row]],
+                    slot_ads=slot_ads[i],
+                    ads=self.log.ad_ids[events],
                 )
             )
         return found

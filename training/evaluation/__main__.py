@@ -102,6 +102,7 @@ def main() -> None:
             min_history=preset.training.min_history,
             value_table=checkpoint.spec.value_buckets.means,
             value_correction=checkpoint.spec.value_correction,
+            model=checkpoint.model,
         )
     except (CheckpointError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

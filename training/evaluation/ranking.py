@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from serving.backend.resolve import NO_AD, resolve
+from serving.backend.resolve import find_ads
 from serving.model.value_correction import UNCORRECTED, ValueCorrection
 from serving.search.beam_search import beam_search
 from serving.search.executor import Executor
@@ -18,11 +19,30 @@ from training.data.samples import RequestDataset
 from training.evaluation.baselines import rank_by_baselines
 from training.evaluation.calibration import calibration, target_values
 from training.evaluation.competing import Competing
+from training.evaluation.item_level import ItemLevel
 from training.evaluation.metrics import ranking_metrics
 from training.evaluation.requests import Requests, draw_requests
 from training.evaluation.targets import recall_by_kind, target_masks
+from training.model.gr4ad import Generator
 from training.preset.evaluation import EvaluationConfig
 from training.rollout.live import LiveIndex
+
+
+@dataclass
+class FoundAds:
+    """What the search found.
+
+    Attributes:
+        ranked: ads of each request, best first.
+        by_item: the same in the order of the item level, of a model that has one.
+        beams: number of beams returned.
+        invalid: how many of them are no live SID.
+    """
+
+    ranked: list[np.ndarray] = field(default_factory=list)
+    by_item: list[np.ndarray] = field(default_factory=list)
+    beams: int = 0
+    invalid: int = 0
 
 
 def rank_by_model(
@@ -37,9 +57,11 @@ def rank_by_model(
     value_table: np.ndarray,
     value_correction: ValueCorrection = UNCORRECTED,
     rank_by: RankBy = "probability",
+    item_level: ItemLevel | None = None,
+    item_pool: int = 0,
     progress: bool = True,
-) -> tuple[list[np.ndarray], int, int]:
-    """Ads of each request, best first; the number of beams returned, and of those that are no live SID.
+) -> FoundAds:
+    """Ads of each request, best first.
 
     A batch is searched in the index as of its last request; of it, each request leaves out what it has seen
     and what was created after it, as `exclude_ad_ids` does in serving.
@@ -55,9 +77,11 @@ def rank_by_model(
         value_table: mean of each value bucket.
         value_correction: of expected values.
         rank_by: of the ads, as in serving.
+        item_level: orders the best ads once more; None for a model without one.
+        item_pool: so many of them.
         progress: show how far it is.
     """
-    dataset, ranked, beams_seen, invalid = competing.dataset, [], 0, 0
+    dataset, found = competing.dataset, FoundAds()
     index = LiveIndex(dataset, competing.live, level_sizes=level_sizes)
     for start in tqdm(
         range(0, len(requests.rows), batch_size),
@@ -82,21 +106,25 @@ def rank_by_model(
             num_results=np.full(len(slots), limit),
             banned=[snapshot.banned_leaves(ads) for ads in excluded],
         )
+        pools = []
         for row, exclude in enumerate(excluded):
             sids = beams.sids[row][beams.leaves[row] >= 0]
-            beams_seen += len(sids)
-            invalid += int((snapshot.leaves_of(sids) < 0).sum())
-            ads = resolve(
+            found.beams += len(sids)
+            found.invalid += int((snapshot.leaves_of(sids) < 0).sum())
+            ads = find_ads(
                 snapshot,
                 beams.sids[row],
                 scores=beams.scores[row],
                 expected_value=beams.expected_value[row],
-                num_ads=limit,
+                num_ads=max(limit, item_pool if item_level else 0),
                 exclude=exclude,
                 rank_by=rank_by,
-            ).ad_ids
-            ranked.append(ads[ads != NO_AD])
-    return ranked, beams_seen, invalid
+            )
+            found.ranked.append(ads.ad_ids[:limit])
+            pools.append(ads.take(np.arange(min(len(ads.ad_ids), item_pool))))
+        if item_level is not None:
+            found.by_item += [ads[:limit] for ads in item_level.order(pools, first=batch.start)]
+    return found
 
 
 def _allowed(competing: Competing, requests: Requests, i: int) -> np.ndarray:
@@ -115,6 +143,7 @@ def evaluate(
     min_history: int,
     value_table: np.ndarray,
     value_correction: ValueCorrection = UNCORRECTED,
+    model: Generator | None = None,
 ) -> dict:
     """Metrics of model and baselines, targets left out, calibration, share of beams that are not live SIDs.
 
@@ -128,6 +157,7 @@ def evaluate(
         min_history: events before a request.
         value_table: mean of each value bucket.
         value_correction: of expected values.
+        model: whose item level, where it has one, is reported beside.
 
     Raises:
         ValueError: no request, or no target that competes.
@@ -143,7 +173,8 @@ def evaluate(
     )
     requests, left_out = competing.answerable(drawn)
     limit = max(config.cutoffs)
-    model, beams, invalid = rank_by_model(
+    item_level = None if model is None or model.item is None else ItemLevel(model, dataset, requests)
+    found = rank_by_model(
         executor,
         requests,
         competing=competing,
@@ -154,6 +185,8 @@ def evaluate(
         value_table=value_table,
         value_correction=value_correction,
         rank_by=config.rank_by,
+        item_level=item_level,
+        item_pool=config.item_pool,
     )
     baselines = rank_by_baselines(
         dataset,
@@ -171,12 +204,19 @@ def evaluate(
         "exclude_seen": config.exclude_seen,
         "rank_by": config.rank_by,
         "widths": config.widths,
-        "invalid_rate": invalid / max(beams, 1),
+        "invalid_rate": found.invalid / max(found.beams, 1),
         "recall": {},
         "ndcg": {},
         "value_recall": {},
     }
-    ranked = {"model": model} | baselines
+    ranked = {"model": found.ranked}
+    if item_level is not None:
+        report["item_pool"] = config.item_pool
+        ranked |= {
+            "item_level": found.by_item,
+            "item_level_all": item_level.order_all(competing, limit=limit),
+        }
+    ranked |= baselines
     masks = target_masks(dataset, requests)
     report["recall_of"] = recall_by_kind(ranked, requests, masks=masks, cutoffs=config.cutoffs)
     # Of all targets of the drawn requests, also those that may not be answers: they were worth something.

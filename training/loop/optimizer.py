@@ -11,15 +11,19 @@ from training.preset.loop import LoopConfig
 
 
 def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW; matrices decay, vectors and code tables (few rows of which a step reads) do not."""
+    """AdamW; matrices decay, vectors and tables of codes and ads (few rows of which a step reads) do not."""
     named = list(model.named_parameters())
-    matrices = [p for name, p in named if p.ndim >= 2 and "codes" not in name]
-    others = [p for name, p in named if p.ndim < 2 or "codes" in name]
+    matrices = [p for name, p in named if p.ndim >= 2 and not _is_table(name)]
+    others = [p for name, p in named if p.ndim < 2 or _is_table(name)]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+def _is_table(name: str) -> bool:
+    return "codes.tables." in name or "item.ids." in name
 
 
 def learning_rate(step: int, config: LoopConfig) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from serving.model.features import FeatureSpec
 from training.model.context import CodeEmbeddings, ContextProcessor
 from training.model.copy_path import Copies, CopyPath
+from training.model.item_head import ItemHead, ItemSizes
 from training.model.layers import ContextKeysValues, ContextKv, DecoderLayer
 from training.preset.model import ModelConfig
 
@@ -27,11 +28,13 @@ class TeacherForced(NamedTuple):
         mtp_logits: for each level, [B, V] of the multi-token-prediction path, which skips Fuse (h^K := m^K)
             and so sees no token at all.
         copies: what the history adds to the SID levels; None of a model without a copy path.
+        item_log_p: log p(a | X) of the ads of the targets by the item level, [B, n]; None where not asked.
     """
 
     logits: list[Tensor]
     mtp_logits: list[Tensor]
     copies: Copies | None = None
+    item_log_p: Tensor | None = None
 
 
 class Fuse(nn.Module):
@@ -56,7 +59,13 @@ class Generator(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, spec: FeatureSpec, *, level_sizes: tuple[int, ...], value_buckets: int
+        self,
+        config: ModelConfig,
+        spec: FeatureSpec,
+        *,
+        level_sizes: tuple[int, ...],
+        value_buckets: int,
+        items: ItemSizes | None = None,
     ) -> None:
         """Build; `initialise` sets the weights that training starts with.
 
@@ -65,6 +74,7 @@ class Generator(nn.Module):
             spec: context.
             level_sizes: V_1 .. V_T.
             value_buckets: V of the value level, as found in the data.
+            items: of the item level; None for a model without one.
         """
         super().__init__()
         if spec.levels != len(level_sizes):
@@ -95,6 +105,11 @@ class Generator(nn.Module):
         self.copy_path = (
             CopyPath(spec, level_sizes=self.level_sizes, width=width) if config.copy_path else None
         )
+        if (items is None) != (config.item is None):
+            raise ValueError(f"expected sizes of the item level with model.item alone, got {items}")
+        self.item = None
+        if config.item is not None and items is not None:
+            self.item = ItemHead(config.item, items, levels=len(level_sizes), context_width=width)
 
     @property
     def levels(self) -> int:
@@ -169,15 +184,24 @@ class Generator(nn.Module):
         bos = self.bos.expand(*tokens.shape[:2], -1)
         return torch.stack([bos, *embedded], dim=2)
 
-    def forward(self, slots: Tensor, profile: Tensor, tokens: Tensor) -> TeacherForced:
+    def forward(
+        self,
+        slots: Tensor,
+        profile: Tensor,
+        tokens: Tensor,
+        slot_ads: Tensor | None = None,
+        ads: Tensor | None = None,
+    ) -> TeacherForced:
         """What the model says of the SIDs of n targets of each request.
 
         Args:
             slots: int [B, S + H, T + 3], slots of the history, then habits (H is 0 without a copy path).
             profile: int [B, P].
             tokens: int [B, n, T].
+            slot_ads: int64 [B, S], ads of the slots, for the item level.
+            ads: int64 [B, n], ads of the targets, for the item level.
         """
-        _, context_kv, bias = self.encode(slots, profile)
+        context, context_kv, bias = self.encode(slots, profile)
         m = self.shared_stage(context_kv, bias)
         fused = self.fuse(m, self.embed_tokens(tokens))
         # The path without tokens is one more sequence beside the n targets.
@@ -186,8 +210,12 @@ class Generator(nn.Module):
         if self.copy_path is not None:
             sids = self.habits(slots)[..., : self.levels] - 1
             copies = Copies(self.copy_logprob(slots, m[:, 0]), sids)
+        item_log_p = None
+        if self.item is not None and slot_ads is not None and ads is not None:
+            item_log_p = self.item.log_p(context, bias, self.codes, slot_ads=slot_ads, ads=ads)
         return TeacherForced(
             [self.logits(h[:, :-1, t - 1], t) for t in levels],
             [self.logits(h[:, -1, t - 1], t) for t in levels],
             copies,
+            item_log_p,
         )

@@ -43,4 +43,6 @@ def initialise(model: Generator) -> Generator:
         layer.out_context.weight.copy_(kv.value.weight.T / model.config.layers**0.5)
         for linear in (layer.out_self, cast(nn.Linear, layer.ffn[2])):
             linear.weight.mul_((2 * model.config.layers) ** -0.5)
+    if model.item is not None:
+        model.item.reset()
     return model

@@ -29,6 +29,7 @@ from torch.nn.functional import embedding
 from serving.model.features import FeatureSpec
 from training.model.gr4ad import Generator, TeacherForced
 from training.model.graph_parts import TailLayers, head_of, past_of, tail_context
+from training.model.item_head import ItemSizes
 from training.model.layers import ContextKv
 from training.preset.model import ModelConfig
 
@@ -53,10 +54,16 @@ class MtpGenerator(Generator):
     """Main decoder of K layers, extra decoder of L - K layers."""
 
     def __init__(
-        self, config: ModelConfig, spec: FeatureSpec, *, level_sizes: tuple[int, ...], value_buckets: int
+        self,
+        config: ModelConfig,
+        spec: FeatureSpec,
+        *,
+        level_sizes: tuple[int, ...],
+        value_buckets: int,
+        items: ItemSizes | None = None,
     ) -> None:
-        """See `Generator`."""
-        super().__init__(config, spec, level_sizes=level_sizes, value_buckets=value_buckets)
+        """See `Generator`; it has no item level."""
+        super().__init__(config, spec, level_sizes=level_sizes, value_buckets=value_buckets, items=items)
         self.fuse = MtpFuse(config.width)  # type: ignore[assignment]  # in the place of LazyAR's
 
     @property
@@ -71,13 +78,22 @@ class MtpGenerator(Generator):
             h = layer(h, kv, bias)
         return h
 
-    def forward(self, slots: Tensor, profile: Tensor, tokens: Tensor) -> TeacherForced:
+    def forward(
+        self,
+        slots: Tensor,
+        profile: Tensor,
+        tokens: Tensor,
+        slot_ads: Tensor | None = None,
+        ads: Tensor | None = None,
+    ) -> TeacherForced:
         """Teacher-forced logits.
 
         Args:
             slots: int [B, S, T + 3].
             profile: int [B, P].
             tokens: int [B, n, T], the SIDs of n targets of each request.
+            slot_ads: of no use here.
+            ads: likewise.
 
         Returns:
             For each level 1 .. T + 1: logits [B, n, V] given the tokens before it; and no logits without

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from training.data.batch import Batch
 from training.model.gr4ad import TeacherForced
 from training.objectives.base import Loss, Part
+from training.objectives.item import run_on_targets
 from training.objectives.list_scores import ListScores, RewardScale
 from training.objectives.vsl import Vsl
 
@@ -77,25 +78,26 @@ class Joint:
 
     def __call__(self, model: nn.Module, batch: Batch[Tensor]) -> Terms:
         """Rate both."""
-        said, scores = score(model, batch, scale=self.scale)
+        items = self.vsl.lambda_item is not None
+        said, scores = score(model, batch, scale=self.scale, items=items)
         targets = self.vsl.rate(batch, *said)
         return Terms(targets, self.lists(scores) if scores else no_lists(targets, self.lists.names))
 
 
 def score(
-    model: nn.Module, batch: Batch[Tensor], *, scale: RewardScale
+    model: nn.Module, batch: Batch[Tensor], *, scale: RewardScale, items: bool = False
 ) -> tuple[TeacherForced, ListScores | None]:
-    """Run a model once on the targets and candidates of a batch.
+    """Run a model once on the targets and candidates of a batch, and with `items` on the ads of the targets.
 
     Returns:
         What it says of the targets; and the candidates scored, None where the batch has none.
     """
     lists = batch.lists
     if lists is None or not lists.sids.shape[1]:
-        return TeacherForced(*model(batch.slots, batch.profile, batch.tokens)), None
+        return run_on_targets(model, batch, batch.tokens, items=items), None
     count = batch.tokens.shape[1]
     tokens = torch.cat([batch.tokens, lists.sids], dim=1)
-    said = TeacherForced(*model(batch.slots, batch.profile, tokens))
+    said = run_on_targets(model, batch, tokens, items=items)
     of_lists = [level[:, count:] for level in said.logits]
     scores = ListScores.of(lists, of_lists, scale=scale, copies=said.copies)
     return said._replace(logits=[level[:, :count] for level in said.logits]), scores

@@ -17,6 +17,7 @@ class EvaluationConfig(BaseModel):
         requests: requests drawn (seeded); all of them when there are fewer.
         cutoffs: k of Recall@k, NDCG@k and value recall@k.
         widths: width plan of the beam search; the last width must reach the largest cutoff.
+        item_pool: best ads of the search that the item level orders, of a model that has one (`model.item`).
         rank_by: what ads are ranked by, probability or value (p x v), as the request parameter of serving.
         exclude_seen: leave out ads of the user's history, as answers and as targets; off where users repeat.
         recent_days: days before a request that count as recent, for the baseline recent_popularity.
@@ -32,6 +33,7 @@ class EvaluationConfig(BaseModel):
     requests: int = Field(2000, ge=1)
     cutoffs: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (10, 50, 100)
     widths: str = "64-128-256:1"
+    item_pool: int = Field(256, ge=1)
     rank_by: RankBy = "probability"
     exclude_seen: bool = False
     recent_days: float = Field(7, gt=0)

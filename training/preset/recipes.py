@@ -16,6 +16,7 @@ class TrainingConfig(LoopConfig):
         targets_per_request: targets drawn of each request (its basket is a set).
         lambda_value: lambda_e, weight of the value level.
         lambda_mtp: weight of the multi-token-prediction loss.
+        lambda_item: weight of the loss of the item level, of a model that has one (`model.item`).
         behavior_weights: w_behavior of each behavior; 0 for one that is left out. A purchase says more than a
             click, and a click more than an impression.
         user_weight: w_user of a target: none is 1 for all; value weighs by what the user was worth in the
@@ -31,6 +32,7 @@ class TrainingConfig(LoopConfig):
     targets_per_request: int = Field(8, ge=1)
     lambda_value: float = Field(0.2, ge=0)
     lambda_mtp: float = Field(0.3, ge=0)
+    lambda_item: float = Field(1.0, ge=0)
     behavior_weights: dict[Literal["impression", "click", "conversion"], NonNegativeFloat] = Field(
         default={"impression": 1.0, "click": 1.0, "conversion": 1.0}
     )

@@ -38,6 +38,7 @@ from training.recipes import pretrain, progress
 from training.recipes.command import errors_end_the_command, parse_arguments, tell, use_device
 from training.recipes.folder import open_own, post_training
 from training.recipes.listed_requests import ListedRequests, ListsOfParts
+from training.recipes.requests import vsl_of
 from training.run import RunData
 
 SECTION = "post_training"
@@ -81,7 +82,7 @@ def prepare_post_training(
     )
     if found:
         tell(found, config.steps, changed=changed, device=device)
-    vsl = Vsl(lambda_value=preset.training.lambda_value, lambda_mtp=preset.training.lambda_mtp)
+    vsl = vsl_of(preset.training, original.spec)
     objective: Objective = vsl
     balance = start.balance
     if config.objective != "vsl":

@@ -20,12 +20,11 @@ import torch
 from training.loop.checkpoint import Checkpoint
 from training.loop.device import Device
 from training.loop.trainer import Trainer
-from training.objectives.vsl import Vsl
 from training.preset.preset import Preset
 from training.recipes import progress
 from training.recipes.command import errors_end_the_command, parse_arguments, tell, use_device
 from training.recipes.folder import PRE_TRAINING, open_own
-from training.recipes.requests import LoggedRequests
+from training.recipes.requests import LoggedRequests, vsl_of
 from training.recipes.warm_start import open_source, take_weights
 from training.run import RunData, SpecError
 
@@ -74,7 +73,7 @@ def prepare_training(
         )
         for warning in preset.warnings():
             print(f"warning: {warning}", file=sys.stderr)
-    objective = Vsl(lambda_value=config.lambda_value, lambda_mtp=config.lambda_mtp)
+    objective = vsl_of(config, start.spec)
     return Trainer(start, objective, source, config=config, device=device, folder=folder)
 
 
@@ -97,6 +96,8 @@ def _begun(data: RunData, preset: Preset, *, device: Device) -> Checkpoint:
     spec = data.fit_spec(preset)
     torch.manual_seed(preset.training.seed)
     model = spec.build()
+    if model.item is not None:
+        model.item.know(data.known_ads(spec))
     if preset.training.warm_start:
         path = Path(preset.training.warm_start)
         left = take_weights(model, spec, source=open_source(path), alignment=data.alignment)

@@ -20,12 +20,22 @@ from training.data.samples import RequestDataset
 from training.data.stream import stream
 from training.data.user_value import user_weights
 from training.loop.device import Device
+from training.objectives.vsl import Vsl
 from training.preset.loop import LoopConfig
 from training.preset.preset import Preset
-from training.preset.recipes import FineTuneConfig
+from training.preset.recipes import FineTuneConfig, TrainingConfig
 from training.spec import ModelSpec
 
 _NAMED = 8  # requests that an error names
+
+
+def vsl_of(config: TrainingConfig, spec: ModelSpec) -> Vsl:
+    """The loss of the targets, with its term of the item level for a model that has one."""
+    return Vsl(
+        lambda_value=config.lambda_value,
+        lambda_mtp=config.lambda_mtp,
+        lambda_item=None if spec.items is None else config.lambda_item,
+    )
 
 
 class LoggedRequests:
@@ -155,6 +165,7 @@ class CatalogueRequests(LoggedRequests):
         return replace(
             batch,
             tokens=np.concatenate([batch.tokens, sids[np.stack(ads)].astype(np.int64)], axis=1),
+            ads=None,  # not those of all SIDs
             value=np.concatenate([batch.value, np.zeros(shape, np.int64)], axis=1),
             weight=np.concatenate([batch.weight, np.ones(shape, np.float32)], axis=1),
         )
