@@ -193,6 +193,13 @@ recogym: setup .venv-recogym/.installed ## our policies on RecoGym's users, in a
 	test -x .venv-recogym/bin/python || $(PYTHON) -m venv .venv-recogym
 	.venv-recogym/bin/python -m pip install --quiet --no-deps -r requirements-recogym.txt
 	@touch $@
+.PHONY: benchmark
+benchmark: setup .venv-rectools/.installed ## the field's benchmark: make benchmark DATASET=beauty DATA_DIR=..; three seeds beside SASRec and published figures (hours; it goes on where it was); QUICK=1 takes minutes
+	$(PY) -m benchmarks.quality --dataset $(DATASET) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(foreach kind,sequences titles attributes sids,$(if $($(kind)),--$(kind) $($(kind)))) $(foreach key,$(SET),--set '$(key)') $(if $(QUICK),--quick)
+.venv-rectools/.installed: requirements-rectools.txt
+	test -x .venv-rectools/bin/python || $(PYTHON) -m venv .venv-rectools
+	.venv-rectools/bin/python -m pip install --quiet --no-deps -r requirements-rectools.txt
+	@touch $@
 .PHONY: ablate-cold ablate-live bench bench-setup bench-index bench-faults sweep
 ablate-cold: setup ## ads that the model never saw: what serving.cold_start gives them on the trained demo
 	$(PY) -m benchmarks.ablate_cold $(WITH_PRESET) --run $(RUN)
