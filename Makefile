@@ -194,8 +194,9 @@ recogym: setup .venv-recogym/.installed ## our policies on RecoGym's users, in a
 	.venv-recogym/bin/python -m pip install --quiet --no-deps -r requirements-recogym.txt
 	@touch $@
 .PHONY: benchmark
-benchmark: setup .venv-rectools/.installed ## the field's benchmark: make benchmark DATASET=beauty DATA_DIR=..; three seeds beside SASRec and published figures (hours; it goes on where it was); QUICK=1 takes minutes
-	$(PY) -m benchmarks.quality --dataset $(DATASET) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(foreach kind,sequences titles attributes sids,$(if $($(kind)),--$(kind) $($(kind)))) $(foreach key,$(SET),--set '$(key)') $(if $(QUICK),--quick)
+BENCHMARK_FILES = $(if $(SEQUENCES),--sequences $(SEQUENCES)) $(if $(TITLES),--titles $(TITLES)) $(if $(ATTRIBUTES),--attributes $(ATTRIBUTES)) $(if $(SIDS),--sids $(SIDS))
+benchmark: setup .venv-rectools/.installed ## Recall and NDCG on a benchmark's sequences, three seeds (hours; it goes on where it was): DATASET=beauty DATA_DIR=..; QUICK=1 takes minutes
+	$(PY) -m benchmarks.quality --dataset $(DATASET) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(BENCHMARK_FILES) $(foreach key,$(SET),--set '$(key)') $(if $(QUICK),--quick)
 .venv-rectools/.installed: requirements-rectools.txt
 	test -x .venv-rectools/bin/python || $(PYTHON) -m venv .venv-rectools
 	.venv-rectools/bin/python -m pip install --quiet --no-deps -r requirements-rectools.txt

@@ -41,9 +41,13 @@ class Benchmark:
         self.arguments = arguments
         name = f"{arguments.dataset}-quick" if arguments.quick else arguments.dataset
         arguments.run = arguments.out / name
-        self.settings = [f"data.path={arguments.run / 'tables'}", *(QUICK if arguments.quick else ())]
+        arguments.overrides = [
+            f"data.path={arguments.run / 'tables'}",
+            *(QUICK if arguments.quick else ()),
+            *arguments.overrides,
+        ]
         self.files = DataFiles.find(arguments.data_dir, arguments.dataset, given=arguments)
-        self.preset = Preset.load(arguments.config, [*arguments.overrides, *self.settings])
+        self.preset = Preset.load(arguments.config, arguments.overrides)
         data = arguments.run / "data"
         write_tables(
             self.files.sequences,
@@ -52,7 +56,7 @@ class Benchmark:
             attributes=self.files.attributes,
             sids=self.files.sids if self.preset.tokenizer.sids == "given" else None,
         )
-        common = ["--config", arguments.config, *_sets([*arguments.overrides, *self.settings])]
+        common = ["--config", arguments.config, *_sets(arguments.overrides)]
         _run(["training.data.prepare", *common, "--out", str(data)])
         self.sequences = Sequences.load(data)
         self.validation, self.asked = (
@@ -70,7 +74,7 @@ class Benchmark:
         spent = self.arguments.run / "arms" / f"{arm}-seed{seed}" / "minutes.json"
         spent.parent.mkdir(parents=True, exist_ok=True)
         with counted_minutes(spent):
-            run = generators.train(self.arguments, arm, seed=seed, settings=self.settings)
+            run = generators.train(self.arguments, arm, seed=seed)
         checkpoint = generators.checkpoint_of(run)
 
         def answer() -> tuple[Answers, dict[str, Any]]:
@@ -87,7 +91,8 @@ class Benchmark:
 
     def sasrec(self, seed: int) -> None:
         """Train the control and let it answer."""
-        config = SasRecConfig(**QUICK_SASREC) if self.arguments.quick else SasRecConfig()
+        quick = QUICK_SASREC if self.arguments.quick else {}
+        config = SasRecConfig(**quick, precision=self.preset.training.precision)
         items = len(self.sequences.item_ids)
 
         def answer() -> tuple[Answers, dict[str, Any]]:

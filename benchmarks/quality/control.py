@@ -50,10 +50,13 @@ def train(
             target = padded[:, 1:]
             there = target > 0
             drawn = random.permutation(items)[: config.negatives] + 1
-            states = model(padded[:, :-1])[there]
-            loss = softmax_loss(
-                states, target[there], items=model.item.weight, candidates=torch.from_numpy(drawn)
-            )
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+                loss = softmax_loss(
+                    model(padded[:, :-1])[there],
+                    target[there],
+                    items=model.item.weight,
+                    candidates=torch.from_numpy(drawn),
+                )
             optimiser.zero_grad()
             loss.backward()
             clip_grad_norm_(model.parameters(), 5.0)

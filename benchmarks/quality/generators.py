@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,21 +31,20 @@ ARMS: dict[str, tuple[str, ...]] = {  # the preset's own first: its tokenizer is
 }
 
 
-def train(arguments: argparse.Namespace, arm: str, *, seed: int, settings: Sequence[str]) -> Path:
+def train(arguments: argparse.Namespace, arm: str, *, seed: int) -> Path:
     """Train an arm, or what is left of it; returns its run.
 
     Args:
         arguments: of the command line: run, config, overrides, threads.
         arm: one of `ARMS`.
         seed: of tokenizer and training.
-        settings: keys of the preset, for all arms.
     """
     run = arguments.run / "arms" / f"{arm}-seed{seed}"
     if arm != LAZYAR and not (run / "tokenizer").exists():
         shared = arguments.run / "arms" / f"{LAZYAR}-seed{seed}" / "tokenizer"
         run.mkdir(parents=True, exist_ok=True)
         (run / "tokenizer").symlink_to(os.path.relpath(shared, run))
-    return generator.train(arguments, arm, seed=seed, tokenizer=(), settings=[*settings, *ARMS[arm]])
+    return generator.train(arguments, arm, seed=seed, tokenizer=(), settings=ARMS[arm])
 
 
 def checkpoint_of(run: Path) -> Path:
@@ -76,6 +74,7 @@ def answers_of(run: Path, preset: Preset, *, asked: Asked) -> tuple[Answers, int
         limit=DEPTH,
         batch_size=config.batch_size,
         value_table=spec.value_buckets.means,
+        normalise=config.levels_normalised(len(spec.level_sizes)),
     )
     items = np.full((len(order), DEPTH), NOTHING)
     for row, ads in zip(order, ranked, strict=True):

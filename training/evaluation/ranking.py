@@ -12,6 +12,7 @@ from serving.backend.resolve import NO_AD, resolve
 from serving.model.value_correction import UNCORRECTED, ValueCorrection
 from serving.search.beam_search import beam_search
 from serving.search.executor import Executor
+from serving.search.normalise import Normalise
 from serving.search.rank import RankBy
 from serving.search.widths import WidthPlan
 from training.data.samples import RequestDataset
@@ -36,6 +37,7 @@ def rank_by_model(
     batch_size: int,
     value_table: np.ndarray,
     value_correction: ValueCorrection = UNCORRECTED,
+    normalise: tuple[Normalise, ...] | None = None,
     rank_by: RankBy = "probability",
     progress: bool = True,
 ) -> tuple[list[np.ndarray], int, int]:
@@ -54,6 +56,7 @@ def rank_by_model(
         batch_size: requests a search.
         value_table: mean of each value bucket.
         value_correction: of expected values.
+        normalise: of each level, see `beam_search`.
         rank_by: of the ads, as in serving.
         progress: show how far it is.
     """
@@ -81,6 +84,7 @@ def rank_by_model(
             value_correction=value_correction,
             num_results=np.full(len(slots), limit),
             banned=[snapshot.banned_leaves(ads) for ads in excluded],
+            normalise=normalise,
         )
         for row, exclude in enumerate(excluded):
             sids = beams.sids[row][beams.leaves[row] >= 0]
@@ -153,6 +157,7 @@ def evaluate(
         batch_size=config.batch_size,
         value_table=value_table,
         value_correction=value_correction,
+        normalise=config.levels_normalised(len(level_sizes)),
         rank_by=config.rank_by,
     )
     baselines = rank_by_baselines(

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from serving.search.normalise import Normalise, parse_normalise
 from serving.search.rank import RankBy
 
 
@@ -17,6 +18,7 @@ class EvaluationConfig(BaseModel):
         requests: requests drawn (seeded); all of them when there are fewer.
         cutoffs: k of Recall@k, NDCG@k and value recall@k.
         widths: width plan of the beam search; the last width must reach the largest cutoff.
+        normalise: of each SID level, as serving.normalise; None is codebook for all.
         rank_by: what ads are ranked by, probability or value (p x v), as the request parameter of serving.
         exclude_seen: leave out ads of the user's history, as answers and as targets; off where users repeat.
         recent_days: days before a request that count as recent, for the baseline recent_popularity.
@@ -30,8 +32,17 @@ class EvaluationConfig(BaseModel):
     requests: int = Field(2000, ge=1)
     cutoffs: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (10, 50, 100)
     widths: str = "64-128-256:1"
+    normalise: str | None = None
     rank_by: RankBy = "probability"
     exclude_seen: bool = False
     recent_days: float = Field(7, gt=0)
     batch_size: int = Field(16, ge=1)
     seed: int = 0
+
+    def levels_normalised(self, levels: int) -> tuple[Normalise, ...] | None:
+        """`normalise` of each of so many levels.
+
+        Raises:
+            ValueError: it is of another number, or of no such form.
+        """
+        return None if self.normalise is None else parse_normalise(self.normalise, levels=levels)

@@ -23,6 +23,9 @@ class ModelConfig(BaseModel):
             layer.
         tie_embeddings: heads of SID levels share the code embeddings of the context.
         dropout: of each residual branch; training only.
+        context_dropout: of the context's vectors; training only.
+        initial_weights: copying starts with an open path from the history's codes to the next one; random
+            starts without, for logs in which nobody has an ad twice (`training.model.initialise`).
         copy_path: SIDs of the history get a learned part of the probability for themselves
             (`training.model.copy_path`).
     """
@@ -39,6 +42,8 @@ class ModelConfig(BaseModel):
     share_context_kv: bool = True
     tie_embeddings: bool = True
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    context_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    initial_weights: Literal["copying", "random"] = "copying"
     copy_path: bool = False
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
 """RecTools' Recall@10 and NDCG@10 of answers: what `make benchmark` compares its own figures to.
 
-    .venv-rectools/bin/python -m benchmarks.quality.outside.judge --sequences Beauty.txt --out judged.json *.npz
+    .venv-rectools/bin/python -m benchmarks.quality.outside.judge --sequences Beauty.txt --out out.json *.npz
 
 Runs in the virtual environment of `requirements-rectools.txt` and imports nothing of this project: it reads
 the sequence file itself, takes the last item of each line for the test item, and checks that no answer holds
