@@ -193,6 +193,14 @@ recogym: setup .venv-recogym/.installed ## our policies on RecoGym's users, in a
 	test -x .venv-recogym/bin/python || $(PYTHON) -m venv .venv-recogym
 	.venv-recogym/bin/python -m pip install --quiet --no-deps -r requirements-recogym.txt
 	@touch $@
+.PHONY: benchmark
+BENCHMARK_FILES = $(if $(SEQUENCES),--sequences $(SEQUENCES)) $(if $(TITLES),--titles $(TITLES)) $(if $(ATTRIBUTES),--attributes $(ATTRIBUTES)) $(if $(SIDS),--sids $(SIDS))
+benchmark: setup .venv-rectools/.installed ## Recall and NDCG on a benchmark's sequences, three seeds (hours; it goes on where it was): DATASET=beauty DATA_DIR=..; QUICK=1 takes minutes
+	$(PY) -m benchmarks.quality --dataset $(DATASET) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(BENCHMARK_FILES) $(foreach key,$(SET),--set '$(key)') $(if $(QUICK),--quick)
+.venv-rectools/.installed: requirements-rectools.txt
+	test -x .venv-rectools/bin/python || $(PYTHON) -m venv .venv-rectools
+	.venv-rectools/bin/python -m pip install --quiet --no-deps -r requirements-rectools.txt
+	@touch $@
 .PHONY: ablate-cold ablate-live bench bench-setup bench-index bench-faults sweep
 ablate-cold: setup ## ads that the model never saw: what serving.cold_start gives them on the trained demo
 	$(PY) -m benchmarks.ablate_cold $(WITH_PRESET) --run $(RUN)

@@ -397,3 +397,17 @@ def test_bad_arguments() -> None:
             groups_between(log, 0, 9, target_behaviors=targets)
     with pytest.raises(ValueError, match="min_history >= 0, got -1"):
         groups_between(log, 0, 9, target_behaviors=["click"], min_history=-1)
+
+
+def test_targets_of_the_following_requests_are_the_users_own() -> None:
+    log = EventLog.from_tables(random_tables(2, users=9, events=200), attribution_window_s=0)
+    groups = groups_between(log, 5, 1000, target_behaviors=["click", "conversion"])
+    assert len(groups) > 50
+    users, ptr = groups.user_row, groups.target_ptr
+    for count in (1, 3, 1000):
+        more = groups.with_following(count)
+        assert np.array_equal(more.request, groups.request)
+        for i in range(len(groups)):
+            own = [j for j in range(i, min(i + count + 1, len(groups))) if users[j] == users[i]]
+            expected = [event for j in own for event in groups.target_events[ptr[j] : ptr[j + 1]].tolist()]
+            assert more.target_events[more.target_ptr[i] : more.target_ptr[i + 1]].tolist() == expected

@@ -13,6 +13,7 @@ import torch
 
 import training.evaluation.__main__ as command
 from serving.inputs import Inputs
+from serving.search.beam_search import beam_search
 from serving.search.widths import WidthPlan
 from tests.tiny_log import CONFIG, DAY, open_run, run_of, write_run
 from training.evaluation.__main__ import format_report
@@ -379,12 +380,26 @@ def test_an_index_of_other_ads_is_refused(run):
         ),
         ("evaluation.part=train", "evaluation.part: .*'validation' or 'test', got 'train'"),
         ("evaluation.rank_by=ecpm", "evaluation.rank_by: .*'probability' or 'value', got 'ecpm'"),
+        ("evaluation.normalise=codebook-live", "evaluation: normalise: expected 3 of"),
         ("evaluation.recent_days=0", "evaluation.recent_days: .*greater than 0"),
     ],
 )
 def test_settings_that_cannot_be(run, override, message):
     with pytest.raises(ConfigError, match=message):
         open_run(run, override)
+
+
+def test_levels_are_normalised_as_the_preset_says(explorers, monkeypatch):
+    asked = []
+
+    def searched(*arguments, **options):
+        asked.append(options["normalise"])
+        return beam_search(*arguments, **options)
+
+    monkeypatch.setattr("training.evaluation.ranking.beam_search", searched)
+    report_of(explorers)
+    report_of(explorers, "evaluation.normalise=codebook-live-live")
+    assert set(asked) == {None, ("codebook", "live", "live")}
 
 
 def test_the_command_takes_part_and_ranking(explorers, tmp_path, monkeypatch, capsys):

@@ -8,6 +8,7 @@ import torch
 
 from serving.model.features import FeatureSpec
 from tests.tiny import LEVEL_SIZES, SPEC, random_requests, tiny_model
+from training.model.layers import attend
 from training.preset.model import ModelConfig
 from training.rollout.executor import TorchExecutor
 
@@ -154,3 +155,35 @@ def test_features_and_tokenizer_must_have_the_same_levels():
 
     with pytest.raises(ValueError, match="expected 2 SID levels"):
         Generator(ModelConfig(), FeatureSpec(levels=2), level_sizes=LEVEL_SIZES, value_buckets=4)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_the_path_from_the_history_is_open_at_first_or_closed(share):
+    for initial, opened in (("copying", True), ("random", False)):
+        model = tiny_model(initial_weights=initial, share_context_kv=share)
+        projections = list(model.context_kv) * (3 if share else 1)
+        for layer, kv in zip(model.layers, projections, strict=True):
+            through = layer.out_context.weight @ kv.value.weight  # what a slot's vector becomes
+            is_itself = torch.allclose(through, torch.eye(16) / 3**0.5, atol=1e-5)
+            assert is_itself is opened
+            assert torch.equal(layer.query_context.weight, kv.key.weight) is opened
+
+
+def test_context_dropout_is_of_training_only():
+    model, other = tiny_model(context_dropout=0.5), tiny_model()
+    slots, profile = map(torch.from_numpy, random_requests(5))
+    assert torch.equal(model.encode(slots, profile)[0], other.encode(slots, profile)[0])
+    context, *_ = model.train().encode(slots, profile)
+    assert 0.3 < float((context == 0).float().mean()) < 0.7
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_attention_of_bf16_training_on_a_cpu_is_that_of_float32(biased):
+    q, k, v = (torch.randn(2, 2, 5, 8) for _ in range(3))
+    bias = torch.randn(2, 1, 1, 5) if biased else None
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(q, k, v, bias=bias)
+    scores = q @ k.transpose(2, 3) / 8**0.5
+    scores = scores + bias if biased else scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, scores.softmax(-1) @ v, atol=1e-5)

@@ -71,7 +71,8 @@ def test_sections_that_no_command_at_hand_reads_are_checked(preset):
     with pytest.raises(ConfigError, match=r"p.yaml: serving: unknown key 'widthz'; known: cache, .*widths"):
         Preset.load(preset("serving: {widthz: 3}\n"))
     with pytest.raises(
-        ConfigError, match=r"model: unknown key 'bogus'; known: copy_path, decoder, dropout.*\(an override\)$"
+        ConfigError,
+        match=r"model: unknown key 'bogus'; known: context_dropout, copy_path, decoder, dropout.*\(an override\)$",
     ):
         Preset.load(preset("training: {steps: 1}\n"), ["model.bogus=1"])
 
@@ -86,7 +87,7 @@ def test_every_command_checks_all_sections(command, preset, monkeypatch, capsys)
     said = capsys.readouterr().err if ended.value.code == 1 else ended.value.code
     assert re.search(r"^error: .*p.yaml: 2 faults", said)
     assert "serving: unknown key 'widthz'; known: cache, " in said
-    assert "model: unknown key 'bogus'; known: copy_path, decoder, dropout, " in said
+    assert "model: unknown key 'bogus'; known: context_dropout, copy_path, decoder, dropout, " in said
 
 
 @pytest.mark.parametrize(

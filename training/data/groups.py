@@ -4,7 +4,7 @@ Letters: E events, R requests, N samples.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -51,6 +51,15 @@ class TargetGroups:
             target_ptr=ptr,
             target_events=self.target_events[of_targets],
         )
+
+    def with_following(self, count: int) -> Self:
+        """The same samples, each also with the targets of its user's next `count` samples."""
+        last = np.searchsorted(self.user_row, self.user_row, side="right")
+        ends = self.target_ptr[np.minimum(np.arange(len(self)) + count + 1, last)]
+        counts = ends - self.target_ptr[:-1]
+        ptr = np.append(0, np.cumsum(counts))
+        events = np.arange(ptr[-1]) + np.repeat(self.target_ptr[:-1] - ptr[:-1], counts)
+        return replace(self, target_ptr=ptr, target_events=self.target_events[events])
 
 
 def target_groups(

@@ -13,6 +13,7 @@ from serving.backend.resolve import find_ads
 from serving.model.value_correction import UNCORRECTED, ValueCorrection
 from serving.search.beam_search import beam_search
 from serving.search.executor import Executor
+from serving.search.normalise import Normalise
 from serving.search.rank import RankBy
 from serving.search.widths import WidthPlan
 from training.data.samples import RequestDataset
@@ -56,6 +57,7 @@ def rank_by_model(
     batch_size: int,
     value_table: np.ndarray,
     value_correction: ValueCorrection = UNCORRECTED,
+    normalise: tuple[Normalise, ...] | None = None,
     rank_by: RankBy = "probability",
     item_level: ItemLevel | None = None,
     item_pool: int = 0,
@@ -76,6 +78,7 @@ def rank_by_model(
         batch_size: requests a search.
         value_table: mean of each value bucket.
         value_correction: of expected values.
+        normalise: of each level, see `beam_search`.
         rank_by: of the ads, as in serving.
         item_level: orders the best ads once more; None for a model without one.
         item_pool: so many of them.
@@ -105,6 +108,7 @@ def rank_by_model(
             value_correction=value_correction,
             num_results=np.full(len(slots), limit),
             banned=[snapshot.banned_leaves(ads) for ads in excluded],
+            normalise=normalise,
         )
         pools = []
         for row, exclude in enumerate(excluded):
@@ -184,6 +188,7 @@ def evaluate(
         batch_size=config.batch_size,
         value_table=value_table,
         value_correction=value_correction,
+        normalise=config.levels_normalised(len(level_sizes)),
         rank_by=config.rank_by,
         item_level=item_level,
         item_pool=config.item_pool,

@@ -35,7 +35,7 @@ class ContextProcessor(nn.Module):
     only. Slot 0 is a learned user slot that is never empty, so a cold-start user has a context too.
     """
 
-    def __init__(self, spec: FeatureSpec, *, width: int) -> None:
+    def __init__(self, spec: FeatureSpec, *, width: int, dropout: float = 0.0) -> None:
         """The code embeddings come with each call: they belong to the generator."""
         super().__init__()
         self.spec = spec
@@ -46,6 +46,7 @@ class ContextProcessor(nn.Module):
         self.profile = nn.ModuleList(nn.Embedding(size, width) for size in spec.column_sizes)
         self.user = nn.Parameter(torch.zeros(1, 1, width))
         self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
 
     @property
     def slots(self) -> int:
@@ -74,7 +75,7 @@ class ContextProcessor(nn.Module):
             history = history + table(slots[..., t])  # [B, S, d]
         user = self.user.expand(slots.shape[0], 1, -1)
         columns = [table(profile[:, i])[:, None] for i, table in enumerate(self.profile)]
-        context = self.norm(torch.cat([user, *columns, history], dim=1))
+        context = self.dropout(self.norm(torch.cat([user, *columns, history], dim=1)))
         empty = (slots[..., levels] == 0).to(context.dtype) * EMPTY_SLOT_BIAS  # [B, S]
         bias = torch.cat([torch.zeros_like(context[:, : 1 + len(columns), 0]), empty], dim=1)
         return context, bias

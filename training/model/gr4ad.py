@@ -88,7 +88,7 @@ class Generator(nn.Module):
         self.level_sizes, self.value_buckets = tuple(level_sizes), value_buckets
         width = config.width
         self.codes = CodeEmbeddings(self.level_sizes, width)
-        self.context = ContextProcessor(spec, width=width)
+        self.context = ContextProcessor(spec, width=width, dropout=config.context_dropout)
         self.level = nn.Parameter(torch.zeros(len(level_sizes) + 1, width))  # p_t
         self.bos = nn.Parameter(torch.zeros(1, 1, width))
         self.fuse = Fuse(width)

@@ -4,6 +4,8 @@ Much of what a user does next repeats or resembles the history. A decoder with r
 to find the path "history slot -> attention -> residual stream -> code embedding"; these weights start with
 that path open, and change nothing in the architecture: queries and keys start equal (a token attends to slots
 that carry it), output and value projections start as each other's inverse, and Fuse passes the token through.
+Where nobody has an ad twice, what this path says at first is wrong: `model.initial_weights: random` leaves it
+closed.
 """
 
 from __future__ import annotations
@@ -34,15 +36,22 @@ def initialise(model: Generator) -> Generator:
     for parameter in (model.level, model.bos, model.context.user, model.context.slot):
         nn.init.normal_(parameter, std=width**-0.5)
     model.fuse.mix.weight[:, width:] = torch.eye(width)
-    projections = cast("list[ContextKeysValues]", list(model.context_kv))
-    for kv in projections:
-        nn.init.orthogonal_(kv.value.weight)
-    for i, layer in enumerate(cast("list[DecoderLayer]", list(model.layers))):
-        kv = projections[0 if model.config.share_context_kv else i]
-        layer.query_context.weight.copy_(kv.key.weight)
-        layer.out_context.weight.copy_(kv.value.weight.T / model.config.layers**0.5)
-        for linear in (layer.out_self, cast(nn.Linear, layer.ffn[2])):
-            linear.weight.mul_((2 * model.config.layers) ** -0.5)
+    layers = cast("list[DecoderLayer]", list(model.layers))
+    for layer in layers:
+        for linear in (layer.out_context, layer.out_self, cast(nn.Linear, layer.ffn[2])):
+            linear.weight.mul_((2 * len(layers)) ** -0.5)
+    if model.config.initial_weights == "copying":
+        _open_path(model, layers)
     if model.item is not None:
         model.item.reset()
     return model
+
+
+def _open_path(model: Generator, layers: list[DecoderLayer]) -> None:
+    projections = cast("list[ContextKeysValues]", list(model.context_kv))
+    for kv in projections:
+        nn.init.orthogonal_(kv.value.weight)
+    for i, layer in enumerate(layers):
+        kv = projections[0 if model.config.share_context_kv else i]
+        layer.query_context.weight.copy_(kv.key.weight)
+        layer.out_context.weight.copy_(kv.value.weight.T / len(layers) ** 0.5)

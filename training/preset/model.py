@@ -18,8 +18,8 @@ class ItemConfig(BaseModel):
             ads, which is best, and too slow on a CPU where there are a hundred thousand.
         ids_dropped: share of the ads that are without a vector of their own for a step, so that text and
             codes learn to stand for an ad alone, as they must for one that comes later.
-        mix: weight of log p of an ad's semantic ID beside its score where ads are ordered. It moves no weight:
-            find it by validation.
+        mix: weight of log p of an ad's semantic ID beside its score where ads are ordered. It moves no
+            weight: find it by validation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +56,9 @@ class ModelConfig(BaseModel):
             layer.
         tie_embeddings: heads of SID levels share the code embeddings of the context.
         dropout: of each residual branch; training only.
+        context_dropout: of the context's vectors; training only.
+        initial_weights: copying starts with an open path from the history's codes to the next one; random
+            starts without, for logs in which nobody has an ad twice (`training.model.initialise`).
         copy_path: SIDs of the user's habits (`features.habits`) get a learned part of the probability for
             themselves (`training.model.copy_path`).
         item: the item level, which orders ads (`serving.rerank: item`); null for a model without one.
@@ -73,6 +76,8 @@ class ModelConfig(BaseModel):
     share_context_kv: bool = True
     tie_embeddings: bool = True
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    context_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    initial_weights: Literal["copying", "random"] = "copying"
     copy_path: bool = False
     item: ItemConfig | None = None
 

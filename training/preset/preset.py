@@ -135,7 +135,7 @@ class Preset(BaseModel):
 
         check("features", lambda: self.features.spec(levels=levels, profile_sizes=()))
         check("serving", lambda: SearchPlans.of(self.serving, levels=levels))
-        check("evaluation", lambda: _check_cutoffs(self.evaluation, levels=levels))
+        check("evaluation", lambda: _check_evaluation(self.evaluation, levels=levels))
         if self.rollout.widths is not None:
             widths = self.rollout.widths
             check("rollout", lambda: WidthPlan.parse(widths, levels=levels))
@@ -247,13 +247,14 @@ def _near(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
-def _check_cutoffs(config: EvaluationConfig, *, levels: int) -> None:
+def _check_evaluation(config: EvaluationConfig, *, levels: int) -> None:
     widths = WidthPlan.parse(config.widths, levels=levels).sid
     if widths[-1] < max(config.cutoffs):
         raise ValueError(
             f"expected a last width of at least the largest cut-off, {max(config.cutoffs)}, "
             f"got widths {config.widths!r}"
         )
+    config.levels_normalised(levels)
 
 
 def _faults(error: ValidationError, overridden: Collection[tuple[str, ...]]) -> list[str]:

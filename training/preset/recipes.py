@@ -14,6 +14,8 @@ class TrainingConfig(LoopConfig):
 
     Attributes:
         targets_per_request: targets drawn of each request (its basket is a set).
+        following_requests: a request also has the targets of its user's next ones, so many, of the training
+            part; for logs in which what comes soon says as much as what comes next.
         lambda_value: lambda_e, weight of the value level.
         lambda_mtp: weight of the multi-token-prediction loss.
         lambda_item: weight of the loss of the item level, of a model that has one (`model.item`).
@@ -30,6 +32,7 @@ class TrainingConfig(LoopConfig):
     """
 
     targets_per_request: int = Field(8, ge=1)
+    following_requests: int = Field(0, ge=0)
     lambda_value: float = Field(0.2, ge=0)
     lambda_mtp: float = Field(0.3, ge=0)
     lambda_item: float = Field(1.0, ge=0)

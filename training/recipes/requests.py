@@ -66,6 +66,8 @@ class LoggedRequests:
             )
             for part, weeks in (("train", self._training.recent_weeks), ("validation", None))
         )
+        if self._training.following_requests:
+            self.groups = self.groups.with_following(self._training.following_requests)
         self._user_weights = None
         if self._training.user_weight == "value":
             self._user_weights = user_weights(dataset.log, dataset.parts, target_behaviors=behaviors)

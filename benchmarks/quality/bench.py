@@ -1,0 +1,138 @@
+"""One data set: its tables, users who are asked, and cells of the answers of every model."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks.quality import control, generators, simple
+from benchmarks.quality.cells import Cells, counted_minutes, minutes
+from benchmarks.quality.files import DataFiles
+from benchmarks.quality.protocol import Answers, Asked, Sequences
+from benchmarks.quality.report import SASREC
+from benchmarks.quality.sasrec import SasRecConfig
+from examples.sequences import write_tables
+from training.loop.checkpoint import CONTENT, MODEL
+from training.preset.preset import Preset
+
+QUICK = (
+    "training.steps=400",
+    "training.validate_every=200",
+    "training.validation_requests=512",
+)
+QUICK_SASREC = {"epochs": 2, "width": 64, "negatives": 1024}
+STOPPING_USERS = 4000  # whose validation items say when SASRec stops
+
+
+class Benchmark:
+    """One data set: its tables, users who are asked, and cells of the answers."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        """Prepare the data.
+
+        Raises:
+            ValueError: files are missing or not of the form they should have.
+            OSError: one cannot be read.
+        """
+        self.arguments = arguments
+        name = f"{arguments.dataset}-quick" if arguments.quick else arguments.dataset
+        arguments.run = arguments.out / name
+        arguments.overrides = [
+            f"data.path={arguments.run / 'tables'}",
+            *(QUICK if arguments.quick else ()),
+            *arguments.overrides,
+        ]
+        self.files = DataFiles.find(arguments.data_dir, arguments.dataset, given=arguments)
+        self.preset = Preset.load(arguments.config, arguments.overrides)
+        data = arguments.run / "data"
+        write_tables(
+            self.files.sequences,
+            arguments.run / "tables",
+            titles=self.files.titles,
+            attributes=self.files.attributes,
+            sids=self.files.sids if self.preset.tokenizer.sids == "given" else None,
+        )
+        common = ["--config", arguments.config, *_sets(arguments.overrides)]
+        _run(["training.data.prepare", *common, "--out", str(data)])
+        self.sequences = Sequences.load(data)
+        self.validation, self.asked = (
+            Asked.of(self.sequences, self.preset, part=part, count=users)
+            for part, users in (("validation", STOPPING_USERS), (arguments.part, arguments.users))
+        )
+        self.cells = Cells(
+            arguments.run / ("answers" if arguments.part == "test" else f"answers-{arguments.part}"),
+            {f"data/{name}": data / name for name in ("ads.parquet", "events.parquet", "split.json")},
+            {"part": arguments.part, "users": len(self.asked.users)},
+        )
+
+    def generator(self, arm: str, seed: int) -> None:
+        """Train an arm, or what is left of it, and let it answer."""
+        spent = self.arguments.run / "arms" / f"{arm}-seed{seed}" / "minutes.json"
+        spent.parent.mkdir(parents=True, exist_ok=True)
+        with counted_minutes(spent):
+            run = generators.train(self.arguments, arm, seed=seed)
+        checkpoint = generators.checkpoint_of(run)
+
+        def answer() -> tuple[Answers, dict[str, Any]]:
+            answers, parameters = generators.answers_of(run, self.preset, asked=self.asked)
+            return answers, {"parameters": parameters, "cpu_minutes": minutes(spent)}
+
+        self.cells.make(
+            arm,
+            seed,
+            files={"weights": checkpoint / MODEL, "checkpoint": checkpoint / CONTENT},
+            values={"evaluation.widths": self.preset.evaluation.widths},
+            answer=answer,
+        )
+
+    def sasrec(self, seed: int) -> None:
+        """Train the control and let it answer."""
+        quick = QUICK_SASREC if self.arguments.quick else {}
+        config = SasRecConfig(**quick, precision=self.preset.training.precision)
+        items = len(self.sequences.item_ids)
+
+        def answer() -> tuple[Answers, dict[str, Any]]:
+            began = time.process_time()
+            model, history = control.train(
+                self.sequences.training(), items=items, config=config, validation=self.validation, seed=seed
+            )
+            spent = (time.process_time() - began) / 60
+            ranked = control.rank(model, self.asked, config=config)
+            noted = {
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "cpu_minutes": spent,
+                "best_epoch": control.best_epoch(history),
+                "history": history,
+            }
+            return Answers(self.asked.users, self.sequences.ids(ranked)), noted
+
+        self.cells.make(SASREC, seed, files={}, values=asdict(config), answer=answer)
+
+    def simple(self, seed: int) -> None:
+        """What needs no model; the seed only says where it is kept."""
+        for name, answer in simple.ANSWERS.items():
+
+            def answered(answer: simple.Answer = answer) -> tuple[Answers, dict[str, Any]]:
+                ranked = answer(self.sequences, self.asked)
+                return Answers(self.asked.users, self.sequences.ids(ranked)), {}
+
+            self.cells.make(name, seed, files={}, values={}, answer=answered)
+
+
+def _sets(settings: list[str]) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+def _run(command: list[str]) -> None:
+    """A step of the project.
+
+    Raises:
+        ValueError: it failed; what it said stands above.
+    """
+    code = subprocess.run([sys.executable, "-m", *command], check=False).returncode
+    if code:
+        raise ValueError(f"{command[0]}: status {code}")

@@ -1,0 +1,1 @@
+"""Judges of other projects, each in a virtual environment of its own."""
