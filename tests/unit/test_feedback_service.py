@@ -15,6 +15,7 @@ from feedback.commands import serve
 from feedback.http.app import create_app
 from feedback.join.rules import JoinConfig
 from feedback.service.config import KAFKA, REDIS, SERVED, FeedbackConfig
+from feedback.service.served_files import ServedFiles
 from feedback.service.service import Service
 from feedback.store.samples import decode_sample
 from indexer.http.api import ApiLimits, WriterApi
@@ -132,6 +133,32 @@ def test_files_that_went_before_they_were_read_are_on_record(start, log) -> None
     assert list(meta.gaps) == [f"served:{name}"]
     assert "are gone from the stream, which goes on at file 3" in meta.gaps[f"served:{name}"]
     assert 'gr4ad_feedback_lost_total{source="served:' in service.metrics.render().decode()
+
+
+def test_a_whole_row_of_files_that_went_unread_is_on_record(log) -> None:
+    """A reader that is slower than the log is removed; and no gap where it had seen everything."""
+    writer = SegmentWriter(log, file_bytes=1, keep_files=100)
+    writer.write([now_served("a")])
+    writer.write([now_served("b")])
+    handed, gaps = [], []
+    taker = type("Taker", (), {"submit": lambda self, items, **_: handed.extend(items) or self})()
+    reader = ServedFiles(log, taker, offset_of=lambda _: None, on_gap=lambda *gap: gaps.append(gap))
+    reader._poll()  # the first file
+    assert len(handed) == 1
+    for file in log.iterdir():
+        file.unlink()
+    reader._poll()
+    ((source, gap),) = gaps
+    assert source.startswith("served:")
+    assert (gap.after.partition(",")[0], gap.resumes) == ("file 0", "another server's records")
+    other = SegmentWriter(log, file_bytes=1, keep_files=100)
+    other.write([now_served("c")])
+    for _ in range(2):
+        reader._poll()
+    for file in log.iterdir():
+        file.unlink()
+    reader._poll()
+    assert (len(handed), len(gaps)) == (2, 1)
 
 
 @needs_redis
