@@ -20,6 +20,8 @@ GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
 INDEXER_PORT ?= 8010
 INDEXER_OPTIONS ?=
+FEEDBACK_PORT ?= 8020
+FEEDBACK_OPTIONS ?=
 USER_ID ?=
 ifneq ($(origin USER),environment)
 USER_ID := $(USER)
@@ -152,6 +154,10 @@ index: setup ## build the semantic-ID index of the bundle
 .PHONY: indexer
 indexer: setup ## take ad events for the index on INDEXER_PORT (Ctrl-C stops it); INDEXER_OPTIONS="--redis-url ..."
 	$(PY) -m indexer serve --index $(RUN)/index --bundles $(RUN)/bundles --port $(INDEXER_PORT) $(INDEXER_OPTIONS)
+
+.PHONY: feedback
+feedback: setup ## take feedback on FEEDBACK_PORT, join it to what was served (SET="serving.served_log.sink=file"); docs/feedback.md
+	$(PY) -m feedback serve --store $(RUN)/feedback --served $(RUN)/served --port $(FEEDBACK_PORT) $(FEEDBACK_OPTIONS)
 
 .PHONY: serve request
 serve: setup ## launch Triton on model_repository/, rendered for this preset (Ctrl-C stops it)

@@ -64,8 +64,9 @@ def measure(
 
     Returns:
         `served_log_qps_ratio`, on by off, median over the rounds, and `sink_gone_qps_ratio` likewise, with
-        the least and the most of the rounds; None where a request failed or was answered wrong. `rows`, and
-        the log's `records` and `bytes_per_record`.
+        the least and the most of the rounds; None where a request failed or was answered wrong.
+        `served_log_cpu_ratio`, of the server's CPU time a request, which others on the machine blur less.
+        `rows`, and the log's `records` and `bytes_per_record`.
     """
     fixed = preset.serving.model_copy(update={"load_control": "fixed", "cache": "off"})
     base = run / "served_log"
@@ -82,10 +83,13 @@ def measure(
         rows = compare(servers, cells, rounds=rounds, seconds=seconds, say=say)
         time.sleep(1.0)  # what waits is written
     lines, size = _written(log)
+    cpu_ms = {row["variant"]: row.get("cpu_ms") for row in rows}
+    cpu_ratio = cpu_ms["on"] / cpu_ms["off"] if cpu_ms["on"] and cpu_ms["off"] else None
     return {
         **_ratio(rows, "on", name="served_log_qps_ratio"),
+        "served_log_cpu_ratio": cpu_ratio and round(cpu_ratio, 4),
         **_ratio(rows, "gone", name="sink_gone_qps_ratio"),
-        "cpu_ms": {row["variant"]: row.get("cpu_ms") for row in rows},
+        "cpu_ms": cpu_ms,
         "records": lines,
         "bytes_per_record": round(size / max(lines, 1)),
         "rows": rows,

@@ -16,6 +16,8 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import np_to_triton_dtype
 
+from feedback.store.histories import Histories
+from feedback.store.layout import EVENT
 from serving.keys import id_of
 from serving.model.bundle import read_manifest
 from serving.model.current import current_version
@@ -165,16 +167,19 @@ class Catalogue:
         num_ads: int,
         exclude: Sequence[int | str] = (),
         max_history: int = 1024,
+        histories: Histories | None = None,
     ) -> dict[str, np.ndarray]:
         """Request of a user at the end of the logs: the newest events, the profile, the time.
 
         Its request features are those of the user's last event; one that is not known there is left out.
+        Events that feedback has brought since follow those of the logs, and the request is behind them.
 
         Args:
             user: number or key.
             num_ads: k.
             exclude: ads, numbers or keys, that must not come back.
             max_history: most events that are sent.
+            histories: of a feedback store; None for the logs alone.
 
         Raises:
             ValueError: no such user, or a text that is no key.
@@ -187,15 +192,19 @@ class Catalogue:
             raise ValueError(f"expected a user of the logs ({span}), got {user!r}")
         events = self.events.filter(pl.col("user_id") == user_id).sort("timestamp", "ad_id").tail(max_history)
         row = rows.row(0, named=True)
-        behaviors = [BEHAVIORS[b] for b in events["behavior"]]
-        tensors = {
-            "history_ad_ids": events["ad_id"].to_numpy()[None],
-            "history_behaviors": np.array([behaviors], np.int32),
-            "history_timestamps": events["timestamp"].to_numpy()[None],
-            "num_ads": np.array([[num_ads]], np.int32),
-            # The logs are of the past: without a time the server would count the gaps up to today.
-            "timestamp": np.array([[self.end]], np.int64),
-        }
+        behaviors = np.array([BEHAVIORS[b] for b in events["behavior"]], np.int32)
+        since = histories.of(user_id) if histories else np.zeros(0, EVENT)
+        columns = (
+            np.concatenate([events["ad_id"].to_numpy(), since["ad_id"]]),
+            np.concatenate([behaviors, since["behavior"].astype(np.int32)]),
+            np.concatenate([events["timestamp"].to_numpy(), since["timestamp"]]),
+        )
+        names = ("history_ad_ids", "history_behaviors", "history_timestamps")
+        tensors = {name: values[-max_history:][None] for name, values in zip(names, columns, strict=True)}
+        tensors["num_ads"] = np.array([[num_ads]], np.int32)
+        # The logs are of the past: without a time the server would count the gaps up to today.
+        now = max(self.end, int(since["timestamp"][-1]) + 1) if len(since) else self.end
+        tensors["timestamp"] = np.array([[now]], np.int64)
         profile = [_code(categories, row[column]) for column, categories in self.profile_columns.items()]
         if profile:  # of a model without columns there is no such input
             tensors["profile"] = np.array([profile], np.int32)

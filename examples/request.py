@@ -6,8 +6,11 @@ python -m examples.request --run build/demo --user 17
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -15,7 +18,9 @@ import numpy as np
 import polars as pl
 from tritonclient.utils import InferenceServerException
 
-from examples.client import AD_KEYS, Catalogue, problems, send
+from examples.client import AD_KEYS, Catalogue, ids, problems, send
+from feedback.store.histories import Histories
+from feedback.store.layout import FeedbackStoreError
 from serving.model.bundle import BundleError
 from serving.model.manifest import RankerKind
 from serving.search.rank import RANK_BY
@@ -37,6 +42,18 @@ def format_answer(answer: dict[str, np.ndarray], *, catalogue: Catalogue, histor
             f"{text.get(ad, '')[:64]}"
         )
     return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _histories(run: Path) -> Iterator[Histories | None]:
+    """Those of the run's feedback store; None where nobody has taken feedback yet."""
+    try:
+        store = Histories(run / "feedback")
+    except FeedbackStoreError:
+        yield None
+        return
+    with store:
+        yield store
 
 
 def main() -> None:
@@ -65,7 +82,10 @@ def main() -> None:
         first = int(catalogue.users["user_id"][0])
         user = first if arguments.user is None else catalogue.user(arguments.user)
         exclude = [catalogue.ad(word) for word in arguments.exclude]
-        tensors = catalogue.request(user, num_ads=arguments.num_ads, exclude=exclude)
+        with _histories(arguments.run) as histories:
+            tensors = catalogue.request(user, num_ads=arguments.num_ads, exclude=exclude, histories=histories)
+            since = 0 if histories is None else len(histories.of(ids([user])[0]))
+        request_id = uuid.uuid4().hex
         began = time.perf_counter()
         answer = send(
             arguments.url,
@@ -75,17 +95,21 @@ def main() -> None:
                 k: v
                 for k in ("widths", "width_cap", "rank_by", "rerank")
                 if (v := getattr(arguments, k)) is not None
-            },
+            }
+            | {"user_id": user},
             outputs=catalogue.outputs,
+            request_id=request_id,
         )
         elapsed = time.perf_counter() - began
     except InferenceServerException as error:
         raise SystemExit(f"error: {arguments.url}: {error.message()}") from error
-    except (OSError, ValueError, BundleError, pl.exceptions.PolarsError) as error:
+    except (OSError, ValueError, BundleError, FeedbackStoreError, pl.exceptions.PolarsError) as error:
         raise SystemExit(f"error: {error}") from error
     print(
         f"user {user}: {tensors['history_ad_ids'].shape[1]} events of history, "
-        f"{int(answer['ignored_history'][0, 0])} ignored"
+        + (f"{since} of them from feedback, " if since else "")
+        + f"{int(answer['ignored_history'][0, 0])} ignored; request {request_id} at "
+        f"{int(tensors['timestamp'][0, 0])}"
     )
     print(format_answer(answer, catalogue=catalogue, history=tensors["history_ad_ids"][0]))
     print(

@@ -1,4 +1,4 @@
-"""Starts the sidecar as a process of its own, as users start it: for the demo, benchmarks and tests."""
+"""Starts the sidecar, or the feedback service, as users start it: for the demo, benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class IndexerError(RuntimeError):
 
 class IndexerProcess:
     """`python -m indexer` on any free port of the loopback; a context manager. May be started again."""
+
+    module = "indexer"
 
     def __init__(self, *options: str, log_file: Path, environment: Mapping[str, str] | None = None) -> None:
         """Describe; `start` starts it.
@@ -49,7 +51,7 @@ class IndexerProcess:
         self.url = ""
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "indexer", "serve", "--port=0", *self._options],
+                [sys.executable, "-m", self.module, "serve", "--port=0", *self._options],
                 cwd=HOME,
                 env=self._environment,
                 stdout=log,
@@ -58,7 +60,7 @@ class IndexerProcess:
         deadline = time.monotonic() + timeout_s
         while not self._answers("/readyz" if ready else "/healthz"):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise IndexerError(f"the indexer does not become ready: {self.log[-2000:]}")
+                raise IndexerError(f"the {self.module} does not become ready: {self.log[-2000:]}")
             time.sleep(0.02)
         return self
 
@@ -93,3 +95,9 @@ class IndexerProcess:
                 return bool(answer.status == 200)
         except OSError:  # not there yet, or HTTP says no
             return False
+
+
+class FeedbackProcess(IndexerProcess):
+    """`python -m feedback`, likewise."""
+
+    module = "feedback"

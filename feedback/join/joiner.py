@@ -121,7 +121,7 @@ class Joiner(StoreWriter):
                 if why is None:
                     self._feed(work, digest, state, key=key, fact=fact)
                 else:
-                    self._reject_waited(work, record.request_id or "", key, fact, why)
+                    self._reject_waited(work, record.request_id or "", key=key, fact=fact, why=why)
         work.put(digest, state)
         work.look_at(digest, state.clock + self.config.window_s)
         return "applied", None, None
@@ -174,7 +174,7 @@ class Joiner(StoreWriter):
         """No record came in time."""
         message = f"expected a request that was served, got none within {self.config.wait_s:g} s"
         for key, fact in state.fed.items():
-            self._reject_waited(work, digest.hex(), key, fact, ("unknown_request", message))
+            self._reject_waited(work, digest.hex(), key=key, fact=fact, why=("unknown_request", message))
         work.waiting -= 1
         work.forget(digest)
 
@@ -184,7 +184,7 @@ class Joiner(StoreWriter):
         return "rejected", why, None
 
     def _reject_waited(
-        self, work: Work, request: str, key: tuple[int, int], fact: tuple[int, float], why: Refusal
+        self, work: Work, request: str, *, key: tuple[int, int], fact: tuple[int, float], why: Refusal
     ) -> None:
         raw = json.dumps({"request": request, "ad_id": key[0], "behavior": key[1], "timestamp": fact[0]})
         work.counters[why[0]] += 1

@@ -32,6 +32,7 @@ class ServedFiles(Source):
         self.name = f"{SERVED}{folder.name}"
         self._folder = folder
         self._at: dict[str, Position] = {}  # by writer: where the next line begins
+        self._behind: set[str] = set()  # writers whose last line was not seen yet
         super().__init__(worker, offset_of=offset_of, on_gap=on_gap)
 
     def _open(self) -> None:
@@ -47,8 +48,11 @@ class ServedFiles(Source):
         found, taken = segments(self._folder), 0
         for writer, row in found.items():
             taken += self._follow(writer, row)
-        for writer in self._at.keys() - found.keys():
-            del self._at[writer]  # all of its files are gone, and it has ended
+        for writer in self._at.keys() - found.keys():  # all of its files are gone
+            position = self._at.pop(writer)
+            if writer in self._behind:
+                self._missing(writer, position, "another server's records")
+            self._behind.discard(writer)
         if not taken:
             self._stop.wait(_IDLE_S)
 
@@ -56,14 +60,23 @@ class ServedFiles(Source):
         """Hand over the next lines of a writer's files; how many."""
         number, start = self._at.get(writer) or self._stored(writer)
         if row[0].number > number:
-            self._missing(writer, number, start, first=row[0].number)
+            self._missing(writer, (number, start), f"file {row[0].number}")
             number, start = row[0].number, 0
-        lines, end = self._lines(Segment(writer, number), start)
-        if not lines:
-            # A later file is there: this one gets no more lines, and the torn rest is nobody's.
-            is_done = row[-1].number > number
-            self._at[writer] = (number + 1, 0) if is_done else (number, start)
+        self._at[writer] = number, start
+        self._behind.add(writer)
+        try:
+            lines, end = read_lines(self._folder, Segment(writer, number), start=start, limit=_READ_BYTES)
+        except FileNotFoundError:  # removed a moment ago: the next look sees the hole
             return 0
+        if not lines and row[-1].number > number:
+            self._at[writer] = number + 1, 0  # this file gets no more lines, and its torn rest is nobody's
+            return 0
+        if not lines:
+            self._behind.discard(writer)
+            return 0
+        if len(lines) > _LINES:
+            lines = lines[:_LINES]
+            end = start + sum(len(line) + 1 for line in lines)
         items, at = [], start
         for line in lines:
             at += len(line) + 1
@@ -81,15 +94,7 @@ class ServedFiles(Source):
         number, _, start = offset.decode().partition(" ")
         return int(number), int(start)
 
-    def _lines(self, segment: Segment, start: int) -> tuple[list[bytes], int]:
-        try:
-            lines, end = read_lines(self._folder, segment, start=start, limit=_READ_BYTES)
-        except FileNotFoundError:  # removed a moment ago: the next look sees the hole
-            return [], start
-        kept = lines[:_LINES]
-        return kept, start + sum(len(line) + 1 for line in kept) if len(kept) < len(lines) else end
-
-    def _missing(self, writer: str, number: int, start: int, *, first: int) -> None:
-        gap = Gap(f"file {number}, byte {start}", f"file {first}", lost=None)
+    def _missing(self, writer: str, position: Position, resumes: str) -> None:
+        gap = Gap(f"file {position[0]}, byte {position[1]}", resumes, lost=None)
         log.error("%s%s: %s", SERVED, writer, gap)
         self._on_gap(SERVED + writer, gap)

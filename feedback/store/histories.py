@@ -15,14 +15,19 @@ def with_event(history: np.ndarray, event: tuple[int, int, int, bytes], *, most:
     """A history with an event in its place, and not where the same event was said to be before.
 
     Args:
-        history: `EVENT` [N], by time.
+        history: `EVENT` [N], by time, ad and behavior.
         event: a row of it.
         most: newest events that are kept.
     """
     row = np.array([event], EVENT)
     same = np.all([history[name] == row[name] for name in ("ad_id", "behavior", "request")], axis=0)
     history = history[~same]
-    at = int(np.searchsorted(history["timestamp"], row["timestamp"][0], side="right"))
+    first, last = np.searchsorted(history["timestamp"], [event[0], event[0] + 1]).tolist()
+    second = history[first:last]  # of one second in the order of a log: by ad and behavior
+    earlier = (second["ad_id"] < event[1]) | (
+        (second["ad_id"] == event[1]) & (second["behavior"] <= event[2])
+    )
+    at = first + int(earlier.sum())
     return np.concatenate([history[:at], row, history[at:]])[-most:]
 
 

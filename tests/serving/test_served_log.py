@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,8 @@ from tritonclient.utils import InferenceServerException
 
 from examples.client import send
 from export.render import render
+from feedback.store.histories import Histories
+from launcher.indexer_process import FeedbackProcess
 from launcher.triton_server import TritonServer
 from serving.model.features import fill_slots
 from serving.served_log.record import ServedRecord
@@ -92,6 +95,37 @@ def test_a_wrong_user_id_is_refused_before_the_search(logged) -> None:
     for value, rows in ((-1, 1), ("", 1), (5, 2)):
         with pytest.raises(InferenceServerException, match="parameter user_id: expected"):
             send(server.grpc_url, request(rows=rows), parameters={"user_id": value})
+
+
+def test_what_is_fed_back_is_in_the_context_of_the_users_next_request(logged, tmp_path) -> None:
+    server, log = logged
+    store, tensors = tmp_path / "store", request(history=2, seed=8)
+    who = {"user_id": 77}
+    shown = send(server.grpc_url, tensors, parameters=who, request_id="first")["ad_ids"][0].tolist()
+    click = {"request_id": "first", "ad_id": shown[2], "behavior": "click", "timestamp": NOW + 1}
+    options = (f"--store={store}", f"--served={log}")
+    with FeedbackProcess(*options, log_file=tmp_path / "feedback.log") as service:
+        asked = urllib.request.Request(
+            f"{service.url}/feedback", json.dumps(click).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            assert json.loads(answer.read())["result"] == "applied"
+        with Histories(store) as histories:
+            wait_until(lambda: len(histories.of(77)))  # the record may have come after the click
+            event = histories.of(77)
+    parts = {"ad_ids": "ad_id", "behaviors": "behavior", "timestamps": "timestamp"}
+    again = tensors | {"timestamp": np.array([[NOW + 2]])}
+    for name, column in parts.items():
+        old = tensors[f"history_{name}"]
+        again[f"history_{name}"] = np.append(old, event[column].astype(old.dtype))[None]
+    send(server.grpc_url, again, parameters=who, request_id="second")
+    wait_until(lambda: any(r.request_id == "second" for r in written_records(log)))
+    first, second = (
+        next(r for r in written_records(log) if r.request_id == name) for name in ("first", "second")
+    )
+    assert shown[2] in second.slot_ads
+    assert second.slots[second.slot_ads.index(shown[2])][0] == 2  # clicked
+    assert second.slot_ads != first.slot_ads
 
 
 @needs_redis

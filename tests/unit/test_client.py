@@ -8,7 +8,12 @@ import pytest
 
 from examples.client import AD_KEYS, OUTPUTS, Catalogue, problems
 from examples.request import format_answer
+from feedback.events.event import FeedbackEvent
+from feedback.join.joiner import Joiner
+from feedback.store.histories import Histories
+from indexer.store.incoming import Incoming
 from serving.keys import id_of
+from tests.served import served
 
 SIDS = [[0, 0, 1], [0, 1, 0], [0, 1, 0], [1, 0, 0], [1, 2, 2], [1, 2, 2]]  # of the ads 10, 20 .. 60
 
@@ -189,3 +194,24 @@ def test_keys_of_an_answer_are_compared_with_its_ads(catalogue):
     assert f"  {ids[2]}  " in shown[2]
     answer[AD_KEYS][0, 1] = b"ad 3"
     assert problems(answer, catalogue=keyed, num_ads=3, exclude=[]) == ["an ad's key is not its own"]
+
+
+def test_events_of_feedback_follow_those_of_the_logs(catalogue, tmp_path):
+    joiner = Joiner(tmp_path, now=lambda: 1e9, map_size=1 << 28)
+    record = served("r", user_id=7, timestamp=61, written=1e9 - 100, ad_ids=[30, 40])
+    event = FeedbackEvent(request_id="r", ad_id=40, behavior="click", timestamp=65)
+    joiner.apply([Incoming(one, b"{}", "x") for one in (record, event)], offsets={})
+    joiner.close()
+    with Histories(tmp_path) as histories:
+        tensors = catalogue.request(7, num_ads=3, histories=histories)
+        newest = catalogue.request(7, num_ads=3, histories=histories, max_history=2)
+        other = catalogue.request(8, num_ads=3, histories=histories)
+    assert tensors["history_ad_ids"].tolist() == [[10, 20, 40]]
+    assert tensors["history_behaviors"].tolist() == [[2, 3, 2]]
+    assert tensors["history_timestamps"].tolist() == [[40, 50, 65]]
+    assert tensors["timestamp"].tolist() == [[66]]
+    assert newest["history_ad_ids"].tolist() == [[20, 40]]
+    assert other["timestamp"].tolist() == [[61]]
+    assert {name: values.dtype for name, values in tensors.items()} == {
+        name: values.dtype for name, values in catalogue.request(7, num_ads=3).items()
+    }

@@ -30,7 +30,7 @@ from tests.deployment import (
 )
 
 EXTRAS = ("gpu", "kafka", "minilm")  # values of the build argument PACKAGES, besides the default
-FIRST_PARTY = {"serving", "web", "gateway", "launcher", "indexer", "triton_python_backend_utils"}
+FIRST_PARTY = {"serving", "web", "gateway", "launcher", "indexer", "feedback", "triton_python_backend_utils"}
 
 
 def _pins(path: Path = HOME / "requirements.lock") -> dict[str, str]:
@@ -131,7 +131,10 @@ def _names(node: ast.AST) -> set[str]:
 
 def _imports() -> tuple[set[str], set[str]]:
     """What must be there, and what is only tried."""
-    rooms = ("serving", "web", "gateway", "launcher", "indexer", "model_repository", "export/templates")
+    rooms = (
+        *("serving", "web", "gateway", "launcher", "indexer", "feedback"),
+        *("model_repository", "export/templates"),
+    )
     folders = [HOME / room for room in rooms]
     files = [path for folder in folders for path in folder.rglob("*.py")]
     assert len(files) > 20

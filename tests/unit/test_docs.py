@@ -113,8 +113,15 @@ def is_command(module: str) -> bool:
 
 def is_key(key: str) -> bool:
     """Whether it is a key of a preset, as `--set` takes it."""
-    section, _, name = key.partition(".")
-    return section in SECTIONS and name in SECTIONS[section].model_fields
+    section, *names = key.split(".")
+    model = SECTIONS.get(section)
+    for name in names:
+        field = None if model is None else model.model_fields.get(name)
+        if field is None:
+            return False
+        kinds = (*get_args(field.annotation), field.annotation)
+        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    return bool(names)
 
 
 @cache
