@@ -24,7 +24,10 @@ from docs.rooms import (
 )
 
 # What runs in production or makes what runs there.
-PRODUCT = ("serving", "web", "gateway", "launcher", "indexer", "training", "export", "loadtest", ADAPTERS)
+PRODUCT = (
+    *("serving", "web", "gateway", "launcher", "indexer", "training", "export", "loadtest", "console"),
+    ADAPTERS,
+)
 
 MEDIAN_LINES, MOST_LINES = 150, 350
 MOST_POSITIONAL = 4
