@@ -22,6 +22,8 @@ INDEXER_PORT ?= 8010
 INDEXER_OPTIONS ?=
 FEEDBACK_PORT ?= 8020
 FEEDBACK_OPTIONS ?=
+CONSOLE_PORT ?= 8030
+CONSOLE_OPTIONS ?=
 USER_ID ?=
 ifneq ($(origin USER),environment)
 USER_ID := $(USER)
@@ -165,6 +167,12 @@ serve: setup ## launch Triton on model_repository/, rendered for this preset (Ct
 	$(PY) -m launcher --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 request: setup ## ask the running server: make request USER=17
 	$(PY) -m examples.request --run $(RUN) --url 127.0.0.1:$(GRPC_PORT) $(if $(USER_ID),--user '$(USER_ID)')
+
+.PHONY: console console-picture
+console: setup ## one page that shows it all live, on CONSOLE_PORT; CONSOLE_OPTIONS="--token-file FILE" to act, see docs/console.md
+	$(PY) -m console --run $(RUN) --port $(CONSOLE_PORT) --url 127.0.0.1:$(GRPC_PORT) --metrics-url http://127.0.0.1:$(METRICS_PORT)/metrics --indexer http://127.0.0.1:$(INDEXER_PORT) $(CONSOLE_OPTIONS)
+console-picture: setup ## make docs/images/console.png anew, from a recording (needs chromium)
+	$(PY) -m docs.console_picture
 
 .PHONY: loadtest loadtest-slo
 loadtest-slo: setup ## load control, overload and cache at 3x, 20 % and steps; writes build/loadtest/slo.json

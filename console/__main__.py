@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 TOKEN, INDEXER_TOKEN = "GR4AD_CONSOLE_TOKEN", "GR4AD_INDEXER_TOKEN"
 _EPILOG = f"""examples:
-  python -m console                                   of `make serve`, on http://127.0.0.1:8020
+  python -m console                                   of `make serve`, on http://127.0.0.1:8030
   python -m console --record build/console.jsonl.xz   and keep what it reads
   python -m console --replay build/console.jsonl.xz   play that back, without a server
   GR4AD_CONSOLE_TOKEN=... python -m console           with actions, for those who have the token
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("--host", default="127.0.0.1", help="address to listen on [127.0.0.1]")
-    add("--port", type=int, default=8020, help="0 for any free one [8020]")
+    add("--port", type=int, default=8030, help="0 for any free one [8030]")
     add("--name", action="append", default=[], help="name in Host that is this service's; repeat [addresses]")
     add("--hz", type=float, default=2.0, help="looks a second, 2 to 5 [2]")
     add("--token-file", type=Path, help=f"file with the token of those who act [${TOKEN}]")

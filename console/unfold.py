@@ -29,7 +29,7 @@ class Unfolder:
         self._run, self._version = run, 0
         self._executor: Executor | None = None
 
-    def level_scores(self, tensors: dict[str, np.ndarray], sids: np.ndarray, *, version: int) -> np.ndarray:
+    def scores(self, tensors: dict[str, np.ndarray], sids: np.ndarray, *, version: int) -> np.ndarray:
         """Log-probability of each code of SIDs given the codes before it.
 
         Args:

@@ -16,7 +16,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- rooms: made by `make rooms` -->", "<!-- rooms: end -->"
 PACKAGES = (
     *("serving", "web", "gateway", "launcher", "indexer", "feedback", "training", "export"),
-    *("examples", "loadtest", "benchmarks"),
+    *("examples", "loadtest", "console", "benchmarks"),
 )
 OPENED = ("serving", "indexer", "feedback", "training")
 ADAPTERS = "model_repository"  # no package: Triton runs each model.py by its path

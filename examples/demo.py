@@ -241,7 +241,8 @@ def main() -> None:
         + ", ".join(f"{name.replace('_', ' ')} {v[cutoff]:.3f}" for name, v in recall.items())
     )
     print(
-        f"report: {path}; now: make serve, and in another terminal make request (with the same PRESET=)\n"
+        f"report: {path}; now: make serve, and in other terminals make request, make console (with the same "
+        "PRESET=)\n"
         f"{report['provenance']}"
     )
 

@@ -66,7 +66,7 @@ class Page:
 
     def wait_for(self, script: str, *, what: str) -> None:
         """Until an expression holds."""
-        wait_until(lambda: bool(self.evaluate(script)), timeout_s=_TIMEOUT_S, what=what)
+        wait_until(lambda: self.evaluate(f"Boolean({script})"), timeout_s=_TIMEOUT_S, what=what)
 
     def resize(self, width: int, height: int) -> None:
         """The window, in CSS pixels."""

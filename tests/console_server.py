@@ -27,9 +27,10 @@ TOKEN = "open sesame"
 
 @dataclass(frozen=True)
 class Running:
-    """A console that serves on a port of 127.0.0.1."""
+    """A console that serves on a port of 127.0.0.1; its board, where that is in this process."""
 
     port: int
+    board: Board | None = None
 
     @property
     def url(self) -> str:
@@ -57,22 +58,25 @@ class Running:
 
 
 @contextmanager
-def running(*, board: Board | None = None, guard: Guard | None = None, **parts: Any) -> Iterator[Running]:
+def running(*, guard: Guard | None = None, most_viewers: int = 200, **parts: Any) -> Iterator[Running]:
     """A console whose board the caller writes."""
     over = threading.Event()
-    connections = Connections(ConnectionLimits(), body_of=error_body)
-    board = board or Board(stopping=over.is_set)
+    board = Board(most_viewers=most_viewers, stopping=over.is_set)
     console = Console(board=board, guard=guard or Guard("127.0.0.1", token=TOKEN), **parts)
     listener = bind("127.0.0.1", 0)
     listen(listener)
     thread = threading.Thread(
         target=serve,
         args=(create_app(console), listener),
-        kwargs={"connections": connections, "ended": over.is_set, "grace_s": 5},
+        kwargs={
+            "connections": Connections(ConnectionLimits(), body_of=error_body),
+            "ended": over.is_set,
+            "grace_s": 5,
+        },
     )
     thread.start()
     try:
-        yield Running(listener.getsockname()[1])
+        yield Running(listener.getsockname()[1], board)
     finally:
         over.set()
         thread.join(20)

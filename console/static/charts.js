@@ -84,7 +84,7 @@ function options(width, lines, colour) {
       ...scales.map((scale, i) => ({ ...axis, scale, size: 44, side: i ? 1 : 3, grid: i ? { show: false } : axis.grid })),
     ],
     series: [
-      { label: "time", value: (_, time) => (time === null ? "–" : clock(time)) },
+      {},
       ...lines.map((line) => ({
         label: line.label,
         scale: line.scale ?? "y",
@@ -96,7 +96,8 @@ function options(width, lines, colour) {
         points: line.points
           ? { show: true, size: 4, fill: colour(line.colour) }
           : { show: false },
-        value: (_, value) => number(value, line.digits ?? 0),
+        // Beside the label while the pointer is over the chart.
+        value: (_, value) => (value === null ? "" : number(value, line.digits ?? 0)),
       })),
     ],
   };

@@ -92,19 +92,16 @@ function showSources(sources) {
   }
 }
 
-const widest = {};
-
 function showBeams(beams) {
   const place = document.getElementById("beams");
+  const most = Math.max(1, ...frames.flatMap((frame) => Object.values(frame.figures.beams ?? {})));
   for (const [level, count] of Object.entries(beams)) {
-    widest[level] = Math.max(widest[level] ?? 1, count);
     let bar = place.querySelector(`i[data-level="${CSS.escape(level)}"]`);
     if (!bar) {
       bar = element("i", { "data-level": level });
       const name = level === "value" ? "value" : `level ${level}`;
       place.append(element("span", { text: name }), element("div", { className: "track" }, bar), element("span", { "data-beams": level }));
     }
-    const most = Math.max(...Object.values(widest));
     bar.style.transform = `scaleX(${count / most})`;
     place.querySelector(`[data-beams="${CSS.escape(level)}"]`).textContent = number(count);
   }

@@ -162,15 +162,13 @@ async def read_events(client: httpx2.AsyncClient, count: int) -> list[tuple[str,
 
 
 def test_fifty_viewers_see_the_same_and_the_source_is_read_once_for_all():
-    board = Board()
-
     async def look(url: str) -> list[list[tuple[str, object]]]:
         limits = httpx2.Limits(max_connections=60)
         async with httpx2.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
             return await asyncio.gather(*(read_events(client, 6) for _ in range(50)))
 
-    with showing(server_page(answered=3)) as source, running(board=board) as console:
-        feed = LiveFeed({"server": source.url}, bundles=None, hz=5)
+    with showing(server_page(answered=3)) as source, running() as console:
+        board, feed = console.board, LiveFeed({"server": source.url}, bundles=None, hz=5)
         with Watch(board, feed):
             wait_until(lambda: board.latest > 2, what="the first frames")
             before, began = source.reads, time.monotonic()
@@ -190,8 +188,8 @@ def test_fifty_viewers_see_the_same_and_the_source_is_read_once_for_all():
 
 
 def test_a_viewer_too_many_is_told_so():
-    board = Board(most_viewers=1)
-    with running(board=board) as console:
+    with running(most_viewers=1) as console:
+        board = console.board
         first = threading.Thread(target=lambda: asyncio.run(_one_event(console.url)))
         first.start()
         wait_until(lambda: board.viewers == 1, what="the first viewer")

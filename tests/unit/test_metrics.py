@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serving.backend import outcomes, scheduler_load
-from serving.backend.metrics import REQUESTS, RESOLVER, SCHEDULER, Metrics, names
+from serving.backend.metrics import REQUESTS, RESOLVER, SCHEDULER, SECONDS, Metrics, names
 from serving.backend.scheduler_load import SchedulerLoad, make_cache
 from serving.backend.settings import ServingConfig
 from serving.batch import BatchReport
@@ -130,6 +130,48 @@ def test_a_batch_is_shown_and_the_entry_told(triton, tmp_path):
     load.close()
     entry.close()
     assert not triton.MetricFamily.shown  # what is left to the end of the interpreter segfaults there
+
+
+def test_beams_of_every_level_are_told_when_they_change(triton):
+    ladder = Ladder.around(PLAN)
+    load = SchedulerLoad(triton, CONFIG, ladder=ladder, instance="p_1")
+    assert shown(triton, "gr4ad_slo_seconds") == [0.08]
+    for rung in (0, 0, ladder.base):
+        load.show(BatchReport(decision=decided(ladder.plans[rung])))
+    narrow = ladder.plans[0]
+    for level, beams in enumerate(PLAN.sid):
+        told = shown(triton, "gr4ad_level_beams", level=str(level + 1))
+        assert told == [beams, narrow.sid[level], beams]
+    assert shown(triton, "gr4ad_level_beams", level="value") == [PLAN.value, narrow.value, PLAN.value]
+    load.close()
+
+
+def decided(plan: WidthPlan) -> Decision:
+    return Decision(plan=plan, above_base=0, admit=0, rejected=(), outlook=None, reason="load")
+
+
+def test_answers_are_counted_by_how_long_they_took(triton, monkeypatch):
+    """Cumulative, as a histogram, and in few messages: those of a moment are told together."""
+    now = [100.0]
+    monkeypatch.setattr(scheduler_load.time, "monotonic", lambda: now[0])
+    load = SchedulerLoad(triton, CONFIG, ladder=Ladder.around(PLAN), instance="p_1")
+    name, taken = "gr4ad_answered_within_total", [0.004, 0.02, 0.0201, 0.7, 9.0]
+    assert shown(triton, name, le="+Inf") == []
+    load.show(BatchReport(), answered=[now[0] - s for s in taken[:1]])
+    for seconds in taken[1:]:
+        load.show(BatchReport(), answered=[None, now[0] - seconds, math.nan])
+    assert shown(triton, name, le="+Inf") == [1]
+    now[0] += 0.3
+    load.show(BatchReport(), answered=[])
+    for bound in SECONDS:
+        expected = sum(s <= bound for s in taken)
+        assert [0, *shown(triton, name, le=f"{bound:g}")][-1] == expected, bound
+    assert shown(triton, name, le="+Inf") == [1, 5]
+    load.show(BatchReport(), answered=[now[0]])
+    values = triton.MetricFamily.shown[name].values[(("le", "0.001"), ("process", "p_1"))]
+    assert values == []
+    load.close()
+    assert values == [1], "what was not told yet is told in the end"
 
 
 def test_the_version_in_use_and_why_it_is_not_that_of_current(triton):

@@ -25,15 +25,7 @@ from docs.rooms import (
 
 # What runs in production or makes what runs there.
 PRODUCT = (
-    "serving",
-    "web",
-    "gateway",
-    "launcher",
-    "indexer",
-    "feedback",
-    "training",
-    "export",
-    "loadtest",
+    *("serving", "web", "gateway", "launcher", "indexer", "feedback", "training", "export", "loadtest", "console"),
     ADAPTERS,
 )
 
