@@ -45,8 +45,8 @@ def publishes(run: Path, *, count: int, every_s: float, say: Say) -> dict[str, A
 
     Returns:
         `publishes`, `publish_p50_s`, `publish_p99_s` (from weights that are ready to the first answer by
-        them), `publish_cpu_s` (median, of the trainer), `failed_requests`, `mixed_versions` (answers that are not
-        those of the version that they name), `versions_seen`, `requests`, `qps`, `p99_quiet_ms`,
+        them), `publish_cpu_s` (median, of the trainer), `failed_requests`, `mixed_versions` (answers that are
+        not those of the version that they name), `versions_seen`, `requests`, `qps`, `p99_quiet_ms`,
         `p99_with_publishes_ms`, `p99_with_publishes_ratio`.
     """
     settings = (*FOLLOWS, "serving.cache=off", f"publish.kept={count + 2}")
