@@ -49,7 +49,7 @@ def publishes(run: Path, *, count: int, every_s: float, say: Say) -> dict[str, A
         not those of the version that they name), `versions_seen`, `requests`, `qps`, `p99_quiet_ms`,
         `p99_with_publishes_ms`, `p99_with_publishes_ratio`.
     """
-    settings = (*FOLLOWS, "serving.cache=off", f"publish.kept={count + 2}")
+    settings = (*FOLLOWS, "serving.cache='off'", f"publish.kept={count + 2}")
     preset = _prepared(run, settings)
     with Deployment(run) as deployment, Trainer(run, preset=_words(settings)) as trainer:
         ask = _ask(deployment)
