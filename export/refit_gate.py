@@ -13,11 +13,14 @@ from export.compare import CUTOFF, Found, compare, search
 from export.gate import GateError
 from export.gate_requests import GateRequests
 from serving.engines.ort import OrtExecutor
+from serving.files import sha256
 from serving.model.manifest import Manifest
 from serving.search.normalise import Normalise
 from serving.search.widths import WidthPlan
 from training.evaluation.metrics import ranking_metrics
 from training.preset.publish import PublishConfig
+
+_REMEMBERED = 2  # searches: of the version that serves, of the candidate
 
 
 @dataclass
@@ -40,7 +43,7 @@ class RefitGate:
     normalise: tuple[Normalise, ...] | None = None
     threads: int = 1
     batch_size: int = 16
-    _known: tuple[Path, list[Found]] | None = field(default=None, init=False)
+    _known: dict[tuple[object, ...], list[Found]] = field(default_factory=dict, init=False)
 
     def run(
         self, running: Path, candidate: Path, *, manifest: Manifest, value_table: np.ndarray
@@ -48,7 +51,8 @@ class RefitGate:
         """Figures of the graphs in folder `candidate` beside those of the version that serves.
 
         Args:
-            running: bundle of the version that serves; its search is kept for the next candidate.
+            running: bundle of the version that serves, most often the candidate of before: what that found is
+                known.
             candidate: folder with FP32 graphs.
             manifest: of `running`.
             value_table: float32 [V_value] of the candidate.
@@ -57,10 +61,9 @@ class RefitGate:
             GateError: a threshold is missed, or a figure is not a number.
         """
         began = time.monotonic()
-        if self._known is None or self._known[0] != running:
-            fuse = manifest.precision != "fp8"
-            self._known = running, self._search(running, value_table=manifest.value_table, fuse=fuse)
-        before, after = self._known[1], self._search(candidate, value_table=value_table)
+        fuse = manifest.precision != "fp8"
+        before = self._search(running, value_table=manifest.value_table, fuse=fuse)
+        after = self._search(candidate, value_table=value_table)
         recall = [self._recall(found) for found in (before, after)]
         compared = compare(before, after)
         figures = {
@@ -74,15 +77,25 @@ class RefitGate:
         return figures
 
     def _search(self, folder: Path, *, value_table: np.ndarray, fuse: bool = True) -> list[Found]:
-        return search(
-            OrtExecutor(folder, levels=len(self.plan.sid), threads=self.threads, fuse=fuse),
-            self.requests,
-            plan=self.plan,
-            normalise=self.normalise,
-            batch_size=self.batch_size,
-            value_table=value_table,
-            title=f"gate {folder.name}",
-        )
+        """By the graphs in a folder; of the last two that were searched it is known."""
+        levels = len(self.plan.sid)
+        stems = ("prefix", *(f"tail_{level}" for level in range(2, levels + 2)))
+        key = (*(sha256(folder / f"{stem}.onnx") for stem in stems), value_table.tobytes())
+        found = self._known.pop(key, None)
+        if found is None:
+            found = search(
+                OrtExecutor(folder, levels=levels, threads=self.threads, fuse=fuse),
+                self.requests,
+                plan=self.plan,
+                normalise=self.normalise,
+                batch_size=self.batch_size,
+                value_table=value_table,
+                title=f"gate {folder.name}",
+            )
+        self._known[key] = found
+        while len(self._known) > _REMEMBERED:
+            del self._known[next(iter(self._known))]
+        return found
 
     def _recall(self, found: list[Found]) -> float | None:
         targets = self.requests.targets

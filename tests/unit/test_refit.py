@@ -185,6 +185,24 @@ def test_weights_that_find_something_else_are_refused(made, requests):
     assert 0.8 < figures["overlap"]["50"] < 1
 
 
+def test_what_the_version_that_serves_found_is_known(made, requests, monkeypatch):
+    """It was the candidate of before; searched are the first one once, and each candidate."""
+    searched, real = [], OrtExecutor.__init__
+
+    def noted(self, folder, **options):
+        searched.append(folder.name)
+        real(self, folder, **options)
+
+    gate = RefitGate(requests, PublishConfig(max_recall50_loss=1.0), PLAN)
+    monkeypatch.setattr("export.refit_gate.OrtExecutor.__init__", noted)
+    monkeypatch.setattr("export.bundle.check_parity", lambda *_: 0.0)
+    first = refit(nudged(made), made.bundles, base=1, gate=gate)
+    second = refit(nudged(made, by=0.02), made.bundles, base=2, gate=gate)
+    assert searched == ["1", ".2.new", ".3.new"]
+    figures = [read_manifest(folder).refit["recall50"] for folder in (first, second)]
+    assert figures[1][0] == figures[0][1]
+
+
 def test_expected_values_out_of_proportion_are_refused(made, requests):
     near = nudged(made)
     means = near.spec.value_buckets.means * 10
