@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
 import time
@@ -111,7 +112,13 @@ class Publisher:
         gate = self._gate
         return Lowering(
             precision,
-            Gate(gate.requests, self.preset.precision, gate.plan, gate.normalise, gate.threads),
+            Gate(
+                gate.requests,
+                self.preset.precision,
+                gate.plan,
+                normalise=gate.normalise,
+                threads=gate.threads,
+            ),
         )
 
     def follow(
@@ -126,10 +133,9 @@ class Publisher:
         """
         last: Path | None = None
         while True:
-            try:
+            path = last
+            with contextlib.suppress(CheckpointError):  # there will be one
                 path = find_checkpoint(model)
-            except CheckpointError:
-                path = last  # there will be one
             if path is not None and path != last:
                 last, began = path, time.monotonic()
                 try:

@@ -98,7 +98,7 @@ def steady(ask: Callable[[int], Answer], *, qps: float) -> Iterator[list[Asked]]
         try:
             answer = ask(number)
         except Exception as error:  # noqa: BLE001  (whatever it is, the user has no answer)
-            seen.append(Asked(number, due, time.monotonic(), None, str(error)[:300]))
+            seen.append(Asked(number, due, time.monotonic(), answer=None, failure=str(error)[:300]))
         else:
             seen.append(Asked(number, due, time.monotonic(), answer))
 
