@@ -35,6 +35,7 @@ QPS ?= 5
 DURATION ?= 60
 LOADTEST ?=
 FINE_TUNED ?=
+CHECKPOINT ?=
 SCORE ?=
 LOAD ?= $(PY) -m launcher.admin load
 # Steps that are up to date do nothing; FRESH=1 makes those again that are named: make train FRESH=1
@@ -145,11 +146,15 @@ engines: $(if $(filter tensorrt-rtx,$(BUILDER)),precision-setup,setup) ## Tensor
 precision-report: precision-setup ## FP8, FP16, FP32: compile every graph, compare beams; writes build/precision/report.json
 	$(PY) -m benchmarks.precision_report $(if $(QUICK),--quick)
 
-.PHONY: export publish index
+.PHONY: export publish versions rollback index
 export: $(if $(filter fp8,$(PRECISION)),precision-setup,setup) ## bundle (ONNX, checked) in PRECISION and model_repository/ for TARGET
 	$(PY) -m export $(WITH_PRESET) --run $(RUN) --target $(TARGET) $(if $(PRECISION),--precision $(PRECISION)) $(if $(FINE_TUNED),--fine-tuned) $(IF_FRESH)
-publish: setup ## hand the newest bundle to the running server; LOAD is the command that makes it load a model
-	$(PY) -m export.publish $(WITH_PRESET) --run $(RUN) --target $(TARGET) --load "$(LOAD)"
+publish: setup ## hand the newest bundle to the running server, or the weights of CHECKPOINT=latest; LOAD makes it load a model
+	$(PY) -m export publish $(WITH_PRESET) --run $(RUN) --target $(TARGET) --load "$(LOAD)" $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
+versions: setup ## which versions there are, and which one serves
+	$(PY) -m export versions --run $(RUN)
+rollback: setup ## let the version that served before serve again
+	$(PY) -m export rollback $(WITH_PRESET) --run $(RUN) --target $(TARGET) --load "$(LOAD)"
 index: setup ## build the semantic-ID index of the bundle
 	$(PY) -m indexer build --bundles $(RUN)/bundles --ads $(RUN)/data/ads.parquet --sids $(RUN)/tokenizer/sids.parquet --out $(RUN)/index $(IF_FRESH)
 
@@ -215,7 +220,7 @@ benchmark: setup .venv-rectools/.installed ## Recall and NDCG on a benchmark's s
 	test -x .venv-rectools/bin/python || $(PYTHON) -m venv .venv-rectools
 	.venv-rectools/bin/python -m pip install --quiet --no-deps -r requirements-rectools.txt
 	@touch $@
-.PHONY: ablate-cold ablate-live bench bench-setup bench-index bench-faults sweep
+.PHONY: ablate-cold ablate-live bench bench-setup bench-index bench-faults bench-loop sweep
 ablate-cold: setup ## ads that the model never saw: what serving.cold_start gives them on the trained demo
 	$(PY) -m benchmarks.ablate_cold $(WITH_PRESET) --run $(RUN)
 ablate-live: setup ## levels over live children: recall, cold ads, speed on the trained demo
@@ -230,6 +235,8 @@ bench-index: setup ## the live index: freshness under load, kills, bulk builds, 
 	$(PY) -m benchmarks.live_index $(if $(QUICK),--quick)
 bench-faults: setup ## break a small deployment in every known way: recovery, wrong answers, health; QUICK=1 takes 5 minutes
 	$(PY) -m benchmarks.faults $(if $(QUICK),--quick)
+bench-loop: setup ## weights into a running server: publishes under load, many swaps; writes build/bench/loop.json; QUICK=1 takes 5 minutes
+	$(PY) -m benchmarks.loop $(if $(QUICK),--quick)
 sweep: bench-setup ## settings of ONNX Runtime and Triton, measured
 	$(PY) -m benchmarks.sweep_ort
 	$(PY) -m benchmarks.sweep_triton

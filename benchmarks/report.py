@@ -22,3 +22,9 @@ def stamp() -> dict[str, Any]:
             "commit": machine.commit(),
         }
     }
+
+
+def holds(value: float | None, bound: str) -> bool:
+    """Whether a figure keeps to a bound, "<= 1.15" or "< 10"; none does not."""
+    sign, _, most = bound.partition(" ")
+    return value is not None and (value < float(most) or (sign == "<=" and value == float(most)))

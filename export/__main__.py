@@ -1,4 +1,7 @@
-"""Checkpoint -> bundle -> model repository: `python -m export --config ... --run ...`."""
+"""Checkpoint -> bundle -> model repository: `python -m export --config ... --run ...`.
+
+Versions of a running server are looked after by `python -m export versions | publish | rollback | pin`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from export.arguments import make_parser
 from export.builder import Builder, BuildError
 from export.bundle import write_bundle
 from export.calibrate import CalibrationError
+from export.commands import COMMANDS
+from export.commands import main as run_command
 from export.engines import EngineError, EngineFolder
 from export.gate import Gate, GateError, summary
 from export.gate_requests import GateRequests, held_out_requests, random_requests
@@ -38,7 +43,7 @@ from serving.model.current import point_current
 from serving.model.manifest import RankerKind
 from serving.search.normalise import parse_normalise
 from serving.search.widths import WidthPlan
-from training.loop.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from training.loop.checkpoint import Checkpoint, CheckpointError, NonFiniteError, load_checkpoint
 from training.loop.retention import find_checkpoint
 from training.model.fp8 import MissingPackageError
 from training.model.gr4ad import Generator
@@ -50,6 +55,9 @@ from training.reward.reward_model import RewardModel, kinds_of
 
 def main() -> None:
     """Command line."""
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        run_command(sys.argv[1:])
+        return
     parser = make_parser()
     arguments = parser.parse_args()
     if arguments.render_only and arguments.precision:
@@ -58,11 +66,6 @@ def main() -> None:
         parser.error("--ranker: expected a trained model, got --seeded-weights")
     bundles = arguments.run / "bundles"
     try:
-        if arguments.activate is not None:
-            read_manifest(bundles / str(arguments.activate))
-            point_current(bundles, arguments.activate)
-            print(f"{bundles}/CURRENT -> {arguments.activate}")
-            return
         preset = Preset.load(arguments.config, arguments.overrides)
         # What can be missing is asked for before the work; what serves changes last.
         builder, version = None, None
@@ -84,6 +87,7 @@ def main() -> None:
         GraphConfigError,
         IndexStoreError,
         MissingPackageError,
+        NonFiniteError,
         ParityError,
         QuantizeError,
         RenderError,

@@ -16,7 +16,9 @@ from training.preset.preset import add_preset_arguments
 def make_parser() -> argparse.ArgumentParser:
     """The arguments of an export."""
     parser = argparse.ArgumentParser(
-        prog="python -m export", description="Checkpoint -> bundle -> model repository."
+        prog="python -m export",
+        description="Checkpoint -> bundle -> model repository.",
+        epilog="Versions of a running server: python -m export versions | publish | rollback | pin (--help).",
     )
     add_preset_arguments(parser)
     parser.add_argument("--run", required=True, type=Path, help="run folder with model/ and tokenizer/")
@@ -74,8 +76,5 @@ def make_parser() -> argparse.ArgumentParser:
         "--seeded-weights",
         action="store_true",
         help="random weights in the preset's shape instead of a trained model: benchmarks, compile checks",
-    )
-    parser.add_argument(
-        "--activate", type=int, metavar="VERSION", help="serve an earlier version again; exports nothing"
     )
     return parser

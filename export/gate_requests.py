@@ -69,8 +69,8 @@ def held_out_requests(
     ):
         if not file.is_file():
             raise ValueError(
-                f"{file}: expected it, to compare the precision with FP32 on held-out requests, found "
-                f"none; run `{command}`, or export with --precision fp32"
+                f"{file}: expected it, to compare what graphs find on held-out requests, found none; run "
+                f"`{command}`, or export with --precision fp32"
             )
     behaviors, min_history = preset.logs.target_behaviors, preset.training.min_history
     data = RunData.load(run)
@@ -80,7 +80,7 @@ def held_out_requests(
     if not len(groups):
         raise ValueError(
             f"{run / 'data'}: expected at least one {part} request with {behaviors} after "
-            f"{min_history} events of history, found none; the precision cannot be checked"
+            f"{min_history} events of history, found none; nothing can be compared"
         )
     rows = np.sort(np.random.default_rng(seed).permutation(len(groups))[:count])
     slots, profile = dataset.context(groups, rows)

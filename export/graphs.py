@@ -13,6 +13,7 @@ import onnx
 import torch
 from torch.export import Dim
 
+from export.skeleton import fill, mark, random_twin
 from serving.search.executor import (
     prefix_inputs,
     prefix_outputs,
@@ -27,12 +28,21 @@ OPSET = 20
 
 
 def export_graphs(model: Generator, folder: Path) -> list[Path]:
-    """Write every graph of a model; dynamic in B, n, C. Returns the files."""
-    graphs = split(model)
+    """Write every graph of a model; dynamic in B, n, C. Returns the files.
+
+    A twin with random weights is traced and filled with the model's, see `export.skeleton`.
+    """
+    traced, graphs = split(random_twin(model)), split(model)
     files = [folder / "prefix.onnx", *(folder / f"tail_{t}.onnx" for t in range(2, model.levels + 2))]
-    _export_prefix(graphs["prefix"], files[0], model=model)
+    _export_prefix(traced["prefix"], files[0], model=model)
     for level, file in zip(range(2, model.levels + 2), files[1:], strict=True):
-        _export_tail(graphs[f"tail_{level}"], file, model=model, level=level)
+        _export_tail(traced[f"tail_{level}"], file, model=model, level=level)
+    for file in files:
+        graph = onnx.load(str(file))
+        mark(graph.graph, traced[file.stem].state_dict())
+        fill(graph.graph, graphs[file.stem].state_dict())
+        onnx.checker.check_model(graph)
+        onnx.save(graph, str(file))
     return files
 
 
@@ -197,7 +207,6 @@ def export_graph(
     program.save(str(path), external_data=False)
     graph = onnx.load(str(path))
     _name_dimensions(graph.graph, dynamic)
-    onnx.checker.check_model(graph)
     onnx.save(graph, str(path))
     names = [i.name for i in graph.graph.input], [o.name for o in graph.graph.output]
     if names != (inputs, outputs):

@@ -1,4 +1,4 @@
-"""Hand a version to a running server: `python -m export.publish --config ... --run ... --load COMMAND`.
+"""Hand a version to a running server.
 
 In an order in which nobody misses anything: the repository gets the new version beside the one in use, the
 server loads its graphs, and CURRENT moves last. What servers cannot use any more goes in the same load.
@@ -6,36 +6,26 @@ server loads its graphs, and CURRENT moves last. What servers cannot use any mor
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import fcntl
 import logging
-import shlex
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from export.engines import Device, EngineError
-from export.graph_config import GraphConfigError
-from export.kept import TARGETS, Target
-from export.pbtxt import RenderError
-from export.render import ADAPTERS, ENGINES, SOURCE, render
+from export.engines import Device
+from export.kept import Target
+from export.render import ADAPTERS, render
 from export.rendered import RECORD
+from export.versions import LOCK, require_free
 from serving.backend.settings import ServingConfig
-from serving.files import write_file
-from serving.index.layout import IndexStoreError
-from serving.model.bundle import BundleError, check_file, read_manifest, versions
+from serving.files import locked, write_file
+from serving.model.bundle import BundleError, check_file, read_manifest
 from serving.model.current import point_current, read_current
 from serving.model.manifest import Manifest
 from serving.model.placed import placed_files
-from training.preset.preset import ConfigError, Preset, add_preset_arguments
 
 logger = logging.getLogger(__name__)
-
-LOCK = ".publish.lock"  # in the folder of bundles
 
 
 class PublishError(RuntimeError):
@@ -79,13 +69,15 @@ def publish(version: int, place: Place, *, load: Callable[[str], object], roll_b
         False where a newer version has been published meanwhile: the latest wins.
 
     Raises:
+        PinError: another version is pinned.
         PublishError: the server did not load it, or it cannot lie beside the one that serves.
         BundleError, EngineError, GraphConfigError, IndexStoreError, RenderError, OSError: see `render`.
         In all cases CURRENT is as before, and the version that serves is loaded; one that was only kept to go
         back to may be gone.
     """
     bundles, repository = place.bundles, place.repository
-    with _lock(bundles):
+    with locked(bundles / LOCK):
+        require_free(bundles, version)
         serving, manifest = _serving(bundles), read_manifest(bundles / str(version), verify=False)
         if serving is not None:
             if version < serving.version and not roll_back:
@@ -147,14 +139,6 @@ def _require_same_shape(manifest: Manifest, serving: Manifest) -> None:
         )
 
 
-@contextlib.contextmanager
-def _lock(bundles: Path) -> Iterator[None]:
-    """One publisher at a time; the lock goes with its process."""
-    with (bundles / LOCK).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 class _Before(NamedTuple):
     """What a publication may have to put back."""
 
@@ -180,62 +164,5 @@ class _Before(NamedTuple):
             shutil.rmtree(folder, ignore_errors=True)
         for path, content in self.files.items():
             if not path.is_file() or path.read_bytes() != content:
+                path.parent.mkdir(parents=True, exist_ok=True)  # of a model that other settings lack
                 write_file(path, content)
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m export.publish",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_preset_arguments(parser)
-    add = parser.add_argument
-    add("--run", required=True, type=Path, help="run folder with bundles/")
-    add("--version", type=int, help="bundle to publish (default: the newest)")
-    add("--roll-back", action="store_true", help="also to an older version than the one that serves")
-    add("--repository", type=Path, default=SOURCE, help="of the running server (model_repository)")
-    add("--index", type=Path, help="index that is served (default: RUN/index)")
-    add("--target", choices=TARGETS, default="cpu", help="engine of the graphs [cpu]")
-    add("--engines", type=Path, help=f"target tensorrt: folder of engines (default: RUN/{ENGINES})")
-    add(
-        "--load",
-        required=True,
-        metavar="COMMAND",
-        help="loads one model, whose name is added to it (`make publish` has one)",
-    )
-    arguments = parser.parse_args()
-    try:
-        place = Place(
-            bundles=arguments.run / "bundles",
-            repository=arguments.repository,
-            index=arguments.index or arguments.run / "index",
-            config=Preset.load(arguments.config, arguments.overrides).serving,
-            target=arguments.target,
-            engines=arguments.engines,
-        )
-        version = arguments.version or max(versions(place.bundles), default=0)
-        command = shlex.split(arguments.load)
-        done = publish(
-            version,
-            place,
-            load=lambda name: subprocess.run([*command, name], check=True),
-            roll_back=arguments.roll_back,
-        )
-    except (
-        BundleError,
-        ConfigError,
-        EngineError,
-        GraphConfigError,
-        IndexStoreError,
-        PublishError,
-        RenderError,
-        OSError,
-    ) as error:
-        raise SystemExit(f"error: {error}") from error
-    print(f"version {version} serves" if done else f"version {version} is not the latest: nothing to do")
-
-
-if __name__ == "__main__":
-    main()

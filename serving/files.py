@@ -6,6 +6,7 @@ And what is read back from them: digests, numbers in names, JSON objects of boun
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -87,6 +88,18 @@ def new_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Whoever has the lock goes on, others wait; it goes with its process.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    with Path(path).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def undo_interrupted(folder: str | Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults import parts
-from benchmarks.report import stamp
+from benchmarks.report import holds, stamp
 
 PARTS: dict[str, Callable[..., parts.Part]] = {
     "server": parts.server,
@@ -84,13 +84,8 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
         "lost": sum(row.get("lost", 0) for row in rows),
         "wrong": sum(row.get("wrong", 0) for row in rows),
     }
-    missed = [name for name, bound in TARGETS.items() if not _holds((figures | totals).get(name), bound)]
+    missed = [name for name, bound in TARGETS.items() if not holds((figures | totals).get(name), bound)]
     return figures | totals | {"missed": missed, "targets": TARGETS, "faults": rows, "parts": found}
-
-
-def _holds(value: float | None, bound: str) -> bool:
-    sign, _, most = bound.partition(" ")
-    return value is not None and (value < float(most) or (sign == "<=" and value == float(most)))
 
 
 def _say(text: str) -> None:

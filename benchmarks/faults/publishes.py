@@ -68,7 +68,7 @@ def publish_series(
     """
     first = current_version(place.bundles)
     expected = Expected(place.bundles, place.index, list(requests), widths=place.config.widths)
-    qps = share * _saturated_qps(ask, len(requests))
+    qps = share * saturated_qps(ask, len(requests))
     seen, over, series = Seen(), threading.Event(), []
     with ThreadPoolExecutor(32, thread_name_prefix="ask") as pool:
         sender = threading.Thread(target=_send, args=(ask, pool, seen, over), kwargs={"every_s": 1 / qps})
@@ -89,7 +89,7 @@ def publish_series(
             over.set()
             sender.join()
     versions = {version for _, version, _ in seen.answers}
-    mixed = [a for a in seen.answers if not _is_of(a[2], expected.of(a[1])[a[0] % len(requests)])]
+    mixed = [a for a in seen.answers if not is_of(a[2], expected.of(a[1])[a[0] % len(requests)])]
     third = max(1, count // 3)
     return {
         "publishes": count,
@@ -136,7 +136,7 @@ def _one(ask: Callable[[int], Answer], seen: Seen, number: int) -> None:
     seen.answers.append((number, int(found["model_version"].ravel()[0]), found))
 
 
-def _saturated_qps(ask: Callable[[int], Answer], requests: int) -> float:
+def saturated_qps(ask: Callable[[int], Answer], requests: int) -> float:
     """Answers a second with `CLIENTS` requests under way all the time."""
     ends = time.monotonic() + MEASURE_S
 
@@ -151,7 +151,7 @@ def _saturated_qps(ask: Callable[[int], Answer], requests: int) -> float:
         return sum(pool.map(client, range(CLIENTS))) / MEASURE_S
 
 
-def _is_of(found: Answer, expected: Answer) -> bool:
+def is_of(found: Answer, expected: Answer) -> bool:
     """Whether an answer is one of this version: ads, SIDs, scores and values."""
     for name in CHECKED:
         got, want = found[name][0], expected[name]

@@ -182,6 +182,7 @@ class OrtGraphs:
         Raises:
             BundleError: one cannot be opened, or computes something else than the manifest says.
         """
+        self._ready = None  # one that no batch took goes first: with the one in use there are two at most
         try:
             opened, folder = self._open(manifest), self._bundles / str(manifest.version)
             rank_graph = OrtRankGraph(folder, threads=self._threads) if manifest.ranker else None

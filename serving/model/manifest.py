@@ -117,6 +117,7 @@ class Manifest(BaseModel):
         parity_max_error: of the FP32 graphs against PyTorch.
         quality: figures of the evaluation.
         quality_precision: of a lower precision, against FP32.
+        refit: of a version that is another one with new weights: the other one, and how it compares.
         config_hash: of model and training settings.
         git_commit: of the release that exported it.
         export_seconds: what that took.
@@ -142,6 +143,7 @@ class Manifest(BaseModel):
     parity_max_error: float
     quality: dict[str, Any]
     quality_precision: dict[str, Any] | None
+    refit: dict[str, Any] | None = None
     config_hash: str
     git_commit: str
     export_seconds: float

@@ -285,6 +285,7 @@ def fake_graphs(monkeypatch, *, content=b"graph"):
             (folder / f"{stem}.onnx").write_bytes(content)
 
     monkeypatch.setattr(module, "export_graphs", write)
+    monkeypatch.setattr(module, "write_skeletons", lambda graphs, target: None)
     nothing = {"inputs": [], "outputs": []}
     monkeypatch.setattr(module, "graph_shapes", lambda folder: dict.fromkeys(stems, nothing))
     monkeypatch.setattr(module, "check_parity", lambda *a, **k: 0.0)

@@ -178,7 +178,7 @@ def test_the_command(place, tmp_path):
     note = tmp_path / "note.py"
     note.write_text("import pathlib, sys\npathlib.Path(sys.argv[1]).open('a').write(sys.argv[2] + '\\n')\n")
     listed = tmp_path / "loaded"
-    command = [sys.executable, "-m", "export.publish", "--config=configs/demo.yaml", f"--run={tmp_path}"]
+    command = [sys.executable, "-m", "export", "publish", "--config=configs/demo.yaml", f"--run={tmp_path}"]
     command += [f"--repository={place.repository}", "--set=serving.widths=4-8-16:6"]
 
     def run(load, *more):

@@ -1,10 +1,13 @@
 """A new version is hashed once, beside the batches, when its graphs are there; a bad one is refused once."""
 
 import gc
+import shutil
 import threading
+import weakref
 
 import pytest
 
+from serving.engines import ort
 from serving.files import sha256
 from serving.index.reader import IndexReader
 from serving.model import active_model, bundle, version_watch
@@ -252,3 +255,29 @@ def test_the_thread_ends_with_its_object(deployment, follow):
     gc.collect()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_two_versions_are_in_memory_at_most(pipeline, tmp_path, monkeypatch):
+    """One that came and was not taken by a batch goes before the next one is opened."""
+    folder = tmp_path / "bundles"
+    shutil.copytree(pipeline.bundles, folder)
+    for version in (2, 3, 4):
+        add_version(folder, version)
+    alive, most = weakref.WeakSet(), []
+    real = ort.OrtExecutor.__init__
+
+    def counted(self, *arguments, **options):
+        alive.add(self)
+        gc.collect()
+        most.append(len(alive))
+        real(self, *arguments, **options)
+
+    monkeypatch.setattr(ort.OrtExecutor, "__init__", counted)
+    graphs = ort.OrtGraphs(folder, threads=1)
+    in_use = graphs.executor(read_manifest(folder / "1"))
+    for version in (2, 3):  # CURRENT moves on, no batch comes
+        graphs.prepare(read_manifest(folder / str(version)))
+    in_use = graphs.executor(read_manifest(folder / "3"))
+    graphs.prepare(read_manifest(folder / "4"))
+    assert most == [1, 2, 2, 2]
+    assert in_use is not None

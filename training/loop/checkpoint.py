@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         NonFiniteError: a weight is infinite or not a number; nothing was written.
     """
     weights = {name: value.cpu().contiguous() for name, value in checkpoint.model.state_dict().items()}
-    bad = [name for name, value in weights.items() if not value.isfinite().all()]
-    if bad:
-        raise NonFiniteError(
-            f"step {checkpoint.step}: expected finite weights, {len(bad)} of {len(weights)} tensors are not, "
-            f"first {bad[0]}; not saved"
-        )
+    require_finite(weights, step=checkpoint.step)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / MODEL)
     if checkpoint.optimizer_state is not None:
@@ -100,6 +96,20 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     content = {"format": FORMAT_VERSION, "spec": checkpoint.spec.to_json()}
     content |= {name: getattr(checkpoint, name) for name in (*_PLAIN, *_ADDED)}
     (folder / CONTENT).write_text(json.dumps(content, indent=1))
+
+
+def require_finite(weights: Mapping[str, torch.Tensor], *, step: int) -> None:
+    """Refuse weights that are not all finite.
+
+    Raises:
+        NonFiniteError: says how many are not, and the first.
+    """
+    bad = [name for name, value in weights.items() if not value.isfinite().all()]
+    if bad:
+        raise NonFiniteError(
+            f"step {step}: expected finite weights, {len(bad)} of {len(weights)} tensors are not, first "
+            f"{bad[0]}; not saved"
+        )
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

@@ -73,7 +73,8 @@ class MtpGenerator(Generator):
 
     def main(self, context_kv: list[ContextKv], bias: Tensor) -> Tensor:
         """h_1 of each request, [B, 1, 1, d]."""
-        h = (self.bos[0] + self.level[:1]).expand(bias.shape[0], 1, -1, -1)
+        # A sum of two weights would be worked out when a graph is traced, and stay that of the traced model.
+        h = self.bos[0].expand(bias.shape[0], 1, -1, -1) + self.level[:1]
         for layer, kv in zip(self.layers[: self.shared], context_kv, strict=False):
             h = layer(h, kv, bias)
         return h

@@ -37,6 +37,7 @@ class PrefixGraph(nn.Module):
         super().__init__()
         self.model = model
         self.layers = nn.ModuleList(StepLayer(layer) for layer in model.tail_layers)
+        self.gate, self.token, self.mix = _fused(model, model.bos[:, 0])
         self.head = head_of(model, 1)
 
     @property
@@ -59,7 +60,7 @@ class PrefixGraph(nn.Module):
         _, context_kv, bias = model.encode(slots, profile)
         m = model.shared_stage(context_kv, bias)[:, 0]  # [B, t, d]
         stacked = tail_context(model, context_kv)
-        h = model.fuse(m[:, 0], model.bos[:, 0])  # [B, d]
+        h = self.mix(m[:, 0] * self.gate) + self.token  # [B, d]
         past = []
         for i, layer in enumerate(self.layers):
             h, key, value = layer(h, stacked[:, min(i, model.tail_kv_groups - 1)], bias, past=[])
@@ -75,16 +76,7 @@ class TailGraph(TailLayers):
     def __init__(self, model: Generator, level: int) -> None:
         """Wrap a model for `level` = 2 .. T + 1 (T + 1 is the value level)."""
         super().__init__(model, level)
-        # Half of Fuse sees nothing but the token: one row a code, worked out now, instead of two matrix
-        # products a beam.
-        fuse, width = model.fuse, model.config.width
-        with torch.no_grad():
-            codes = model.codes.table(level - 1).weight[1:]  # [V, d]
-            self.gate = nn.Parameter(fuse.gate(codes), requires_grad=False)
-            mixed = codes @ fuse.mix.weight[:, width:].T + fuse.mix.bias
-            self.token = nn.Parameter(mixed, requires_grad=False)
-            self.mix = nn.Linear(width, width, bias=False)
-            self.mix.weight.copy_(fuse.mix.weight[:, :width])
+        self.gate, self.token, self.mix = _fused(model, model.codes.table(level - 1).weight[1:])
 
     def forward(
         self,
@@ -117,3 +109,21 @@ class TailGraph(TailLayers):
         past = past_of(past_kv, parents)
         _, logprob, new = self.score(h, context_kv, context_bias, past=past, allowed=allowed)
         return logprob, torch.stack(new, dim=1)
+
+
+@torch.no_grad()
+def _fused(model: Generator, codes: Tensor) -> tuple[nn.Parameter, nn.Parameter, nn.Linear]:
+    """Half of Fuse sees nothing but the token: one row a code worked out now, not two products a beam.
+
+    Args:
+        model: whose Fuse.
+        codes: [V, d], what the token may be.
+
+    Returns:
+        W_g s of every code [V, d]; its part of W_f [.. ; s] [V, d]; the other part of W_f, a product.
+    """
+    fuse, width = model.fuse, model.config.width
+    mix = nn.Linear(width, width, bias=False)
+    mix.weight.copy_(fuse.mix.weight[:, :width])
+    token = codes @ fuse.mix.weight[:, width:].T + fuse.mix.bias
+    return nn.Parameter(fuse.gate(codes), requires_grad=False), nn.Parameter(token, requires_grad=False), mix

@@ -25,6 +25,7 @@ from training.preset.data import DataConfig, FeatureConfig
 from training.preset.evaluation import EvaluationConfig
 from training.preset.model import ModelConfig
 from training.preset.precision import PrecisionConfig
+from training.preset.publish import PublishConfig
 from training.preset.recipes import FineTuneConfig, PostTrainConfig, TrainingConfig
 from training.preset.reward import RewardConfig
 from training.preset.rollout import RolloutConfig
@@ -58,6 +59,7 @@ class Preset(BaseModel):
     evaluation: EvaluationConfig = EvaluationConfig()
     serving: ServingConfig = ServingConfig()
     precision: PrecisionConfig = PrecisionConfig()
+    publish: PublishConfig = PublishConfig()
     _path: str = PrivateAttr("preset")
 
     @classmethod

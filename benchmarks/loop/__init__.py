@@ -1,0 +1,1 @@
+"""The loop from weights that are ready to answers by them, measured."""
