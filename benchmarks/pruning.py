@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,8 @@ TARGETS = {
     "prune_qps_n512": ">= 0.97",
     "prune_differences": "<= 0",
     "wide_vs_base_pruned": "<= 1.3",
+    "hf_512_n10": ">= 1.8",
+    "ct2_512_n10": ">= 1.8",
 }
 
 
@@ -188,16 +189,23 @@ def ratios(found: dict[str, Any]) -> dict[str, float | None]:
         **{f"prune_qps_n{n}": triton.get(str(n), {}).get("ratio") for n in (10, 20, 50, 512)},
         "prune_differences": sum(row["differences"] for row in every),
         "wide_vs_base_pruned": found["in_process"]["wide"]["ratio"],
+        **{key: found["rivals"][key] for key in ("hf_512_n10", "ct2_512_n10") if "rivals" in found},
     }
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Everything, of the command line's run."""
+def measure(arguments: argparse.Namespace, *, against_others: bool = False) -> dict[str, Any]:
+    """Everything, of the command line's run; with Hugging Face and CTranslate2 where they are there."""
     demo = TrainedDemo.load(arguments, graphs="onnx")
-    found: dict[str, Any] = {
-        "in_process": in_process(replace(demo), timed=arguments.timed),
-        "triton": None,
-    }
+    found: dict[str, Any] = {"in_process": in_process(demo, timed=arguments.timed), "triton": None}
+    if against_others:
+        from benchmarks.pruning_rivals import rivals
+
+        searches, plan = Searches(demo), WidthPlan.parse(BASE, levels=3)
+
+        def search(rows: np.ndarray, pruned: bool) -> Any:
+            return searches.run(rows, plan, num_ads=10, pool=10 if pruned else None)
+
+        found["rivals"] = rivals(demo, search, threads=arguments.threads, rounds=max(arguments.rounds, 2))
     if arguments.rounds:
         serving = Preset.load(arguments.config, arguments.overrides).serving
         found["triton"] = through_triton(
