@@ -126,7 +126,7 @@ def main() -> None:
         "--demo",
         type=Path,
         default=Path("build/demo"),
-        help="run with a trained model, for INT8 quality",
+        help="run with a trained model, for INT8 quality and pruning",
     )
     parser.add_argument("--threads", type=int, default=1, help="of every engine [1]")
     parser.add_argument("--batch", type=int, default=4, help="requests of a batch where QPS is measured [4]")
@@ -215,16 +215,9 @@ def main() -> None:
     triton = triton_load.measure(preset, run, shared_layers=shared, quick=quick, say=say)
     say("pruning on the trained model")
     trained = trained_run(arguments.demo, run, config="configs/demo.yaml")
-    pruned = pruning.measure(
-        pruning.parser().parse_args(
-            [
-                "--run",
-                str(trained),
-                *(["--requests", "200", "--timed", "40", "--rounds", "2"] if quick else []),
-            ]
-        ),
-        against_others=True,
-    )
+    few = ["--requests", "200", "--timed", "40", "--rounds", "2"] if quick else []
+    asked = pruning.parser().parse_args(["--run", str(trained), *few])
+    pruned = pruning.measure(asked, against_others=True)
     found = (
         ratios(rows)
         | pruned["ratios"]

@@ -1,4 +1,4 @@
-"""Ten best of 512 beams, asked of Hugging Face, CTranslate2 and the trained model with and without pruning."""
+"""Ten best of 512 beams, of Hugging Face, CTranslate2 and the trained model, pruned and not."""
 
 from __future__ import annotations
 
