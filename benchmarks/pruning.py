@@ -20,7 +20,8 @@ from benchmarks.pruning_triton import through_triton
 from benchmarks.report import stamp
 from benchmarks.trained_demo import TrainedDemo, options, recalls
 from serving.engines.metered import MeteredExecutor
-from serving.search.beam_search import Beams, beam_search
+from serving.search.beam_search import beam_search
+from serving.search.beams import Beams
 from serving.search.cold_start import ColdStart
 from serving.search.widths import WidthPlan
 from training.preset.preset import Preset
