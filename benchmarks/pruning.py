@@ -23,6 +23,7 @@ from serving.engines.metered import MeteredExecutor
 from serving.search.beam_search import beam_search
 from serving.search.beams import Beams
 from serving.search.cold_start import ColdStart
+from serving.search.rank import RankBy, beam_worth
 from serving.search.widths import WidthPlan
 from training.preset.preset import Preset
 
@@ -54,7 +55,13 @@ class Searches:
         self._lift = ColdStart(demo.seen, demo.spec.level_sizes, 1.0)
 
     def run(
-        self, rows: np.ndarray, plan: WidthPlan, *, num_ads: int, pool: int | None
+        self,
+        rows: np.ndarray,
+        plan: WidthPlan,
+        *,
+        num_ads: int,
+        pool: int | None,
+        by_value: bool = False,
     ) -> tuple[Beams, int, float]:
         """Beams of test requests searched together, rows that the tails saw for each, and seconds of CPU."""
         slots, profile = self._demo.dataset.context(self._demo.groups, rows)
@@ -69,6 +76,7 @@ class Searches:
             plan=plan,
             num_results=np.full(count, num_ads),
             pool=None if pool is None else np.full(count, pool),
+            by_value=by_value,
             value_table=self._demo.spec.value_buckets.means,
             value_correction=self._demo.spec.value_correction,
             cold_start=self._lift,
@@ -77,15 +85,25 @@ class Searches:
         return beams, sum(call.rows for call in self._executor.take()), seconds
 
 
-def differences(plain: Beams, pruned: Beams, *, count: int) -> int:
-    """Requests whose first `count` beams are not the same: SIDs but for ties, scores, values."""
-    first, second = ((b.leaves, b.scores, b.expected_value) for b in (plain, pruned))
-    leaves, scores, values = ((a[:, :count], b[:, :count]) for a, b in zip(first, second, strict=True))
+def differences(plain: Beams, pruned: Beams, *, count: int, by: RankBy) -> int:
+    """Requests whose first `count` beams in an order are not the same: SIDs but for ties, scores, values."""
+    first, second = (_ordered(beams, count=count, by=by) for beams in (plain, pruned))
+    leaves, scores, values = zip(first, second, strict=True)
     apart = np.abs(scores[0] - scores[1])
     same = leaves[0] == leaves[1]
     wrong = (apart > SCORE) | (~same & (apart > TIE))
     wrong |= same & (np.abs(values[0] - values[1]) > VALUE * np.abs(values[0]))
     return int(wrong.any(axis=1).sum())
+
+
+def _ordered(beams: Beams, *, count: int, by: RankBy) -> list[np.ndarray]:
+    """Leaves, scores and values [B, count], best first."""
+    worth = np.stack(
+        [beam_worth(s, v, by=by) for s, v in zip(beams.scores, beams.expected_value, strict=True)]
+    )
+    order = np.argsort(-worth, axis=1, kind="stable")[:, :count]
+    arrays = (beams.leaves, beams.scores, beams.expected_value)
+    return [np.take_along_axis(array, order, 1) for array in arrays]
 
 
 def compared(
@@ -95,10 +113,11 @@ def compared(
     *,
     num_ads: int,
     batch: int,
-    pool: int | None = None,
+    by: RankBy = "probability",
 ) -> dict[str, Any]:
     """With pruning over without, the two in turn: rows, time (medians of pairs), requests that differ."""
-    pool = pool or num_ads
+    by_value = by == "value"
+    pool = plan.pool(num_ads, ranked_among=plan.sid[-1] if by_value else 0)
     seen: list[tuple[int, int]] = []
     seconds: list[tuple[float, float]] = []
     wrong = 0
@@ -106,9 +125,13 @@ def compared(
         found = {}
         for pruned in (False, True) if number % 2 else (True, False):  # who is second finds warm caches
             found[pruned] = searches.run(
-                rows[first : first + batch], plan, num_ads=num_ads, pool=pool if pruned else None
+                rows[first : first + batch],
+                plan,
+                num_ads=num_ads,
+                pool=pool if pruned else None,
+                by_value=by_value,
             )
-        wrong += differences(found[False][0], found[True][0], count=pool)
+        wrong += differences(found[False][0], found[True][0], count=num_ads, by=by)
         seen.append((found[False][1], found[True][1]))
         seconds.append((found[False][2], found[True][2]))
     plain, pruned_rows = np.array(seen).mean(axis=0)
@@ -168,10 +191,10 @@ def in_process(demo: TrainedDemo, *, timed: int) -> dict[str, Any]:
         text: compared(
             searches,
             some,
-            (valued := WidthPlan.parse(text, levels=3)),
+            WidthPlan.parse(text, levels=3),
             num_ads=10,
             batch=1,
-            pool=valued.pool(10, ranked_among=valued.sid[-1]),
+            by="value",
         )
         for text in (BASE, ALL_VALUED)
     }

@@ -1,11 +1,15 @@
 """When searches are pruned, the rows that load control plans with, and what the scheduler makes of both."""
 
 import dataclasses
+import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from serving.backend.adapter import ranked_among
+from serving.backend.settings import ServingConfig
 from serving.cache import LocalCache
 from serving.cached_answers import CachedAnswers
 from serving.load.arrivals import LoadView, Waiting
@@ -16,6 +20,7 @@ from serving.load.pruning import Asked, CallCost, Pruning
 from serving.load.settings import ControlSettings
 from serving.search import beam_search as module
 from serving.search.widths import WidthPlan
+from tests.fake_triton import Request
 from tests.unit.test_scheduler import deployment, make, requests
 
 __all__ = ["deployment"]  # a fixture
@@ -171,3 +176,28 @@ def test_a_pruned_answer_is_no_entry_for_another_order(deployment, pruning, monk
         [answer], report = scheduler.search([asked])
         assert report.hits == hits
         assert np.isfinite(answer.expected_value).sum() == valued
+
+
+@pytest.mark.parametrize(
+    ("parameters", "settings", "expected"),
+    [
+        ({}, {}, (0, False)),
+        ({"rank_by": "value"}, {}, (sys.maxsize, True)),
+        ({}, {"rank_by": "value"}, (sys.maxsize, True)),
+        ({"rerank": "reward"}, {"rerank_pool": 40}, (40, False)),
+        ({"rerank": "reward", "rank_by": "value"}, {}, (sys.maxsize, False)),
+        ({"rerank": "off"}, {"rerank": "reward", "rerank_pool": 40}, (0, False)),
+    ],
+)
+def test_the_scheduler_knows_what_the_resolver_orders(parameters, settings, expected):
+    config = SimpleNamespace(serving=ServingConfig(**settings), ranker="reward")
+    assert ranked_among(Request({}, json.dumps(parameters)), config) == expected
+
+
+def test_answers_by_value_are_learnt_apart():
+    pruning = Pruning(levels=3)
+    by_value = Asked(10, sys.maxsize, True)
+    plan = WidthPlan((128, 256, 512), 512)
+    pruning.observe(plan, [by_value], rows=450)
+    assert pruning.needed(plan, by_value) == 450
+    assert pruning.needed(plan, Asked(512)) == 896
