@@ -92,7 +92,8 @@ class Pruning:
         self.calls = CallCost()
         self._rows: dict[tuple[int, int], dict[WidthPlan, float]] = {}  # by kind of answer and plan
         self._refused: Counter[tuple[tuple[int, int], WidthPlan]] = Counter()
-        self._traffic: deque[Asked] = deque(maxlen=_TRAFFIC)
+        self._traffic: deque[Asked] = deque()
+        self._mix: Counter[Asked] = Counter()  # of them
 
     def pays(self, plan: WidthPlan, asked: Asked, *, requests: int) -> bool:
         """Whether the search for an answer is to be pruned, with so many requests in a batch."""
@@ -130,13 +131,19 @@ class Pruning:
     def came(self, asked: Asked) -> None:
         """A request is searched."""
         self._traffic.append(asked)
+        self._mix[asked] += 1
+        if len(self._traffic) > _TRAFFIC:
+            oldest = self._traffic.popleft()
+            self._mix[oldest] -= 1
+            if not self._mix[oldest]:
+                del self._mix[oldest]
 
     def rows(self, plan: WidthPlan) -> float:
         """Rows of a request like those of late on a plan; the plan's own before any came."""
         if not self._traffic:
             return plan_rows(plan)
         total = 0.0
-        for asked, count in Counter(self._traffic).items():
+        for asked, count in self._mix.items():
             pruned = self._pays(plan, asked, 1)
             rows = self.needed(plan, asked) if pruned else _plain_rows(plan, asked.pool(plan))
             total += count * rows

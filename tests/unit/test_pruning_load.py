@@ -107,6 +107,9 @@ def test_rows_of_a_load_are_those_of_its_requests():
     for num_ads in (10, 10, 10, 512):
         pruning.came(Asked(num_ads))
     assert pruning.rows(PLAN) == pytest.approx((3 * 120 + 128 + 256 + 512) / 4)
+    for _ in range(256):
+        pruning.came(Asked(10))
+    assert pruning.rows(PLAN) == pytest.approx(120), "those before are forgotten"
 
 
 def test_an_idle_server_searches_wider_where_answers_are_short():
