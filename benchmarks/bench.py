@@ -2,7 +2,7 @@
 
 Seeded weights in the shape of preset `bench` and a seeded catalogue. First all ways of searching are held to
 the same beams, then interleaved timings in this process, then the same through a real Triton. Writes
-results.json, table.md and bench.png.
+results.json, table.md and bench.png. Pruning is measured on a trained model: random weights are not peaky.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import catalogue, triton_load
+from benchmarks import catalogue, pruning, triton_load
 from benchmarks.bench_report import plot, ratios, table, write_markdown
 from benchmarks.cells import SIZES, Workload, comparator_cells, engine_cells
 from benchmarks.comparators.static import StaticConstraint, compare
@@ -29,6 +29,7 @@ from benchmarks.measure import best_gemm, interleave
 from benchmarks.report import stamp
 from benchmarks.roofline import Case, request_flops
 from benchmarks.seeded_run import prepare_seeded
+from benchmarks.trained_run import trained_run
 from export.seeded import seeded_checkpoint
 from serving.engines.ort import OrtExecutor
 from serving.search.widths import WidthPlan
@@ -125,7 +126,7 @@ def main() -> None:
         "--demo",
         type=Path,
         default=Path("build/demo"),
-        help="run with a trained model, for INT8 quality",
+        help="run with a trained model, for INT8 quality and pruning",
     )
     parser.add_argument("--threads", type=int, default=1, help="of every engine [1]")
     parser.add_argument("--batch", type=int, default=4, help="requests of a batch where QPS is measured [4]")
@@ -212,18 +213,27 @@ def main() -> None:
 
     say("through Triton")
     triton = triton_load.measure(preset, run, shared_layers=shared, quick=quick, say=say)
-    found = ratios(rows) | {
-        "static_1m": float(np.median(static["static"]) / np.median(static["ours"])),
-        "lazyar_vs_k0_triton": triton["lazyar_vs_k0"],
-        "triton_vs_inprocess": triton["triton_vs_inprocess"],
-        "triton_inside_vs_inprocess": triton["triton_inside_vs_inprocess"],
-        "int8_overlap50": overlap["overlap"]["50"] if overlap else None,
-        "host_share": host_share,
-        "reader_bytes_per_ad": readers["10 M"]["bytes_per_ad"],
-        "gemm_share": achieved / best,
-        "invalid": sum(r["invalid"] for r in rows.values()) + triton["invalid"],
-        "short_answers": sum(r["short"] for r in rows.values()) + triton["short"],
-    }
+    say("pruning on the trained model")
+    trained = trained_run(arguments.demo, run, config="configs/demo.yaml")
+    few = ["--requests", "200", "--timed", "40", "--rounds", "2"] if quick else []
+    asked = pruning.parser().parse_args(["--run", str(trained), *few])
+    pruned = pruning.measure(asked, against_others=True)
+    found = (
+        ratios(rows)
+        | pruned["ratios"]
+        | {
+            "static_1m": float(np.median(static["static"]) / np.median(static["ours"])),
+            "lazyar_vs_k0_triton": triton["lazyar_vs_k0"],
+            "triton_vs_inprocess": triton["triton_vs_inprocess"],
+            "triton_inside_vs_inprocess": triton["triton_inside_vs_inprocess"],
+            "int8_overlap50": overlap["overlap"]["50"] if overlap else None,
+            "host_share": host_share,
+            "reader_bytes_per_ad": readers["10 M"]["bytes_per_ad"],
+            "gemm_share": achieved / best,
+            "invalid": sum(r["invalid"] for r in rows.values()) + triton["invalid"],
+            "short_answers": sum(r["short"] for r in rows.values()) + triton["short"],
+        }
+    )
     results = {
         **stamp(),
         "command": "make bench" + (" QUICK=1" if quick else ""),
@@ -234,12 +244,13 @@ def main() -> None:
         "beams_of_pytorch": checked,
         "rows": rows,
         "triton": triton,
+        "pruning": pruned,
         "readers": readers,
         "static_1m_ms": {n: float(np.median(s) * 1e3) for n, s in static.items()},
         "gflops": {"achieved": achieved, "best_gemm": best, "request_gflop": sum(flops.values()) / 1e9},
         "int8_quality": overlap,
         "ratios": found,
-        "targets": TARGETS,
+        "targets": TARGETS | pruning.TARGETS,
     }
     (run / "results.json").write_text(json.dumps(results, indent=1))
     write_markdown(results, run / "table.md")

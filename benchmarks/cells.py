@@ -17,7 +17,8 @@ from benchmarks.measure import Cell
 from export.graphs import example_request
 from serving.engines.ort import OrtExecutor
 from serving.index.snapshot import IndexSnapshot
-from serving.search.beam_search import Beams, beam_search
+from serving.search.beam_search import beam_search
+from serving.search.beams import Beams
 from serving.search.executor import Executor
 from serving.search.normalise import Normalise
 from serving.search.widths import WidthPlan

@@ -1,5 +1,8 @@
 """Goodput of `make loadtest-slo`: answers inside the SLO a second over the configured widths' capacity.
 
+The configured widths are searched without pruning, the floor and the adaptive ones with it: compared is
+all that the server does about a load.
+
 Capacity is what they answer at saturation, measured in the same rounds as the variants, before and after
 them, on the same core: a machine that changes its speed changes both.
 """
@@ -25,7 +28,7 @@ LEVELS = 3
 
 def capacity(bench: Bench) -> dict[str, float]:
     """What the configured widths do at saturation, and the median of a lone request."""
-    with bench.serving("fixed", load_control="fixed", cache="off") as server:
+    with bench.serving("fixed", load_control="fixed", cache="off", prune="off") as server:
         lone = offer_for(bench, server, users=1, seconds=bench.seconds(9.0))
         qps = saturated(bench, server, seconds=bench.seconds(15.0))
     return {"lone_ms": float(np.median(latencies(lone, OK))), "qps": qps}
@@ -50,7 +53,7 @@ def goodput(bench: Bench, *, slo_s: float, rounds: int) -> dict[str, Any]:
         ).ladder.plans[0]
     )
     settings: dict[str, dict[str, Any]] = {
-        "base": {"load_control": "fixed"},
+        "base": {"load_control": "fixed", "prune": "off"},
         "floor": {"load_control": "fixed", "widths": floor},
         "adaptive": {"load_control": "adaptive", "slo_ms": slo_s * 1e3},
         "fixed_admission": {
@@ -58,6 +61,7 @@ def goodput(bench: Bench, *, slo_s: float, rounds: int) -> dict[str, Any]:
             "slo_ms": slo_s * 1e3,
             "ladder": widths,
             "max_widths": widths,
+            "prune": "off",
         },
     }
     found: list[dict[str, Any]] = []
@@ -94,7 +98,7 @@ def goodput(bench: Bench, *, slo_s: float, rounds: int) -> dict[str, Any]:
 
 def everybody_in(bench: Bench, *, qps: float, slo_s: float) -> dict[str, Any]:
     """The trivial baseline: configured widths, and a queue that takes all."""
-    with bench.serving("fixed", load_control="fixed", cache="off") as server:
+    with bench.serving("fixed", load_control="fixed", cache="off", prune="off") as server:
         return _variant([offer_for(bench, server, qps=OVERLOAD * qps, seconds=bench.seconds(30.0))], slo_s)
 
 

@@ -22,7 +22,8 @@ from export.parity import check_parity
 from serving.backend.resolve import NO_AD, Ads, resolve
 from serving.engines.ort import OrtExecutor
 from serving.index.snapshot import IndexSnapshot, Snapshot
-from serving.search.beam_search import Beams, beam_search
+from serving.search.beam_search import beam_search
+from serving.search.beams import Beams
 from serving.search.cold_start import ColdStart
 from serving.search.executor import Executor
 from serving.search.normalise import Normalise

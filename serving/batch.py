@@ -28,6 +28,7 @@ class SearchRequest:
         num_ads: ads wanted, within the server's limits.
         exclude: int64, ads that must not come back.
         ranked_among: see `WidthPlan.pool`.
+        by_value: of these beams the answer is the `num_ads` that are worth most.
         plan: widths; None for the configured ones.
         width_cap: no level keeps more beams than this (num_ads still counts); None for the plan's own widths.
         arrived: when it came in, seconds of the host's monotonic clock; None where nobody took the time.
@@ -41,6 +42,7 @@ class SearchRequest:
     num_ads: int
     exclude: np.ndarray
     ranked_among: int = 0
+    by_value: bool = False
     plan: WidthPlan | None = None
     width_cap: int | None = None
     arrived: float | None = None

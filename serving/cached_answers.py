@@ -35,7 +35,7 @@ class CachedAnswers:
                     num_ads=request.num_ads,
                     exclude=request.exclude,
                     # A pruned search gives values to no more beams than the answer is made of.
-                    settings=f"{settings} {request.ranked_among}",
+                    settings=f"{settings} {request.ranked_among} {request.by_value}",
                 )
         rows = list(batch.keys)
         for i, entry in zip(rows, self._cache.get([batch.keys[i] for i in rows]), strict=True):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -21,7 +22,7 @@ from serving.index.reader import IndexReader
 from serving.load.arrivals import LoadView, Waiting
 from serving.load.cost_model import BatchCost
 from serving.load.policy import Decision, FixedPolicy, OverloadError, Policy
-from serving.load.pruning import Pruning
+from serving.load.pruning import Asked, Pruning
 from serving.load.queue_depth import QueueReading
 from serving.model.active_model import ActiveModel
 from serving.model.bundle import BundleError
@@ -172,17 +173,17 @@ class Scheduler:
                 plan = decision.plan_for(wanted, width_cap=request.width_cap)
                 plans.setdefault(plan, []).append(i)
         groups = ((p, *group) for p, members in plans.items() for group in self._groups(batch, p, members))
-        for plan, members, pools in groups:
+        for plan, members, pruned in groups:
             self._executor.take()
             began = self._clock()
             try:
-                found = self._search_group(batch, plan, members, pools=pools)
+                found = self._search_group(batch, plan, members, pruned=pruned)
             except Exception as error:  # one group must not take the others, or the server, down
                 for i in members:
                     batch.answers[i] = error
                 continue
             now = self._clock()
-            self._learn(now, now - began, plan=plan, pools=pools, requests=len(members))
+            self._learn(now, now - began, plan=plan, pruned=pruned, requests=len(members))
             batch.report.searched += len(members)
             for i, answer in zip(members, found, strict=True):
                 batch.answers[i] = answer
@@ -191,25 +192,25 @@ class Scheduler:
 
     def _groups(
         self, batch: Batch, plan: WidthPlan, rows: list[int]
-    ) -> Iterator[tuple[list[int], list[int] | None]]:
-        """Rows of one plan that share a search, and their pools where it is to be pruned."""
-        if self._pruning is None:
-            yield rows, None
-            return
-        pools = {}
+    ) -> Iterator[tuple[list[int], list[Asked]]]:
+        """Rows of one plan that share a search, and what they ask for where it is to be pruned."""
+        plain, pruned = [], defaultdict[bool, dict[int, Asked]](dict)
         for i in rows:
             request = batch.requests[i]
-            self._pruning.came(request.num_ads, request.ranked_among)
-            pools[i] = plan.pool(request.num_ads, ranked_among=request.ranked_among)
-        pruned = [i for i in rows if self._pruning.pays(plan, pool=pools[i], requests=len(rows))]
-        if pruned:
-            yield pruned, [pools[i] for i in pruned]
-        plain = [i for i in rows if i not in pruned]
+            asked = Asked(request.num_ads, request.ranked_among, request.by_value)
+            if self._pruning is not None:
+                self._pruning.came(asked)
+            if self._pruning is not None and self._pruning.pays(plan, asked, requests=len(rows)):
+                pruned[asked.by_value][i] = asked
+            else:
+                plain.append(i)
+        for members in pruned.values():
+            yield list(members), list(members.values())
         if plain:
-            yield plain, None
+            yield plain, []
 
     def _learn(
-        self, now: float, seconds: float, *, plan: WidthPlan, pools: list[int] | None, requests: int
+        self, now: float, seconds: float, *, plan: WidthPlan, pruned: list[Asked], requests: int
     ) -> None:
         """From a search that ran; the first one of an executor says nothing of the later ones."""
         calls, first, self._first = self._executor.take(), self._first, False
@@ -220,11 +221,10 @@ class Scheduler:
         if self._pruning is not None:
             for call in calls:
                 self._pruning.calls.observe(call.rows * call.requests, call.seconds)
-            if pools is not None:
-                self._pruning.observe(plan, pools=pools, rows=rows)
+            self._pruning.observe(plan, pruned, rows=rows)
 
     def _search_group(
-        self, batch: Batch, plan: WidthPlan, rows: list[int], *, pools: list[int] | None
+        self, batch: Batch, plan: WidthPlan, rows: list[int], *, pruned: list[Asked]
     ) -> list[SearchAnswer]:
         requests, snapshot, manifest = [batch.requests[i] for i in rows], batch.snapshot, batch.manifest
         banned = [snapshot.banned_leaves(r.exclude) for r in requests]
@@ -236,7 +236,8 @@ class Scheduler:
             plan=plan,
             num_results=np.array([r.num_ads for r in requests]),
             value_table=manifest.value_table,
-            pool=None if pools is None else np.array(pools),
+            pool=np.array([a.pool(plan) for a in pruned]) if pruned else None,
+            by_value=bool(pruned) and pruned[0].by_value,
             banned=banned if any(map(len, banned)) else None,
             normalise=self._normalise,
             cold_start=self._cold_start,

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import torch
 
-from serving.search.beam_search import Beams
+from serving.search.beams import Beams
 from tests.searching import searched
 from tests.tiny import COPYING_SPEC, LEVEL_SIZES, copying_model, random_requests, tiny_catalogue
 from training.rollout.executor import TorchExecutor

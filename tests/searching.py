@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from serving.index.snapshot import IndexSnapshot
-from serving.search.beam_search import Beams, beam_search
+from serving.search.beam_search import beam_search
+from serving.search.beams import Beams
 from serving.search.executor import Executor
 from serving.search.widths import WidthPlan
 from tests.tiny import VALUE_TABLE, random_requests

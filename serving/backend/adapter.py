@@ -132,15 +132,16 @@ def user_parameter(request: Any, *, rows: int) -> int | str | None:
     return value
 
 
-def ranked_among(request: Any, settings: ModelSettings) -> int:
-    """Beams among which the resolver orders ads once more, see `WidthPlan.pool`.
+def ranked_among(request: Any, settings: ModelSettings) -> tuple[int, bool]:
+    """What the resolver makes an answer of: `ranked_among` and `by_value` of a `SearchRequest`.
 
     Raises:
         RequestError: a parameter that says so is wrong.
     """
+    reranked = rerank_parameter(request, settings)
     if rank_parameter(request, default=settings.serving.rank_by) == "value":
-        return sys.maxsize  # all that have a value
-    return settings.serving.rerank_pool if rerank_parameter(request, settings) else 0
+        return sys.maxsize, not reranked  # among all that have a value
+    return settings.serving.rerank_pool if reranked else 0, False
 
 
 def pad_rows(rows: list[np.ndarray], *, fill: float) -> np.ndarray:

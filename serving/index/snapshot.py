@@ -56,6 +56,8 @@ class Snapshot(ABC):
 
     def banned_leaves(self, ad_ids: np.ndarray) -> np.ndarray:
         """Leaves, sorted int64, all of whose active ads are in `ad_ids`: beams need not go there."""
+        if not len(ad_ids):
+            return np.zeros(0, np.int64)
         sids, known = self.sids_of(ad_ids)
         leaves = np.unique(self.leaves_of(sids[known]))
         leaves = leaves[leaves >= 0]

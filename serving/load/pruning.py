@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from serving.load.ladder import plan_rows
 from serving.search.widths import WidthPlan
@@ -60,6 +61,28 @@ class CallCost:
         return (seconds - row * rows) / weight, row
 
 
+class Asked(NamedTuple):
+    """What a request's answer is made of.
+
+    Attributes:
+        num_ads: ads.
+        ranked_among: see `WidthPlan.pool`.
+        by_value: whether it is the `num_ads` of the pool that are worth most.
+    """
+
+    num_ads: int
+    ranked_among: int = 0
+    by_value: bool = False
+
+    def pool(self, plan: WidthPlan) -> int:
+        """Beams that the answer is made of."""
+        return plan.pool(self.num_ads, ranked_among=self.ranked_among)
+
+    def kind(self, plan: WidthPlan) -> tuple[int, int]:
+        """Answers that are taken for alike: those of one step, 1.4 times apart."""
+        return _step(self.pool(plan)), _step(self.num_ads) if self.by_value else -1
+
+
 class Pruning:
     """Which searches are pruned, and what requests like those of late need. One a scheduler process."""
 
@@ -67,29 +90,30 @@ class Pruning:
         """Of searches of so many SID levels."""
         self._more_calls = levels - 1
         self.calls = CallCost()
-        self._rows: dict[int, dict[WidthPlan, float]] = {}  # by pool, in steps, and plan
-        self._refused: Counter[tuple[int, WidthPlan]] = Counter()
-        self._traffic: deque[tuple[int, int]] = deque(maxlen=_TRAFFIC)  # num_ads, ranked_among
+        self._rows: dict[tuple[int, int], dict[WidthPlan, float]] = {}  # by kind of answer and plan
+        self._refused: Counter[tuple[tuple[int, int], WidthPlan]] = Counter()
+        self._traffic: deque[Asked] = deque()
+        self._mix: Counter[Asked] = Counter()  # of them
 
-    def pays(self, plan: WidthPlan, *, pool: int, requests: int) -> bool:
-        """Whether a search for answers of `pool` beams is to be pruned, with so many requests in a batch."""
-        if self._pays(plan, pool, requests):
+    def pays(self, plan: WidthPlan, asked: Asked, *, requests: int) -> bool:
+        """Whether the search for an answer is to be pruned, with so many requests in a batch."""
+        if self._pays(plan, asked, requests):
             return True
-        refused = (_step(pool), plan)
+        refused = (asked.kind(plan), plan)
         self._refused[refused] += 1
         return self._refused[refused] % _PROBE == 0
 
-    def _pays(self, plan: WidthPlan, pool: int, requests: int) -> bool:
-        plain, needed = _plain_rows(plan, pool), self.needed(plan, pool=pool)
+    def _pays(self, plan: WidthPlan, asked: Asked, requests: int) -> bool:
+        plain, needed = _plain_rows(plan, asked.pool(plan)), self.needed(plan, asked)
         if not self.calls.known:
             return needed < _UNTIMED * plain
         call, row = self.calls.coefficients
         spared = requests * (plain - needed) * row - self._more_calls * call
         return spared > _GAIN * requests * plain * row
 
-    def needed(self, plan: WidthPlan, *, pool: int) -> float:
+    def needed(self, plan: WidthPlan, asked: Asked) -> float:
         """Rows of a request that is pruned: as seen, else those of the plan next to it that was."""
-        seen = self._rows.get(_step(pool), {})
+        seen, pool = self._rows.get(asked.kind(plan), {}), asked.pool(plan)
         if plan in seen:
             return seen[plan]
         plain = _plain_rows(plan, pool)
@@ -98,31 +122,36 @@ class Pruning:
         next_to_it = min(seen, key=lambda other: abs(math.log(plan_rows(other) / plan_rows(plan))))
         return min(seen[next_to_it], plain)
 
-    def observe(self, plan: WidthPlan, *, pools: Sequence[int], rows: int) -> None:
-        """Learn from a pruned search, of requests with these pools, whose tails saw `rows` for each."""
-        for step in {_step(pool) for pool in pools}:
-            seen = self._rows.setdefault(step, {})
+    def observe(self, plan: WidthPlan, asked: Iterable[Asked], *, rows: int) -> None:
+        """Learn from a pruned search for these answers, whose tails saw `rows` for each."""
+        for kind in {a.kind(plan) for a in asked}:
+            seen = self._rows.setdefault(kind, {})
             seen[plan] = _FORGET * seen[plan] + (1 - _FORGET) * rows if plan in seen else float(rows)
 
-    def came(self, num_ads: int, ranked_among: int) -> None:
-        """A request is searched, see `WidthPlan.pool`."""
-        self._traffic.append((num_ads, ranked_among))
+    def came(self, asked: Asked) -> None:
+        """A request is searched."""
+        self._traffic.append(asked)
+        self._mix[asked] += 1
+        if len(self._traffic) > _TRAFFIC:
+            oldest = self._traffic.popleft()
+            self._mix[oldest] -= 1
+            if not self._mix[oldest]:
+                del self._mix[oldest]
 
     def rows(self, plan: WidthPlan) -> float:
         """Rows of a request like those of late on a plan; the plan's own before any came."""
         if not self._traffic:
             return plan_rows(plan)
         total = 0.0
-        for (num_ads, among), count in Counter(self._traffic).items():
-            pool = plan.pool(num_ads, ranked_among=among)
-            pruned = self._pays(plan, pool, 1)
-            total += count * (self.needed(plan, pool=pool) if pruned else _plain_rows(plan, pool))
+        for asked, count in self._mix.items():
+            pruned = self._pays(plan, asked, 1)
+            rows = self.needed(plan, asked) if pruned else _plain_rows(plan, asked.pool(plan))
+            total += count * rows
         return total / len(self._traffic)
 
 
-def _step(pool: int) -> int:
-    """Pools of one step are taken for alike: 1.4 times apart."""
-    return round(2 * math.log2(pool))
+def _step(count: int) -> int:
+    return round(2 * math.log2(count))
 
 
 def _plain_rows(plan: WidthPlan, pool: int) -> int:

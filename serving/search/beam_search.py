@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from serving.index.trie import PrefixTree
 from serving.model.value_correction import UNCORRECTED, ValueCorrection
-from serving.search.bound import SPARE, Bound, narrow_widths
+from serving.search.beams import Beams
+from serving.search.bound import SPARE, Bound, narrow_widths, settled_by_worth, valued_first
 from serving.search.cold_start import ColdStart
 from serving.search.copy_path import CopyBeams
 from serving.search.executor import COPY_LOGPROB, Carry, Executor
@@ -26,28 +28,6 @@ from serving.search.widths import WidthPlan
 _FLOOR = np.float32(-1e30)  # a live child's score is never below it, so -inf always means "not a candidate"
 
 
-@dataclass(frozen=True)
-class Beams:
-    """Result of a search, best first.
-
-    Attributes:
-        sids: int32 [B, n, T]; -1 where a request has fewer than n beams.
-        leaves: int32 [B, n] leaf of the trie; -1 is padding.
-        scores: float32 [B, n], log p(s_1 .. s_T | X), with what the history adds where the model has a copy
-            path, see also `ColdStart`; -inf is padding.
-        expected_value: float32 [B, n], mean eCPM under p(v | y, X); NaN beyond the value width and in
-            padding.
-        widths: int32 [T + 1], beams that each level and the value level really held; of a pruned search,
-            those of the plan.
-    """
-
-    sids: np.ndarray
-    leaves: np.ndarray
-    scores: np.ndarray
-    expected_value: np.ndarray
-    widths: np.ndarray
-
-
 def beam_search(
     executor: Executor,
     trie: PrefixTree,
@@ -58,6 +38,7 @@ def beam_search(
     num_results: np.ndarray,
     value_table: np.ndarray,
     pool: np.ndarray | None = None,
+    by_value: bool = False,
     banned: list[np.ndarray] | None = None,
     normalise: tuple[Normalise, ...] | None = None,
     cold_start: ColdStart | None = None,
@@ -81,6 +62,8 @@ def beam_search(
             that cannot be among them are left out (`serving.search.bound`): so many come back as they would
             without, with values, and a few behind them. Not used with one level, which has nothing to leave
             out, and of models with a copy path.
+        by_value: of the pool, an answer is made of the `num_results` that are worth most (p x value): others
+            of it may be left out, too.
         banned: for each request, sorted leaves that must not be returned.
         normalise: a level each, "codebook" for all where left out. Where the last levels are "live", beams
             whose score is final are not sent through the tails, see `serving.search.forced`.
@@ -89,7 +72,7 @@ def beam_search(
         value_correction: of expected values.
     """
     if trie.leaves == 0:
-        return _no_beams(len(slots), levels=trie.levels)
+        return Beams.none(len(slots), levels=trie.levels)
     prefix = executor.prefix(slots, profile)
     # With a copy path beams are chosen by more than their score, and what is left out would let others in.
     pruned = pool is not None and trie.levels > 1 and COPY_LOGPROB not in prefix[1]
@@ -112,10 +95,17 @@ def beam_search(
         tails=ForcedMoves(executor, trie, live=live, num_values=num_values),
         cold_start=cold_start,
     )
-    if pruned:
-        search = _bounded(search, slots, prefix, pool=own)
-    beams = _value(search, _search(search, slots, prefix), value_table, correction=value_correction)
-    return replace(beams, widths=np.array([*plan.sid, plan.value], np.int32)) if pruned else beams
+    values = partial(_value, value_table=value_table, correction=value_correction)
+    if not pruned:
+        return values(search, _search(search, slots, prefix))
+    search = replace(search, tails=RememberedTails(executor))
+    if by_value and settled_by_worth(own, num_results):
+        top_value = float(value_correction.of(value_table).max())
+        bound = _bound_of_worth(search, slots, prefix, count=num_results, values=values, top_value=top_value)
+    else:
+        bound = _bound_of_scores(search, slots, prefix, pool=own)
+    beams = values(search, _search(replace(search, bound=bound), slots, prefix))
+    return replace(beams, widths=np.array([*plan.sid, plan.value], np.int32))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,14 +165,31 @@ class _Frontier:
     bound: Bound | None
 
 
-def _bounded(
+def _bound_of_scores(
     search: _Search, slots: np.ndarray, prefix: tuple[np.ndarray, Carry], *, pool: np.ndarray
-) -> _Search:
-    """A search that leaves out what lies below `pool` SIDs of a narrow one, whose tails it remembers."""
-    search = replace(search, tails=RememberedTails(search.executor))
+) -> Bound:
+    """By a narrow search, down to `pool` SIDs of each request."""
     widths = narrow_widths(search.widths, pool=int(pool.max()))
     found = _search(replace(search, widths=widths, needed=pool), slots, prefix)
-    return replace(search, bound=Bound.of(found.scores, paths=found.ancestors, pool=pool))
+    return Bound.of(found.scores, paths=found.ancestors, pool=pool)
+
+
+def _bound_of_worth(
+    search: _Search,
+    slots: np.ndarray,
+    prefix: tuple[np.ndarray, Carry],
+    *,
+    count: np.ndarray,
+    values: Callable[[_Search, _Frontier], Beams],
+    top_value: float,
+) -> Bound:
+    """By a narrow search, down to the values of a few more than `count` SIDs of each request."""
+    most = valued_first(int(count.max()))
+    every = np.full(len(slots), most)
+    widths = narrow_widths(search.widths, pool=most)
+    narrow = replace(search, widths=widths, needed=count, num_values=most, own_values=every, own_beams=every)
+    found = _search(narrow, slots, prefix)
+    return Bound.of_worth(values(narrow, found), paths=found.ancestors, count=count, top_value=top_value)
 
 
 def _search(search: _Search, slots: np.ndarray, prefix: tuple[np.ndarray, Carry]) -> _Frontier:
@@ -255,7 +262,8 @@ def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
     if mixed is not None and left:
         order = mixed.favour(candidates, levels=left).reshape(len(candidates), -1)
     candidates = candidates.reshape(len(candidates), -1)  # [B, n * C]
-    bound = beams.bound if t < search.trie.levels - 1 else None
+    last = t == search.trie.levels - 1
+    bound = beams.bound if beams.bound is not None and (not last or beams.bound.at_leaves) else None
     at, nodes, scores = _survivors(search, t, candidates, order=order, bound=bound, nodes_at=children.nodes)
     parent = at // children.allowed.shape[2]  # [B, n'] beam of the level before
 
@@ -270,12 +278,12 @@ def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
         parents=of_parents([*beams.parents, row]),
         widths=[*beams.widths, nodes.shape[1]],
         copies=None if mixed is None else mixed.follow(at, kept=nodes >= 0),
-        bound=bound and bound.after(t, nodes),
+        bound=None if bound is None or last else bound.after(t, nodes),
     )
 
 
 def _value(
-    search: _Search, beams: _Frontier, value_table: np.ndarray, *, correction: ValueCorrection
+    search: _Search, beams: _Frontier, *, value_table: np.ndarray, correction: ValueCorrection
 ) -> Beams:
     """The value level: expected value of the best beams."""
     last, at = search.trie.levels - 1, np.arange(beams.nodes.shape[1])
@@ -345,13 +353,3 @@ def _ban(scores: np.ndarray, leaves: np.ndarray, banned: list[np.ndarray]) -> No
     for row, ban in enumerate(banned):
         if len(ban):
             scores[row, np.isin(leaves[row], ban)] = -np.inf
-
-
-def _no_beams(batch: int, *, levels: int) -> Beams:
-    return Beams(
-        sids=np.zeros((batch, 0, levels), np.int32),
-        leaves=np.zeros((batch, 0), np.int32),
-        scores=np.zeros((batch, 0), np.float32),
-        expected_value=np.zeros((batch, 0), np.float32),
-        widths=np.zeros(levels + 1, np.int32),
-    )

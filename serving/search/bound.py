@@ -12,14 +12,20 @@ a level keeps one of their prefixes, it does. Where it does not, it has kept bea
 prefix above the bound, so all of its own: what was left out before would not have come among them, and from
 there on nothing is left out.
 
+Where the answer is the n SIDs of a pool that are worth most (p x value), what lies below the n-th best worth
+over the largest value there is, is not in it either: no value would make it worth as much. The same argument
+holds, and if one of the n SIDs is not in the pool, all of the pool is better than what was left out.
+
 Letters: B requests, m candidates, n beams, t a level, counted from 0.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from serving.search.beams import Beams
 
 SLACK = np.float32(1e-4)
 """Log-probabilities of the same beam differ by rounding between two calls of different shapes."""
@@ -28,6 +34,7 @@ SPARE = 8
 """Beams behind those of the answer, for ads that are paused after the search. They have no value, and may
 be others than those of an unpruned search."""
 
+_WORTH = 16  # SIDs of the pool for each of the answer's, from which on their worth leaves out more than p
 _FIRST = 54  # beams of the first levels beside as many as the answer has; fewest rows on the demo's model
 _LAST = 4  # beams of the last level that has a tail, beside two for each of the answer's
 
@@ -40,10 +47,12 @@ class Bound:
         least: float32 [B], log-probability; -inf where nothing is left out.
         paths: for each level but the last, int [B, n]: nodes on the way to the SIDs that set it; -1 is
             padding.
+        at_leaves: whether SIDs below it are left out, too.
     """
 
     least: np.ndarray
     paths: list[np.ndarray]
+    at_leaves: bool = False
 
     @classmethod
     def of(cls, scores: np.ndarray, *, paths: list[np.ndarray], pool: np.ndarray) -> Bound:
@@ -62,6 +71,31 @@ class Bound:
             paths=[np.where(setting, nodes, -1) for nodes in paths],
         )
 
+    @classmethod
+    def of_worth(cls, beams: Beams, *, paths: list[np.ndarray], count: np.ndarray, top_value: float) -> Bound:
+        """Of SIDs with values, for an answer of those that are worth most.
+
+        Args:
+            beams: SIDs that were found [B, n].
+            paths: nodes of each at every level but the last, int [B, n] each.
+            count: int [B], SIDs of an answer.
+            top_value: no SID has a larger value.
+        """
+        worth = np.exp(beams.scores.astype(np.float64)) * beams.expected_value
+        worth = np.where(np.isnan(worth), -np.inf, worth)
+        order, found = np.argsort(-worth, axis=1, kind="stable"), worth.shape[1]
+        last = np.take_along_axis(order, np.minimum(count, found)[:, None] - 1, 1)
+        of_last = np.take_along_axis(worth, last, 1)[:, 0]
+        known = (count <= found) & (of_last > 0) & (top_value > 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            least = np.log(of_last / top_value) - SLACK
+        setting = np.arange(found) < count[:, None]
+        return cls(
+            least=np.where(known, least, -np.inf).astype(np.float32),
+            paths=[np.where(setting, np.take_along_axis(nodes, order, 1), -1) for nodes in paths],
+            at_leaves=True,
+        )
+
     def cut(self, candidates: np.ndarray) -> np.ndarray:
         """Candidates float32 [B, m], those below the bound as none (-inf)."""
         return np.where(candidates >= self.least[:, None], candidates, np.float32(-np.inf))
@@ -71,7 +105,17 @@ class Bound:
         path = self.paths[t]
         kept = (path[:, :, None] == nodes[:, None, :]).any(axis=2)
         lost = (~kept & (path >= 0)).any(axis=1)
-        return Bound(np.where(lost, np.float32(-np.inf), self.least), self.paths)
+        return replace(self, least=np.where(lost, np.float32(-np.inf), self.least))
+
+
+def settled_by_worth(pool: np.ndarray, count: np.ndarray) -> bool:
+    """Whether worth leaves out more than probability: answers of `count` int [B] of a `pool` int [B]."""
+    return int(pool.min()) > _WORTH * int(count.max())
+
+
+def valued_first(count: int) -> int:
+    """SIDs of a narrow search that get a value, for an answer of `count`."""
+    return 2 * count + _LAST
 
 
 def narrow_widths(widths: tuple[int, ...], *, pool: int) -> tuple[int, ...]:

@@ -24,7 +24,8 @@ from serving.model.bundle import read_manifest
 from serving.model.current import current_version
 from serving.model.features import fill_slots
 from serving.model.value_correction import ValueCorrection
-from serving.search.beam_search import Beams, beam_search
+from serving.search.beam_search import beam_search
+from serving.search.beams import Beams
 from serving.search.normalise import Normalise
 from serving.search.rank import RankBy
 from serving.search.widths import WidthPlan

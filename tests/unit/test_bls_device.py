@@ -13,6 +13,7 @@ from serving.engines.bls import BlsExecutor, EngineError
 from serving.engines.ort import OrtExecutor
 from serving.engines.padding import PaddedExecutor
 from serving.model.bundle import read_manifest
+from serving.search import beam_search as module
 from serving.search.beam_search import beam_search
 from serving.search.widths import WidthPlan
 from tests.fake_triton import FakeTriton, InferenceResponse, Request, Tensor, TritonError, load_model
@@ -29,12 +30,20 @@ class HostTensor(Tensor):
     def is_cpu(self):
         return True
 
+    @staticmethod
+    def from_dlpack(name, on_device):
+        return DeviceTensor(name, on_device.array)
+
 
 class DeviceTensor(Tensor):
     """A tensor that NumPy cannot see."""
 
     def is_cpu(self):
         return False
+
+    @staticmethod
+    def from_dlpack(name, on_device):
+        return DeviceTensor(name, on_device.array)
 
     def as_numpy(self):
         raise TritonError(f"{self.name()}: a tensor that is not on the CPU has no NumPy array")
@@ -84,14 +93,21 @@ class Cupy(ModuleType):
     def from_dlpack(self, capsule):
         kind, array = capsule
         assert kind == "capsule"
-        copied = self.copied
+        return OnDevice(array, self.copied)
 
-        class OnDevice:
-            def get(self):
-                copied.append(array.shape)
-                return array.copy()
+    def concatenate(self, parts, axis):
+        return OnDevice(np.concatenate([p.array for p in parts], axis), self.copied)
 
-        return OnDevice()
+
+class OnDevice:
+    """An array of CuPy."""
+
+    def __init__(self, array, copied):
+        self.array, self.shape, self.copied = array, array.shape, copied
+
+    def get(self):
+        self.copied.append(self.shape)
+        return self.array.copy()
 
 
 @pytest.fixture
@@ -121,7 +137,7 @@ def serve(triton, pipeline):
     return triton
 
 
-def search(executor, count=3):
+def search(executor, count=3, **options):
     slots, profile = random_requests(count)
     return beam_search(
         executor,
@@ -131,6 +147,7 @@ def search(executor, count=3):
         plan=WidthPlan.parse(WIDTHS, levels=3),
         num_results=np.full(count, 5),
         value_table=VALUE_TABLE,
+        **options,
     )
 
 
@@ -148,6 +165,20 @@ def test_only_scores_come_to_the_host(pipeline, cupy):
     # log-probabilities of a level each: [B, V_1], then [B, n, C]
     assert [shape[0] for shape in cupy.copied] == [3] * 4
     assert [len(shape) for shape in cupy.copied] == [2, 3, 3, 3]
+
+
+@pytest.mark.parametrize(("stubborn", "device"), [(False, True), (True, True), (False, False)])
+def test_two_calls_of_a_level_are_joined_where_they_lie(stubborn, device, pipeline, cupy, monkeypatch):
+    monkeypatch.setattr(module, "narrow_widths", lambda widths, *, pool: (2, 3, pool))
+    triton = serve(DeviceTriton(stubborn=stubborn), pipeline)
+    pool = {"pool": np.array([5, 5, 5])}
+    found = search(BlsExecutor(triton, levels=3, version=1, device_memory=device), **pool)
+    check_same(found, search(OrtExecutor(pipeline.bundles / "1", levels=3), **pool))
+    assert [name for name, _ in triton.calls].count("lazyar_tail_2") == 2
+    joined = triton.tensors[-1]["past_kv_2"]
+    assert isinstance(joined, DeviceTensor if device and not stubborn else HostTensor)
+    assert joined._array.shape[2] > 2
+    assert all(len(shape) < 4 for shape in cupy.copied), "no keys and values came to the host"
 
 
 def test_keys_and_values_are_the_callees_own_tensors(pipeline, cupy):

@@ -7,6 +7,7 @@ import pytest
 
 from serving.engines.ort import OrtExecutor
 from serving.engines.padding import PaddedExecutor, ShapeBuckets
+from serving.search import beam_search as module
 from serving.search.beam_search import beam_search
 from serving.search.executor import tail_parent_inputs
 from serving.search.widths import WidthPlan
@@ -55,6 +56,23 @@ def check_same(found, expected):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     for name in ("scores", "expected_value"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-6)
+
+
+def test_pruned_searches_are_the_same_padded(engine, monkeypatch):
+    """Rows of padding stay between those of two calls."""
+    monkeypatch.setattr(module, "narrow_widths", lambda widths, *, pool: (2, 3, pool))
+    options = {
+        "plan": WidthPlan((6, 11, 20), 6),
+        "num_results": np.array([3, 3, 2]),
+        "value_table": VALUE_TABLE,
+    }
+    slots, profile = random_requests(3)
+    snapshot, pool = tiny_snapshot(), np.array([3, 5, 2])
+    padded, plain = (
+        beam_search(executor, snapshot.trie, slots, profile, pool=pool, **options)
+        for executor in (PaddedExecutor(engine, BUCKETS), engine)
+    )
+    check_same(padded, plain)
 
 
 def check_shapes(calls, buckets):

@@ -70,7 +70,7 @@ def catalogue(random, sizes):
     snapshot = IndexSnapshot.build(np.arange(ads), codes, active=active, level_sizes=sizes)
     if random.random() < 0.5:
         return snapshot
-    changed = random.choice(ads + 9, size=int(random.integers(1, 12)), replace=False)
+    changed = random.choice(ads + 9, size=int(random.integers(1, 10)), replace=False)
     step = [
         (ad, tuple(int(random.integers(0, v)) for v in sizes), True, bool(random.random() < 0.7))
         for ad in changed.tolist()
@@ -116,6 +116,7 @@ def test_random_answers_are_those_of_a_search_without_pruning(seed):
             num_results=num,
             value_table=VALUES,
             pool=pool,
+            by_value=rank_by == "value",
             banned=[snapshot.banned_leaves(e) for e in exclude],
             normalise=tuple("live" if x < 0.4 else "codebook" for x in normalise),
             cold_start=cold_start,
@@ -140,7 +141,11 @@ def test_random_answers_are_those_of_a_search_without_pruning(seed):
     def few(widths, *, pool):
         return (*(min(w, k) for w, k in zip(widths[:-1], narrow, strict=False)), pool)
 
-    with patch.object(module, "narrow_widths", few):
+    by_worth = bool(random.random() < 0.7)
+    with (
+        patch.object(module, "narrow_widths", few),
+        patch.object(module, "settled_by_worth", lambda pool, count: by_worth),
+    ):
         beams, found = answers(pool)
     for got, wanted in zip(found, expected, strict=True):
         assert_same(got, wanted)

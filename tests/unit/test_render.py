@@ -182,8 +182,8 @@ def test_what_the_section_leaves_open_is_resolved(bundles, tmp_path):
     rendered(bundles, tmp_path / "r", config=ServingConfig(widths="4-8-16"))
     found = settings_of(tmp_path / "r" / "beam_scheduler" / "config.pbtxt")["serving"]
     assert found["widths"] == "4-8-16:16"
-    assert found["max_widths"] == "6-13-26:26"  # 1.6 times
-    assert found["ladder"].startswith("6-13-26:26,")
+    assert found["max_widths"] == "10-20-40:40"  # 2.5 times
+    assert found["ladder"].startswith("10-20-40:40,")
     assert ",4-8-16:16," in found["ladder"]
     assert found["normalise"] == "codebook-codebook-codebook"
     assert None not in found.values()

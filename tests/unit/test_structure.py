@@ -25,7 +25,18 @@ from docs.rooms import (
 
 # What runs in production or makes what runs there.
 PRODUCT = (
-    *("serving", "web", "gateway", "launcher", "indexer", "feedback", "training", "export", "loadtest", "console"),
+    *(
+        "serving",
+        "web",
+        "gateway",
+        "launcher",
+        "indexer",
+        "feedback",
+        "training",
+        "export",
+        "loadtest",
+        "console",
+    ),
     ADAPTERS,
 )
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.index.snapshot import IndexSnapshot
-from serving.search.beam_search import Beams, beam_search
+from serving.search.beam_search import beam_search
+from serving.search.beams import Beams
 from serving.search.widths import WidthPlan
 from training.model.gr4ad import Generator
 from training.rollout.executor import TorchExecutor

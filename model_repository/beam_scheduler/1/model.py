@@ -125,7 +125,7 @@ class TritonPythonModel:
             for name in ("slot_ads", "slots", "profile_codes", "num_ads", "exclude", "arrived")
         )
         profile = np.zeros((len(ads), 0), np.int32) if profile is None else profile  # a model without columns
-        among = ranked_among(request, self.settings)
+        among, by_value = ranked_among(request, self.settings)
         # Again: whoever calls this model past the ensemble must not fill memory.
         check_num_ads(num_ads, self.limits)
         return [
@@ -136,6 +136,7 @@ class TritonPythonModel:
                 num_ads=int(num_ads[i, 0]),
                 exclude=check_exclude(exclude[i], self.limits),
                 ranked_among=among,
+                by_value=by_value,
                 plan=plan,
                 width_cap=cap,
                 arrived=float(arrived[i, 0]),
