@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -104,7 +105,27 @@ def _allowed(competing: Competing, requests: Requests, i: int) -> np.ndarray:
     return competing.allowed(int(requests.now[i]), seen=competing.seen(requests, i))
 
 
-def evaluate(
+class Rankings(NamedTuple):
+    """Ads of held-out requests by every method.
+
+    Attributes:
+        drawn: requests as they were drawn.
+        requests: those of them that have an answer, with the targets that compete.
+        left_out: how many requests and targets do not, by reason.
+        ranked: method (`model`, then baselines) -> for each request, distinct ads, best first.
+        beams: that the model's searches returned.
+        invalid: how many of them are no live SID.
+    """
+
+    drawn: Requests
+    requests: Requests
+    left_out: dict[str, int]
+    ranked: dict[str, list[np.ndarray]]
+    beams: int
+    invalid: int
+
+
+def rank_by_all(
     executor: Executor,
     dataset: RequestDataset,
     *,
@@ -115,23 +136,8 @@ def evaluate(
     min_history: int,
     value_table: np.ndarray,
     value_correction: ValueCorrection = UNCORRECTED,
-) -> dict:
-    """Metrics of model and baselines, targets left out, calibration, share of beams that are not live SIDs.
-
-    Args:
-        executor: engine of the model.
-        dataset: log and histories.
-        ads: table of the ads, for `status` and `created_at`.
-        config: section `evaluation`.
-        level_sizes: of the SIDs.
-        target_behaviors: names of the behaviors that make a target.
-        min_history: events before a request.
-        value_table: mean of each value bucket.
-        value_correction: of expected values.
-
-    Raises:
-        ValueError: no request, or no target that competes.
-    """
+) -> Rankings:
+    """Draw requests, and rank by model and baselines; arguments of `evaluate`."""
     competing = Competing.of(dataset, ads, exclude_seen=config.exclude_seen)
     drawn = draw_requests(
         dataset,
@@ -164,19 +170,61 @@ def evaluate(
         half_life_days=config.half_life_days,
         limit=limit,
     )
+    return Rankings(drawn, requests, left_out, {"model": model} | baselines, beams, invalid)
+
+
+def evaluate(
+    executor: Executor,
+    dataset: RequestDataset,
+    *,
+    ads: pl.DataFrame,
+    config: EvaluationConfig,
+    level_sizes: tuple[int, ...],
+    target_behaviors: tuple[str, ...],
+    min_history: int,
+    value_table: np.ndarray,
+    value_correction: ValueCorrection = UNCORRECTED,
+) -> dict:
+    """Metrics of model and baselines, targets left out, calibration, share of beams that are not live SIDs.
+
+    Args:
+        executor: engine of the model.
+        dataset: log and histories.
+        ads: table of the ads, for `status` and `created_at`.
+        config: section `evaluation`.
+        level_sizes: of the SIDs.
+        target_behaviors: names of the behaviors that make a target.
+        min_history: events before a request.
+        value_table: mean of each value bucket.
+        value_correction: of expected values.
+
+    Raises:
+        ValueError: no request, or no target that competes.
+    """
+    found = rank_by_all(
+        executor,
+        dataset,
+        ads=ads,
+        config=config,
+        level_sizes=level_sizes,
+        target_behaviors=target_behaviors,
+        min_history=min_history,
+        value_table=value_table,
+        value_correction=value_correction,
+    )
+    requests, ranked = found.requests, found.ranked
     report: dict = {
         "part": config.part,
         "requests": len(requests.rows),
-        "left_out": left_out,
+        "left_out": found.left_out,
         "exclude_seen": config.exclude_seen,
         "rank_by": config.rank_by,
         "widths": config.widths,
-        "invalid_rate": invalid / max(beams, 1),
+        "invalid_rate": found.invalid / max(found.beams, 1),
         "recall": {},
         "ndcg": {},
         "value_recall": {},
     }
-    ranked = {"model": model} | baselines
     masks = target_masks(dataset, requests)
     report["recall_of"] = recall_by_kind(ranked, requests, masks=masks, cutoffs=config.cutoffs)
     # Of all targets of the drawn requests, also those that may not be answers: they were worth something.
@@ -184,8 +232,8 @@ def evaluate(
         target_values(
             executor,
             dataset,
-            groups=drawn.groups,
-            rows=drawn.rows,
+            groups=found.drawn.groups,
+            rows=found.drawn.rows,
             value_table=value_table,
             correction=value_correction,
             batch_size=config.batch_size,
