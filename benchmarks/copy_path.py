@@ -59,7 +59,7 @@ def quality(runs: dict[str, Path], preset: Preset) -> tuple[dict[str, Figures], 
     for arm, run in runs.items():
         data, checkpoint = RunData.load(run), open_checkpoint(run / "model")
         dataset, spec = data.dataset(checkpoint.spec), checkpoint.spec
-        _, requests, _, ranked, _, _ = rank_by_all(
+        rankings = rank_by_all(
             TorchExecutor(checkpoint.model.eval()),
             dataset,
             ads=data.prepared.tables.ads,
@@ -69,9 +69,10 @@ def quality(runs: dict[str, Path], preset: Preset) -> tuple[dict[str, Figures], 
             min_history=preset.training.min_history,
             value_table=spec.value_buckets.means,
         )
+        requests = rankings.requests
         new = target_masks(dataset, requests)["new_to_user"]
-        for name, lists in {arm: ranked["model"], **{name: ranked[name] for name in BASELINES}}.items():
-            found[name] = found_by(lists, requests, new, ks=preset.evaluation.cutoffs)
+        for name, method in {arm: "model", **{name: name for name in BASELINES}}.items():
+            found[name] = found_by(rankings.ranked[method], requests, new, ks=preset.evaluation.cutoffs)
         totals = {"new": float(sum(map(np.sum, new))), "value": float(sum(map(np.sum, requests.values)))}
     return found, totals
 

@@ -170,7 +170,14 @@ def rank_by_all(
         half_life_days=config.half_life_days,
         limit=limit,
     )
-    return Rankings(drawn, requests, left_out, {"model": model} | baselines, beams, invalid)
+    return Rankings(
+        drawn=drawn,
+        requests=requests,
+        left_out=left_out,
+        ranked={"model": model} | baselines,
+        beams=beams,
+        invalid=invalid,
+    )
 
 
 def evaluate(
