@@ -214,6 +214,19 @@ def test_an_override_reaches_a_group_of_keys(preset):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.copy_path=true"], "features.habits: expected 1 or more with model.copy_path, got 0"),
+        (["features.habits=8"], "features.habits: expected 0 without model.copy_path, got 8"),
+        (["features.habits=-1"], "features.habits: .*greater than or equal to 0"),
+    ],
+)
+def test_a_copy_path_needs_habits_and_habits_a_copy_path(preset, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        Preset.load(preset("data: {source: completejourney}\n"), overrides)
+
+
+@pytest.mark.parametrize(
     ("override", "near"),
     [
         ("training.stepz=3", "did you mean steps"),

@@ -306,7 +306,8 @@ def test_codes_and_categories_of_other_meaning_are_not_taken(run, trained, tmp_p
 @pytest.mark.parametrize("tied", [True, False])
 def test_codes_of_an_aligned_tokenizer_take_the_rows_they_go_on_from(run, tmp_path, tied, capsys):
     """Tables and heads, also of levels of another size; a code from nowhere stays as it was."""
-    data, preset = RunData.load(run[1]), Preset.load(run[0], [f"model.tie_embeddings={tied}"])
+    overrides = [f"model.tie_embeddings={tied}", "model.copy_path=true", "features.habits=4"]
+    data, preset = RunData.load(run[1]), Preset.load(run[0], overrides)
     older = replace(data.fit_spec(preset), tokenizer_id="older", level_sizes=(7, 5, 16))
     torch.manual_seed(1)
     source = Checkpoint(model=older.build(), spec=older, settings={})
@@ -317,7 +318,8 @@ def test_codes_of_an_aligned_tokenizer_take_the_rows_they_go_on_from(run, tmp_pa
     fresh = {name: weight.clone() for name, weight in model.state_dict().items()}
     left = take_weights(model, data.fit_spec(preset), source=source, alignment=alignment)
     here, there = model.state_dict(), source.model.state_dict()
-    weights = [(f"codes.tables.{level}.weight", level, 1) for level in range(3)]
+    tables = [f"{part}codes.tables.{level}.weight" for part in ("", "copy_path.") for level in range(3)]
+    weights = [(name, i % 3, 1) for i, name in enumerate(tables)]
     if not tied:
         weights += [(f"heads.{level}.{part}", level, 0) for level in range(3) for part in ("weight", "bias")]
     for name, level, first in weights:
@@ -326,8 +328,9 @@ def test_codes_of_an_aligned_tokenizer_take_the_rows_they_go_on_from(run, tmp_pa
             assert torch.equal(here[name][first + code], wanted)
         if not len(sources[level]):
             assert torch.equal(here[name], fresh[name])
-    assert "codes.tables.0.weight (1 codes go on from none)" in left
-    assert "codes.tables.2.weight (16 codes go on from none)" in left
+    for part in ("", "copy_path."):
+        assert f"{part}codes.tables.0.weight (1 codes go on from none)" in left
+        assert f"{part}codes.tables.2.weight (16 codes go on from none)" in left
     assert torch.equal(here["fuse.mix.weight"], there["fuse.mix.weight"])
 
 

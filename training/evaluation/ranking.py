@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -136,6 +137,92 @@ def _allowed(competing: Competing, requests: Requests, i: int) -> np.ndarray:
     return competing.allowed(int(requests.now[i]), seen=competing.seen(requests, i))
 
 
+class Rankings(NamedTuple):
+    """Ads of held-out requests by every method.
+
+    Attributes:
+        drawn: requests as they were drawn.
+        requests: those of them that have an answer, with the targets that compete.
+        left_out: how many requests and targets do not, by reason.
+        ranked: method (`model`, then its item level where it has one, then baselines) -> for each request, distinct ads, best first.
+        beams: that the model's searches returned.
+        invalid: how many of them are no live SID.
+    """
+
+    drawn: Requests
+    requests: Requests
+    left_out: dict[str, int]
+    ranked: dict[str, list[np.ndarray]]
+    beams: int
+    invalid: int
+
+
+def rank_by_all(
+    executor: Executor,
+    dataset: RequestDataset,
+    *,
+    ads: pl.DataFrame,
+    config: EvaluationConfig,
+    level_sizes: tuple[int, ...],
+    target_behaviors: tuple[str, ...],
+    min_history: int,
+    value_table: np.ndarray,
+    value_correction: ValueCorrection = UNCORRECTED,
+    model: Generator | None = None,
+) -> Rankings:
+    """Draw requests, and rank by model and baselines; arguments of `evaluate`."""
+    competing = Competing.of(dataset, ads, exclude_seen=config.exclude_seen)
+    drawn = draw_requests(
+        dataset,
+        target_behaviors=target_behaviors,
+        min_history=min_history,
+        count=config.requests,
+        seed=config.seed,
+        part=config.part,
+    )
+    requests, left_out = competing.answerable(drawn)
+    limit = max(config.cutoffs)
+    item_level = None if model is None or model.item is None else ItemLevel(model, dataset, requests)
+    found = rank_by_model(
+        executor,
+        requests,
+        competing=competing,
+        level_sizes=level_sizes,
+        plan=WidthPlan.parse(config.widths, levels=len(level_sizes)),
+        limit=limit,
+        batch_size=config.batch_size,
+        value_table=value_table,
+        value_correction=value_correction,
+        normalise=config.levels_normalised(len(level_sizes)),
+        rank_by=config.rank_by,
+        item_level=item_level,
+        item_pool=config.item_pool,
+    )
+    by_item = {}
+    if item_level is not None:
+        by_item = {
+            "item_level": found.by_item,
+            "item_level_all": item_level.order_all(competing, limit=limit),
+        }
+    baselines = rank_by_baselines(
+        dataset,
+        requests,
+        competing=competing,
+        target_behaviors=target_behaviors,
+        recent_days=config.recent_days,
+        half_life_days=config.half_life_days,
+        limit=limit,
+    )
+    return Rankings(
+        drawn=drawn,
+        requests=requests,
+        left_out=left_out,
+        ranked={"model": found.ranked} | by_item | baselines,
+        beams=found.beams,
+        invalid=found.invalid,
+    )
+
+
 def evaluate(
     executor: Executor,
     dataset: RequestDataset,
@@ -166,46 +253,23 @@ def evaluate(
     Raises:
         ValueError: no request, or no target that competes.
     """
-    competing = Competing.of(dataset, ads, exclude_seen=config.exclude_seen)
-    drawn = draw_requests(
+    found = rank_by_all(
+        executor,
         dataset,
+        ads=ads,
+        config=config,
+        level_sizes=level_sizes,
         target_behaviors=target_behaviors,
         min_history=min_history,
-        count=config.requests,
-        seed=config.seed,
-        part=config.part,
-    )
-    requests, left_out = competing.answerable(drawn)
-    limit = max(config.cutoffs)
-    item_level = None if model is None or model.item is None else ItemLevel(model, dataset, requests)
-    found = rank_by_model(
-        executor,
-        requests,
-        competing=competing,
-        level_sizes=level_sizes,
-        plan=WidthPlan.parse(config.widths, levels=len(level_sizes)),
-        limit=limit,
-        batch_size=config.batch_size,
         value_table=value_table,
         value_correction=value_correction,
-        normalise=config.levels_normalised(len(level_sizes)),
-        rank_by=config.rank_by,
-        item_level=item_level,
-        item_pool=config.item_pool,
+        model=model,
     )
-    baselines = rank_by_baselines(
-        dataset,
-        requests,
-        competing=competing,
-        target_behaviors=target_behaviors,
-        recent_days=config.recent_days,
-        half_life_days=config.half_life_days,
-        limit=limit,
-    )
+    requests, ranked = found.requests, found.ranked
     report: dict = {
         "part": config.part,
         "requests": len(requests.rows),
-        "left_out": left_out,
+        "left_out": found.left_out,
         "exclude_seen": config.exclude_seen,
         "rank_by": config.rank_by,
         "widths": config.widths,
@@ -214,14 +278,8 @@ def evaluate(
         "ndcg": {},
         "value_recall": {},
     }
-    ranked = {"model": found.ranked}
-    if item_level is not None:
+    if "item_level" in ranked:
         report["item_pool"] = config.item_pool
-        ranked |= {
-            "item_level": found.by_item,
-            "item_level_all": item_level.order_all(competing, limit=limit),
-        }
-    ranked |= baselines
     masks = target_masks(dataset, requests)
     report["recall_of"] = recall_by_kind(ranked, requests, masks=masks, cutoffs=config.cutoffs)
     # Of all targets of the drawn requests, also those that may not be answers: they were worth something.
@@ -229,8 +287,8 @@ def evaluate(
         target_values(
             executor,
             dataset,
-            groups=drawn.groups,
-            rows=drawn.rows,
+            groups=found.drawn.groups,
+            rows=found.drawn.rows,
             value_table=value_table,
             correction=value_correction,
             batch_size=config.batch_size,
