@@ -18,8 +18,8 @@ class ItemConfig(BaseModel):
             ads, which is best, and too slow on a CPU where there are a hundred thousand.
         ids_dropped: share of the ads that are without a vector of their own for a step, so that text and
             codes learn to stand for an ad alone, as they must for one that comes later.
-        mix: weight of log p of an ad's semantic ID beside its score where ads are ordered. It moves no weight:
-            find it by validation.
+        mix: weight of log p of an ad's semantic ID beside its score where ads are ordered. It moves no
+            weight: find it by validation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
