@@ -26,6 +26,9 @@ from torch.nn import functional
 from training.model.context import CodeEmbeddings
 from training.preset.model import ItemConfig
 
+KNOWN = tuple(f"item.{name}" for name in ("ad_ids", "sids", "texts", "seen"))
+"""What `ItemHead.know` sets, as a model's state names it."""
+
 _FIRST = 0.02  # standard deviation of vectors before anything is learnt, as in SASRec
 
 
