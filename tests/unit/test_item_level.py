@@ -29,6 +29,10 @@ from tests.tiny import SPEC, tiny_catalogue, tiny_model
 from training.data.batch import Batch
 from training.loop.checkpoint import Checkpoint, load_checkpoint, write_checkpoint
 from training.model.item_graph import TorchRankGraph, item_tables
+from training.objectives.joint import Joint
+from training.objectives.list_scores import RewardScale
+from training.objectives.rspo import Rspo
+from training.objectives.uvr import Uvr
 from training.objectives.vsl import Vsl
 from training.preset.model import ItemConfig, ModelConfig
 from training.recipes.warm_start import take_weights
@@ -120,6 +124,16 @@ def test_the_loss_adds_the_item_level_by_its_weight():
     assert whole.total.weight.item() == plain.total.weight.item() == batch.weight.sum()
     with pytest.raises(ValueError, match=r"got none: the model has no item level \(model.item\)"):
         Vsl(lambda_value=0.2, lambda_mtp=0.3, lambda_item=1.0)(tiny_model(), tensors(batch))
+
+
+@pytest.mark.parametrize("kind", [Joint, Uvr])
+def test_post_training_goes_on_with_its_loss(kind):
+    model = item_model()
+    batch, requests = batch_of(model)
+    vsl = Vsl(lambda_value=0.2, lambda_mtp=0.3, lambda_item=0.7)
+    terms = kind(vsl, Rspo(beta=0.5, delta=0.5, sibling_weight=0.0), RewardScale())(model, tensors(batch))
+    expected = -(said_by_hand(model, requests) * batch.weight).sum()
+    assert terms.targets.parts["item"].sum.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_in_training_the_softmax_is_over_the_target_and_drawn_ads():
