@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from tqdm import tqdm
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from benchmarks.rank_by import latency_arguments, quality_arguments, ratio_interval, report, timed
 from benchmarks.trained_demo import TrainedDemo
 from serving.backend.resolve import find_ads
+from serving.model.manifest import RankerKind
 from serving.ranking.ranker import best_first
 from serving.search.cold_start import ColdStart
 from training.preset.preset import Preset, add_preset_arguments
@@ -92,6 +93,9 @@ def main() -> None:
     quality_arguments(quality)
     latency = commands.add_parser("latency", help="lone requests through Triton")
     latency_arguments(latency)
+    latency.add_argument(
+        "--kind", choices=get_args(RankerKind), default="reward", help="of the ranker [reward]"
+    )
     for command in (quality, latency):
         command.add_argument("--out", type=Path, help="report [build/bench/rerank_COMMAND.json]")
     arguments = parser.parse_args()
@@ -99,7 +103,7 @@ def main() -> None:
         figures = table([found_by(arguments, run) for run in arguments.runs])
     else:
         serving = Preset.load(arguments.config, arguments.overrides).serving
-        ways = {way: {"rerank": way} for way in ("off", "reward")}
+        ways = {way: {"rerank": way} for way in ("off", arguments.kind)}
         figures = timed(arguments.run, serving, ways, requests=arguments.requests, num_ads=arguments.num_ads)
     report(arguments, "rerank", figures)
 

@@ -101,7 +101,7 @@ def check_item_ranker(model: Generator, bundle: Path, manifest: Manifest, *, see
 
 @torch.no_grad()
 def _said_by_model(model: Generator, request: RankRequest, spec: FeatureSpec) -> np.ndarray:
-    """Scores float32 [n] of a request's ads by the model itself, which has the vectors in it; but for a constant."""
+    """Scores float32 [n] of a request's ads by the model itself, up to a constant; the vectors are in it."""
     past = select_events(
         spec,
         request.past_ads,

@@ -17,7 +17,7 @@ def seeded_checkpoint(preset: Preset, *, seed: int = 0) -> Checkpoint:
     """Untrained checkpoint; its tokenizer id says so, and no index of a real tokenizer matches it."""
     sizes, buckets = preset.tokenizer.level_sizes, preset.model.value_buckets
     spec = ModelSpec(
-        model=preset.model,
+        model=preset.model.model_copy(update={"item": None}),  # it knows no ads
         features=preset.features.spec(
             levels=len(sizes), profile_sizes=PROFILE_SIZES, request_features=preset.request_features
         ),

@@ -11,10 +11,13 @@ import torch
 from export.bundle import graph_shapes
 from export.item_ranker import check_item_ranker, write_item_ranker
 from export.parity import ParityError
+from export.profiles import profiles
 from export.ranker import load_ranker
+from serving.backend.settings import ServingConfig
 from serving.engines.ort import OrtRankGraph
 from serving.files import sha256
 from serving.model.bundle import MANIFEST, BundleError, read_manifest
+from serving.model.manifest import AD_RANKER, Manifest
 from serving.ranking.item_ranker import ItemRanker
 from serving.ranking.item_tables import ItemTables
 from serving.ranking.kinds import load_ranker as load_from_bundle
@@ -26,8 +29,13 @@ from tests.tiny import SPEC, tiny_catalogue, tiny_model
 from training.data.batch import Batch
 from training.loop.checkpoint import Checkpoint, load_checkpoint, write_checkpoint
 from training.model.item_graph import TorchRankGraph, item_tables
+from training.objectives.joint import Joint
+from training.objectives.list_scores import RewardScale
+from training.objectives.rspo import Rspo
+from training.objectives.uvr import Uvr
 from training.objectives.vsl import Vsl
 from training.preset.model import ItemConfig, ModelConfig
+from training.recipes.warm_start import take_weights
 
 
 def log_softmax(scores):
@@ -118,6 +126,16 @@ def test_the_loss_adds_the_item_level_by_its_weight():
         Vsl(lambda_value=0.2, lambda_mtp=0.3, lambda_item=1.0)(tiny_model(), tensors(batch))
 
 
+@pytest.mark.parametrize("kind", [Joint, Uvr])
+def test_post_training_goes_on_with_its_loss(kind):
+    model = item_model()
+    batch, requests = batch_of(model)
+    vsl = Vsl(lambda_value=0.2, lambda_mtp=0.3, lambda_item=0.7)
+    terms = kind(vsl, Rspo(beta=0.5, delta=0.5, sibling_weight=0.0), RewardScale())(model, tensors(batch))
+    expected = -(said_by_hand(model, requests) * batch.weight).sum()
+    assert terms.targets.parts["item"].sum.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_in_training_the_softmax_is_over_the_target_and_drawn_ads():
     model = item_model(negatives=5)
     batch, requests = batch_of(model)
@@ -182,14 +200,19 @@ def test_vectors_of_known_and_of_new_ads():
 # In a bundle
 
 
-def bundle_of(model, folder):
-    """A bundle that is a ranker and nothing else."""
-    folder.mkdir()
-    content = plain_manifest(1, "t1", features=SPEC) | {"ranker": write_item_ranker(model, folder)}
+def manifest_of(folder, ranker, *, features):
+    """Text of a manifest of what is in a folder."""
+    content = plain_manifest(1, "t1", features=features) | {"ranker": ranker}
     content["graphs"] |= graph_shapes(folder)
     files = {str(p.relative_to(folder)): sha256(p) for p in folder.rglob("*") if p.is_file()}
     content["sha256"] |= files
-    (folder / MANIFEST).write_text(json.dumps(content))
+    return json.dumps(content)
+
+
+def bundle_of(model, folder):
+    """A bundle that is a ranker and nothing else."""
+    folder.mkdir()
+    (folder / MANIFEST).write_text(manifest_of(folder, write_item_ranker(model, folder), features=SPEC))
     return folder
 
 
@@ -268,3 +291,47 @@ def test_settings_that_make_no_item_level():
         ItemConfig(width=9)
     with pytest.raises(ValueError, match="expected decoder lazyar with item, got mtp"):
         ModelConfig(decoder="mtp", item=ItemConfig())
+
+
+def test_a_warm_start_takes_vectors_of_the_ads_that_are_there():
+    """Of a run with other ads, so that rows are others."""
+    source = item_checkpoint(item_model(), tokenizer_id="t1")
+    model = item_model(seed=4)
+    ads = known_ads()
+    moved = np.arange(len(ads.ad_ids)) >= 40
+    shifted = replace(ads, ad_ids=ads.ad_ids + moved)
+    model.item.know(shifted)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    known = np.isin(shifted.ad_ids, ads.ad_ids)
+    left = take_weights(model, source.spec, source=source)
+    assert left == [f"item.ids.weight ({(~known).sum()} ads are not there)"]
+    np.testing.assert_array_equal(model.item.ad_ids.numpy(), shifted.ad_ids)
+    there, here = source.model.item.ids.weight, model.item.ids.weight
+    for row, ad in enumerate(shifted.ad_ids.tolist()):
+        old = np.flatnonzero(ads.ad_ids == ad)
+        expected = there[old[0]] if len(old) else before["item.ids.weight"][row]
+        assert torch.equal(here[row], expected)
+    other = replace(source.spec, tokenizer_id="t2")
+    left = take_weights(item_model(seed=4), other, source=source)
+    assert "item.text.weight (vectors of another tokenizer)" in left
+
+
+def test_engines_know_the_shapes_of_its_graph(bundled):
+    manifest = read_manifest(bundled[1], verify=False)
+    config = ServingConfig(widths="4-8-16:6", rerank_pool=48, max_num_ads=200, max_batch_size=4)
+    ranges = profiles(manifest, config)[AD_RANKER]
+    assert set(ranges) == {"slots", "profile", "slot_vectors", "ad_vectors", "log_p"}
+    assert ranges["slots"].most == (4, SPEC.slots, SPEC.columns)
+    assert ranges["slot_vectors"].least == (1, SPEC.slots, 8)
+    assert ranges["ad_vectors"].usual == (4, 48, 8)
+    assert ranges["log_p"].most == (4, 200)
+
+
+def test_a_context_without_columns_has_no_such_input(tmp_path):
+    spec = replace(SPEC, profile_sizes=())
+    model = item_model(spec=spec)
+    described = write_item_ranker(model, tmp_path)
+    assert described == {"kind": "item", "width": 8}
+    manifest = Manifest.parse(manifest_of(tmp_path, described, features=spec).encode())
+    assert "profile" not in [name for name, *_ in manifest.graphs[AD_RANKER]["inputs"]]
+    assert check_item_ranker(model, tmp_path, manifest) < 1e-5

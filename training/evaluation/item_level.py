@@ -46,8 +46,7 @@ class ItemLevel:
             ads = Ads(dataset.ad_ids[rows], none, none, dataset.ad_sids[rows])
             asked = self._asked(i, ads)
             [worth] = self._ranker.worth([asked])
-            best = np.argpartition(-worth, min(limit, len(worth) - 1))[:limit] if len(worth) else rows[:0]
-            found.append(dataset.ad_ids[rows[best[best_first(worth[best])]]])
+            found.append(dataset.ad_ids[rows[best_first(worth)[:limit]]])
         return found
 
     def _asked(self, i: int, ads: Ads) -> RankRequest:

@@ -26,6 +26,9 @@ from torch.nn import functional
 from training.model.context import CodeEmbeddings
 from training.preset.model import ItemConfig
 
+KNOWN = tuple(f"item.{name}" for name in ("ad_ids", "sids", "texts", "seen"))
+"""What `ItemHead.know` sets, as a model's state names it."""
+
 _FIRST = 0.02  # standard deviation of vectors before anything is learnt, as in SASRec
 
 
@@ -107,11 +110,11 @@ class ItemHead(nn.Module):
     @torch.no_grad()
     def know(self, ads: KnownAds) -> None:
         """Take over which ads there are; texts are brought to a mean length of 1."""
-        self.ad_ids.copy_(torch.from_numpy(ads.ad_ids))
-        self.sids.copy_(torch.from_numpy(ads.sids))
+        self.ad_ids.copy_(torch.tensor(ads.ad_ids))
+        self.sids.copy_(torch.tensor(ads.sids))
         length = float(np.linalg.norm(ads.texts, axis=1).mean()) if ads.texts.size else 0.0
         self.texts.copy_(torch.from_numpy(ads.texts) / (length or 1.0))
-        self.seen.copy_(torch.from_numpy(ads.seen)[:, None])
+        self.seen.copy_(torch.tensor(ads.seen)[:, None])
 
     def rows(self, ad_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of ads int64 [..], any for those that the model does not know; and whether it knows them."""

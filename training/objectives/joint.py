@@ -78,8 +78,7 @@ class Joint:
 
     def __call__(self, model: nn.Module, batch: Batch[Tensor]) -> Terms:
         """Rate both."""
-        items = self.vsl.lambda_item is not None
-        said, scores = score(model, batch, scale=self.scale, items=items)
+        said, scores = score(model, batch, scale=self.scale, items=self.vsl.has_items)
         targets = self.vsl.rate(batch, *said)
         return Terms(targets, self.lists(scores) if scores else no_lists(targets, self.lists.names))
 

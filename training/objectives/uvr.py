@@ -51,7 +51,7 @@ class Uvr:
 
     def __call__(self, model: nn.Module, batch: Batch[Tensor]) -> Terms:
         """Rate both."""
-        said, scores = score(model, batch, scale=self.scale)
+        said, scores = score(model, batch, scale=self.scale, items=self.vsl.has_items)
         plain = self.vsl.rate(batch, *said)
         if scores is None:
             return Terms(plain, no_lists(plain, (*self.rspo.names, "disagreement")))

@@ -38,11 +38,16 @@ class Vsl:
     @property
     def names(self) -> tuple[str, ...]:
         """Of the terms."""
-        return ("sid", "value", "mtp", *(() if self.lambda_item is None else ("item",)))
+        return ("sid", "value", "mtp", *(("item",) if self.has_items else ()))
+
+    @property
+    def has_items(self) -> bool:
+        """Whether the model is asked for its item level."""
+        return self.lambda_item is not None
 
     def __call__(self, model: nn.Module, batch: Batch[Tensor]) -> Loss:
         """Teacher-forced: the model sees s_<t of every target. See `Generator.forward` for shapes."""
-        said = run_on_targets(model, batch, batch.tokens, items=self.lambda_item is not None)
+        said = run_on_targets(model, batch, batch.tokens, items=self.has_items)
         return self.rate(batch, *said)
 
     def rate(

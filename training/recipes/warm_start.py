@@ -15,6 +15,7 @@ import torch
 from training.loop.checkpoint import CONTENT, Checkpoint, CheckpointError, load_checkpoint
 from training.loop.retention import FOLDER, open_checkpoint
 from training.model.gr4ad import Generator
+from training.model.item_head import KNOWN
 from training.spec import ModelSpec
 from training.tokenizer.alignment import NONE, Alignment
 
@@ -55,9 +56,18 @@ def take_weights(
     there, here = source.model.state_dict(), model.state_dict()
     taken, left = {}, []
     for name, weight in here.items():
+        if name in KNOWN:
+            continue  # which ads there are says this run
         level = _level_of(name, spec) if spec.tokenizer_id != source.spec.tokenizer_id else None
         if name not in there:
             left.append(f"{name} (not there)")
+        elif name == "item.ids.weight" and there[name].shape[1:] == weight.shape[1:]:
+            taken[name], missing = _of_ads(
+                weight, there[name], ads=here["item.ad_ids"], old=there["item.ad_ids"]
+            )
+            left += [f"{name} ({missing} ads are not there)"] if missing else []
+        elif name == "item.text.weight" and spec.tokenizer_id != source.spec.tokenizer_id:
+            left.append(f"{name} (vectors of another tokenizer)")
         elif level is not None and (alignment is None or alignment.aligned_to != source.spec.tokenizer_id):
             left.append(f"{name} (codes of another tokenizer)")
         elif level is not None and there[name].shape[1:] == weight.shape[1:]:
@@ -98,6 +108,15 @@ def _aligned(here: torch.Tensor, there: torch.Tensor, *, old: np.ndarray, first:
     rows[:first] = there[:first]
     rows[first + codes] = there[first + old[codes]]
     return rows
+
+
+def _of_ads(
+    here: torch.Tensor, there: torch.Tensor, *, ads: torch.Tensor, old: torch.Tensor
+) -> tuple[torch.Tensor, int]:
+    """Rows of ads [A, ..], each that of the same ad where it is there; and how many are not."""
+    place = torch.searchsorted(old, ads).clamp(max=len(old) - 1)
+    same = old[place] == ads
+    return torch.where(same[:, None], there[place], here), int((~same).sum())
 
 
 def _has_other_categories(name: str, spec: ModelSpec, source: ModelSpec) -> bool:
