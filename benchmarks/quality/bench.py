@@ -85,7 +85,7 @@ class Benchmark:
             arm,
             seed,
             files={"weights": checkpoint / MODEL, "checkpoint": checkpoint / CONTENT},
-            values={"evaluation.widths": self.preset.evaluation.widths},
+            values={key: getattr(self.preset.evaluation, key) for key in ("widths", "normalise")},
             answer=answer,
         )
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
 from benchmarks.quality.protocol import DEPTH, Asked
 from benchmarks.quality.sasrec import SasRec, SasRecConfig, softmax_loss
@@ -41,8 +40,7 @@ def train(
     sequences = [s[-config.length - 1 :] for s in sequences if len(s) > 1]
     history: list[dict[str, float]] = []
     kept, began = model.state_dict(), time.process_time()
-    bar = tqdm(range(1, config.epochs + 1), desc="sasrec", disable=None)
-    for epoch in bar:
+    for epoch in range(1, config.epochs + 1):
         model.train()
         losses = []
         for users in _batches(np.array([len(s) for s in sequences]), config=config, random=random):
@@ -73,7 +71,7 @@ def train(
         if not math.isfinite(record["train_loss"]):
             raise ValueError(f"sasrec, epoch {epoch}: expected a finite loss, got {record['train_loss']}")
         history.append(record)
-        bar.set_postfix(record)
+        print("sasrec:", ", ".join(f"{name} {value:.4g}" for name, value in record.items()), flush=True)
         best = best_epoch(history)
         if best == epoch:
             kept = {name: weight.clone() for name, weight in model.state_dict().items()}

@@ -65,7 +65,7 @@ def answers_of(run: Path, preset: Preset, *, asked: Asked) -> tuple[Answers, int
     data.check_tokenizer(spec)
     order = np.argsort(asked.groups.now[asked.rows], kind="stable")  # searched oldest first
     dataset = data.dataset(spec)
-    ranked, _, _ = rank_by_model(
+    found = rank_by_model(
         TorchExecutor(checkpoint.model.eval()),
         Requests(asked.groups, asked.rows[order], targets=[], values=[]),
         competing=Competing.of(dataset, data.prepared.tables.ads, exclude_seen=True),
@@ -77,6 +77,6 @@ def answers_of(run: Path, preset: Preset, *, asked: Asked) -> tuple[Answers, int
         normalise=config.levels_normalised(len(spec.level_sizes)),
     )
     items = np.full((len(order), DEPTH), NOTHING)
-    for row, ads in zip(order, ranked, strict=True):
+    for row, ads in zip(order, found.ranked, strict=True):
         items[row, : len(ads)] = ads
     return Answers(asked.users, items), sum(p.numel() for p in checkpoint.model.parameters())

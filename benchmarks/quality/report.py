@@ -100,7 +100,7 @@ def table(report: dict[str, Any]) -> str:
     for row in _best_first(report["rows"].values(), lambda row: row["ndcg10"]["mean"]):
         cells = [_with_spread(row[metric]) for metric in SHOWN]
         size = f"{row['parameters'] / 1e6:.1f} M" if row["parameters"] else ""
-        spent = f"{row['cpu_minutes']:.0f}" if row["cpu_minutes"] else ""
+        spent = f"{row['cpu_minutes']:.1f}" if row["cpu_minutes"] else ""
         cells += [size, spent, str(len(row["seeds"]))]
         lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
     for other in _best_first(report["published"], lambda row: row["ndcg10"]):

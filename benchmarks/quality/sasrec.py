@@ -1,6 +1,6 @@
 """The control: SASRec (Kang and McAuley, arXiv 1808.09781), self-attention over items, trained by a softmax.
 
-    h_i = LayerNorm(block(dropout(e(x_1) + p_1, .., e(x_i) + p_i)))_i,   score(i, y) = h_i . e(y)
+    h_i = LayerNorm(block(dropout(d^.5 e(x_1) + p_1, .., d^.5 e(x_i) + p_i)))_i,   score(i, y) = h_i . e(y)
 
 The paper trains with one negative of an item and binary cross-entropy, which is where weak figures of SASRec
 come from. Here the loss is a softmax over the item that follows and items that are drawn for a whole batch;
@@ -86,7 +86,8 @@ class SasRec(nn.Module):
         length = history.shape[1]
         # Counted from the newest item of each history, as in the paper, whose padding is in front.
         back = (history > 0).flip(1).cumsum(1).flip(1).clamp(min=1) - 1  # [B, L]
-        x = self.dropout(self.item(history) + self.position[back])
+        # As in the paper, where items outweigh positions at first.
+        x = self.dropout(self.item(history) * self.item.embedding_dim**0.5 + self.position[back])
         mask = torch.full((length, length), -torch.inf).triu(1)
         for block in self.blocks:
             x = block(x, src_mask=mask, is_causal=True)

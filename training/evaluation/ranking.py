@@ -144,7 +144,8 @@ class Rankings(NamedTuple):
         drawn: requests as they were drawn.
         requests: those of them that have an answer, with the targets that compete.
         left_out: how many requests and targets do not, by reason.
-        ranked: method (`model`, then its item level where it has one, then baselines) -> for each request, distinct ads, best first.
+        ranked: method (`model`, then its item level where it has one, then baselines) -> for each request,
+            distinct ads, best first.
         beams: that the model's searches returned.
         invalid: how many of them are no live SID.
     """
