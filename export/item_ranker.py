@@ -110,11 +110,12 @@ def _said_by_model(model: Generator, request: RankRequest, spec: FeatureSpec) ->
         now=request.now,
     )
     shown = past.events >= 0
-    slots = np.zeros((spec.slots, spec.columns), np.int32)
-    slot_ads = np.full(spec.slots, -1)
+    slots = np.zeros((spec.rows, spec.columns), np.int32)
+    shown_ads = np.full(spec.rows, -1)
     if shown.any():
         slots = join_codes(request.past_sids[past.events], past.columns, shown=shown)
-        slot_ads[shown] = request.past_ads[past.events[shown]]
+        shown_ads[shown] = request.past_ads[past.events[shown]]
+    slot_ads = shown_ads[: spec.slots]
     inputs = (slots, request.profile, request.sids.astype(np.int64), slot_ads, request.ads)
     said = model(*(torch.from_numpy(array)[None] for array in inputs)).item_log_p
     return said[0].numpy() + item_of(model).config.mix * request.log_p

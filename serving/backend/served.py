@@ -1,6 +1,6 @@
 """The served log as the ad resolver keeps it: what of a request and its answer goes into a record.
 
-Letters: b rows of one client request, S history slots, T SID levels.
+Letters: b rows of one client request, S history slots, H habits, T SID levels.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ URL = "GR4AD_SERVED_LOG_URL"
 
 def context_length(spec: FeatureSpec) -> int:
     """Numbers of a row of `pack_context`."""
-    return 1 + spec.slots * (1 + EVENT_COLUMNS) + len(spec.column_sizes)
+    return 1 + spec.rows * (1 + EVENT_COLUMNS) + len(spec.column_sizes)
 
 
 def pack_context(built: list[Features], now: np.ndarray) -> np.ndarray:
@@ -56,7 +56,7 @@ class Asked:
         user_id: number or key; None where the client gave none.
         context: int64, a row of `pack_context`.
         plan: int32 [T + 2], beam widths, and whether they are less than the configured ones.
-        slots: S.
+        context_rows: S + H.
         num_ads: asked for.
         rank_by: order of the ads.
         reranked: the ranking stage orders them once more.
@@ -66,7 +66,7 @@ class Asked:
     user_id: int | str | None
     context: np.ndarray
     plan: np.ndarray
-    slots: int
+    context_rows: int
     num_ads: int
     rank_by: RankBy
     reranked: bool
@@ -74,8 +74,8 @@ class Asked:
     def answered(self, ads: Ads, *, model_version: int, index_version: int, written: float) -> ServedRecord:
         """The record. Nothing is checked again: all of it comes from what has answered."""
         found = ads.ad_ids != NO_AD
-        slot_ads, rest = self.context[1 : 1 + self.slots], self.context[1 + self.slots :]
-        shape = (self.slots, EVENT_COLUMNS)
+        slot_ads, rest = np.split(self.context[1:], [self.context_rows])
+        shape = (self.context_rows, EVENT_COLUMNS)
         return ServedRecord.model_construct(
             request_id=self.request_id,
             user_id=self.user_id,
@@ -105,16 +105,16 @@ Tell = Callable[[Mapping[str, int]], None]
 class ServedLog:
     """Of one resolver. Nothing here may fail or hold up a request."""
 
-    def __init__(self, writer: ServedLogWriter, *, share: float, slots: int, tell: Tell) -> None:
+    def __init__(self, writer: ServedLogWriter, *, share: float, context_rows: int, tell: Tell) -> None:
         """Wire up; see `make_served_log`.
 
         Args:
             writer: takes records.
             share: of the requests.
-            slots: S.
+            context_rows: S + H.
             tell: called between batches.
         """
-        self._writer, self._share, self._slots, self._tell = writer, share, slots, tell
+        self._writer, self._share, self._rows, self._tell = writer, share, context_rows, tell
         self._told, self._told_at = Counter[str](), time.monotonic()
 
     def asked(
@@ -151,7 +151,7 @@ class ServedLog:
                     user_id=user_id,
                     context=context[i],
                     plan=plan[i],
-                    slots=self._slots,
+                    context_rows=self._rows,
                     num_ads=int(num_ads[i, 0]),
                     rank_by=rank_by,
                     reranked=reranked,
@@ -213,4 +213,4 @@ def make_served_log(settings: ModelSettings, *, tell: Tell) -> ServedLog | None:
             settings.served_log_folder, file_bytes=config.file_mb << 20, keep_files=config.keep_files
         )
     writer = ServedLogWriter(sink, queue=config.queue)
-    return ServedLog(writer, share=config.share, slots=settings.features.slots, tell=tell)
+    return ServedLog(writer, share=config.share, context_rows=settings.features.rows, tell=tell)

@@ -6,6 +6,7 @@ Letters: B requests, n ads, S history slots, P columns of profile and request, T
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -38,7 +39,7 @@ class ItemRanker(Ranker):
     ) -> None:
         """Put them together; `spec` says what a context looks like, for the others see `Ranker`."""
         super().__init__(graph, inputs=inputs, pad_to=pad_to)
-        self._spec, self._tables = spec, tables
+        self._spec, self._tables = replace(spec, habits=0), tables  # the item level sees slots alone
 
     @classmethod
     def load(cls, bundle: str | Path, manifest: Manifest, graph: RankGraph, *, pad_to: int = 1) -> Self:

@@ -1,6 +1,6 @@
 """One answer as it was given: a line of JSON.
 
-Letters: S history slots, P columns of profile and request, k ads, T SID levels.
+Letters: S history slots, H habits, P columns of profile and request, k ads, T SID levels.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class ServedRecord(BaseModel):
         written: when it was answered, unix seconds by the server's clock.
         model_version: what answered.
         index_version: what is at least in it.
-        slot_ads: [S], ad that each history slot shows, -1 for an empty one. With the index's SIDs of these
-            ads and `slots` they are the context that the model was given.
-        slots: [S, 3], behavior, gap bucket and count bucket.
+        slot_ads: [S + H], ad that each history slot shows, then habits, -1 for an empty row. With the index's
+            SIDs of these ads and `slots` they are the context that the model was given.
+        slots: [S + H, 3], behavior, gap bucket and count bucket.
         profile: [P], codes.
         ad_ids: [k], best first: an ad's place is its position.
         sids: [k, T].
