@@ -33,6 +33,7 @@ def write_item_ranker(model: Generator, bundle: Path) -> dict[str, Any]:
     """
     width = item_of(model).config.width
     slots, profile = example_request(model, batch=3, generator=torch.Generator().manual_seed(0))
+    slots = slots[:, : model.spec.slots]  # the item level sees no habits
     batch, ads = Dim("batch", min=1, max=4096), Dim("ads", min=1, max=65536)
     given = {
         "slots": (slots, {0: batch}),

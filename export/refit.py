@@ -1,6 +1,7 @@
 """A version that serves with other weights: its graphs are filled anew, nothing is traced.
 
-All that does not come from weights (tokenizer, its encoder, the ranking stage) goes along as it is.
+All that does not come from its weights (tokenizer, its encoder, a reward model that ranks) goes along as
+it is; an item level that ranks is made anew.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from typing import Any
 
 from export.bundle import write_version
 from export.lower import Lowering
+from export.ranker import check_ranker, write_ranker
 from export.refit_gate import RefitGate
 from export.skeleton import SKELETON, fill_skeletons
 from serving.inputs import changes, named, summary
 from serving.model.bundle import MANIFEST, read_manifest
 from serving.model.manifest import AD_RANKER, Manifest
+from serving.ranking.tables import FOLDER as RANKER
 from serving.search.cold_start import SEEN_SIDS
 from training.loop.checkpoint import Checkpoint
 from training.preset.model import ModelConfig
@@ -63,17 +66,27 @@ def refit(
             f"{manifest.precision}: make export"
         )
 
+    by_item = manifest.ranker_kind == "item"
+
     def filled(work: Path, graphs: Path) -> dict[str, Any]:
-        _copy_what_stays(folder, work, manifest)
+        _copy_what_stays(folder, work, manifest, ranker=not by_item)
         fill_skeletons(work / SKELETON, checkpoint.model, graphs)
         figures = {}
         if gate is not None:
             value_table = checkpoint.spec.value_buckets.means
             figures = gate.run(folder, graphs, manifest=manifest, value_table=value_table)
-        ranker = {} if manifest.ranker is None else {"ranker": manifest.ranker.model_dump(mode="json")}
-        return {"refit": {"base": base} | figures, **ranker}
+        return {"refit": {"base": base} | figures, **_ranker(work)}
 
-    return write_version(checkpoint, bundles, filled, lowering=lowering)
+    def _ranker(work: Path) -> dict[str, Any]:
+        if by_item:
+            return {"ranker": write_ranker(checkpoint.model, work)}
+        return {} if manifest.ranker is None else {"ranker": manifest.ranker.model_dump(mode="json")}
+
+    def check(work: Path, made: Manifest) -> None:
+        if by_item:
+            check_ranker(checkpoint.model, work, made)
+
+    return write_version(checkpoint, bundles, filled, lowering=lowering, check=check)
 
 
 def require_same_model(spec: ModelSpec, manifest: Manifest) -> None:
@@ -112,8 +125,10 @@ def _shape_of(model: Manifest | ModelSpec) -> dict[str, Any]:
     }
 
 
-def _copy_what_stays(folder: Path, work: Path, manifest: Manifest) -> None:
+def _copy_what_stays(folder: Path, work: Path, manifest: Manifest, *, ranker: bool) -> None:
     searched = {f"{stem}.onnx" for stem in manifest.graphs if stem != AD_RANKER}
     for name in manifest.sha256.keys() - searched - {SEEN_SIDS, MANIFEST}:
+        if not ranker and name.startswith((f"{RANKER}/", f"{AD_RANKER}.")):
+            continue
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, work / name)

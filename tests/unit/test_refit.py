@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 
+from export.bundle import write_bundle
 from export.compare import search
 from export.gate import Gate, GateError
 from export.gate_requests import GateRequests
@@ -30,6 +31,7 @@ from serving.model.current import current_version
 from serving.ranking.tables import FOLDER
 from serving.search.widths import WidthPlan
 from tests import tiny
+from tests.items import item_checkpoint, item_model
 from tests.pipeline import checkpoint, copy_of, serving_config
 from tests.ranking import ranked_deployment
 from tests.tiny import VALUE_TABLE, copying_model, plain_model, tiny_snapshot
@@ -104,6 +106,26 @@ def test_a_refit_is_what_an_export_of_these_weights_is(made, other_graphs):
     assert new.sha256.keys() == old.sha256.keys()
     assert (new.version, new.step, new.refit, old.refit) == (2, 7, {"base": 1}, None)
     assert current_version(made.bundles) == 1
+
+
+def test_an_item_level_that_ranks_gets_the_new_weights(made, tmp_path):
+    start = item_checkpoint(item_model(), tokenizer_id=made.tokenizer_id)
+    other = item_checkpoint(item_model(seed=3), tokenizer_id=made.tokenizer_id)
+    with torch.no_grad():
+        for weight in other.model.parameters():
+            weight += 0.01
+    ranked = [
+        write_bundle(c, tmp_path / name, tokenizer=None, activate=False, ranker=c.model)
+        for name, c in (("old", start), ("new", other))
+    ]
+    folder = refit(other, tmp_path / "old", base=1)
+    refitted, exported, old = (read_manifest(f) for f in (folder, ranked[1], ranked[0]))
+    assert refitted.ranker == exported.ranker
+    of_items = [name for name in exported.sha256 if name.startswith((FOLDER, "ad_ranker"))]
+    assert len(of_items) > 1
+    for name in of_items:
+        assert refitted.sha256[name] == exported.sha256[name], name
+    assert any(refitted.sha256[name] != old.sha256[name] for name in of_items)
 
 
 @pytest.mark.parametrize(
