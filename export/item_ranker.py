@@ -132,7 +132,7 @@ class _WithoutColumns(torch.nn.Module):
 
     def __init__(self, graph: ItemGraph) -> None:
         super().__init__()
-        self.graph = graph
+        self.ranked = graph  # `graph` is torch's own in what it traces
 
     def forward(
         self,
@@ -141,7 +141,7 @@ class _WithoutColumns(torch.nn.Module):
         ad_vectors: torch.Tensor,
         log_p: torch.Tensor,
     ) -> torch.Tensor:
-        return self.graph(
+        return self.ranked(
             slots,
             slots.new_zeros((slots.shape[0], 0)),
             slot_vectors=slot_vectors,

@@ -22,7 +22,7 @@ from serving.search.executor import COPY_LOGPROB, Carry, Executor
 from serving.search.forced import ForcedMoves
 from serving.search.normalise import Normalise, over_live
 from serving.search.remembered import RememberedTails
-from serving.search.selection import keep
+from serving.search.selection import ban, keep
 from serving.search.widths import WidthPlan
 
 _FLOOR = np.float32(-1e30)  # a live child's score is never below it, so -inf always means "not a candidate"
@@ -342,14 +342,8 @@ def _survivors(
 
     elif search.banned is not None:
         every = np.broadcast_to(np.arange(candidates.shape[1]), candidates.shape)
-        _ban(candidates, nodes_at(every), search.banned)
+        ban(candidates, nodes_at(every), search.banned)
     kept = keep(candidates if order is None else order, search.widths[t], needed=search.needed, leaves=leaves)
     at = np.maximum(kept, 0)
     scores = np.where(kept >= 0, np.take_along_axis(candidates, at, 1), -np.inf).astype(np.float32)
     return at, nodes_of(kept), scores
-
-
-def _ban(scores: np.ndarray, leaves: np.ndarray, banned: list[np.ndarray]) -> None:
-    for row, ban in enumerate(banned):
-        if len(ban):
-            scores[row, np.isin(leaves[row], ban)] = -np.inf

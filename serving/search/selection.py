@@ -71,3 +71,10 @@ def _lower_bound(scores: np.ndarray, k: int) -> np.ndarray:
     # Strided groups: the maximum runs along rows of `groups` numbers, which is what NumPy does fast.
     maxima = scores[:, : size * groups].reshape(batch, size, groups).max(axis=1) if size > 1 else scores
     return np.partition(maxima, maxima.shape[1] - k, axis=1)[:, maxima.shape[1] - k]
+
+
+def ban(scores: np.ndarray, leaves: np.ndarray, banned: list[np.ndarray]) -> None:
+    """Take candidates [B, m] out, in place, whose leaves [B, m] are among those of their request."""
+    for row, leaves_banned in enumerate(banned):
+        if len(leaves_banned):
+            scores[row, np.isin(leaves[row], leaves_banned)] = -np.inf

@@ -149,7 +149,7 @@ def test_random_answers_are_those_of_a_search_without_pruning(seed):
         beams, found = answers(pool)
     for got, wanted in zip(found, expected, strict=True):
         assert_same(got, wanted)
-    if levels > 1:
+    if levels > 1 and not options["copy_path"]:  # with one nothing is left out
         for i in range(batch):
             leaves = beams.leaves[i][beams.leaves[i] >= 0]
             assert len(np.unique(leaves)) == len(leaves) <= pool[i] + SPARE

@@ -33,7 +33,7 @@ from serving.search.widths import WidthPlan
 from tests import tiny
 from tests.items import item_checkpoint, item_model
 from tests.pipeline import checkpoint, copy_of, serving_config
-from tests.ranking import ranked_deployment
+from tests.ranking import reward_deployment
 from tests.tiny import VALUE_TABLE, copying_model, plain_model, tiny_snapshot
 from training.loop.checkpoint import NonFiniteError
 from training.preset.precision import PrecisionConfig
@@ -254,7 +254,7 @@ def test_a_lower_precision_stays_one(made, requests):
 
 def test_the_ranking_stage_goes_along(pipeline, tmp_path):
     config = serving_config().model_copy(update={"rerank": "reward"})
-    ranked, _ = ranked_deployment(pipeline, tmp_path, config=config)
+    ranked, _ = reward_deployment(pipeline, tmp_path, config=config)
     old, new = (
         read_manifest(ranked.bundles / "1"),
         read_manifest(refit(trained(ranked), ranked.bundles, base=1)),
