@@ -61,7 +61,7 @@ def beam_search(
         pool: int [B], at least `num_results`: how many of the best beams an answer is made of. Given, beams
             that cannot be among them are left out (`serving.search.bound`): so many come back as they would
             without, with values, and a few behind them. Not used with one level, which has nothing to leave
-            out, and of models with a copy path.
+            out, nor with a copy path where levels behind the first are live.
         by_value: of the pool, an answer is made of the `num_results` that are worth most (p x value): others
             of it may be left out, too.
         banned: for each request, sorted leaves that must not be returned.
@@ -74,12 +74,11 @@ def beam_search(
     if trie.leaves == 0:
         return Beams.none(len(slots), levels=trie.levels)
     prefix = executor.prefix(slots, profile)
-    # With a copy path beams are chosen by more than their score, and what is left out would let others in.
-    pruned = pool is not None and trie.levels > 1 and COPY_LOGPROB not in prefix[1]
+    live = tuple(n == "live" for n in normalise or ("codebook",) * trie.levels)
+    pruned = pool is not None and trie.levels > 1 and not (COPY_LOGPROB in prefix[1] and any(live[1:]))
     own = np.maximum(num_results if pool is None or not pruned else pool, 1)
     most = int(own.max(initial=1))
     num_values = most if pruned else max(plan.value, most)
-    live = tuple(n == "live" for n in normalise or ("codebook",) * trie.levels)
     bans = np.array([len(b) for b in banned]) if banned is not None else np.zeros(len(slots), np.int64)
     search = _Search(
         executor=executor,
@@ -328,8 +327,9 @@ def _survivors(
     The best by `order` [B, m] where there is one, and by the candidates themselves at the last level.
     `nodes_at` gives the nodes of positions [B, k].
     """
+    ranked = candidates if order is None else order
     if bound is not None:
-        candidates = bound.cut(candidates)
+        ranked = bound.cut(ranked)
 
     def nodes_of(kept: np.ndarray) -> np.ndarray:
         return np.where(kept >= 0, nodes_at(np.maximum(kept, 0)), -1)
@@ -341,9 +341,9 @@ def _survivors(
             return search.trie.leaf_counts(t, nodes_of(kept))
 
     elif search.banned is not None:
-        every = np.broadcast_to(np.arange(candidates.shape[1]), candidates.shape)
-        ban(candidates, nodes_at(every), search.banned)
-    kept = keep(candidates if order is None else order, search.widths[t], needed=search.needed, leaves=leaves)
+        every = np.broadcast_to(np.arange(ranked.shape[1]), ranked.shape)
+        ban(ranked, nodes_at(every), search.banned)
+    kept = keep(ranked, search.widths[t], needed=search.needed, leaves=leaves)
     at = np.maximum(kept, 0)
     scores = np.where(kept >= 0, np.take_along_axis(candidates, at, 1), -np.inf).astype(np.float32)
     return at, nodes_of(kept), scores

@@ -12,6 +12,11 @@ a level keeps one of their prefixes, it does. Where it does not, it has kept bea
 prefix above the bound, so all of its own: what was left out before would not have come among them, and from
 there on nothing is left out.
 
+With a copy path a level keeps beams by more than their score (`MixedLevel.favour`): by log (m + h SHARE^-l)
+with l levels left, where a prefix has m of the model and h of habits. Neither m nor h grows along a beam, so
+that does not either; it is never below the score, and at the last level it is the score. So all of this holds
+with it in the score's place. Where levels are live, m and h are scaled anew at each, and nothing is left out.
+
 Where the answer is the n SIDs of a pool that are worth most (p x value), what lies below the n-th best worth
 over the largest value there is, is not in it either: no value would make it worth as much. The same argument
 holds, and if one of the n SIDs is not in the pool, all of the pool is better than what was left out.

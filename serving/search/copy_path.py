@@ -129,11 +129,13 @@ class MixedLevel:
         beam_of[row, at[row, beam]] = beam
         goes_on = self.child != NOWHERE
         child = np.where(goes_on, self.child, 0)
-        # Padding stands at child 0, which may be none (-inf): a difference of the two would be no number.
+        # Padding stands at child 0, and so does who goes no further. It may be none (-inf), and a difference of
+        # the two no number.
         of_kept = np.where(kept, np.take_along_axis(mixed, at, 1), np.float32(0.0))
+        of_child = np.where(goes_on, np.take_along_axis(mixed, child, 1), np.float32(0.0))
         return CopyBeams(
             codes=self.before.codes,
             model=np.take_along_axis(self.of_model.reshape(batch, -1), at, 1) - of_kept,
-            habits=self.before.habits - np.take_along_axis(mixed, child, 1),
+            habits=self.before.habits - of_child,
             beam=np.where(goes_on, np.take_along_axis(beam_of, child, 1), NOWHERE),
         )
