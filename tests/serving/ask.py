@@ -22,7 +22,7 @@ from serving.index.reader import IndexReader
 from serving.index.snapshot import Snapshot
 from serving.model.bundle import read_manifest
 from serving.model.current import current_version
-from serving.model.features import fill_slots
+from serving.model.features import FeatureSpec, fill_slots
 from serving.model.value_correction import ValueCorrection
 from serving.search.beam_search import beam_search
 from serving.search.beams import Beams
@@ -96,6 +96,7 @@ class Reference:
     executor: OrtExecutor
     value_table: np.ndarray
     value_correction: ValueCorrection
+    spec: FeatureSpec = SPEC
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> Reference:
@@ -109,6 +110,7 @@ class Reference:
             OrtExecutor(bundle, levels=manifest.levels),
             manifest.value_table,
             ValueCorrection(manifest.value_correction),
+            manifest.features,
         )
 
     def beams(
@@ -121,7 +123,7 @@ class Reference:
     ) -> tuple[Features, Beams]:
         """Features and beams of one row, searched alone."""
         snapshot = self.snapshot
-        features = catalogue.features(SPEC, snapshot, tensors, row=row)
+        features = catalogue.features(self.spec, snapshot, tensors, row=row)
         beams = beam_search(
             self.executor,
             snapshot.trie,
