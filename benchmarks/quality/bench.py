@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 import time
 from dataclasses import asdict
 from typing import Any
+
+import polars as pl
 
 from benchmarks.quality import control, generators, simple
 from benchmarks.quality.cells import Cells, counted_minutes, minutes
@@ -25,6 +28,7 @@ QUICK = (
     "training.validation_requests=512",
 )
 QUICK_SASREC = {"epochs": 2, "width": 64, "negatives": 1024}
+WITHOUT_TEXTS = ("tokenizer.min_df=1",)  # the number of an item, its only word, is no other one's
 STOPPING_USERS = 4000  # whose validation items say when SASRec stops
 
 
@@ -41,21 +45,24 @@ class Benchmark:
         self.arguments = arguments
         name = f"{arguments.dataset}-quick" if arguments.quick else arguments.dataset
         arguments.run = arguments.out / name
+        self.files = DataFiles.find(arguments.data_dir, arguments.dataset, given=arguments)
+        tables, data = arguments.run / "tables", arguments.run / "data"
+        write_tables(
+            self.files.sequences,
+            tables,
+            titles=self.files.titles,
+            attributes=self.files.attributes,
+            sids=self.files.sids,
+        )
+        items = pl.scan_parquet(tables / "ads.parquet").select(pl.len()).collect().item()
         arguments.overrides = [
-            f"data.path={arguments.run / 'tables'}",
+            f"data.path={tables}",
+            f"tokenizer.codebook_sizes=[{first_codes(items)}]",
+            *(() if self.files.titles or self.files.attributes else WITHOUT_TEXTS),
             *(QUICK if arguments.quick else ()),
             *arguments.overrides,
         ]
-        self.files = DataFiles.find(arguments.data_dir, arguments.dataset, given=arguments)
         self.preset = Preset.load(arguments.config, arguments.overrides)
-        data = arguments.run / "data"
-        write_tables(
-            self.files.sequences,
-            arguments.run / "tables",
-            titles=self.files.titles,
-            attributes=self.files.attributes,
-            sids=self.files.sids if self.preset.tokenizer.sids == "given" else None,
-        )
         common = ["--config", arguments.config, *_sets(arguments.overrides)]
         _run(["training.data.prepare", *common, "--out", str(data)])
         self.sequences = Sequences.load(data)
@@ -121,6 +128,11 @@ class Benchmark:
                 return Answers(self.asked.users, self.sequences.ids(ranked)), {}
 
             self.cells.make(name, seed, files={}, values={}, answer=answered)
+
+
+def first_codes(items: int) -> int:
+    """Codes of the first level: a power of two, about three items a code, at most 8,192."""
+    return 2 ** min(max(round(math.log2(items / 3)), 3), 13)
 
 
 def _sets(settings: list[str]) -> list[str]:

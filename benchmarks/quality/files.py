@@ -17,7 +17,10 @@ ENDINGS = {
 
 @dataclass(frozen=True)
 class DataFiles:
-    """Paths; only the sequences must be there. See `examples.sequences` for what each holds."""
+    """Paths; only the sequences must be there. See `examples.sequences` for what each holds.
+
+    Where titles are found, attributes count only if they are given.
+    """
 
     sequences: Path
     titles: Path | None = None
@@ -41,6 +44,8 @@ class DataFiles:
         for kind, ending in ENDINGS.items():
             names = (f"{name.lower()}{ending.lower()}{packed}" for packed in ("", ".gz"))
             found[kind] = getattr(given, kind) or next((paths[n] for n in names if n in paths), None)
+        if found["titles"] and not given.attributes:
+            found["attributes"] = None
         if found["sequences"] is None:
             raise ValueError(
                 f"expected sequences of {name}, a file {name}.txt or {name}.txt.gz in "

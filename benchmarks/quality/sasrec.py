@@ -95,17 +95,22 @@ class SasRec(nn.Module):
 
 
 def softmax_loss(states: Tensor, target: Tensor, *, items: Tensor, candidates: Tensor) -> Tensor:
-    """Mean over M targets of -log p(target), where candidates that are the target itself do not count again.
+    """Mean over M targets of -log p(target), the sum over all other items estimated by that of the candidates.
+
+    Drawn evenly, C of N - 1 items stand for (N - 1) / C each; without that factor a target is likely far too
+    soon, and what it should be told apart from gets no gradient.
 
     Args:
         states: [M, d].
         target: int [M], items.
         items: embeddings [N + 1, d].
-        candidates: int [C], distinct items.
+        candidates: int [C], distinct items; the target itself, where it is one of them, is left out.
     """
     positive = (states * items[target]).sum(-1).float()
     negative = (states @ items[candidates].T).float()
     place = torch.full((len(items),), -1).index_put((candidates,), torch.arange(len(candidates)))[target]
     rows = (place >= 0).nonzero()[:, 0]
     negative[rows, place[rows]] = -torch.inf
-    return (torch.logaddexp(negative.logsumexp(1), positive) - positive).mean()
+    drawn = len(candidates) - (place >= 0).float()
+    others = negative.logsumexp(1) + ((len(items) - 2) / drawn).log()
+    return (torch.logaddexp(others, positive) - positive).mean()

@@ -129,8 +129,8 @@ class MixedLevel:
         beam_of[row, at[row, beam]] = beam
         goes_on = self.child != NOWHERE
         child = np.where(goes_on, self.child, 0)
-        # Padding stands at child 0, and so does who goes no further. It may be none (-inf), and a difference of
-        # the two no number.
+        # Padding stands at child 0, as what goes no further does. It may be none (-inf), and a difference of
+        # two such is no number.
         of_kept = np.where(kept, np.take_along_axis(mixed, at, 1), np.float32(0.0))
         of_child = np.where(goes_on, np.take_along_axis(mixed, child, 1), np.float32(0.0))
         return CopyBeams(

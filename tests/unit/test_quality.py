@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from benchmarks.quality import control, simple
+from benchmarks.quality.bench import first_codes
 from benchmarks.quality.cells import Cells, counted_minutes, minutes
 from benchmarks.quality.files import DataFiles
 from benchmarks.quality.outside.compare import compare_to_outside, largest_difference
@@ -136,8 +137,10 @@ def test_the_loss_of_sasrec_is_a_softmax_over_target_and_candidates():
     )
     some = [0.0, 0.0, 0.0]
     for row, chosen in enumerate(([1, 2], [1, 2, 7], [1, 2, 5])):  # candidates 1 and 2, and the target
-        logits = states[row] @ items[chosen].T
-        some[row] = float(logits.logsumexp(0) - states[row] @ items[target[row]])
+        scores = (states[row] @ items.T).exp()
+        others = [item for item in chosen if item != target[row]]
+        total = scores[target[row]] + 6 / len(others) * scores[others].sum()  # 6 items are not the target
+        some[row] = float((total / scores[target[row]]).log())
     found = softmax_loss(states, target, items=items, candidates=torch.tensor([1, 2]))
     assert found.item() == pytest.approx(np.mean(some), rel=1e-6)
 
@@ -231,15 +234,25 @@ def test_minutes_add_up_over_calls(tmp_path):
 
 
 def test_files_are_found_by_name_or_given(tmp_path):
-    for name in ("Toys.txt.gz", "Toys.titles.json", "Sports.txt"):
+    for name in ("Toys.txt.gz", "Toys.titles.json", "Toys_item2attributes.json", "Sports.txt"):
         (tmp_path / name).touch()
     none = argparse.Namespace(sequences=None, titles=None, attributes=None, sids=None)
     found = DataFiles.find(tmp_path, "toys", given=none)
     assert found == DataFiles(tmp_path / "Toys.txt.gz", tmp_path / "Toys.titles.json")
+    words = argparse.Namespace(**{**vars(none), "attributes": Path("words")})
+    assert DataFiles.find(tmp_path, "Toys", given=words).attributes == Path("words")
+    (tmp_path / "Toys.titles.json").unlink()
+    found = DataFiles.find(tmp_path, "Toys", given=none)
+    assert found.attributes == tmp_path / "Toys_item2attributes.json"
     given = argparse.Namespace(**{**vars(none), "sequences": Path("mine"), "sids": Path("codes")})
     assert DataFiles.find(None, "toys", given=given) == DataFiles(Path("mine"), sids=Path("codes"))
     with pytest.raises(ValueError, match=r"expected sequences of yelp, a file yelp.txt or yelp.txt.gz"):
         DataFiles.find(tmp_path, "yelp", given=none)
+
+
+@pytest.mark.parametrize(("items", "codes"), [(12_101, 4096), (3_416, 1024), (30, 8), (10**6, 8192)])
+def test_the_first_codebook_is_of_the_catalogues_size(items, codes):
+    assert first_codes(items) == codes
 
 
 def test_the_largest_difference_is_over_all_seeds_and_both_metrics():
