@@ -130,9 +130,9 @@ def _log_p(scores: np.ndarray) -> np.ndarray:
 class _WithoutColumns(torch.nn.Module):
     """The graph of a model without profile and request columns."""
 
-    def __init__(self, graph: ItemGraph) -> None:
+    def __init__(self, module: ItemGraph) -> None:
         super().__init__()
-        self.ranked = graph  # `graph` is torch's own in what it traces
+        self.module = module
 
     def forward(
         self,
@@ -141,7 +141,7 @@ class _WithoutColumns(torch.nn.Module):
         ad_vectors: torch.Tensor,
         log_p: torch.Tensor,
     ) -> torch.Tensor:
-        return self.ranked(
+        return self.module(
             slots,
             slots.new_zeros((slots.shape[0], 0)),
             slot_vectors=slot_vectors,
