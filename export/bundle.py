@@ -30,8 +30,6 @@ from training.loop.checkpoint import Checkpoint, require_finite
 from training.preset.precision import Precision
 from training.tokenizer import kinds
 
-WRITERS = ".write.lock"  # in the folder of bundles
-
 Fill = Callable[[Path, Path], dict[str, Any]]
 """Writes FP32 graphs of a model into the second folder, and into the first, that of the bundle, what does not
 depend on their precision; returns what the manifest says of it."""
@@ -133,7 +131,7 @@ def write_version(
     precision: Precision = lowering.precision if lowering else "fp32"
     began = time.monotonic()
     bundles.mkdir(parents=True, exist_ok=True)
-    with locked(bundles / WRITERS):
+    with locked(bundles):
         version = max(versions(bundles), default=0) + 1
         target = bundles / str(version)
         with new_folder(target, replace=True) as work:  # without a manifest it is a leftover, not a bundle

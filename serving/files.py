@@ -92,14 +92,17 @@ def new_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(path: str | Path) -> Iterator[None]:
-    """Whoever has the lock goes on, others wait; it goes with its process.
+    """Whoever has the lock of a file or a folder goes on, others wait; it goes with its process.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: it cannot be opened; a file that is not there is made.
     """
-    with Path(path).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    descriptor = os.open(path, os.O_RDONLY if Path(path).is_dir() else os.O_RDONLY | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def undo_interrupted(folder: str | Path) -> None:

@@ -29,6 +29,14 @@ TRAINING = {
     "validation_requests": 12,
     "threads": 1,
 }
+SERVING = {
+    "widths": "4-8-16:6",
+    "max_num_ads": 40,
+    "max_exclude": 50,
+    "max_batch_size": 8,
+    "load_control": "fixed",
+    "cache": "off",
+}
 
 
 def write_tables(folder: Path, **tables: pl.DataFrame) -> Path:
@@ -65,14 +73,7 @@ class WholeWay:
             "model": MODEL,
             "training": TRAINING,
             "evaluation": {"requests": 20, "cutoffs": [1, 5], "widths": "4-8-16:1"},
-            "serving": {
-                "widths": "4-8-16:6",
-                "max_num_ads": 40,
-                "max_exclude": 50,
-                "max_batch_size": 8,
-                "load_control": "fixed",
-                "cache": "off",
-            },
+            "serving": SERVING,
         } | sections
         self.preset.write_text(json.dumps(content))  # JSON is YAML
 
@@ -117,6 +118,11 @@ class WholeWay:
         with IndexStore(self.run / "index") as store:
             (sid,) = store.ad(ad_id).sids.values()
             return sid
+
+    def versions(self, command: str, *more: object) -> None:
+        """Python -m export publish, rollback or pin."""
+        where = ("--run", self.run, "--repository", self.repository)
+        self.command("export.__main__", command, "--config", self.preset, *where, *more)
 
     def serve(self) -> TritonServer:
         """Make serve; a context."""

@@ -30,7 +30,7 @@ from training.preset.preset import Preset, add_preset_arguments
 from training.spec import ModelSpec
 
 NOISE = 0.05  # of the standard deviation of each weight: answers differ, and are as good
-NICE = 10
+NICE = 19
 
 
 def weights(base: Checkpoint, *, step: int) -> Checkpoint:

@@ -11,10 +11,12 @@ from serving.model.bundle import read_manifest
 from serving.model.features import BEHAVIORS
 from tests.funnel_log import ADS, USERS, impressions
 from tests.serving.trained import best_ads
-from tests.whole_way import DAY, TRAINING, WholeWay, purchases, write_tables
+from tests.waiting import wait_until
+from tests.whole_way import DAY, SERVING, TRAINING, WholeWay, purchases, write_tables
 from training.loop.retention import open_checkpoint
 from training.run import RunData
 
+LONGER = ("--set", "training.steps=25")
 CREATE = {"kind": "create", "version": 1, "account_id": "acme", "conversion_type": "buy"}
 
 
@@ -45,6 +47,7 @@ def test_sequences_with_given_sids_and_no_profile(tmp_path, no_curves):
         tables=tables,
         data={"split": {"by": "last_events"}},
         tokenizer={"sids": "given", "given_sizes": [None, 8, None]},
+        serving=SERVING | {"graph_calls": "in_process"},
     )
     way.to_index()
     manifest = read_manifest(way.run / "bundles" / "1")
@@ -65,6 +68,19 @@ def test_sequences_with_given_sids_and_no_profile(tmp_path, no_curves):
         assert way.sid(3) == tuple(int(codes[3]) for codes in sids.values())
         answer = send(server.grpc_url, history_of([100, 3, 999]))
         assert answer["ignored_history"].tolist() == [[1]]
+
+        def version():
+            return int(send(server.grpc_url, history_of([3]))["model_version"][0, 0])
+
+        # Trained on, and the weights into the running server: no graph is traced, none is loaded.
+        way.command("training.recipes.pretrain", "--config", way.preset, "--run", way.run, *LONGER)
+        way.versions("publish", "--checkpoint=latest")
+        wait_until(lambda: version() == 2, what="version 2")
+        new = read_manifest(way.run / "bundles" / "2")
+        assert (new.refit["base"], new.step) == (1, 25)
+        assert new.refit["requests"] > 5
+        way.versions("rollback")
+        wait_until(lambda: version() == 1, what="the version of before")
 
 
 def test_given_embeddings_and_numbers_without_text(tmp_path, no_curves):

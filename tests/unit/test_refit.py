@@ -36,6 +36,7 @@ from tests.pipeline import checkpoint, copy_of, serving_config
 from tests.ranking import reward_deployment
 from tests.tiny import VALUE_TABLE, copying_model, plain_model, tiny_snapshot
 from training.loop.checkpoint import NonFiniteError
+from training.loop.retention import save_checkpoint
 from training.preset.precision import PrecisionConfig
 from training.preset.preset import Preset
 from training.preset.publish import PublishConfig
@@ -310,6 +311,33 @@ def test_a_publisher_that_is_killed_leaves_nothing_half_done(made, requests):
             read_manifest(made.bundles / str(version))
     assert publisher(made, requests).publish(nudged(made)) == max(versions(made.bundles))
     assert not [name for name in left(made) if name.startswith(".")]
+
+
+def test_new_checkpoints_are_followed(made, tmp_path):
+    """One that is refused is told of, and the next one is published."""
+    model, said = tmp_path / "model", []
+    to_come = [another(made, "tokenizer"), nudged(made)]
+
+    def save(ready, step):
+        return save_checkpoint(model, dataclasses.replace(ready, step=step), keep=9)
+
+    def say(text):
+        said.append(text)
+        if not to_come:
+            raise KeyboardInterrupt
+        save(to_come.pop(0), 10 + len(said))
+
+    save(trained(made), 7)
+    with pytest.raises(KeyboardInterrupt):
+        publisher(made).follow(model, say=say, errors=(RefitError,))
+    assert [text.partition(":")[0] for text in said] == [
+        "version 2 serves",
+        f"{model / 'checkpoints' / 'step-000011'} is not published",
+        "version 3 serves",
+    ]
+    assert "expected weights of tokenizer" in said[1]
+    assert current_version(made.bundles) == 3
+    assert read_manifest(made.bundles / "3").step == 12
 
 
 def test_what_is_pinned_is_not_refitted_away(made):
