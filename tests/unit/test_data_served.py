@@ -164,12 +164,14 @@ def test_the_list_says_how_probable_the_ads_were_and_that_they_were_shown(joined
 
 def test_nothing_reported_is_no_target_and_no_list(joined) -> None:
     _, _, snapshot, buckets = joined
-    none = JoinedSample(1, 0, served(slot_ads=[-1, 3], profile=[1]), ())
+    slots = [[2, 1, 1]] * 3
+    none = JoinedSample(1, 0, served(slot_ads=[-1, 3, 9_999], slots=slots, profile=[1]), ())
     sample = made(none, snapshot, buckets)
     assert sample.candidates is None
     assert sample.tokens.shape == (0, len(SIZES))
-    assert not sample.slots[0].any()
-    assert sample.slots[1, 0] > 0 or not sample.slots[1, 3:].any()
+    assert not sample.slots[[0, 2]].any()  # empty, and an ad that the tokenizer does not know
+    known = snapshot.sids_of(np.array([3]))[0][0]
+    assert sample.slots[1].tolist() == [*(known + 1).tolist(), 2, 1, 1]
 
 
 def test_ads_whose_sid_has_changed_are_no_candidates(joined) -> None:

@@ -236,12 +236,13 @@ def test_a_server_whose_clock_is_far_ahead_holds_nothing_open(joiner, clock) -> 
 def test_the_clock_of_the_requests_themselves(tmp_path) -> None:
     """A log that is played again: windows go by the requests' own time."""
     joiner = Joiner(tmp_path, JoinConfig(window_s=100, correct_s=1_000, clock="served"), map_size=1 << 28)
-    apply(joiner, served(), event(4))
+    outcomes = apply(joiner, served(), event(4), event(90, ad_id=40))  # no request came since
+    assert [o.reason for o in outcomes] == [""] * 3
     run(joiner)
     assert samples(joiner) == []
     apply(joiner, served("r2", timestamp=1_101))
     run(joiner)
-    assert [facts(s) for s in samples(joiner)] == [[(30, 2, 1_004, 0.0)]]
+    assert [facts(s) for s in samples(joiner)] == [[(30, 2, 1_004, 0.0), (40, 2, 1_090, 0.0)]]
     joiner.close()
 
 
