@@ -10,6 +10,7 @@ from console.reading import BUNDLES, INDEXER, SERVER, Reading
 from console.scrape import Scrape, increase, increase_by, quantile
 
 WINDOW_S = 5.0  # of rates and quantiles
+_TOLERATED_S = 2.0  # a look or two that a busy machine did not answer in time make no source stale
 _MODEL, _SCHEDULER = "gr4ad", "beam_scheduler"
 _BEAMS = "gr4ad_level_beams"
 _HAS = {SERVER: "nv_inference_request_success", INDEXER: "gr4ad_indexer_sequence"}
@@ -68,7 +69,8 @@ class Frames:
     def _state(self, source: str, at: float, problem: str | None) -> dict[str, Any]:
         last = self._last_ok.get(source)
         age = None if last is None else round(max(at - last, 0.0), 1)
-        return {"ok": problem is None, "age_s": age, "problem": problem}
+        ok = problem is None or (age is not None and age <= _TOLERATED_S)
+        return {"ok": ok, "age_s": age, "problem": None if ok else problem}
 
 
 def _server(old: Scrape, new: Scrape) -> Figures:
