@@ -50,6 +50,8 @@ def test_a_source_that_is_gone_takes_its_figures_with_it_and_grows_old():
     frames = Frames()
     for second in range(3):
         frames.add(look(second, server=server_page(answered=second), indexer=indexer_page()))
+    missed = frames.add(Reading(at=3.5, problems={"server": "timed out"}))
+    assert missed["sources"]["server"] == {"ok": True, "age_s": 1.5, "problem": None}
     frame = frames.add(Reading(at=7.5, pages={"indexer": indexer_page()}, problems={"server": "refused"}))
     assert frame["sources"]["server"] == {"ok": False, "age_s": 5.5, "problem": "refused"}
     assert "answered_total" not in frame["figures"]
