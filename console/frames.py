@@ -42,20 +42,13 @@ class Frames:
                 continue
             try:
                 scrape = Scrape.parse(page, at=reading.at)
+                if _HAS[source] not in scrape.samples:
+                    problems[source] = f"its metrics lack {_HAS[source]}: what is behind it does not answer"
+                    continue
+                figures |= of(self._before(source, scrape), scrape)
+                self._last_ok[source] = reading.at
             except ValueError as error:
                 problems[source] = f"expected metrics in text form, got {error}"
-                continue
-            if _HAS[source] not in scrape.samples:
-                problems[source] = f"its metrics lack {_HAS[source]}: what is behind it does not answer"
-                continue
-            window = self._windows[source]
-            window.append(scrape)
-            while len(window) > 1 and (
-                window[1].at <= reading.at - WINDOW_S or window[0].at < reading.at - 2 * WINDOW_S
-            ):
-                window.popleft()  # the second: from before a gap
-            self._last_ok[source] = reading.at
-            figures |= of(window[0], scrape)
         if reading.versions is not None:
             self._last_ok[BUNDLES] = reading.at
         expected = {*reading.pages, *problems} | ({BUNDLES} if reading.versions is not None else set())
@@ -65,6 +58,16 @@ class Frames:
             "figures": _finite(figures),
             "versions": None if reading.versions is None else reading.versions.model_dump(),
         }
+
+    def _before(self, source: str, scrape: Scrape) -> Scrape:
+        """The look that rates are counted from: the new one itself at first, and behind a gap."""
+        window = self._windows[source]
+        window.append(scrape)
+        while len(window) > 1 and (
+            window[1].at <= scrape.at - WINDOW_S or window[0].at < scrape.at - 2 * WINDOW_S
+        ):
+            window.popleft()
+        return window[0]
 
     def _state(self, source: str, at: float, problem: str | None) -> dict[str, Any]:
         last = self._last_ok.get(source)
