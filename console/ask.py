@@ -16,6 +16,7 @@ from console.unfold import Unfolder
 from examples.client import AD_KEYS, Catalogue, problems, send
 from serving.index.layout import IndexStoreError
 from serving.model.bundle import BundleError
+from serving.model.current import current_version
 from serving.model.features import BEHAVIORS
 from web.errors import HttpError
 
@@ -38,6 +39,7 @@ class Asker:
         """
         self._run, self._url, self._lock = run, url, threading.Lock()
         self._catalogue: Catalogue | None = None
+        self._version = 0  # that CURRENT named then: another may have other inputs
         self._unfolder = Unfolder(run)
 
     def ask(self, user: str, *, num_ads: int) -> dict[str, Any]:
@@ -65,8 +67,9 @@ class Asker:
             self._lock.release()
 
     def _ask(self, user: str, *, num_ads: int) -> dict[str, Any]:
-        if self._catalogue is None:
-            self._catalogue = Catalogue.load(self._run)
+        named = current_version(self._run / "bundles")
+        if self._catalogue is None or self._version != named:
+            self._catalogue, self._version = Catalogue.load(self._run), named
         catalogue = self._catalogue
         asked = catalogue.user(user) if user else int(catalogue.users["user_id"][0])
         tensors = catalogue.request(asked, num_ads=num_ads)

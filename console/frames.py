@@ -10,6 +10,7 @@ from console.reading import BUNDLES, INDEXER, SERVER, Reading
 from console.scrape import Scrape, increase, increase_by, quantile
 
 WINDOW_S = 5.0  # of rates and quantiles
+_TOLERATED_S = 2.0  # a look or two that a busy machine did not answer in time make no source stale
 _MODEL, _SCHEDULER = "gr4ad", "beam_scheduler"
 _BEAMS = "gr4ad_level_beams"
 _HAS = {SERVER: "nv_inference_request_success", INDEXER: "gr4ad_indexer_sequence"}
@@ -41,20 +42,13 @@ class Frames:
                 continue
             try:
                 scrape = Scrape.parse(page, at=reading.at)
+                if _HAS[source] not in scrape.samples:
+                    problems[source] = f"its metrics lack {_HAS[source]}: what is behind it does not answer"
+                    continue
+                figures |= of(self._before(source, scrape), scrape)
+                self._last_ok[source] = reading.at
             except ValueError as error:
                 problems[source] = f"expected metrics in text form, got {error}"
-                continue
-            if _HAS[source] not in scrape.samples:
-                problems[source] = f"its metrics lack {_HAS[source]}: what is behind it does not answer"
-                continue
-            window = self._windows[source]
-            window.append(scrape)
-            while len(window) > 1 and (
-                window[1].at <= reading.at - WINDOW_S or window[0].at < reading.at - 2 * WINDOW_S
-            ):
-                window.popleft()  # the second: from before a gap
-            self._last_ok[source] = reading.at
-            figures |= of(window[0], scrape)
         if reading.versions is not None:
             self._last_ok[BUNDLES] = reading.at
         expected = {*reading.pages, *problems} | ({BUNDLES} if reading.versions is not None else set())
@@ -65,10 +59,21 @@ class Frames:
             "versions": None if reading.versions is None else reading.versions.model_dump(),
         }
 
+    def _before(self, source: str, scrape: Scrape) -> Scrape:
+        """The look that rates are counted from: the new one itself at first, and behind a gap."""
+        window = self._windows[source]
+        window.append(scrape)
+        while len(window) > 1 and (
+            window[1].at <= scrape.at - WINDOW_S or window[0].at < scrape.at - 2 * WINDOW_S
+        ):
+            window.popleft()
+        return window[0]
+
     def _state(self, source: str, at: float, problem: str | None) -> dict[str, Any]:
         last = self._last_ok.get(source)
         age = None if last is None else round(max(at - last, 0.0), 1)
-        return {"ok": problem is None, "age_s": age, "problem": problem}
+        ok = problem is None or (age is not None and age <= _TOLERATED_S)
+        return {"ok": ok, "age_s": age, "problem": None if ok else problem}
 
 
 def _server(old: Scrape, new: Scrape) -> Figures:

@@ -47,7 +47,9 @@ class Unfolder:
         bundle = self._run / "bundles" / str(version)
         manifest = read_manifest(bundle, verify=False)
         if self._executor is None or self._version != version:
-            self._executor, self._version = OrtExecutor(bundle, levels=manifest.levels), version
+            fuse = manifest.precision != "fp8"
+            self._executor = OrtExecutor(bundle, levels=manifest.levels, fuse=fuse)
+            self._version = version
         reader = IndexReader(self._run / "index", search=False)
         try:
             snapshot = reader.snapshot_of(manifest.tokenizer_id)

@@ -46,7 +46,9 @@ class Running:
             told = {"Content-Type": "application/json"} if body is not None else {}
             connection.request(method, path, sent, told | (headers or {}))
             answer = connection.getresponse()
-            return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
+            found = {k.lower(): v for k, v in answer.getheaders()}
+            endless = found["content-type"].startswith("text/event-stream")
+            return answer.status, found, answer.read1() if endless else answer.read()
         finally:
             connection.close()
 

@@ -2,6 +2,7 @@
 
 import lzma
 import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -43,14 +44,11 @@ def test_a_look_has_every_page_and_says_why_one_is_missing(tmp_path):
 
 
 def test_a_source_that_hangs_holds_the_others_up_for_a_second_at_most():
-    with showing(server_page()) as server:
-        import socket
-
-        with socket.create_server(("127.0.0.1", 0)) as deaf:
-            urls = {"indexer": f"http://127.0.0.1:{deaf.getsockname()[1]}/metrics", "server": server.url}
-            began = time.monotonic()
-            (look,) = looks(LiveFeed(urls, bundles=None, hz=2), 1)
-            assert time.monotonic() - began < 5
+    with showing(server_page()) as server, socket.create_server(("127.0.0.1", 0)) as deaf:
+        urls = {"indexer": f"http://127.0.0.1:{deaf.getsockname()[1]}/metrics", "server": server.url}
+        began = time.monotonic()
+        (look,) = looks(LiveFeed(urls, bundles=None, hz=2), 1)
+        assert time.monotonic() - began < 5
     assert "timed out" in look.problems["indexer"]
     assert "server" in look.pages
 

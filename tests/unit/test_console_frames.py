@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from console.frames import WINDOW_S, Frames
@@ -50,6 +51,8 @@ def test_a_source_that_is_gone_takes_its_figures_with_it_and_grows_old():
     frames = Frames()
     for second in range(3):
         frames.add(look(second, server=server_page(answered=second), indexer=indexer_page()))
+    missed = frames.add(Reading(at=3.5, problems={"server": "timed out"}))
+    assert missed["sources"]["server"] == {"ok": True, "age_s": 1.5, "problem": None}
     frame = frames.add(Reading(at=7.5, pages={"indexer": indexer_page()}, problems={"server": "refused"}))
     assert frame["sources"]["server"] == {"ok": False, "age_s": 5.5, "problem": "refused"}
     assert "answered_total" not in frame["figures"]
@@ -89,6 +92,20 @@ def test_a_frame_is_json_whatever_the_page_says():
     frame = Frames().add(look(1, server=page))
     assert frame["figures"]["index_lag_s"] is None
     assert json.loads(json.dumps(frame, allow_nan=False)) == frame
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_page_whatever_is_on_it_ends_the_frames(seed):
+    random = np.random.default_rng(seed)
+    frames = Frames()
+    for at in range(5):
+        page = bytearray(server_page(answered=at, within={"0.01": at, "+Inf": at}).encode())
+        for place in random.integers(0, len(page), random.integers(1, 9)):
+            page[place] = random.integers(0, 256)
+        text = page[: random.integers(len(page) // 2, len(page) + 1)].decode("utf-8", "replace")
+        frame = frames.add(look(at, server=text))
+        assert frame["sources"]["server"]["ok"] or frame["sources"]["server"]["problem"]
+        json.dumps(frame, allow_nan=False)
 
 
 def test_versions_are_shown_as_they_were_read():
