@@ -82,11 +82,14 @@ def version_before(bundles: Path) -> int:
 
 
 def remove_superseded(bundles: Path, *, index: Path, kept: int) -> list[int]:
-    """Remove versions that are neither among the last, nor serve, nor are pinned, nor may be in use.
+    """Remove versions that are not among the last, do not serve, are not pinned, and that nobody needs.
+
+    A server stays at the newest version that CURRENT named and whose tokenizer is ready in its index; the
+    sidecar needs one version of each of these tokenizers.
 
     Args:
         bundles: folder of bundles.
-        index: folder of the index: a server stays at the newest version whose tokenizer is ready there.
+        index: folder of the index.
         kept: how many of the last ones stay.
 
     Returns:
@@ -101,8 +104,11 @@ def remove_superseded(bundles: Path, *, index: Path, kept: int) -> list[int]:
         stay = {*there[-kept:], pinned_version(bundles)}
         for version in named_versions(bundles):
             stay.add(version)
-            if ready and _tokenizer(bundles, version) in ready:
+            if _tokenizer(bundles, version) in ready:
                 break
+        # The sidecar encodes new ads with the newest bundle of each tokenizer that the index has.
+        newest = {_tokenizer(bundles, version): version for version in there}
+        stay |= {version for tokenizer, version in newest.items() if tokenizer in ready}
         for leftover in bundles.glob(".*.gone"):
             shutil.rmtree(leftover)
         gone = [version for version in there if version not in stay]

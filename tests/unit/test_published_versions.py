@@ -77,6 +77,16 @@ def test_the_last_stay_and_what_serves_is_pinned_or_in_use(made):
     assert not list(made.bundles.glob(".*.gone"))
 
 
+def test_the_newest_of_each_tokenizer_of_the_index_stays(made, monkeypatch):
+    """The sidecar encodes new ads with it, also where all servers are at another tokenizer by now."""
+    monkeypatch.setattr("export.versions.ready_generations", lambda index: {made.tokenizer_id, "newer"})
+    for version in range(6, 10):
+        add_version(made.bundles, version, tokenizer_id="newer")
+        point_current(made.bundles, version)
+    assert remove_superseded(made.bundles, index=made.index, kept=2) == [1, 2, 3, 4, 6, 7]
+    assert versions(made.bundles) == [5, 8, 9]
+
+
 def test_versions_are_listed(made, capsys):
     pin(made.bundles, 3)
     (made.bundles / "4" / "manifest.json").write_text("{")
