@@ -95,7 +95,7 @@ class SasRec(nn.Module):
 
 
 def softmax_loss(states: Tensor, target: Tensor, *, items: Tensor, candidates: Tensor) -> Tensor:
-    """Mean over M targets of -log p(target), the sum over all other items estimated by that of the candidates.
+    """Mean over M targets of -log p(target); the sum over all other items is estimated from the candidates.
 
     Drawn evenly, C of N - 1 items stand for (N - 1) / C each; without that factor a target is likely far too
     soon, and what it should be told apart from gets no gradient.
