@@ -37,6 +37,7 @@ from training.run import RunData
 
 ARMS = ("without", "with")
 BASELINES = ("popularity", "personal_frequency", "recent_frequency")
+LEAST_HITS = 20  # requests with one, below which a ratio says nothing
 Figures = dict[str, np.ndarray]
 """Name -> float64 [R] of requests: their recall@k, and sums of value@k and new@k, see `found_by`."""
 
@@ -83,14 +84,13 @@ def compared(runs: list[dict[str, Figures]], totals: dict[str, float]) -> dict[s
     for name in runs[0]["with"]:
         kind = name.split("@")[0]
         means = {m: np.mean([run[m][name] for run in runs], axis=0) for m in runs[0]}  # [R]
+        beside = {m: x for m, x in means.items() if m != "with" and np.count_nonzero(x) >= LEAST_HITS}
         scale = len(means["with"]) / totals[kind] if kind in totals else 1.0
         table[name] = {
             "mean": {m: float(x.mean() * scale) for m, x in means.items()},
             "by_seed": {m: [float(run[m][name].mean() * scale) for run in runs] for m in ARMS},
-            "ratio": {m: float(means["with"].mean() / x.mean()) for m, x in means.items() if x.any()},
-            "ratio_95": {
-                m: [1 + x for x in ratio_interval(means["with"], x)] for m, x in means.items() if x.any()
-            },
+            "ratio": {m: float(means["with"].mean() / x.mean()) for m, x in beside.items()},
+            "ratio_95": {m: [1 + x for x in ratio_interval(means["with"], x)] for m, x in beside.items()},
         }
     return table
 

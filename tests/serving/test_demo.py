@@ -23,5 +23,7 @@ def test_the_demo_runs_on_any_preset(tmp_path, no_curves):
         repository=tmp_path / "model_repository",
     )
     assert (report["users"], report["ads"], report["requests"]) == (6, 60, 6)
+    assert report["recall_vs_personal"].keys() == report["recall"]["model"].keys()
+    assert {"recall50_vs_popularity", "value_recall50_vs_personal", "new_to_user_recall50"} < report.keys()
     assert len(report["new_ad_ranks"]) == NEW_ADS
     assert all(rank is None or 1 <= rank <= 7 for rank in report["new_ad_ranks"])

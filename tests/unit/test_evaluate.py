@@ -164,6 +164,10 @@ def test_report_of_a_tiny_run(run):
     assert report["recall"]["personal_frequency"]["5"] > 0.9
     assert report["recall"]["popularity"]["5"] < 0.5
     assert report["recall_of"]["cold"] == {"targets": 0, "recall": {}}
+    recall = report["recall"]
+    beside = compared(json.loads(json.dumps(report)))
+    assert beside["recall_vs_personal"]["5"] == recall["model"]["5"] / recall["personal_frequency"]["5"]
+    assert beside["recall50_vs_popularity"] is None  # no such cut-off
     text = format_report(report)
     assert "cold" not in text
     for metric in ("recall", "ndcg", "value_recall"):
