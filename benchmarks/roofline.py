@@ -74,14 +74,14 @@ def request_flops(case: Case) -> dict[str, float]:
 
     Returns:
         "<graph>.<part>": graphs prefix, tail_2 .. tail_{T + 1}; parts linear (projections, feed-forward,
-        Fuse), cross_attention, self_attention, head.
+        the half of Fuse that no look-up holds), cross_attention, self_attention, head.
     """
     model, d, levels = case.model, case.model.width, len(case.level_sizes) + 1
     shared, tail = model.shared_layers, model.layers - model.shared_layers
     layer = 2 * _layer_weights(model)
     flops: dict[str, float] = {}
     for position, (name, (n, size)) in enumerate(case.graphs.items()):
-        flops[f"{name}.linear"] = n * (2 * _fuse_weights(model, name) + tail * layer)
+        flops[f"{name}.linear"] = n * (2 * d * d + tail * layer)
         flops[f"{name}.cross_attention"] = n * tail * 4 * case.slots * d
         flops[f"{name}.self_attention"] = n * tail * 4 * (position + 1) * d
         flops[f"{name}.head"] = n * 2 * d * size
@@ -104,7 +104,7 @@ def batch_bytes(case: Case, *, batch: int, weight_bytes: int) -> dict[str, float
     row = (21 + 2 * model.ffn_multiple) * d  # elements a row and layer: 2 a matmul's side, 3 residuals
     moved: dict[str, float] = {}
     for position, (name, (n, size)) in enumerate(case.graphs.items()):
-        weights = tail * _layer_weights(model) + _fuse_weights(model, name) + size * d
+        weights = tail * _layer_weights(model) + d * d + size * d
         kv = tail * 2 * s * d + 2 * n * tail * 2 * d  # context read; this level written and read
         # Level 1 has one row; the levels between are copied to their beams (read, write) and read.
         kv += tail * 2 * d * (position > 0) + 3 * n * tail * 2 * d * max(position - 1, 0)
@@ -149,11 +149,6 @@ def estimate(case: Case, *, batch: int, fp8: bool, share: float, limit_s: float)
 def _layer_weights(model: ModelConfig) -> int:
     """Query and output of the context's attention, four projections of the levels', feed-forward."""
     return (6 + 2 * model.ffn_multiple) * model.width**2
-
-
-def _fuse_weights(model: ModelConfig, graph: str) -> int:
-    """Gate and mix; what depends on the token alone is a look-up in the tails."""
-    return (3 if graph == "prefix" else 1) * model.width**2
 
 
 def main() -> None:

@@ -100,7 +100,7 @@ def test_equals_its_formula_step_by_step(layers, shared_layers, plain):
     model = mtp_model(layers=layers, shared_layers=shared_layers, plain=plain)
     slots, profile = map(torch.tensor, random_requests(3))
     sid = [4, 1, 6]
-    logits, without_tokens, _ = model(slots, profile, torch.tensor([[sid, [0, 4, 2]]] * 3))
+    logits, without_tokens, *_ = model(slots, profile, torch.tensor([[sid, [0, 4, 2]]] * 3))
     assert without_tokens == []
     for row in range(3):
         expected = plain_mtp(model, slots[row], profile[row], sid)
