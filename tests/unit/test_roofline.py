@@ -68,9 +68,8 @@ def test_weights_are_those_that_each_graph_reads():
     tail = sum(p.numel() for layer in model.tail_layers for p in layer.parameters() if p.ndim == 2)
     shared = sum(p.numel() for layer in model.layers[:2] for p in layer.parameters() if p.ndim == 2)
     projections = sum(p.numel() for p in model.context_kv.parameters() if p.ndim == 2)
-    fuse = sum(p.numel() for p in model.fuse.parameters() if p.ndim == 2)
     width = model.config.width
-    assert moved["prefix.weights"] == shared + tail + projections + fuse + LEVEL_SIZES[0] * width
+    assert moved["prefix.weights"] == shared + tail + projections + width**2 + LEVEL_SIZES[0] * width
     assert moved["tail_3.weights"] == tail + width**2 + LEVEL_SIZES[2] * width
     assert moved["tail_4.weights"] == tail + width**2 + len(VALUE_TABLE) * width
 
