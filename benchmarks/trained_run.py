@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from training.loop.retention import has_checkpoint
@@ -21,15 +22,15 @@ def trained_run(demo: Path, work: Path, *, config: str) -> Path:
     if run != demo:
         few = ["--set", f"training.steps={STEPS}", "--set", f"training.validate_every={STEPS}"]
         data = run / "data"
-        _step("training.data.prepare", "--config", config, "--out", data)
-        _step("training.tokenizer", "--config", config, "--data", data, "--out", run / "tokenizer")
-        _step("training.recipes.pretrain", "--config", config, *few, "--run", run)
-    _step("export", "--config", config, "--run", run, "--repository", work / "trained_repository")
+        _step("training.data.prepare", ["--config", config, "--out", data])
+        _step("training.tokenizer", ["--config", config, "--data", data, "--out", run / "tokenizer"])
+        _step("training.recipes.pretrain", ["--config", config, *few, "--run", run])
+    _step("export", ["--config", config, "--run", run, "--repository", work / "trained_repository"])
     tables = ["--ads", run / "data" / "ads.parquet", "--sids", run / "tokenizer" / "sids.parquet"]
-    _step("indexer", "build", "--bundles", run / "bundles", *tables, "--out", run / "index")
+    _step("indexer", ["build", "--bundles", run / "bundles", *tables, "--out", run / "index"])
     return run
 
 
-def _step(module: str, *arguments: str | Path) -> None:
+def _step(module: str, arguments: Sequence[str | Path]) -> None:
     """One of the commands behind `make demo`; what is up to date is not done again."""
     subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=True)
