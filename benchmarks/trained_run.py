@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from training.loop.retention import has_checkpoint
@@ -30,6 +31,6 @@ def trained_run(demo: Path, work: Path, *, config: str) -> Path:
     return run
 
 
-def _step(module: str, arguments: list[str | Path]) -> None:
+def _step(module: str, arguments: Sequence[str | Path]) -> None:
     """One of the commands behind `make demo`; what is up to date is not done again."""
     subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=True)

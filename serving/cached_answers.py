@@ -34,8 +34,7 @@ class CachedAnswers:
                     profile=request.profile,
                     num_ads=request.num_ads,
                     exclude=request.exclude,
-                    # A pruned search gives values to no more beams than the answer is made of.
-                    settings=f"{settings} {request.ranked_among} {request.by_value}",
+                    settings=settings,
                 )
         rows = list(batch.keys)
         for i, entry in zip(rows, self._cache.get([batch.keys[i] for i in rows]), strict=True):
@@ -77,8 +76,15 @@ class CachedAnswers:
 
 
 def _enough_ads(entry: CachedBeams, request: SearchRequest, snapshot: Snapshot) -> bool:
-    """Whether an entry has ads enough after what was paused; those of beams without a value do not count."""
-    _, ads = snapshot.ads_of_sids(entry.sids[~np.isnan(entry.expected_value)])
+    """Whether an entry has ads enough after what was paused; those of beams without a value do not count.
+
+    A pruned search gave values to the beams of an answer only: one in another order may need more of them.
+    """
+    valued = ~np.isnan(entry.expected_value)
+    pool = _plan(entry).pool(request.num_ads, ranked_among=request.ranked_among)
+    if np.count_nonzero(valued) < pool:
+        return False
+    _, ads = snapshot.ads_of_sids(entry.sids[valued])
     return int((~np.isin(ads, request.exclude)).sum()) >= request.num_ads
 
 

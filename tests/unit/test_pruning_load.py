@@ -175,7 +175,7 @@ def test_a_pruned_answer_is_no_entry_for_another_order(deployment, pruning, monk
     monkeypatch.setattr(pruning, "pays", always)
     [by_p] = requests(1, num_ads=3)
     by_value = dataclasses.replace(by_p, ranked_among=sys.maxsize)
-    for asked, hits, valued in ((by_p, 0, 3), (by_value, 0, 6), (by_p, 1, 3), (by_value, 1, 6)):
+    for asked, hits, valued in ((by_p, 0, 3), (by_p, 1, 3), (by_value, 0, 6), (by_p, 1, 6), (by_value, 1, 6)):
         [answer], report = scheduler.search([asked])
         assert report.hits == hits
         assert np.isfinite(answer.expected_value).sum() == valued
