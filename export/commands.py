@@ -32,10 +32,11 @@ from export.publisher import Publisher
 from export.refit import RefitError
 from export.render import ENGINES, SOURCE
 from export.skeleton import SkeletonError
-from export.versions import PinError, listed, pin, pinned_version, remove_superseded, table, version_before
+from export.versions import listed, pin, remove_superseded, table, version_before
 from serving.index.layout import IndexStoreError
 from serving.model.bundle import BundleError, versions
 from serving.model.current import current_version
+from serving.model.pinned import pinned_version
 from training.loop.checkpoint import CheckpointError, NonFiniteError, load_checkpoint
 from training.loop.retention import find_checkpoint
 from training.preset.preset import Preset, add_preset_arguments
@@ -51,7 +52,6 @@ REFUSALS = (
     IndexStoreError,
     NonFiniteError,
     ParityError,
-    PinError,
     PublishError,
     QuantizeError,
     RefitError,

@@ -17,12 +17,13 @@ from export.engines import Device
 from export.kept import Target
 from export.render import ADAPTERS, render
 from export.rendered import RECORD
-from export.versions import LOCK, require_free
+from export.versions import LOCK
 from serving.backend.settings import ServingConfig
 from serving.files import locked, write_file
 from serving.model.bundle import BundleError, check_file, read_manifest
 from serving.model.current import point_current, read_current
 from serving.model.manifest import Manifest
+from serving.model.pinned import require_free
 from serving.model.placed import placed_files
 
 logger = logging.getLogger(__name__)

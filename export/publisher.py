@@ -17,11 +17,12 @@ from export.lower import Lowering
 from export.publish import Place, publish
 from export.refit import refit
 from export.refit_gate import RefitGate
-from export.versions import remove_superseded, require_free
+from export.versions import remove_superseded
 from serving.backend.plans import SearchPlans
 from serving.files import read_object
 from serving.model.bundle import MANIFEST, read_manifest
 from serving.model.current import current_version
+from serving.model.pinned import require_free
 from training.loop.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from training.loop.retention import find_checkpoint
 from training.preset.preset import Preset

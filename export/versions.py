@@ -6,36 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from serving.files import locked, number_of, read_small, write_file
+from serving.files import locked, write_file
 from serving.index.layout import ready_generations
 from serving.model.bundle import BundleError, is_complete, read_manifest, versions
 from serving.model.current import current_version, named_versions
+from serving.model.pinned import PINNED, pinned_version
 
 LOCK = ".publish.lock"  # in the folder of bundles: one publisher at a time
-PINNED = "CURRENT.pinned"  # the version that CURRENT has to name, as long as the file is there
-
-
-class PinError(RuntimeError):
-    """A version is pinned, and another one was to serve."""
-
-
-def pinned_version(bundles: Path) -> int | None:
-    """The version that is pinned; None where none is.
-
-    Raises:
-        PinError: the file does not say which.
-    """
-    path = bundles / PINNED
-    if not path.exists():
-        return None
-    try:
-        text = read_small(path, limit=64).decode("ascii", "backslashreplace").strip()
-    except (OSError, ValueError) as error:
-        raise PinError(f"{path}: expected the version that is pinned, got: {error}") from error
-    version = number_of(text)
-    if not version:
-        raise PinError(f"{path}: expected the version that is pinned, got {text!r}; remove the file to unpin")
-    return version
 
 
 def pin(bundles: Path, version: int | None) -> None:
@@ -52,20 +29,6 @@ def pin(bundles: Path, version: int | None) -> None:
             raise BundleError(f"{bundles}: expected one of the versions {versions(bundles)}, got {version}")
         else:
             write_file(bundles / PINNED, f"{version}\n")
-
-
-def require_free(bundles: Path, version: int) -> None:
-    """Refuse a version where another one is pinned.
-
-    Raises:
-        PinError: one is.
-    """
-    pinned = pinned_version(bundles)
-    if pinned not in (None, version):
-        raise PinError(
-            f"model version {version}: expected version {pinned}, which is pinned; `python -m export pin "
-            "--off` lets others serve"
-        )
 
 
 def version_before(bundles: Path) -> int:

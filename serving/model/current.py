@@ -12,6 +12,7 @@ from pathlib import Path
 from serving.files import number_of, read_small, write_file
 from serving.model.bundle import BundleError, is_complete, read_manifest, versions
 from serving.model.manifest import Manifest
+from serving.model.pinned import require_free
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +25,11 @@ def point_current(bundles: str | Path, version: int) -> None:
     """Make `version` the one to serve; rollback is pointing at an earlier one.
 
     Raises:
+        PinError: another version is pinned.
         OSError: the disk is full or not writable; the version that served before still does.
     """
     bundles = Path(bundles)
+    require_free(bundles, version)
     named = [version, *(known for known in named_versions(bundles) if known != version)]
     # First: whoever reads between the two writes finds one version too many, and misses none.
     write_file(bundles / HISTORY, "".join(f"{known}\n" for known in named[:_REMEMBERED]))

@@ -2,12 +2,15 @@
 
 import pytest
 
+from console.actions import Actions
 from export import commands
-from export.versions import PINNED, PinError, listed, pin, pinned_version, remove_superseded, version_before
+from export.versions import listed, pin, remove_superseded, version_before
 from serving.model.bundle import BundleError, versions
 from serving.model.current import current_version, point_current
+from serving.model.pinned import PINNED, PinError, pinned_version
 from tests.pipeline import copy_of
 from tests.unit.test_scheduler import add_version
+from web.errors import HttpError
 
 
 @pytest.fixture
@@ -54,6 +57,16 @@ def test_a_pin_holds(made, capsys):
     assert pinned_version(made.bundles) is None
     with pytest.raises(BundleError, match="expected one of the versions .*, got 9"):
         pin(made.bundles, 9)
+
+
+def test_nothing_passes_a_pin(made):
+    """Not only the commands that know of it: every way to move CURRENT ends in one function."""
+    command(made, "pin", "--version=2")
+    with pytest.raises(PinError, match="model version 3: expected version 2, which is pinned"):
+        point_current(made.bundles, 3)
+    with pytest.raises(HttpError, match="which is pinned"):
+        Actions(bundles=made.bundles).perform("rollback", b'{"version": 3}')
+    assert current_version(made.bundles) == 2
 
 
 def test_a_pin_that_says_nothing_lets_nothing_pass(made):
