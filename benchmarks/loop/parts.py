@@ -130,7 +130,6 @@ def swaps(run: Path, *, count: int, say: Say) -> dict[str, Any]:
                 samples.append(_sizes(deployment))
                 say(f"swaps: {number + 1} of {count}, {samples[-1]}")
         after = _alone_ms(ask)
-    _forget(run)
     early, late = (
         samples[len(samples) // 4 :][: max(1, len(samples) // 6)],
         samples[-max(1, len(samples) // 6) :],
@@ -161,12 +160,13 @@ def _prepared(run: Path, settings: tuple[str, ...]) -> Preset:
 
 
 def _forget(run: Path) -> None:
+    """Remove every version but the first, and all where that was superseded."""
     bundles = run / "bundles"
-    if not bundles.is_dir():
+    if not (bundles / "1").is_dir():
+        shutil.rmtree(run, ignore_errors=True)
         return
     (bundles / HISTORY).unlink(missing_ok=True)
-    if 1 in versions(bundles):
-        point_current(bundles, 1)
+    point_current(bundles, 1)
     for version in versions(bundles):
         if version != 1:
             shutil.rmtree(bundles / str(version))

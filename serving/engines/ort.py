@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -155,6 +157,16 @@ class OrtRankGraph:
         return worth
 
 
+def _return_memory() -> None:
+    """Hand what versions that are gone left behind to the system.
+
+    glibc keeps freed memory for the thread that asked for it, and each version is opened by one thread and
+    dropped by another: 40 swaps of the demo's graphs held 320 MB instead of 125.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class OrtGraphs:
     """Graphs of model versions for a scheduler that runs them in its own process."""
 
@@ -183,6 +195,7 @@ class OrtGraphs:
             BundleError: one cannot be opened, or computes something else than the manifest says.
         """
         self._ready = None  # one that no batch took goes first: with the one in use there are two at most
+        _return_memory()
         try:
             opened, folder = self._open(manifest), self._bundles / str(manifest.version)
             rank_graph = OrtRankGraph(folder, threads=self._threads) if manifest.ranker else None
