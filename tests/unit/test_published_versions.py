@@ -81,9 +81,9 @@ def test_a_pin_that_says_nothing_lets_nothing_pass(made):
 def test_the_last_stay_and_what_serves_is_pinned_or_in_use(made):
     for version in range(6, 9):
         add_version(made.bundles, version, **({"tokenizer_id": "not-ready"} if version == 7 else {}))
-    pin(made.bundles, 2)
     point_current(made.bundles, 3)
     point_current(made.bundles, 7)  # no server can use it: they stay at 3
+    pin(made.bundles, 2)  # as if it had been pinned while another one served
     assert remove_superseded(made.bundles, index=made.index, kept=2) == [1, 4, 5, 6]
     assert versions(made.bundles) == [2, 3, 7, 8]
     assert remove_superseded(made.bundles, index=made.index, kept=2) == []
