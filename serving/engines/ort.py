@@ -161,7 +161,7 @@ def _return_memory() -> None:
     """Hand what versions that are gone left behind to the system.
 
     glibc keeps freed memory for the thread that asked for it, and each version is opened by one thread and
-    dropped by another: 40 swaps of the demo's graphs held 320 MB instead of 125.
+    dropped by another: 25 to 40 swaps of the demo's graphs held 320 MB instead of 171.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
