@@ -6,8 +6,9 @@ beside what others report. Whatever is there already is not made again: training
 
     python -m benchmarks.quality --dataset beauty --data-dir data/beauty --seeds 0 1 2
 
-Answers of every model lie in OUT/DATASET/answers, and what makes others there under the name of a row, as
-`item-seed0.npz`, fills that row. To choose settings, ask about the validation items: `--part validation`.
+A model with an item level (`model.item`, as the preset has it) answers three times: by the SIDs of its beams,
+by the items of these beams, and by all items. Answers of every model lie in OUT/DATASET/answers. To choose
+settings, ask about the validation items: `--part validation`.
 """
 
 from __future__ import annotations

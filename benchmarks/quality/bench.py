@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -84,17 +85,25 @@ class Benchmark:
             run = generators.train(self.arguments, arm, seed=seed)
         checkpoint = generators.checkpoint_of(run)
 
-        def answer() -> tuple[Answers, dict[str, Any]]:
-            answers, parameters = generators.answers_of(run, self.preset, asked=self.asked)
-            return answers, {"parameters": parameters, "cpu_minutes": minutes(spent)}
+        answers = generators.ArmAnswers(run, self.preset, asked=self.asked)
+        noted = {"parameters": answers.parameters, "cpu_minutes": minutes(spent)}
+        of_search = {
+            key: getattr(self.preset.evaluation, key) for key in ("widths", "normalise", "item_pool")
+        }
+        for name, make in answers.rows.items():
+            if name and arm != generators.LAZYAR:
+                continue
 
-        self.cells.make(
-            arm,
-            seed,
-            files={"weights": checkpoint / MODEL, "checkpoint": checkpoint / CONTENT},
-            values={key: getattr(self.preset.evaluation, key) for key in ("widths", "normalise")},
-            answer=answer,
-        )
+            def answer(make: Callable[[], Answers] = make) -> tuple[Answers, dict[str, Any]]:
+                return make(), noted
+
+            self.cells.make(
+                name or arm,
+                seed,
+                files={"weights": checkpoint / MODEL, "checkpoint": checkpoint / CONTENT},
+                values=of_search,
+                answer=answer,
+            )
 
     def sasrec(self, seed: int) -> None:
         """Train the control and let it answer."""

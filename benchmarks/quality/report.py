@@ -13,13 +13,14 @@ import numpy as np
 import yaml
 
 from benchmarks.quality.cells import Cells
-from benchmarks.quality.generators import K0, LAZYAR, MTP
+from benchmarks.quality.generators import ITEM, ITEM_BEAMS, K0, LAZYAR, MTP
 from benchmarks.quality.protocol import CUTOFFS, Asked, Figures
 from benchmarks.trained_demo import interval
 
-SASREC, ITEM, CO_OCCURRENCE, POPULARITY = "sasrec", "item", "co_occurrence", "popularity"
+SASREC, CO_OCCURRENCE, POPULARITY = "sasrec", "co_occurrence", "popularity"
 ROWS = {
-    ITEM: "SIDs, then items",
+    ITEM: "all items, by the item level",
+    ITEM_BEAMS: "items of the beams, by the item level",
     LAZYAR: "SIDs",
     K0: "SIDs, K = 0",
     MTP: "SIDs, MTP decoder",
