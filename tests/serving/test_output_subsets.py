@@ -31,7 +31,7 @@ def test_every_subset_of_the_outputs_is_what_the_whole_answer_says(server):
                 continue
             assert {o.name for o in answer.get_response().outputs} == set(names)
             for name in names:
-                if name == "beam_widths":  # the plan's of a pruned search, of another one what there is of them
+                if name == "beam_widths":  # the plan's of a pruned search, else what there is
                     assert answer.as_numpy(name).shape == whole[name].shape
                     assert (answer.as_numpy(name) <= PLAN).all()
                     continue
