@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import logging
 import os
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +13,15 @@ from feedback.join.rules import JoinConfig
 from feedback.service.config import KAFKA, REDIS, SERVED, FeedbackConfig
 from feedback.service.service import Service
 from feedback.store.layout import FeedbackStoreError
-from indexer.commands.service import add_address, add_streams, kafka_of, no_interrupts, redis_of
+from indexer.commands.service import (
+    add_address,
+    add_streams,
+    kafka_of,
+    redis_of,
+    run_command,
+    serve_until_stopped,
+)
 from indexer.sidecar.config import WorkerConfig
-from indexer.sidecar.log_limit import LogLimit
 
 TOKEN, REDIS_URL = "GR4AD_FEEDBACK_TOKEN", "GR4AD_FEEDBACK_REDIS_URL"
 
@@ -72,31 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (0 stopped, 1 failed, 2 wrong options)."""
     made = parser()
     options = made.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(LogLimit())
-    # SIGTERM ends like Ctrl-C, so that it stops the service in order also while that is still starting.
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return _serve(options, made)
-    except KeyboardInterrupt:
-        print("stopped", flush=True)
-        return 0
-    except (FeedbackStoreError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    return run_command(lambda: _serve(options, made), refused=(FeedbackStoreError, ImportError, OSError))
 
 
 def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
     from feedback.http.app import create_app  # FastAPI takes a second to import; --help need not wait for it
     from indexer.http.api import WriterApi
     from indexer.http.guard import Guard
-    from indexer.http.reads import HEALTH
-    from web.answers import error_body
-    from web.connections import ConnectionLimits, Connections
-    from web.server import bind, listen, serve
+    from web.server import bind
     from web.tokens import read_token
 
     try:
@@ -111,24 +97,11 @@ def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
         except ValueError as error:
             made.error(str(error))
         api = WriterApi(worker=service.worker, metrics=service.metrics, guard=guard, ready=service.ready)
-        clean = False
-        try:
-            service.start()
-            url = listen(listener)  # whoever reads the line below may connect
+
+        def say(url: str) -> None:
             print(f"feedback ready to take events on {url} (pid {os.getpid()})", flush=True)
-            serve(
-                create_app(api, service.joiner),
-                listener,
-                connections=Connections(ConnectionLimits(), body_of=error_body, health=HEALTH),
-                ended=lambda: service.worker.crash is not None,
-            )
-        finally:
-            with no_interrupts():
-                clean = service.stop()
-    if service.worker.crash is not None or not clean:
-        print(f"error: the writer ended: {service.worker.crash or 'still busy'}", file=sys.stderr)
-        return 1
-    return 0
+
+        return serve_until_stopped(service, create_app(api, service.joiner), listener, say=say)
 
 
 def _config(options: argparse.Namespace) -> FeedbackConfig:

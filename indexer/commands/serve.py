@@ -6,15 +6,19 @@ import argparse
 import contextlib
 import logging
 import os
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from indexer.commands.service import add_address, add_streams, kafka_of, no_interrupts, redis_of
+from indexer.commands.service import (
+    add_address,
+    add_streams,
+    kafka_of,
+    redis_of,
+    run_command,
+    serve_until_stopped,
+)
 from indexer.sidecar.config import SidecarConfig, WorkerConfig
-from indexer.sidecar.log_limit import LogLimit
 from indexer.sidecar.sidecar import Sidecar
 from indexer.sources.config import KafkaConfig, RedisConfig
 from serving.index.layout import IndexStoreError
@@ -77,21 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (0 stopped, 1 failed, 2 wrong options)."""
     made = parser()
     options = made.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(LogLimit())
-    # SIGTERM ends like Ctrl-C, so that it stops the service in order also while that is still starting.
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return _serve(options, made)
-    except KeyboardInterrupt:
-        print("stopped", flush=True)
-        return 0
-    except (IndexStoreError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    return run_command(lambda: _serve(options, made), refused=(IndexStoreError, ImportError, OSError))
 
 
 def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
@@ -99,10 +89,7 @@ def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
     from indexer.http.api import Api  # FastAPI takes a second to import; --help need not wait for it
     from indexer.http.app import create_app
     from indexer.http.guard import Guard
-    from indexer.http.reads import HEALTH
-    from web.answers import error_body
-    from web.connections import ConnectionLimits, Connections
-    from web.server import bind, listen, serve
+    from web.server import bind
     from web.tokens import read_token
 
     try:
@@ -125,26 +112,13 @@ def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> int:
                 ready=sidecar.ready,
             )
         )
-        clean = False
-        try:
-            sidecar.start()
-            url = listen(listener)  # whoever reads the line below may connect
+
+        def say(url: str) -> None:
             print(f"indexer ready to take events on {url} (pid {os.getpid()})")
             print(f"  index {config.index}, version {sidecar.store.meta.sequence}", end=", ")
             print(f"up after {time.monotonic() - began:.1f} s", flush=True)
-            serve(
-                app,
-                listener,
-                connections=Connections(ConnectionLimits(), body_of=error_body, health=HEALTH),
-                ended=lambda: sidecar.worker.crash is not None,
-            )
-        finally:
-            with no_interrupts():
-                clean = sidecar.stop()
-    if sidecar.worker.crash is not None or not clean:
-        print(f"error: the writer ended: {sidecar.worker.crash or 'still busy'}", file=sys.stderr)
-        return 1
-    return 0
+
+        return serve_until_stopped(sidecar, app, listener, say=say)
 
 
 def _config(options: argparse.Namespace) -> SidecarConfig:

@@ -1,15 +1,35 @@
-"""What commands of a service share: options of its address and its streams, its end."""
+"""What commands of a service share: options of its address and its streams, its start and its end."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
-from collections.abc import Iterator
+import socket
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
+from indexer.sidecar.log_limit import LogLimit
+from indexer.sidecar.worker import Worker
 from indexer.sources.config import KafkaConfig, RedisConfig
+
+
+class WritingService(Protocol):
+    """What takes events and writes them, as `indexer.sidecar.sidecar.Sidecar`."""
+
+    @property
+    def worker(self) -> Worker:
+        """The writer."""
+
+    def start(self) -> None:
+        """Take events."""
+
+    def stop(self) -> bool:
+        """Take no more, apply what is in hand; False when the writer hangs."""
 
 
 def add_address(parser: argparse.ArgumentParser, *, port: int, variable: str) -> None:
@@ -105,8 +125,67 @@ def kafka_of(options: argparse.Namespace) -> KafkaConfig | None:
     )
 
 
+def run_command(command: Callable[[], int], *, refused: tuple[type[Exception], ...]) -> int:
+    """Run a service's command with logs on stderr; returns its exit status (0 stopped, 1 failed).
+
+    Args:
+        command: starts the service and returns when it has ended.
+        refused: errors that are said in a line.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(LogLimit())
+    # SIGTERM ends like Ctrl-C, so that it stops the service in order also while that is still starting.
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+        return 0
+    except refused as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def serve_until_stopped(
+    service: WritingService, app: Any, listener: socket.socket, *, say: Callable[[str], None]
+) -> int:
+    """Serve, and stop in order whatever ends it; returns the exit status.
+
+    Args:
+        service: not started yet.
+        app: its HTTP API, an ASGI application.
+        listener: bound socket.
+        say: is told the URL once others may connect.
+    """
+    from indexer.http.reads import HEALTH  # FastAPI takes a second to import; --help need not wait for it
+    from web.answers import error_body
+    from web.connections import ConnectionLimits, Connections
+    from web.server import listen, serve
+
+    clean = False
+    try:
+        service.start()
+        say(listen(listener))
+        serve(
+            app,
+            listener,
+            connections=Connections(ConnectionLimits(), body_of=error_body, health=HEALTH),
+            ended=lambda: service.worker.crash is not None,
+        )
+    finally:
+        with _no_interrupts():
+            clean = service.stop()
+    if service.worker.crash is not None or not clean:
+        print(f"error: the writer ended: {service.worker.crash or 'still busy'}", file=sys.stderr)
+        return 1
+    return 0
+
+
 @contextlib.contextmanager
-def no_interrupts() -> Iterator[None]:
+def _no_interrupts() -> Iterator[None]:
     """A second Ctrl-C must not cut the last commit's acknowledgement; stopping is bounded in time."""
     before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
