@@ -19,7 +19,6 @@ from benchmarks.quality.files import DataFiles
 from benchmarks.quality.protocol import Answers, Asked, Sequences
 from benchmarks.quality.report import SASREC
 from benchmarks.quality.sasrec import SasRecConfig
-from examples.sequences import write_tables
 from training.loop.checkpoint import CONTENT, MODEL
 from training.preset.preset import Preset
 
@@ -48,13 +47,7 @@ class Benchmark:
         arguments.run = arguments.out / name
         self.files = DataFiles.find(arguments.data_dir, arguments.dataset, given=arguments)
         tables, data = arguments.run / "tables", arguments.run / "data"
-        write_tables(
-            self.files.sequences,
-            tables,
-            titles=self.files.titles,
-            attributes=self.files.attributes,
-            sids=self.files.sids,
-        )
+        self.files.write(tables)
         items = pl.scan_parquet(tables / "ads.parquet").select(pl.len()).collect().item()
         arguments.overrides = [
             f"data.path={tables}",

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+from examples.sequences import write_tables
+from serving.inputs import Inputs, is_up_to_date
 
 ENDINGS = {
     "sequences": ".txt",
@@ -52,3 +56,22 @@ class DataFiles:
                 f"{folder or 'DATA_DIR'}, or SEQUENCES=file, got none"
             )
         return cls(**found)
+
+    def write(self, tables: Path) -> None:
+        """Write their tables into a folder, unless those that are there were made from the same files.
+
+        Raises:
+            OSError: a file cannot be read, or the disk is full.
+            ValueError: one is not of the form that it should have.
+        """
+        record = tables.with_name(f"{tables.name}.inputs.json")
+        files = {kind: path for kind, path in vars(self).items() if path is not None}
+        inputs = Inputs.now({}, files=files, before=Inputs.load(record))
+        outputs = [tables / f"{name}.parquet" for name in ("ads", "users", "events")]
+        if record.exists() and is_up_to_date(record, inputs, outputs=outputs):
+            return
+        record.unlink(missing_ok=True)
+        if tables.exists():
+            shutil.rmtree(tables)
+        write_tables(self.sequences, tables, titles=self.titles, attributes=self.attributes, sids=self.sids)
+        inputs.save(record)

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 import yaml
@@ -231,6 +232,19 @@ def test_minutes_add_up_over_calls(tmp_path):
     with counted_minutes(path):
         pass
     assert minutes(path) == pytest.approx(2.0, abs=0.01)
+
+
+def test_tables_are_written_once_and_again_when_a_file_changes(tmp_path):
+    """A second call of the command used to end where the first had written its tables."""
+    (tmp_path / "ring.txt").write_text("1 10 20 30\n2 20 30 10\n")
+    files, tables = DataFiles(tmp_path / "ring.txt"), tmp_path / "tables"
+    files.write(tables)
+    first = (tables / "events.parquet").stat().st_mtime_ns
+    files.write(tables)
+    assert (tables / "events.parquet").stat().st_mtime_ns == first
+    (tmp_path / "ring.txt").write_text("1 10 20 30\n2 20 30 10\n3 10 20 30\n")
+    files.write(tables)
+    assert len(pl.read_parquet(tables / "events.parquet")) == 9
 
 
 def test_files_are_found_by_name_or_given(tmp_path):
