@@ -58,7 +58,7 @@ class ResumeAd(_Body):
 
 
 class Rollback(_Body):
-    """Has CURRENT name another version that is there (`python -m export --activate`)."""
+    """Has CURRENT name another version that is there (`python -m export rollback`)."""
 
     version: int = Field(ge=1)
 
