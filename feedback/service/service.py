@@ -6,7 +6,6 @@ import functools
 import logging
 from collections.abc import Iterator
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any
 
 from feedback.events.parse import SERVED, parse_item
 from feedback.join.joiner import Joiner
@@ -16,16 +15,13 @@ from feedback.store.layout import STORE
 from feedback.store.meta import Meta
 from indexer.sidecar.metrics import Sample, WriterMetrics
 from indexer.sidecar.worker import Worker
-from indexer.sources.source import Source, SourceState
+from indexer.sidecar.writing import WritingService
 from indexer.sources.submission import UnavailableError
 from indexer.store.gaps import Gap
-
-log = logging.getLogger("gr4ad.feedback")
 
 PREFIX = "gr4ad_feedback_"
 HEARTBEAT = "heartbeat"
 _SCRAPE_S = 2.0
-_OFFSET_S = 60.0
 _NO_LABELS = dict[str, str]()
 
 
@@ -38,8 +34,10 @@ class ServiceMetrics(WriterMetrics):
         super().outcome(name, kind=kind, result=result, reason=reason)
 
 
-class Service:
-    """One store and all that changes it. Everything but `ready` and `samples` is for the main thread."""
+class Service(WritingService):
+    """One store and all that changes it."""
+
+    log = logging.getLogger("gr4ad.feedback")
 
     def __init__(self, config: FeedbackConfig) -> None:
         """Open the store; nothing is taken yet.
@@ -49,12 +47,12 @@ class Service:
             ImportError: the package of a source is not installed.
             ValueError: a URL is none of Redis.
         """
-        self.config, self.metrics, self.sources = config, ServiceMetrics(PREFIX), list[Source]()
+        self.config, self.metrics = config, ServiceMetrics(PREFIX)
         self.joiner = Joiner(config.folder, config.join, map_size=config.map_size)
         served = config.served_redis
         streams = (f"redis:{served.stream}",) if served else ()
         try:
-            self.worker = Worker(
+            worker = Worker(
                 self.joiner,
                 heartbeat=config.folder / STORE / HEARTBEAT,
                 metrics=self.metrics,
@@ -62,43 +60,38 @@ class Service:
                 chores={"windows": self.joiner.close_due},
                 parse=functools.partial(parse_item, served_streams=streams),
             )
-            self._add_sources()
+            super().__init__(worker)
+            if (folder := config.served) is not None:
+                self.sources.append(ServedFiles(folder, worker, **self.wired))
+            self.read(config.served_redis, config.redis, config.kafka)
         except BaseException:
             self.joiner.close()
             raise
         self._last = self.joiner.meta()
         self.metrics.read_from(self.samples)
 
-    def start(self) -> None:
-        """Take events."""
-        self.worker.start()
-        for source in self.sources:
-            source.start()
+    def offset(self, source: str) -> bytes | None:
+        """As `Joiner.offset`."""
+        return self.joiner.offset(source)
 
-    def stop(self) -> bool:
-        """Take no more, apply and acknowledge what is in hand, close; False when the writer hangs."""
-        for source in self.sources:
-            source.stop()
-        if not self.worker.stop():
-            log.error("the writer is still busy; events that were not answered are not applied")
-            return False
-        for source in self.sources:
-            source.close()
+    def record_gap(self, source: str, gap: Gap) -> None:
+        """As `Joiner.record_gap`."""
+        self.joiner.record_gap(source, str(gap), lost=gap.lost)
+
+    def problems(self) -> list[str]:
+        """None of its own."""
+        return []
+
+    def close(self) -> None:
+        """The store."""
         self.joiner.close()
-        return True
-
-    def ready(self) -> tuple[list[str], dict[str, SourceState]]:
-        """What keeps events from being applied, and the state of each source."""
-        problems = self.worker.problems()
-        problems += [f"{s.name}: {s.state.error}" for s in self.sources if not s.state.connected]
-        return problems, {s.name: s.state for s in self.sources}
 
     def samples(self) -> Iterator[Sample]:
         """Values of all gauges, and counters of the store."""
         try:
             self._last = self.worker.call(self.joiner.meta).result(_SCRAPE_S)
         except (FutureTimeout, UnavailableError, RuntimeError, OSError) as error:
-            log.debug("metrics of the store are those of before: %r", error)
+            self.log.debug("metrics of the store are those of before: %r", error)
         yield from _of_meta(self._last)
         yield "queue_depth", "Events that wait for the writer.", _NO_LABELS, self.worker.depth
         yield "ready", "1: events are applied at the moment.", _NO_LABELS, not self.ready()[0]
@@ -107,29 +100,6 @@ class Service:
             yield "source_connected", "1: it can be read.", label, state.connected
             if state.lag_events is not None:
                 yield "source_lag_events", "Events that are not applied yet.", label, state.lag_events
-
-    def _add_sources(self) -> None:
-        config = self.config
-        wired: dict[str, Any] = {"offset_of": self._offset_of, "on_gap": self._record_gap}
-        if config.served is not None:
-            self.sources.append(ServedFiles(config.served, self.worker, **wired))
-        for redis in filter(None, (config.served_redis, config.redis)):
-            from indexer.sources.redis_streams import RedisSource  # not before somebody wants it
-
-            self.sources.append(RedisSource(redis, self.worker, **wired))
-        if config.kafka is not None:
-            from indexer.sources.kafka import KafkaSource
-
-            self.sources.append(KafkaSource(config.kafka, self.worker, **wired))
-
-    def _offset_of(self, source: str) -> bytes | None:
-        """As `Joiner.offset`, asked in the writer's thread."""
-        return self.worker.call(lambda: self.joiner.offset(source)).result(_OFFSET_S)
-
-    def _record_gap(self, source: str, gap: Gap) -> None:
-        """As `Joiner.record_gap`, in the writer's thread."""
-        record = functools.partial(self.joiner.record_gap, source, str(gap), lost=gap.lost)
-        self.worker.call(record).result(_OFFSET_S)
 
 
 def _of_meta(meta: Meta) -> Iterator[Sample]:

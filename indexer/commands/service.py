@@ -11,25 +11,11 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from indexer.sidecar.log_limit import LogLimit
-from indexer.sidecar.worker import Worker
+from indexer.sidecar.writing import WritingService
 from indexer.sources.config import KafkaConfig, RedisConfig
-
-
-class WritingService(Protocol):
-    """What takes events and writes them, as `indexer.sidecar.sidecar.Sidecar`."""
-
-    @property
-    def worker(self) -> Worker:
-        """The writer."""
-
-    def start(self) -> None:
-        """Take events."""
-
-    def stop(self) -> bool:
-        """Take no more, apply what is in hand; False when the writer hangs."""
 
 
 def add_address(parser: argparse.ArgumentParser, *, port: int, variable: str) -> None:
