@@ -16,12 +16,14 @@ from feedback.store.layout import FeedbackStoreError
 from indexer.commands.service import (
     add_address,
     add_streams,
+    add_writer,
     kafka_of,
+    map_size_of,
     redis_of,
     run_command,
     serve_until_stopped,
+    writer_of,
 )
-from indexer.sidecar.config import WorkerConfig
 
 TOKEN, REDIS_URL = "GR4AD_FEEDBACK_TOKEN", "GR4AD_FEEDBACK_REDIS_URL"
 
@@ -64,9 +66,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--max-history", type=int, default=times.max_history, help=f"of a user [{times.max_history}]")
     add("--keep-samples", type=int, default=times.keep_samples, help=f"newest [{times.keep_samples}]")
-    add("--batch-events", type=int, default=256, help="most events of one commit [256]")
-    add("--batch-ms", type=float, default=10.0, help="wait for more events after the first [10]")
-    add("--map-size-gib", type=float, default=64.0, help="most that the store may take on disk [64]")
+    add_writer(made)
     add_streams(made, redis=REDIS, kafka=KAFKA, variable=REDIS_URL, keyed_by="request")
     return made
 
@@ -120,6 +120,6 @@ def _config(options: argparse.Namespace) -> FeedbackConfig:
         redis=redis_of(options),
         kafka=kafka_of(options),
         join=JoinConfig(**{name: getattr(options, name) for name in times}),
-        worker=WorkerConfig(options.batch_events, batch_ms=options.batch_ms),
-        map_size=int(options.map_size_gib * (1 << 30)),
+        worker=writer_of(options),
+        map_size=map_size_of(options),
     )

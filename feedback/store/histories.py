@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
 
-import lmdb
 import numpy as np
 
-from feedback.store.layout import EVENT, FeedbackStoreError, number_key, open_environment
+from feedback.store.layout import EVENT, StoreReader, number_key
 
 
 def with_event(history: np.ndarray, event: tuple[int, int, int, bytes], *, most: int) -> np.ndarray:
@@ -31,36 +29,15 @@ def with_event(history: np.ndarray, event: tuple[int, int, int, bytes], *, most:
     return np.concatenate([history[:at], row, history[at:]])[-most:]
 
 
-class Histories:
-    """Reads the histories of a store, beside its writer; once a process."""
+class Histories(StoreReader):
+    """Reads the histories of a store."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Open.
-
-        Raises:
-            FeedbackStoreError: there is no store.
-        """
-        self._environment = open_environment(Path(folder), readonly=True)
-        try:
-            self._table = self._environment.open_db(b"histories", create=False)
-        except lmdb.Error as error:
-            self._environment.close()
-            raise FeedbackStoreError(f"{folder}: no feedback store yet: {error}") from error
-
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close."""
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the store."""
-        self._environment.close()
+        """As `StoreReader`."""
+        super().__init__(folder, "histories")
 
     def of(self, user: int) -> np.ndarray:
         """Events of a user as of now, `EVENT` [N], oldest first; none of one that nothing is known of."""
-        with self._environment.begin() as txn:
-            raw = txn.get(number_key(user), db=self._table)
+        with self.begin() as txn:
+            raw = txn.get(number_key(user), db=self.tables["histories"])
             return np.frombuffer(raw or b"", EVENT).copy()

@@ -18,6 +18,7 @@ Sub-databases, one each; numbers in keys are big-endian, so that LMDB's byte ord
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 import lmdb
 import numpy as np
@@ -67,3 +68,42 @@ def open_environment(folder: Path, *, readonly: bool, map_size: int = 1 << 36) -
         )
     except lmdb.Error as error:
         raise FeedbackStoreError(f"{folder}: cannot be opened: {error}") from error
+
+
+class StoreReader:
+    """Some tables of a store, read beside its writer; once a process.
+
+    Attributes:
+        folder: of the store.
+        tables: by name.
+    """
+
+    def __init__(self, folder: str | Path, *names: str) -> None:
+        """Open.
+
+        Raises:
+            FeedbackStoreError: there is no store.
+        """
+        self.folder = Path(folder)
+        self._environment = open_environment(self.folder, readonly=True)
+        try:
+            self.tables = {n: self._environment.open_db(n.encode(), create=False) for n in names}
+        except lmdb.Error as error:
+            self._environment.close()
+            raise FeedbackStoreError(f"{folder}: no feedback store yet: {error}") from error
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self._environment.close()
+
+    def begin(self) -> lmdb.Transaction:
+        """A view of the store as of now."""
+        return self._environment.begin()

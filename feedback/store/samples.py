@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import lmdb
 
-from feedback.store.layout import FeedbackStoreError, number_key, number_of, open_environment
+from feedback.store.layout import FeedbackStoreError, StoreReader, number_key, number_of
 from feedback.store.meta import STATE, Meta
 from serving.model.features import BEHAVIORS
 from serving.served_log.record import ServedRecord
@@ -112,41 +112,18 @@ def decode_sample(sequence: int, raw: bytes) -> JoinedSample:
         raise FeedbackStoreError(f"sample {sequence}: unreadable: {error!r}") from error
 
 
-class Samples:
-    """Reads the samples of a store, beside its writer; once a process."""
+class Samples(StoreReader):
+    """Reads the samples of a store."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Open.
-
-        Raises:
-            FeedbackStoreError: there is no store.
-        """
-        self._folder = Path(folder)
-        self._environment = open_environment(self._folder, readonly=True)
-        try:
-            self._meta = self._environment.open_db(b"meta", create=False)
-            self._samples = self._environment.open_db(b"samples", create=False)
-        except lmdb.Error as error:
-            self._environment.close()
-            raise FeedbackStoreError(f"{folder}: no feedback store yet: {error}") from error
-
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close."""
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the store."""
-        self._environment.close()
+        """As `StoreReader`."""
+        super().__init__(folder, "meta", "samples")
 
     @property
     def newest(self) -> int:
         """Sequence number of the newest sample; 0 where there is none."""
-        with self._environment.begin() as txn:
-            return Meta.decode(txn.get(STATE, db=self._meta)).sequence
+        with self.begin() as txn:
+            return Meta.decode(txn.get(STATE, db=self.tables["meta"])).sequence
 
     def read(self, *, after: int, limit: int = 1024) -> list[JoinedSample]:
         """Samples behind an offset, in order; fewer than `limit` where there are no more yet.
@@ -155,22 +132,22 @@ class Samples:
             TrimmedError: the next one is gone.
             FeedbackStoreError: one is unreadable; or the offset is of another store.
         """
-        with self._environment.begin() as txn:
-            newest = Meta.decode(txn.get(STATE, db=self._meta)).sequence
+        with self.begin() as txn:
+            newest = Meta.decode(txn.get(STATE, db=self.tables["meta"])).sequence
             if after > newest:
                 raise FeedbackStoreError(
-                    f"{self._folder}: expected an offset of at most {newest}, got {after}: of another store"
+                    f"{self.folder}: expected an offset of at most {newest}, got {after}: of another store"
                 )
             found = list(self._read(txn, after=after, limit=limit))
         if after < newest and (not found or found[0].sequence != after + 1):
             oldest = found[0].sequence if found else newest + 1
             raise TrimmedError(
-                f"{self._folder}: samples {after + 1} .. {oldest - 1} are gone, read after {oldest - 1}"
+                f"{self.folder}: samples {after + 1} .. {oldest - 1} are gone, read after {oldest - 1}"
             )
         return found
 
     def _read(self, txn: lmdb.Transaction, *, after: int, limit: int) -> Iterator[JoinedSample]:
-        with txn.cursor(db=self._samples) as cursor:
+        with txn.cursor(db=self.tables["samples"]) as cursor:
             if not cursor.set_range(number_key(after + 1)):
                 return
             for at, (key, value) in enumerate(cursor.iternext()):

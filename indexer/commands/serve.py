@@ -13,12 +13,15 @@ from pathlib import Path
 from indexer.commands.service import (
     add_address,
     add_streams,
+    add_writer,
     kafka_of,
+    map_size_of,
     redis_of,
     run_command,
     serve_until_stopped,
+    writer_of,
 )
-from indexer.sidecar.config import SidecarConfig, WorkerConfig
+from indexer.sidecar.config import SidecarConfig
 from indexer.sidecar.sidecar import Sidecar
 from indexer.sources.config import KafkaConfig, RedisConfig
 from serving.index.layout import IndexStoreError
@@ -67,10 +70,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="file of known account ids, one a line; events of others are rejected [any]",
     )
-    add("--batch-events", type=int, default=256, help="most events of one commit [256]")
-    add("--batch-ms", type=float, default=10.0, help="wait for more events after the first [10]")
-    add("--queue", type=int, default=4096, help="events that may wait; streams fill half of it [4096]")
-    add("--map-size-gib", type=float, default=64.0, help="most that the store may take on disk [64]")
+    add_writer(made)
     add_streams(
         made, redis=RedisConfig(""), kafka=KafkaConfig("", "gr4ad-ads"), variable=REDIS_URL, keyed_by="ad"
     )
@@ -128,6 +128,6 @@ def _config(options: argparse.Namespace) -> SidecarConfig:
         accounts=options.accounts,
         redis=redis_of(options),
         kafka=kafka_of(options),
-        worker=WorkerConfig(options.batch_events, batch_ms=options.batch_ms, queue_events=options.queue),
-        map_size=int(options.map_size_gib * (1 << 30)),
+        worker=writer_of(options),
+        map_size=map_size_of(options),
     )

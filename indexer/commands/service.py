@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from indexer.sidecar.config import WorkerConfig
 from indexer.sidecar.log_limit import LogLimit
 from indexer.sidecar.writing import WritingService
 from indexer.sources.config import KafkaConfig, RedisConfig
@@ -35,6 +36,29 @@ def add_address(parser: argparse.ArgumentParser, *, port: int, variable: str) ->
     parser.add_argument(
         "--token-file", type=Path, help=f"file with the token that writers send as Bearer [${variable}]"
     )
+
+
+def add_writer(parser: argparse.ArgumentParser) -> None:
+    """Options of the sizes of batches and of the store, the same for every service that writes."""
+    add = parser.add_argument
+    add("--batch-events", type=int, default=256, help="most events of one commit [256]")
+    add("--batch-ms", type=float, default=10.0, help="wait for more events after the first [10]")
+    add("--queue", type=int, default=4096, help="events that may wait; streams fill half of it [4096]")
+    add("--map-size-gib", type=float, default=64.0, help="most that the store may take on disk [64]")
+
+
+def writer_of(options: argparse.Namespace) -> WorkerConfig:
+    """Batches that the options ask for.
+
+    Raises:
+        ValueError: out of range.
+    """
+    return WorkerConfig(options.batch_events, batch_ms=options.batch_ms, queue_events=options.queue)
+
+
+def map_size_of(options: argparse.Namespace) -> int:
+    """Bytes that the store may take."""
+    return int(options.map_size_gib * (1 << 30))
 
 
 def add_streams(
