@@ -18,6 +18,7 @@ from benchmarks.faults.variants import Answer, Expected
 from benchmarks.live_index.deployment import prepare
 from benchmarks.loop.publishing import Published, Trainer, steady
 from examples.client import send
+from export.verdicts import VERDICTS
 from serving.model.bundle import versions
 from serving.model.current import HISTORY, point_current
 from training.preset.preset import Preset
@@ -50,7 +51,7 @@ def publishes(run: Path, *, count: int, every_s: float, say: Say) -> dict[str, A
         `p99_with_publishes_ms`, `p99_with_publishes_ratio`.
     """
     settings = (*FOLLOWS, "serving.cache='off'", f"publish.kept={count + 2}")
-    preset = _prepared(run, settings)
+    preset = prepared(run, settings)
     with Deployment(run) as deployment, Trainer(run, preset=_words(settings)) as trainer:
         ask = _ask(deployment)
         for number in range(ALONE):
@@ -116,7 +117,7 @@ def swaps(run: Path, *, count: int, say: Say) -> dict[str, Any]:
         `request_creation_ratio`, their ratio; `swap_s`, median.
     """
     settings = (*SMALL, *FOLLOWS, "serving.cache=local")
-    _prepared(run, settings)
+    prepared(run, settings)
     with Deployment(run) as deployment, Trainer(run, preset=_words(settings)) as trainer:
         ask = _ask(deployment)
         for number in range(ALONE):
@@ -151,7 +152,7 @@ def _words(settings: tuple[str, ...]) -> tuple[str, ...]:
     return f"--config={CONFIG}", *(f"--set={setting}" for setting in settings)
 
 
-def _prepared(run: Path, settings: tuple[str, ...]) -> Preset:
+def prepared(run: Path, settings: tuple[str, ...]) -> Preset:
     """Version 1, its index and repository; versions of before are gone."""
     _forget(run)
     preset = Preset.load(CONFIG, settings)
@@ -166,6 +167,7 @@ def _forget(run: Path) -> None:
         shutil.rmtree(run, ignore_errors=True)
         return
     (bundles / HISTORY).unlink(missing_ok=True)
+    (bundles / VERDICTS).unlink(missing_ok=True)
     point_current(bundles, 1)
     for version in versions(bundles):
         if version != 1:

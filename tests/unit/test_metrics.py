@@ -21,7 +21,7 @@ from serving.load.cost_model import BatchCost
 from serving.load.ladder import Ladder
 from serving.load.outlook import OutlookFile
 from serving.load.policy import Decision, FixedPolicy
-from serving.model.active_model import Refusal
+from serving.model.refusal import Refusal
 from serving.search.widths import WidthPlan
 from tests.fake_triton import FakeTriton
 
