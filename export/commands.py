@@ -5,7 +5,7 @@ publish    lets the newest bundle serve that was not rolled back, or --version; 
            version gets the weights of a trained model first, in seconds; with --follow those of every
            checkpoint to come. With publish.canary_share it answers that share until it is judged
 canary     watches the version that answers a share, until it is promoted or rolled back by what came of its
-           answers; or does either at once: --promote, --end
+           answers, with --follow every one to come; or does either at once: --promote, --end
 rollback   ends the canary, if there is one; or lets the version that served before serve again, or --version
 pin        keeps the version that serves, or --version, serving: publishes and rollbacks are refused, a canary
            ends; --off ends it
@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from export.calibrate import CalibrationError
 from export.canary_watch import CanaryWatch, promote, roll_back_canary
@@ -120,6 +121,8 @@ def _does(share: float) -> str:
 
 
 def _canary(options: argparse.Namespace, bundles: Path) -> None:
+    if options.follow:
+        _judge(_watch(options, Preset.load(options.config, options.overrides)))
     canary = read_canary(bundles)
     if canary is None:
         print("no version is a canary")
@@ -134,6 +137,17 @@ def _canary(options: argparse.Namespace, bundles: Path) -> None:
             time.sleep(POLL_S)
         watch.close()
     print(f"canary {verdict.version} {verdict.verdict}: {verdict.reason}" if verdict else "it has ended")
+
+
+def _judge(watch: CanaryWatch) -> NoReturn:
+    """Every canary to come."""
+    while True:
+        try:
+            if (verdict := watch.look()) is not None:
+                _say(f"canary {verdict.version} {verdict.verdict}: {verdict.reason}")
+        except REFUSALS as error:
+            _say(f"canary: {error}")
+        time.sleep(POLL_S)
 
 
 def _watch(options: argparse.Namespace, preset: Preset) -> CanaryWatch:
@@ -237,6 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "watches the version that answers a share of the requests, until it is promoted or rolled back"
     judging = commands.add_parser("canary", parents=[moving, watching], help=text, description=text)
     now = judging.add_mutually_exclusive_group()
+    now.add_argument("--follow", action="store_true", help="watch every canary to come, until it is stopped")
     now.add_argument("--promote", action="store_true", help="it answers all requests, now")
     now.add_argument("--end", action="store_true", help="it answers none any more, now")
     text = "lets the version that served before serve again; where there is a canary, ends it"

@@ -18,7 +18,7 @@ from export.lower import Lowering
 from export.publish import Place, begin_canary, publish
 from export.refit import refit
 from export.refit_gate import RefitGate
-from export.versions import remove_superseded
+from export.versions import canary_of, remove_superseded
 from serving.backend.plans import SearchPlans
 from serving.files import read_object
 from serving.model.bundle import MANIFEST, read_manifest
@@ -135,27 +135,27 @@ class Publisher:
         *,
         say: Callable[[str], object],
         errors: tuple[type[Exception], ...],
-        watch: CanaryWatch,
+        watch: CanaryWatch | None = None,
     ) -> None:
         """Publish every new checkpoint of a model, from the latest one on, until the process is stopped.
 
-        While there is a canary it is watched, and no checkpoint is published; then the latest one is.
+        While there is a canary, no checkpoint is published; then the latest one is.
 
         Args:
             model: folder with `checkpoints/`.
             say: is told of each version, and of each checkpoint that is not published, and why.
             errors: after which it goes on.
-            watch: judges canaries.
+            watch: judges canaries; None where another process does.
         """
         last: Path | None = None
         while True:
             try:
-                verdict = watch.look()
+                verdict = watch.look() if watch else None
                 if verdict is not None:
                     say(f"canary {verdict.version} {verdict.verdict}: {verdict.reason}")
             except errors as error:
                 say(f"canary: {error}")
-            if watch.running() is not None:
+            if canary_of(self.place.bundles) is not None:
                 time.sleep(POLL_S)
                 continue
             path = last

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,9 @@ def swaps(run: Path, *, count: int, say: Say) -> dict[str, Any]:
     Returns:
         `swaps`; `swap_pss_mb` (medians of a sixth of the samples, after the first quarter and at the end) and
         `memory_growth`, their ratio; `swap_fds`, the same two of open handles, and `fds_growth`, their
-        difference; `request_ms`, median of requests sent one by one before and after, and
-        `request_creation_ratio`, their ratio; `swap_s`, median.
+        difference; `request_ms`, medians of requests sent one by one after all swaps, in turn to a server of
+        the same folder that was just started and to the one that was swapped, and `request_creation_ratio`,
+        their ratio; `swap_s`, median.
     """
     settings = (*SMALL, *FOLLOWS, "serving.cache=local")
     prepared(run, settings)
@@ -122,7 +124,7 @@ def swaps(run: Path, *, count: int, say: Say) -> dict[str, Any]:
         ask = _ask(deployment)
         for number in range(ALONE):
             ask(number)
-        before, samples, taken = _alone_ms(ask), [], []
+        samples, taken = [], []
         for number in range(count):
             published = trainer.publish()
             _until(lambda: ask(number)["model_version"].ravel()[0] == published.version)  # noqa: B023
@@ -130,7 +132,8 @@ def swaps(run: Path, *, count: int, say: Say) -> dict[str, Any]:
             if number % max(1, count // SAMPLES) == 0:
                 samples.append(_sizes(deployment))
                 say(f"swaps: {number + 1} of {count}, {samples[-1]}")
-        after = _alone_ms(ask)
+        with _just_started(run) as other:
+            new, swapped = _in_turn_ms(_ask(other), ask)
     early, late = (
         samples[len(samples) // 4 :][: max(1, len(samples) // 6)],
         samples[-max(1, len(samples) // 6) :],
@@ -143,8 +146,8 @@ def swaps(run: Path, *, count: int, say: Say) -> dict[str, Any]:
         "memory_growth": round(pss[1] / pss[0], 3),
         "swap_fds": fds,
         "fds_growth": fds[1] - fds[0],
-        "request_ms": [round(before, 2), round(after, 2)],
-        "request_creation_ratio": round(after / before, 3),
+        "request_ms": [round(new, 2), round(swapped, 2)],
+        "request_creation_ratio": round(swapped / new, 3),
     }
 
 
@@ -179,14 +182,27 @@ def _ask(deployment: Deployment) -> Callable[[int], Answer]:
     return lambda number: send(deployment.grpc_url, tensors[number % len(tensors)], timeout_s=10.0)
 
 
-def _alone_ms(ask: Callable[[int], Answer]) -> float:
-    """Median of requests one by one."""
-    times = []
-    for number in range(ALONE):
-        began = time.perf_counter()
-        ask(number)
-        times.append(time.perf_counter() - began)
-    return 1e3 * statistics.median(times)
+@contextmanager
+def _just_started(run: Path) -> Iterator[Deployment]:
+    """One more server on a run's folder, without a sidecar."""
+    deployment = Deployment(run, launcher=(f"--log={run / 'other.log'}",))
+    deployment.run_file = run / "other.json"
+    deployment.start()
+    try:
+        yield deployment
+    finally:
+        deployment.stop()
+
+
+def _in_turn_ms(*asks: Callable[[int], Answer]) -> list[float]:
+    """Median of requests one by one, a request to each in turn, after as many that do not count."""
+    times: list[list[float]] = [[] for _ in asks]
+    for number in range(2 * ALONE):
+        for ask, found in zip(asks, times, strict=True):
+            began = time.perf_counter()
+            ask(number)
+            found.append(time.perf_counter() - began)
+    return [1e3 * statistics.median(found[ALONE:]) for found in times]
 
 
 def _sizes(deployment: Deployment) -> tuple[float, float]:

@@ -14,6 +14,8 @@ from pathlib import Path
 SEARCH_NICE = 5
 """A third of the share of a process that does not yield."""
 _LEAST_NICE = 19
+_SESSION_NICE = 10
+"""A tenth of the share of another session: on a machine that is never idle, work still goes on."""
 _AUTOGROUP = Path("/proc/self/autogroup")
 
 
@@ -32,4 +34,4 @@ def yield_to_servers() -> None:
     os.setpriority(os.PRIO_PROCESS, 0, _LEAST_NICE)
     if os.getsid(0) == os.getpid():
         with contextlib.suppress(OSError):  # a kernel without such groups
-            _AUTOGROUP.write_text(str(_LEAST_NICE))
+            _AUTOGROUP.write_text(str(_SESSION_NICE))
