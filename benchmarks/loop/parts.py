@@ -132,7 +132,7 @@ def swaps(run: Path, *, count: int, say: Say) -> dict[str, Any]:
             if number % max(1, count // SAMPLES) == 0:
                 samples.append(_sizes(deployment))
                 say(f"swaps: {number + 1} of {count}, {samples[-1]}")
-        with _just_started(run) as other:
+        with _just_started(run, deployment.tensors) as other:
             new, swapped = _in_turn_ms(_ask(other), ask)
     early, late = (
         samples[len(samples) // 4 :][: max(1, len(samples) // 6)],
@@ -183,10 +183,10 @@ def _ask(deployment: Deployment) -> Callable[[int], Answer]:
 
 
 @contextmanager
-def _just_started(run: Path) -> Iterator[Deployment]:
-    """One more server on a run's folder, without a sidecar."""
+def _just_started(run: Path, tensors: list[Answer]) -> Iterator[Deployment]:
+    """One more server on a run's folder, for these requests, without a sidecar."""
     deployment = Deployment(run, launcher=(f"--log={run / 'other.log'}",))
-    deployment.run_file = run / "other.json"
+    deployment.run_file, deployment.tensors = run / "other.json", tensors
     deployment.start()
     try:
         yield deployment
