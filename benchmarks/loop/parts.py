@@ -28,7 +28,8 @@ ADS = 20_000
 FOLLOWS = ("serving.graph_calls=in_process", "serving.load_control=fixed", "serving.threads=1")
 """The schedulers run the graphs and follow CURRENT; each request is searched at the configured widths."""
 IN_A_ROW = 5  # publishes of a block, between two blocks without
-ALONE = 200  # requests, one after another
+ALONE = 200  # requests, one after another, before anything counts
+IN_TURN = 2_000  # requests to each of two servers
 SAMPLES = 40
 
 Say = Callable[[str], None]
@@ -195,10 +196,11 @@ def _just_started(run: Path, tensors: list[Answer]) -> Iterator[Deployment]:
 
 
 def _in_turn_ms(*asks: Callable[[int], Answer]) -> list[float]:
-    """Median of requests one by one, a request to each in turn, after as many that do not count."""
+    """Medians of requests one by one, to each in turn, after some that do not count."""
     times: list[list[float]] = [[] for _ in asks]
-    for number in range(2 * ALONE):
-        for ask, found in zip(asks, times, strict=True):
+    for number in range(ALONE + IN_TURN):
+        places = list(zip(asks, times, strict=True))
+        for ask, found in places if number % 2 else places[::-1]:
             began = time.perf_counter()
             ask(number)
             found.append(time.perf_counter() - began)
