@@ -239,7 +239,7 @@ bench-index: setup ## the live index: freshness under load, kills, bulk builds, 
 	$(PY) -m benchmarks.live_index $(if $(QUICK),--quick)
 bench-faults: setup ## break a small deployment in every known way: recovery, wrong answers, health; QUICK=1 takes 5 minutes
 	$(PY) -m benchmarks.faults $(if $(QUICK),--quick)
-bench-loop: setup ## weights into a running server: publishes under load, many swaps; writes build/bench/loop.json; QUICK=1 takes 5 minutes
+bench-loop: setup ## weights into a running server: publishes under load, many swaps, a bad canary; writes build/bench/loop.json; QUICK=1 takes 5 minutes
 	$(PY) -m benchmarks.loop $(if $(QUICK),--quick)
 sweep: bench-setup ## settings of ONNX Runtime and Triton, measured
 	$(PY) -m benchmarks.sweep_ort

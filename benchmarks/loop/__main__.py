@@ -32,7 +32,7 @@ def main() -> None:
     add = parser.add_argument
     add("--out", type=Path, default=Path("build/bench/loop.json"), help="[%(default)s]")
     add("--run", type=Path, default=Path("build/bench/loop"), help="folder to work in [%(default)s]")
-    add("--quick", action="store_true", help="20 publishes and 50 swaps: 5 minutes")
+    add("--quick", action="store_true", help="10 publishes and 50 swaps: 5 minutes")
     add("--publishes", type=int, help="how many [100]")
     add("--swaps", type=int, help="how many [1000]")
     add("--every", type=float, default=4.0, help="seconds between two publishes [%(default)s]")
@@ -44,7 +44,7 @@ def main() -> None:
     for name in (arguments.only,) if arguments.only else PARTS:
         began = time.monotonic()
         if name == "publishes":
-            count = arguments.publishes or (20 if arguments.quick else 100)
+            count = arguments.publishes or (10 if arguments.quick else 100)
             figures = publishes(run / name, count=count, every_s=arguments.every, say=_say)
         elif name == "canary":
             figures = canary(run / name, prepared=prepared, say=_say)
