@@ -146,14 +146,16 @@ engines: $(if $(filter tensorrt-rtx,$(BUILDER)),precision-setup,setup) ## Tensor
 precision-report: precision-setup ## FP8, FP16, FP32: compile every graph, compare beams; writes build/precision/report.json
 	$(PY) -m benchmarks.precision_report $(if $(QUICK),--quick)
 
-.PHONY: export publish versions rollback index
+.PHONY: export publish versions canary rollback index
 export: $(if $(filter fp8,$(PRECISION)),precision-setup,setup) ## bundle (ONNX, checked) in PRECISION and model_repository/ for TARGET
 	$(PY) -m export $(WITH_PRESET) --run $(RUN) --target $(TARGET) $(if $(PRECISION),--precision $(PRECISION)) $(if $(FINE_TUNED),--fine-tuned) $(IF_FRESH)
 publish: setup ## hand the newest bundle to the running server, or the weights of CHECKPOINT=latest; LOAD makes it load a model
 	$(PY) -m export publish $(WITH_PRESET) --run $(RUN) --target $(TARGET) --load "$(LOAD)" $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
 versions: setup ## which versions there are, and which one serves
 	$(PY) -m export versions --run $(RUN)
-rollback: setup ## let the version that served before serve again
+canary: setup ## judge the version that answers a share of the requests (SET=publish.canary_share=0.1), by what came of its answers
+	$(PY) -m export canary $(WITH_PRESET) --run $(RUN) --target $(TARGET) --load "$(LOAD)" --feedback $(RUN)/feedback --metrics http://127.0.0.1:$(METRICS_PORT)/metrics
+rollback: setup ## let the version that served before serve again; where there is a canary, end it
 	$(PY) -m export rollback $(WITH_PRESET) --run $(RUN) --target $(TARGET) --load "$(LOAD)"
 index: setup ## build the semantic-ID index of the bundle
 	$(PY) -m indexer build --bundles $(RUN)/bundles --ads $(RUN)/data/ads.parquet --sids $(RUN)/tokenizer/sids.parquet --out $(RUN)/index $(IF_FRESH)
@@ -237,7 +239,7 @@ bench-index: setup ## the live index: freshness under load, kills, bulk builds, 
 	$(PY) -m benchmarks.live_index $(if $(QUICK),--quick)
 bench-faults: setup ## break a small deployment in every known way: recovery, wrong answers, health; QUICK=1 takes 5 minutes
 	$(PY) -m benchmarks.faults $(if $(QUICK),--quick)
-bench-loop: setup ## weights into a running server: publishes under load, many swaps; writes build/bench/loop.json; QUICK=1 takes 5 minutes
+bench-loop: setup ## weights into a running server: publishes under load, many swaps, a bad canary; writes build/bench/loop.json; QUICK=1 takes 5 minutes
 	$(PY) -m benchmarks.loop $(if $(QUICK),--quick)
 sweep: bench-setup ## settings of ONNX Runtime and Triton, measured
 	$(PY) -m benchmarks.sweep_ort

@@ -1,6 +1,6 @@
 """Checkpoint -> bundle -> model repository: `python -m export --config ... --run ...`.
 
-Versions of a running server are looked after by `python -m export versions | publish | rollback | pin`.
+Versions of a running server: `python -m export versions | publish | canary | rollback | pin`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export",
         description="Checkpoint -> bundle -> model repository.",
-        epilog="Versions of a running server: python -m export versions | publish | rollback | pin (--help).",
+        epilog="Versions of a running server: python -m export versions | publish | canary | rollback | pin "
+        "(--help).",
     )
     add_preset_arguments(parser)
     parser.add_argument("--run", required=True, type=Path, help="run folder with model/ and tokenizer/")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from export.versions import LOCK
 from serving.backend.settings import ServingConfig
 from serving.files import locked, write_file
 from serving.model.bundle import BundleError, check_file, read_manifest
+from serving.model.canary import Canary, read_canary, write_canary
 from serving.model.current import point_current, read_current
 from serving.model.manifest import Manifest
 from serving.model.pinned import require_free
@@ -56,7 +58,14 @@ class Place:
     device: Device | None = None
 
 
-def publish(version: int, place: Place, *, load: Callable[[str], object], roll_back: bool = False) -> bool:
+def publish(
+    version: int,
+    place: Place,
+    *,
+    load: Callable[[str], object],
+    roll_back: bool = False,
+    canary: Canary | None = None,
+) -> bool:
     """Make a version the one that serves. Of several publishers at once, each waits for the one before.
 
     Args:
@@ -65,9 +74,10 @@ def publish(version: int, place: Place, *, load: Callable[[str], object], roll_b
         load: makes the server load what is new of a model, by name; returns when that is done, raises when
             it failed.
         roll_back: also to a version that is older than the one that serves.
+        canary: which it is promoted from, if it still is one.
 
     Returns:
-        False where a newer version has been published meanwhile: the latest wins.
+        False where a newer version has been published meanwhile: the latest wins. Or the canary has ended.
 
     Raises:
         PinError: another version is pinned.
@@ -79,6 +89,8 @@ def publish(version: int, place: Place, *, load: Callable[[str], object], roll_b
     bundles, repository = place.bundles, place.repository
     with locked(bundles / LOCK):
         require_free(bundles, version)
+        if canary is not None and read_canary(bundles) != canary:
+            return False
         serving, manifest = _serving(bundles), read_manifest(bundles / str(version), verify=False)
         if serving is not None:
             if version < serving.version and not roll_back:
@@ -112,6 +124,47 @@ def publish(version: int, place: Place, *, load: Callable[[str], object], roll_b
                 except Exception as error:  # the first failure is the one to tell of
                     logger.error("%s was not loaded as before: %s", name, error)
             raise
+    return True
+
+
+def begin_canary(version: int, place: Place, *, share: float) -> bool:
+    """Let a version answer a share of the requests, in place of a canary of before: the latest wins.
+
+    Args:
+        version: has a complete bundle.
+        place: from where to where.
+        share: of the requests, in (0, 1).
+
+    Returns:
+        False where a newer version serves, or is the canary.
+
+    Raises:
+        PinError: another version is pinned.
+        PublishError: the server would not run two versions, or not these two.
+        BundleError: one of them is not whole, or none serves.
+        OSError: the disk is full or not writable.
+        In all cases everything is as it was.
+    """
+    bundles, calls = place.bundles, place.config.graph_calls
+    if calls != "in_process":
+        raise PublishError(
+            f"model version {version}: expected serving.graph_calls: in_process for a canary, whose batches "
+            f"take two versions, got {calls}; publish.canary_share=0 lets it answer all requests at once"
+        )
+    with locked(bundles / LOCK):
+        require_free(bundles, version)
+        serving, manifest = read_current(bundles, verify=False), read_manifest(bundles / str(version))
+        running = read_canary(bundles)
+        if version <= serving.version or (running is not None and version < running.version):
+            return False
+        _require_same_shape(manifest, serving)
+        if manifest.tokenizer_id != serving.tokenizer_id:
+            raise PublishError(
+                f"model version {version}: expected a canary of tokenizer {serving.tokenizer_id}, whose SIDs "
+                f"the index serves, got {manifest.tokenizer_id}; publish.canary_share=0 lets it answer all "
+                "requests at once"
+            )
+        write_canary(bundles, Canary(version=version, beside=serving.version, share=share, began=time.time()))
     return True
 
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from export.canary_watch import CanaryWatch
 from export.gate import Gate
 from export.gate_requests import GateRequests, held_out_requests
 from export.lower import Lowering
-from export.publish import Place, publish
+from export.publish import Place, begin_canary, publish
 from export.refit import refit
 from export.refit_gate import RefitGate
-from export.versions import remove_superseded
+from export.versions import canary_of, remove_superseded
 from serving.backend.plans import SearchPlans
 from serving.files import read_object
 from serving.model.bundle import MANIFEST, read_manifest
@@ -66,6 +67,8 @@ class Publisher:
     def publish(self, checkpoint: Checkpoint) -> int:
         """Refit the version that serves, and let the new one serve; versions too many are removed.
 
+        With `publish.canary_share` it answers that share, until it is judged (`export.canary_watch`).
+
         Returns:
             The new version.
 
@@ -82,7 +85,11 @@ class Publisher:
         require_free(bundles, base + 1)
         folder = refit(checkpoint, bundles, base=base, gate=self._gate, lowering=self._lowering(base))
         try:
-            publish(int(folder.name), self.place, load=self.load)
+            version, share = int(folder.name), self.preset.publish.canary_share
+            if share:
+                begin_canary(version, self.place, share=share)
+            else:
+                publish(version, self.place, load=self.load)
         except BaseException:
             shutil.rmtree(folder)
             raise
@@ -123,17 +130,34 @@ class Publisher:
         )
 
     def follow(
-        self, model: Path, *, say: Callable[[str], object], errors: tuple[type[Exception], ...]
+        self,
+        model: Path,
+        *,
+        say: Callable[[str], object],
+        errors: tuple[type[Exception], ...],
+        watch: CanaryWatch | None = None,
     ) -> None:
         """Publish every new checkpoint of a model, from the latest one on, until the process is stopped.
+
+        While there is a canary, no checkpoint is published; then the latest one is.
 
         Args:
             model: folder with `checkpoints/`.
             say: is told of each version, and of each checkpoint that is not published, and why.
             errors: after which it goes on.
+            watch: judges canaries; None where another process does.
         """
         last: Path | None = None
         while True:
+            try:
+                verdict = watch.look() if watch else None
+                if verdict is not None:
+                    say(f"canary {verdict.version} {verdict.verdict}: {verdict.reason}")
+            except errors as error:
+                say(f"canary: {error}")
+            if canary_of(self.place.bundles) is not None:
+                time.sleep(POLL_S)
+                continue
             path = last
             with contextlib.suppress(CheckpointError):  # there will be one
                 path = find_checkpoint(model)
@@ -141,7 +165,8 @@ class Publisher:
                 last, began = path, time.monotonic()
                 try:
                     version = self.publish(load_checkpoint(path))
-                    say(f"version {version} serves: {path}, {time.monotonic() - began:.1f} s")
+                    does = "is a canary" if self.preset.publish.canary_share else "serves"
+                    say(f"version {version} {does}: {path}, {time.monotonic() - began:.1f} s")
                 except errors as error:
                     say(f"{path} is not published: {error}")
             time.sleep(POLL_S)

@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from export.verdicts import read_verdicts
 from serving.files import locked, write_file
 from serving.index.layout import ready_generations
 from serving.model.bundle import BundleError, is_complete, read_manifest, versions
+from serving.model.canary import Canary, read_canary, write_canary
 from serving.model.current import current_version, named_versions
 from serving.model.pinned import PINNED, pinned_version
 
@@ -16,7 +18,7 @@ LOCK = ".publish.lock"  # in the folder of bundles: one publisher at a time
 
 
 def pin(bundles: Path, version: int | None) -> None:
-    """Pin a version, or none: publishes and rollbacks to others are refused until then.
+    """Pin a version, or none: publishes and rollbacks to others are refused until then. It ends a canary.
 
     Raises:
         BundleError: there is no such version.
@@ -28,7 +30,16 @@ def pin(bundles: Path, version: int | None) -> None:
         elif not is_complete(bundles, version):
             raise BundleError(f"{bundles}: expected one of the versions {versions(bundles)}, got {version}")
         else:
+            write_canary(bundles, None)
             write_file(bundles / PINNED, f"{version}\n")
+
+
+def canary_of(bundles: Path) -> Canary | None:
+    """The canary there is; None for none, also where a file that is damaged names it: servers have none."""
+    try:
+        return read_canary(bundles)
+    except BundleError:
+        return None
 
 
 def version_before(bundles: Path) -> int:
@@ -64,7 +75,8 @@ def remove_superseded(bundles: Path, *, index: Path, kept: int) -> list[int]:
     """
     with locked(bundles / LOCK):
         there, ready = versions(bundles), ready_generations(index)
-        stay = {*there[-kept:], pinned_version(bundles)}
+        canary = canary_of(bundles)
+        stay = {*there[-kept:], pinned_version(bundles), canary and canary.version}
         for version in named_versions(bundles):
             stay.add(version)
             if _tokenizer(bundles, version) in ready:
@@ -89,8 +101,9 @@ def listed(bundles: Path) -> list[dict[str, Any]]:
     Returns:
         `version`, `step`, `precision`, `base` (of a refit; None of an export), `recall50` (of a refit's gate;
         None where it had none), `seconds` (that it took), `state`: any of "serves", "served", "pinned",
-        "damaged: ..".
+        "canary: .. of the requests", "promoted: ..", "rolled back: ..", "damaged: ..".
     """
+    canary, verdicts = canary_of(bundles), {v.version: v for v in read_verdicts(bundles)}
     named, pinned, rows = named_versions(bundles), pinned_version(bundles), []
     try:
         current = current_version(bundles)
@@ -99,6 +112,10 @@ def listed(bundles: Path) -> list[dict[str, Any]]:
     for version in versions(bundles):
         marks = ["serves"] if version == current else ["served"] if version in named else []
         marks += ["pinned"] if version == pinned else []
+        if canary is not None and version == canary.version:
+            marks.append(f"canary: {canary.share:.3g} of the requests")
+        elif version in verdicts:
+            marks.append(f"{verdicts[version].verdict}: {verdicts[version].reason}")
         try:
             manifest = read_manifest(bundles / str(version), verify=False)
         except BundleError as error:

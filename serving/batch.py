@@ -12,8 +12,8 @@ import numpy as np
 
 from serving.index.snapshot import Snapshot
 from serving.load.policy import Decision
-from serving.model.active_model import Refusal
 from serving.model.manifest import Manifest
+from serving.model.refusal import Refusal
 from serving.search.widths import WidthPlan
 
 
@@ -34,6 +34,7 @@ class SearchRequest:
         arrived: when it came in, seconds of the host's monotonic clock; None where nobody took the time.
         deadline: when its answer must be there, of the same clock; None for the SLO of load control.
         use_cache: whether a result of a minute ago will do.
+        request_id: as the client gave it, which says whether a canary answers; None where it gave none.
     """
 
     slot_ads: np.ndarray
@@ -48,6 +49,7 @@ class SearchRequest:
     arrived: float | None = None
     deadline: float | None = None
     use_cache: bool = True
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,10 @@ class BatchReport:
         seconds: of the whole batch.
         version: model version in use after the batch.
         refused: why that is not the version of CURRENT; None when it is.
+        canary: version that answers a share; None where there is none.
+        canary_answered: requests that it answered.
+        canary_failed: requests of its share that it failed, and the version in use answered.
+        canary_refused: a version that was to answer a share and does not, and why; None where there is none.
     """
 
     decision: Decision | None = None
@@ -100,6 +106,10 @@ class BatchReport:
     seconds: float = 0.0
     version: int | None = None
     refused: Refusal | None = None
+    canary: int | None = None
+    canary_answered: int = 0
+    canary_failed: int = 0
+    canary_refused: tuple[int, Refusal] | None = None
 
 
 class BatchResult(NamedTuple):

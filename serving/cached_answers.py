@@ -36,7 +36,7 @@ class CachedAnswers:
                     exclude=request.exclude,
                     settings=settings,
                 )
-        rows = list(batch.keys)
+        rows, hits = list(batch.keys), 0
         for i, entry in zip(rows, self._cache.get([batch.keys[i] for i in rows]), strict=True):
             if entry is None or _plan(entry).narrower(at_least):
                 continue
@@ -50,8 +50,9 @@ class CachedAnswers:
                     beam_widths=entry.beam_widths,
                     degraded=_plan(entry).narrower(self._plan),
                 )
-                batch.report.hits += 1
-        batch.report.misses = len(rows) - batch.report.hits
+                hits += 1
+        batch.report.hits += hits
+        batch.report.misses += len(rows) - hits
 
     def keep(self, batch: Batch, rows: list[int], *, plan: WidthPlan) -> None:
         """Keep the answers of these requests, which were searched with a plan."""

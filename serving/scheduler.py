@@ -9,14 +9,15 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from serving.batch import Batch, BatchReport, BatchResult, SearchAnswer, SearchRequest
 from serving.cache import BeamCache
 from serving.cached_answers import CachedAnswers
+from serving.canary_answers import answer_with_canary
 from serving.engines.bls import EngineError
-from serving.engines.metered import MeteredExecutor
 from serving.index.layout import IndexStoreError
 from serving.index.reader import IndexReader
 from serving.load.arrivals import LoadView, Waiting
@@ -29,6 +30,7 @@ from serving.model.bundle import BundleError
 from serving.model.features import fill_slots
 from serving.model.manifest import Manifest
 from serving.model.value_correction import ValueCorrection
+from serving.opened import Opened
 from serving.search.beam_search import beam_search
 from serving.search.cold_start import ColdStart
 from serving.search.executor import Executor
@@ -39,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class Scheduler:
-    """Searches batches with one model version and one index snapshot of its generation each."""
+    """Searches batches with one index snapshot of its generation, and each request with one model version."""
 
     def __init__(
         self,
@@ -80,18 +82,26 @@ class Scheduler:
         self._cached = None if cache is None else CachedAnswers(cache, plan=plan)
         self._clock = clock
         self._make_cold_start = make_cold_start
-        self._open(active.manifest)
+        self._opened: dict[int, Opened] = {}
+        self._open()
         self._in_use = plan  # by the last decision
 
-    def _open(self, manifest: Manifest) -> None:
-        self._executor, self._cold_start = MeteredExecutor(self._make_executor(manifest)), None
-        try:
-            self._cold_start = self._make_cold_start(manifest)
-        except BundleError:
-            logger.exception("version %d: ads that it was not trained on get no part", manifest.version)
-        share = self._cold_start.share if self._cold_start else 0.0
-        self._settings = f"{self._normalise} {share}"  # what else shapes the beams of a version
-        self._first = True
+    def _open(self) -> None:
+        """Of the version in use and, where there is one, the canary; one that was open stays so."""
+        canary, before = self._active.canary, self._opened
+        wanted = [self._active.manifest]
+        if canary is not None and canary.manifest is not None:
+            wanted.append(canary.manifest)
+        self._opened = {m.version: before[m.version] for m in wanted if m.version in before}
+        del before  # what is not wanted any more goes before others come
+        for manifest in wanted:
+            if manifest.version not in self._opened:
+                self._opened[manifest.version] = Opened(
+                    manifest,
+                    executor=self._make_executor(manifest),
+                    make_cold_start=self._make_cold_start,
+                    normalise=self._normalise,
+                )
 
     def search(self, requests: list[SearchRequest]) -> BatchResult:
         """Answer a batch; a failing engine fails the requests of its group only, with the same exception.
@@ -103,13 +113,15 @@ class Scheduler:
         answers: list[SearchAnswer | Exception] = []
         self._reader.refresh()
         try:
-            if self._active.refresh():
-                self._open(self._active.manifest)
-            answers = self._answer(requests, report)
+            self._active.refresh()
+            self._open()
+            answers = self._answer_all(requests, report)
             lost = [i for i, answer in enumerate(answers) if isinstance(answer, EngineError)]
             if lost and self._active.replace_lost():
-                self._open(self._active.manifest)
-                for i, answer in zip(lost, self._answer([requests[i] for i in lost], report), strict=True):
+                self._open()
+                manifest = self._active.manifest
+                found = self._answer([requests[i] for i in lost], report, manifest=manifest)
+                for i, answer in zip(lost, found, strict=True):
                     answers[i] = answer
         except BundleError as error:  # no version can search now
             answers = [a if isinstance(a, SearchAnswer) else error for a in answers or requests]
@@ -119,11 +131,27 @@ class Scheduler:
         report.seconds = self._clock() - began
         return BatchResult(answers, report)
 
-    def _answer(self, requests: list[SearchRequest], report: BatchReport) -> list[SearchAnswer | Exception]:
-        """Of the version in use, all of one index snapshot."""
+    def _answer_all(
+        self, requests: list[SearchRequest], report: BatchReport
+    ) -> list[SearchAnswer | Exception]:
+        running, canary = self._active.manifest, self._active.canary
+        if canary is None:
+            return self._answer(requests, report, manifest=running)
+        return answer_with_canary(
+            requests,
+            canary,
+            running,
+            answer=lambda rows, manifest: self._answer(rows, report, manifest=manifest),
+            report=report,
+        )
+
+    def _answer(
+        self, requests: list[SearchRequest], report: BatchReport, *, manifest: Manifest
+    ) -> list[SearchAnswer | Exception]:
+        """Of one version, all of one index snapshot."""
         if not requests:
             return []
-        manifest = self._active.manifest
+        opened = self._opened[manifest.version]
         try:
             snapshot = self._reader.snapshot_of(manifest.tokenizer_id)
         except IndexStoreError as error:
@@ -141,10 +169,10 @@ class Scheduler:
         if self._cached is not None:
             # An entry of the configured plan is good while the server has room for more.
             at_least = self._in_use.within(self._plan)
-            self._cached.answer(batch, settings=self._settings, at_least=at_least)
+            self._cached.answer(batch, settings=opened.settings, at_least=at_least)
         left = [i for i, answer in enumerate(batch.answers) if not isinstance(answer, SearchAnswer)]
         if left:
-            self._search_rows(batch, left, decision=self._decide(batch, left))
+            self._search_rows(opened, batch, left, decision=self._decide(batch, left))
         return batch.answers
 
     def _decide(self, batch: Batch, rows: list[int]) -> Decision:
@@ -157,11 +185,13 @@ class Scheduler:
         )
         decision = self._policy.decide(self._clock(), view)
         self._in_use = decision.plan
-        batch.report.decision = decision
+        before = batch.report.decision  # of the canary's requests
+        rejected = before.rejected + decision.rejected if before else decision.rejected
+        batch.report.decision = replace(decision, rejected=rejected)
         batch.report.queue_depth = None if reading is None else reading.pending
         return decision
 
-    def _search_rows(self, batch: Batch, rows: list[int], *, decision: Decision) -> None:
+    def _search_rows(self, opened: Opened, batch: Batch, rows: list[int], *, decision: Decision) -> None:
         for at, reason in decision.rejected:
             batch.answers[rows[at]] = OverloadError(reason)
         rejected = {at for at, _ in decision.rejected}
@@ -174,16 +204,15 @@ class Scheduler:
                 plans.setdefault(plan, []).append(i)
         groups = ((p, *group) for p, members in plans.items() for group in self._groups(batch, p, members))
         for plan, members, pruned in groups:
-            self._executor.take()
+            opened.executor.take()
             began = self._clock()
             try:
-                found = self._search_group(batch, plan, members, pruned=pruned)
+                found = self._search_group(opened, batch, members, plan=plan, pruned=pruned)
             except Exception as error:  # one group must not take the others, or the server, down
                 for i in members:
                     batch.answers[i] = error
                 continue
-            now = self._clock()
-            self._learn(now, now - began, plan=plan, pruned=pruned, requests=len(members))
+            self._learn(opened, self._clock() - began, plan=plan, pruned=pruned, requests=len(members))
             batch.report.searched += len(members)
             for i, answer in zip(members, found, strict=True):
                 batch.answers[i] = answer
@@ -210,26 +239,26 @@ class Scheduler:
             yield plain, []
 
     def _learn(
-        self, now: float, seconds: float, *, plan: WidthPlan, pruned: list[Asked], requests: int
+        self, opened: Opened, seconds: float, *, plan: WidthPlan, pruned: list[Asked], requests: int
     ) -> None:
         """From a search that ran; the first one of an executor says nothing of the later ones."""
-        calls, first, self._first = self._executor.take(), self._first, False
+        calls, first, opened.first = opened.executor.take(), opened.first, False
         if first:
             return
         rows = sum(call.rows for call in calls)
-        self._policy.observe(now, BatchCost(requests, rows, seconds))
+        self._policy.observe(self._clock(), BatchCost(requests, rows, seconds))
         if self._pruning is not None:
             for call in calls:
                 self._pruning.calls.observe(call.rows * call.requests, call.seconds)
             self._pruning.observe(plan, pruned, rows=rows)
 
     def _search_group(
-        self, batch: Batch, plan: WidthPlan, rows: list[int], *, pruned: list[Asked]
+        self, opened: Opened, batch: Batch, rows: list[int], *, plan: WidthPlan, pruned: list[Asked]
     ) -> list[SearchAnswer]:
         requests, snapshot, manifest = [batch.requests[i] for i in rows], batch.snapshot, batch.manifest
         banned = [snapshot.banned_leaves(r.exclude) for r in requests]
         beams = beam_search(
-            self._executor,
+            opened.executor,
             snapshot.trie,
             batch.slots[rows],
             np.stack([r.profile for r in requests]),
@@ -240,7 +269,7 @@ class Scheduler:
             by_value=bool(pruned) and pruned[0].by_value,
             banned=banned if any(map(len, banned)) else None,
             normalise=self._normalise,
-            cold_start=self._cold_start,
+            cold_start=opened.cold_start,
             value_correction=ValueCorrection(manifest.value_correction),
         )
         return [

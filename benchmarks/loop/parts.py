@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from benchmarks.faults.variants import Answer, Expected
 from benchmarks.live_index.deployment import prepare
 from benchmarks.loop.publishing import Published, Trainer, steady
 from examples.client import send
+from export.verdicts import VERDICTS
 from serving.model.bundle import versions
 from serving.model.current import HISTORY, point_current
 from training.preset.preset import Preset
@@ -26,7 +28,8 @@ ADS = 20_000
 FOLLOWS = ("serving.graph_calls=in_process", "serving.load_control=fixed", "serving.threads=1")
 """The schedulers run the graphs and follow CURRENT; each request is searched at the configured widths."""
 IN_A_ROW = 5  # publishes of a block, between two blocks without
-ALONE = 200  # requests, one after another
+ALONE = 200  # requests, one after another, before anything counts
+IN_TURN = 2_000  # requests to each of two servers
 SAMPLES = 40
 
 Say = Callable[[str], None]
@@ -50,7 +53,7 @@ def publishes(run: Path, *, count: int, every_s: float, say: Say) -> dict[str, A
         `p99_with_publishes_ms`, `p99_with_publishes_ratio`.
     """
     settings = (*FOLLOWS, "serving.cache='off'", f"publish.kept={count + 2}")
-    preset = _prepared(run, settings)
+    preset = prepared(run, settings)
     with Deployment(run) as deployment, Trainer(run, preset=_words(settings)) as trainer:
         ask = _ask(deployment)
         for number in range(ALONE):
@@ -112,16 +115,17 @@ def swaps(run: Path, *, count: int, say: Say) -> dict[str, Any]:
     Returns:
         `swaps`; `swap_pss_mb` (medians of a sixth of the samples, after the first quarter and at the end) and
         `memory_growth`, their ratio; `swap_fds`, the same two of open handles, and `fds_growth`, their
-        difference; `request_ms`, median of requests sent one by one before and after, and
-        `request_creation_ratio`, their ratio; `swap_s`, median.
+        difference; `request_ms`, medians of requests sent one by one after all swaps, in turn to a server of
+        the same folder that was just started and to the one that was swapped, and `request_creation_ratio`,
+        their ratio; `swap_s`, median.
     """
     settings = (*SMALL, *FOLLOWS, "serving.cache=local")
-    _prepared(run, settings)
+    prepared(run, settings)
     with Deployment(run) as deployment, Trainer(run, preset=_words(settings)) as trainer:
         ask = _ask(deployment)
         for number in range(ALONE):
             ask(number)
-        before, samples, taken = _alone_ms(ask), [], []
+        samples, taken = [], []
         for number in range(count):
             published = trainer.publish()
             _until(lambda: ask(number)["model_version"].ravel()[0] == published.version)  # noqa: B023
@@ -129,7 +133,8 @@ def swaps(run: Path, *, count: int, say: Say) -> dict[str, Any]:
             if number % max(1, count // SAMPLES) == 0:
                 samples.append(_sizes(deployment))
                 say(f"swaps: {number + 1} of {count}, {samples[-1]}")
-        after = _alone_ms(ask)
+        with _just_started(run, deployment.tensors) as other:
+            new, swapped = _in_turn_ms(_ask(other), ask)
     early, late = (
         samples[len(samples) // 4 :][: max(1, len(samples) // 6)],
         samples[-max(1, len(samples) // 6) :],
@@ -142,8 +147,8 @@ def swaps(run: Path, *, count: int, say: Say) -> dict[str, Any]:
         "memory_growth": round(pss[1] / pss[0], 3),
         "swap_fds": fds,
         "fds_growth": fds[1] - fds[0],
-        "request_ms": [round(before, 2), round(after, 2)],
-        "request_creation_ratio": round(after / before, 3),
+        "request_ms": [round(new, 2), round(swapped, 2)],
+        "request_creation_ratio": round(swapped / new, 3),
     }
 
 
@@ -151,7 +156,7 @@ def _words(settings: tuple[str, ...]) -> tuple[str, ...]:
     return f"--config={CONFIG}", *(f"--set={setting}" for setting in settings)
 
 
-def _prepared(run: Path, settings: tuple[str, ...]) -> Preset:
+def prepared(run: Path, settings: tuple[str, ...]) -> Preset:
     """Version 1, its index and repository; versions of before are gone."""
     _forget(run)
     preset = Preset.load(CONFIG, settings)
@@ -166,6 +171,7 @@ def _forget(run: Path) -> None:
         shutil.rmtree(run, ignore_errors=True)
         return
     (bundles / HISTORY).unlink(missing_ok=True)
+    (bundles / VERDICTS).unlink(missing_ok=True)
     point_current(bundles, 1)
     for version in versions(bundles):
         if version != 1:
@@ -177,14 +183,28 @@ def _ask(deployment: Deployment) -> Callable[[int], Answer]:
     return lambda number: send(deployment.grpc_url, tensors[number % len(tensors)], timeout_s=10.0)
 
 
-def _alone_ms(ask: Callable[[int], Answer]) -> float:
-    """Median of requests one by one."""
-    times = []
-    for number in range(ALONE):
-        began = time.perf_counter()
-        ask(number)
-        times.append(time.perf_counter() - began)
-    return 1e3 * statistics.median(times)
+@contextmanager
+def _just_started(run: Path, tensors: list[Answer]) -> Iterator[Deployment]:
+    """One more server on a run's folder, for these requests, without a sidecar."""
+    deployment = Deployment(run, launcher=(f"--log={run / 'other.log'}",))
+    deployment.run_file, deployment.tensors = run / "other.json", tensors
+    deployment.start()
+    try:
+        yield deployment
+    finally:
+        deployment.stop()
+
+
+def _in_turn_ms(*asks: Callable[[int], Answer]) -> list[float]:
+    """Medians of requests one by one, to each in turn, after some that do not count."""
+    times: list[list[float]] = [[] for _ in asks]
+    for number in range(ALONE + IN_TURN):
+        places = list(zip(asks, times, strict=True))
+        for ask, found in places if number % 2 else places[::-1]:
+            began = time.perf_counter()
+            ask(number)
+            found.append(time.perf_counter() - began)
+    return [1e3 * statistics.median(found[ALONE:]) for found in times]
 
 
 def _sizes(deployment: Deployment) -> tuple[float, float]:

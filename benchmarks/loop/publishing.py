@@ -40,7 +40,12 @@ class Trainer:
         command = [sys.executable, "-m", "benchmarks.loop.trainer", f"--run={self._run}", *self._preset]
         with (self._run / "trainer.log").open("w") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,  # see `yield_to_servers`
             )
         self._line()
         return self

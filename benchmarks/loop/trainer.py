@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from export.gate_requests import random_requests
 from export.publish import Place
 from export.publisher import Publisher
 from export.seeded import seeded_checkpoint
+from serving.backend.priority import yield_to_servers
 from serving.files import read_object
 from serving.model.bundle import MANIFEST
 from training.loop.checkpoint import Checkpoint, load_checkpoint
@@ -30,7 +30,6 @@ from training.preset.preset import Preset, add_preset_arguments
 from training.spec import ModelSpec
 
 NOISE = 0.05  # of the standard deviation of each weight: answers differ, and are as good
-NICE = 19
 
 
 def weights(base: Checkpoint, *, step: int) -> Checkpoint:
@@ -51,7 +50,7 @@ def main() -> None:
     add_preset_arguments(parser)
     parser.add_argument("--run", required=True, type=Path)
     arguments = parser.parse_args()
-    os.nice(NICE)
+    yield_to_servers()
     torch.set_num_threads(1)
     run, preset = arguments.run, Preset.load(arguments.config, arguments.overrides)
     spec = ModelSpec.from_json(read_object(run / "bundles" / "1" / MANIFEST))

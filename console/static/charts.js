@@ -30,11 +30,18 @@ const CHARTS = {
   "chart-versions": [
     { label: "answers", colour: "--three", of: (f) => answering(f), stepped: true, width: 3 },
     { label: "CURRENT", colour: "--two", of: (f) => f.versions?.current, stepped: true, dash: [4, 4] },
+    { label: "canary", colour: "--one", of: (f) => f.versions?.canary, stepped: true, width: 2 },
+    { label: "its share, %", colour: "--dim", of: sharePercent, stepped: true, scale: "share" },
   ],
 };
 
 function sum(rates) {
   return rates ? Object.values(rates).reduce((total, rate) => total + (rate ?? 0), 0) : null;
+}
+
+function sharePercent(frame) {
+  const share = frame.versions?.canary_share;
+  return share === undefined || share === null ? null : 100 * share;
 }
 
 export function behind(frame) {

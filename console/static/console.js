@@ -115,7 +115,7 @@ function showRejects(rejects) {
   document.getElementById("rejects").replaceChildren(...entries);
 }
 
-function showVersions({ current, problem, made, named }, { models, versions_refused: refused }) {
+function showVersions({ current, problem, made, named, canary, canary_share: share }, { models, versions_refused: refused }) {
   const answering = new Set(Object.values(models ?? {}));
   const items = Object.keys(made)
     .map(Number)
@@ -125,6 +125,7 @@ function showVersions({ current, problem, made, named }, { models, versions_refu
       if (answering.has(version)) says.push("answers");
       if (version === current) says.push("CURRENT");
       else if (named.includes(version)) says.push("named before");
+      if (version === canary) says.push(`canary, ${percent(share)} of the requests`);
       if (version === current && refused?.length) says.push(`refused: ${refused.join(", ")}`);
       return element(
         "li",

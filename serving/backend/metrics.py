@@ -72,6 +72,17 @@ SCHEDULER: dict[str, Family] = {
         "loaded), files (damaged), generation (of the index), answers (of its graphs)",
         ("reason",),
     ),
+    "gr4ad_canary_version": Family("gauge", "Version that answers a share of the requests; 0 for none"),
+    "gr4ad_canary_requests_total": Family(
+        "counter",
+        "Requests of the canary's share: answered; failed, and answered by the version in use instead",
+        ("result",),
+    ),
+    "gr4ad_canary_refused": Family(
+        "gauge",
+        "Version that CANARY names and that does not answer, 0 for none; reason: as of gr4ad_version_refused",
+        ("reason",),
+    ),
     "gr4ad_batch_requests": Family(
         "histogram", "Requests of a batch", buckets=(1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)
     ),

@@ -22,7 +22,7 @@ from serving.load.outlook import Outlook, OutlookFile
 from serving.load.policy import Decision, FixedPolicy, Policy
 from serving.load.pruning import Pruning
 from serving.load.queue_depth import QueueDepth, QueueReading
-from serving.model.active_model import Reason
+from serving.model.refusal import Reason, Refusal
 from serving.search.widths import WidthPlan
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ class SchedulerLoad:
         self._outlook = _nothing_known(config)  # the one that the entry sees
         self._plan = ladder.plans[ladder.base]
         self._refused: Reason | None = None
+        self._canary = 0
+        self._canary_refused: tuple[int, Refusal] | None = None
         if config.control is not None:
             rows = plan_rows if pruning is None else pruning.rows
             self.policy = LoadController(ladder, settings=config.control, rows=rows)
@@ -142,6 +144,7 @@ class SchedulerLoad:
             show.set("gr4ad_beam_row_seconds", row)
             show.set("gr4ad_arrival_rate", self.policy.arrivals_qps)
         self._show_version(report)
+        self._show_canary(report)
         show.add("gr4ad_cache_lookups_total", report.hits, result="hit")
         show.add("gr4ad_cache_lookups_total", report.misses, result="miss")
         show.add("gr4ad_searches_total", report.hits, result="cached")
@@ -170,6 +173,21 @@ class SchedulerLoad:
         if reason is not None:
             self._metrics.set("gr4ad_version_refused", 1, reason=reason)
         self._refused = reason
+
+    def _show_canary(self, report: BatchReport) -> None:
+        """Once a change, and nothing where there never was one."""
+        version, refused = report.canary or 0, report.canary_refused
+        if version != self._canary:
+            self._canary = version
+            self._metrics.set("gr4ad_canary_version", version)
+        if self._canary_refused is not None and self._canary_refused != refused:
+            self._metrics.set("gr4ad_canary_refused", 0, reason=self._canary_refused[1].reason)
+        if refused is not None and self._canary_refused != refused:
+            self._metrics.set("gr4ad_canary_refused", refused[0], reason=refused[1].reason)
+        self._canary_refused = refused
+        for result, count in (("answered", report.canary_answered), ("failed", report.canary_failed)):
+            if count:
+                self._metrics.add("gr4ad_canary_requests_total", count, result=result)
 
 
 def _nothing_known(config: ServingConfig) -> Outlook:

@@ -5,31 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 from serving.index.layout import IndexStoreError
 from serving.index.reader import IndexReader
+from serving.model.active_canary import ActiveCanary
 from serving.model.bundle import BundleError
 from serving.model.current import CURRENT, current_version, named_versions, read_current
 from serving.model.features import FeatureSpec
 from serving.model.graphs import Graphs
 from serving.model.manifest import Manifest, RankerKind
+from serving.model.refusal import Reason, Refusal
 from serving.model.version_watch import VersionWatch, check_files, file_stamp
 
 logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0  # between two looks at a version that is not usable yet
-
-Reason = Literal["manifest", "features", "graphs", "files", "generation", "answers"]
-"""What of a version is not as it should be: CURRENT or the manifest, the features that the repository was
-rendered for, graphs that are not loaded, a file's content, the index, what the graphs compute."""
-
-
-class Refusal(NamedTuple):
-    """Why the version of CURRENT does not answer."""
-
-    reason: Reason
-    text: str
 
 
 class ActiveModel:
@@ -42,6 +32,7 @@ class ActiveModel:
     Attributes:
         manifest: of the version in use.
         refused: why that is not the version of CURRENT; None when it is, or while the other is looked at.
+        canary: version that answers a share of the requests; None where canaries do not count.
     """
 
     def __init__(
@@ -52,6 +43,7 @@ class ActiveModel:
         graphs: Graphs,
         features: FeatureSpec,
         ranker: RankerKind | None = None,
+        canaries: bool = False,
     ) -> None:
         """Find the first usable version.
 
@@ -61,6 +53,7 @@ class ActiveModel:
             graphs: who runs the graphs.
             features: what the repository was rendered for, and every version must have.
             ranker: likewise; None for versions without one.
+            canaries: whether CANARY counts.
 
         Raises:
             BundleError: CURRENT names no complete version that can be used, nor did it before.
@@ -80,14 +73,21 @@ class ActiveModel:
         for other in reader.generations:
             if other != self.manifest.tokenizer_id:
                 reader.forget(other)
-        self._watch = VersionWatch(bundles, self.manifest, graphs=graphs)
+        self._watch = VersionWatch(bundles, self.manifest, graphs=graphs, canaries=canaries)
+        self.canary = ActiveCanary(bundles, graphs=graphs, watch=self._watch) if canaries else None
 
     def refresh(self) -> bool:
-        """Follow CURRENT; True when another version is in use now. Call between batches.
+        """Follow CURRENT and CANARY; True when another version is in use now. Call between batches.
 
         Raises:
             BundleError: the version in use computes something else than it should, and none can stand in.
         """
+        replaced = self._refresh()
+        if self.canary is not None:
+            self.canary.refresh(self.manifest)
+        return replaced
+
+    def _refresh(self) -> bool:
         if self._follow():
             return True
         if self._proved or not self._graphs.is_loaded(self.manifest):

@@ -17,12 +17,13 @@ from serving.model.pinned import require_free
 logger = logging.getLogger(__name__)
 
 CURRENT = "CURRENT"
+CANARY = "CANARY"  # see `serving.model.canary`
 HISTORY = "CURRENT.named"  # versions, one a line, newest first, that of CURRENT included
 _REMEMBERED = 16
 
 
 def point_current(bundles: str | Path, version: int) -> None:
-    """Make `version` the one to serve; rollback is pointing at an earlier one.
+    """Make `version` the one to serve; rollback is pointing at an earlier one. A canary ends with that.
 
     Raises:
         PinError: another version is pinned.
@@ -34,6 +35,10 @@ def point_current(bundles: str | Path, version: int) -> None:
     # First: whoever reads between the two writes finds one version too many, and misses none.
     write_file(bundles / HISTORY, "".join(f"{known}\n" for known in named[:_REMEMBERED]))
     write_file(bundles / CURRENT, f"{version}\n")
+    try:
+        (bundles / CANARY).unlink(missing_ok=True)
+    except OSError as error:  # of no account where CURRENT names another version than before
+        logger.warning("a canary that has ended is still named: %s", error)
 
 
 def read_current(bundles: str | Path, *, verify: bool = True) -> Manifest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serving.model.bundle import MANIFEST, BundleError, check_file, read_manifest
+from serving.model.canary import read_canary
 from serving.model.current import read_current
 from serving.model.graphs import Graphs
 from serving.model.manifest import Manifest
@@ -17,6 +19,7 @@ from serving.model.manifest import Manifest
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.25  # between two looks at CURRENT
+NICE = 19
 _REMEMBERED = 4  # versions; to go back to one of them needs no hash
 
 Stamp = tuple[int, int, int]
@@ -42,21 +45,25 @@ def check_files(bundle: Path, graphs: Graphs) -> Manifest:
 
 
 class VersionWatch:
-    """Looks at the version that CURRENT names, once as long as its files are the same ones.
+    """Looks at the version that CURRENT names, then at that of CANARY, once while their files are the same.
 
     It does not wait for a batch: a server that nobody asks is ready for the version that came meanwhile. The
     thread ends with the object.
     """
 
-    def __init__(self, bundles: str | Path, in_use: Manifest, *, graphs: Graphs) -> None:
+    def __init__(
+        self, bundles: str | Path, in_use: Manifest, *, graphs: Graphs, canaries: bool = False
+    ) -> None:
         """Begin.
 
         Args:
             bundles: folder of bundles.
             in_use: version that answers, which has been checked.
             graphs: who runs them.
+            canaries: whether CANARY counts.
         """
-        self._bundles, self._graphs = Path(bundles), graphs
+        self._bundles, self._graphs, self._canaries = Path(bundles), graphs, canaries
+        self._beside: int | None = None
         self._in_use = self._prepared = in_use.version
         self._known = {in_use.version: _Known(self._stamps(in_use), None)}
         self._hurry = threading.Event()
@@ -83,13 +90,19 @@ class VersionWatch:
         """A version answers from now on."""
         self._in_use = manifest.version
 
+    def use_beside(self, manifest: Manifest | None) -> None:
+        """A canary answers its share from now on; None for none: what was prepared of it is gone."""
+        if self._prepared == self._beside != self._in_use:
+            self._prepared = 0
+        self._beside = None if manifest is None else manifest.version
+
     def look(self) -> None:
-        """Look at the version that CURRENT names; the thread's work."""
+        """Look at the version that is to answer next; the thread's work."""
         try:
-            manifest = read_current(self._bundles, verify=False)
+            manifest = self._next()
         except BundleError:
             return  # whoever wants a version finds out
-        if manifest.version == self._in_use:
+        if manifest is None:
             return
         stamps = self._stamps(manifest)  # of before: files that change meanwhile are looked at again
         known = self._known.get(manifest.version)
@@ -106,6 +119,17 @@ class VersionWatch:
         self._known[manifest.version] = _Known(stamps, refusal)
         while len(self._known) > _REMEMBERED:
             del self._known[next(iter(self._known))]
+
+    def _next(self) -> Manifest | None:
+        """That of CURRENT, or where that answers, of CANARY; None for nothing to do."""
+        manifest = read_current(self._bundles, verify=False)
+        if manifest.version == self._in_use:
+            canary = read_canary(self._bundles) if self._canaries else None
+            if canary is None or canary.version == self._beside:
+                return None
+            manifest = read_manifest(self._bundles / str(canary.version), verify=False)
+        # Two versions are in memory at most: the canary goes first, or it is the one of CURRENT now.
+        return manifest if self._beside is None else None
 
     def _is_prepared(self, manifest: Manifest) -> bool:
         return self._graphs.prepare is None or self._prepared == manifest.version
@@ -139,6 +163,8 @@ def file_stamp(path: Path) -> Stamp:
 
 
 def _watch(reference: weakref.ref[VersionWatch], hurry: threading.Event) -> None:
+    # Of this thread alone: searches go first.
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
     while True:
         hurry.wait(POLL_S)
         hurry.clear()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
+import urllib.request
 
 import numpy as np
 import onnx
@@ -14,6 +16,7 @@ from benchmarks.faults.publishes import is_of
 from benchmarks.faults.variants import Expected, add_variant
 from benchmarks.loop.publishing import steady
 from examples.client import send
+from export.canary_watch import promote, roll_back_canary
 from export.publish import Place, publish
 from export.publisher import Publisher
 from export.render import render
@@ -21,6 +24,7 @@ from export.versions import version_before
 from launcher.triton_server import TritonServer
 from serving.files import sha256
 from serving.model.bundle import read_manifest
+from serving.model.canary import read_canary
 from serving.model.current import point_current
 from tests.pipeline import WIDTHS, checkpoint, copy_of, serving_config
 from tests.serving.ask import request
@@ -69,6 +73,48 @@ def test_a_row_of_refits_under_load(pipeline, place):
         assert server.poll() is None
     assert [asked.failure for asked in seen if asked.failure] == []
     assert {asked.version for asked in seen} == {1, 2, 3, 4, 5, 6}
+    expected = Expected(place.bundles, place.index, requests, widths=WIDTHS)
+    for asked in seen:
+        assert is_of(asked.answer, expected.of(asked.version)[asked.number % len(requests)]), asked.version
+
+
+def test_a_canary_answers_its_share_until_it_is_promoted_or_ended(pipeline, place):
+    """By the id of the request alone; no answer is of two versions, and a share that is over is over."""
+    requests = [request(num_ads=8, seed=seed) for seed in range(6)]
+    publisher = Publisher(place, Preset.load("configs/demo.yaml", ["publish.canary_share=0.3"]), load, None)
+    with TritonServer(place.repository) as server:
+
+        def ask(number):
+            return send(server.grpc_url, requests[number % len(requests)], request_id=f"request {number}")
+
+        def metrics():
+            with urllib.request.urlopen(server.metrics_url, timeout=5) as page:
+                return page.read().decode()
+
+        with steady(ask, qps=20) as seen:
+            canaries = []
+            for seed in (1, 2):
+                version = publisher.publish(trained(pipeline, seed=seed))
+                canaries.append(read_canary(place.bundles))
+                assert canaries[-1].version == version
+                wait_until(lambda: sum(a.version == version for a in seen) > 5, what="answers")  # noqa: B023
+                pages = re.findall("^gr4ad_canary_version{.*} ([0-9.]+)$", metrics(), re.M)
+                assert {float(value) for value in pages} <= {0.0, float(version)}
+                assert float(version) in map(float, pages)
+                if seed == 1:
+                    assert promote(canaries[0], place, load=load, reason="by command")
+                    wait_until(
+                        lambda: all(a.version == version for a in seen[-8:]),  # noqa: B023
+                        what="the canary everywhere",
+                    )
+            assert roll_back_canary(place.bundles, canaries[1], reason="by command")
+            wait_until(lambda: all(a.version == canaries[0].version for a in seen[-8:]), what="it has ended")
+        tensors = requests[0]
+        assert send(server.grpc_url, tensors)["model_version"].tolist() == [[canaries[0].version]]
+    assert [asked.failure for asked in seen if asked.failure] == []
+    assert {asked.version for asked in seen} == {1, 2, 3}
+    second = [a for a in seen if a.version == canaries[1].version]
+    assert all(canaries[1].takes(f"request {a.number}") for a in second)
     expected = Expected(place.bundles, place.index, requests, widths=WIDTHS)
     for asked in seen:
         assert is_of(asked.answer, expected.of(asked.version)[asked.number % len(requests)]), asked.version

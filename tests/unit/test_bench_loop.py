@@ -11,9 +11,13 @@ from benchmarks.loop.publishing import steady
 def test_a_figure_that_is_missing_or_too_large_is_a_target_missed():
     good = {"failed_requests": 0, "mixed_versions": 0, "p99_with_publishes_ratio": 1.15, "publish_p50_s": 4.9}
     swaps = {"memory_growth": 1.03, "fds_growth": 0.0, "request_creation_ratio": 1.0, "seconds": 3}
-    assert summary({"publishes": good, "swaps": swaps})["missed"] == ["memory_growth"]
-    assert summary({"swaps": swaps})["missed"] == [name for name in TARGETS if name not in swaps] + [
-        "memory_growth"
+    canary = {"rollback_s": 30.0, "touched_outside_canary": 0}
+    found = summary({"publishes": good, "swaps": swaps, "canary": canary})
+    assert found["missed"] == ["memory_growth"]
+    held = canary | {"rollback_s": None}  # it was not rolled back
+    assert summary({"publishes": good, "canary": held})["missed"][-1] == "rollback_s"
+    assert summary({"swaps": swaps})["missed"] == [
+        name for name in TARGETS if name not in swaps or name == "memory_growth"
     ]
     assert "seconds" not in summary({"swaps": swaps})
 

@@ -111,5 +111,12 @@ def test_no_page_whatever_is_on_it_ends_the_frames(seed):
 def test_versions_are_shown_as_they_were_read():
     versions = Versions(current=2, made={1: 5.0, 2: 6.0}, named=[2, 1])
     frame = Frames().add(Reading(at=7, versions=versions))
-    assert frame["versions"] == {"current": 2, "problem": None, "made": {1: 5.0, 2: 6.0}, "named": [2, 1]}
+    assert frame["versions"] == {
+        "current": 2,
+        "problem": None,
+        "made": {1: 5.0, 2: 6.0},
+        "named": [2, 1],
+        "canary": None,
+        "canary_share": None,
+    }
     assert frame["sources"] == {"bundles": {"ok": True, "age_s": 0, "problem": None}}

@@ -9,6 +9,7 @@ from console.actions import Actions
 from console.feeds import LiveFeed, Replay
 from console.guard import Guard
 from console.watch import Watch
+from serving.model.canary import Canary, write_canary
 from tests.browser import chromium, needs_chromium
 from tests.console_server import TOKEN, running
 from tests.indexing import write_manifest
@@ -102,6 +103,8 @@ def expected(server: str, indexer: str) -> dict[str, str]:
 def test_values_on_the_page_are_those_of_the_metrics(page, tmp_path):
     write_manifest(tmp_path, 1, "tok", current=False)
     write_manifest(tmp_path, 2, "tok")
+    write_manifest(tmp_path, 3, "tok", current=False)
+    write_canary(tmp_path, Canary(version=3, beside=2, share=0.2, began=0.0))
     server = server_page(answered=12_345, rejected=678, queue=9, beams=(20, 40, 80, 30), model=2)
     with showing(server) as triton, showing(indexer_page(sequence=17)) as sidecar:
         feed = LiveFeed({"server": triton.url, "indexer": sidecar.url}, bundles=tmp_path, hz=5)
@@ -119,11 +122,13 @@ def test_values_on_the_page_are_those_of_the_metrics(page, tmp_path):
             )
             assert page.evaluate(beams) == {"1": "20", "2": "40", "3": "80", "value": "30"}
             rows = page.evaluate("[...document.querySelectorAll('#versions li')].map((e) => e.innerText)")
-            assert len(rows) == 2
-            assert rows[0].startswith("2")
-            assert "answers, CURRENT" in rows[0]
-            assert rows[1].startswith("1")
-            assert "answers" not in rows[1]
+            assert len(rows) == 3
+            assert rows[0].startswith("3")
+            assert "canary, 20.0 % of the requests" in rows[0]
+            assert rows[1].startswith("2")
+            assert "answers, CURRENT" in rows[1]
+            assert rows[2].startswith("1")
+            assert "answers" not in rows[2]
 
             triton.page = server_page(
                 answered=12_845, rejected=678, queue=0, within={"0.1": 500, "+Inf": 500}

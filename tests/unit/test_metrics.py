@@ -21,7 +21,7 @@ from serving.load.cost_model import BatchCost
 from serving.load.ladder import Ladder
 from serving.load.outlook import OutlookFile
 from serving.load.policy import Decision, FixedPolicy
-from serving.model.active_model import Refusal
+from serving.model.refusal import Refusal
 from serving.search.widths import WidthPlan
 from tests.fake_triton import FakeTriton
 
@@ -183,6 +183,32 @@ def test_the_version_in_use_and_why_it_is_not_that_of_current(triton):
     assert shown(triton, "gr4ad_model_version") == [3.0, 3.0, 3.0, 4.0]
     assert shown(triton, "gr4ad_version_refused", reason="graphs") == [1.0, 0.0]
     assert shown(triton, "gr4ad_version_refused", reason="files") == [1.0, 0.0]
+    load.close()
+
+
+def test_the_canary_and_why_it_is_refused(triton):
+    """Each once a change; what reads it tells a version that is refused now from one that was."""
+    fixed = CONFIG.model_copy(update={"load_control": "fixed"})
+    load = SchedulerLoad(triton, fixed, ladder=Ladder((PLAN,), 0), instance="p_1")
+    refused = Refusal("answers", "a search failed")
+    for report in (
+        BatchReport(),
+        BatchReport(canary=2, canary_answered=3),
+        BatchReport(canary=2),
+        BatchReport(canary_failed=1, canary_refused=(2, refused)),
+        BatchReport(canary_refused=(2, refused)),
+        BatchReport(canary=3, canary_answered=2),
+        BatchReport(canary_refused=(3, refused)),
+        BatchReport(),
+    ):
+        load.show(report)
+    assert shown(triton, "gr4ad_canary_version") == [2.0, 0.0, 3.0, 0.0]
+    assert shown(triton, "gr4ad_canary_refused", reason="answers") == [2.0, 0.0, 3.0, 0.0]
+    counts = {
+        result: shown(triton, "gr4ad_canary_requests_total", result=result)
+        for result in ("answered", "failed")
+    }
+    assert counts == {"answered": [3.0, 5.0], "failed": [1.0]}
     load.close()
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 CODE = """
 import os, threading
@@ -21,3 +22,27 @@ def test_a_process_that_searches_and_its_threads_yield_however_often_it_says_so(
     found = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     assert found.stdout == "[5, 5] 5\n"
     assert os.getpriority(os.PRIO_PROCESS, 0) < 5
+
+
+BESIDE = """
+import os
+from pathlib import Path
+from serving.backend.priority import yield_to_servers
+yield_to_servers()
+group = Path("/proc/self/autogroup")
+print(os.getpriority(os.PRIO_PROCESS, 0), group.read_text().split()[-1] if group.exists() else "none")
+"""
+
+
+def test_who_works_beside_a_server_yields_with_its_session_too():
+    """A nice value counts inside a session only; a session of others is not touched."""
+    own, shared = (
+        subprocess.run(
+            [sys.executable, "-c", BESIDE], capture_output=True, text=True, check=True, start_new_session=own
+        ).stdout.split()
+        for own in (True, False)
+    )
+    assert own[0] == shared[0] == "19"
+    if own[1] != "none":
+        assert own[1] == "10"
+        assert shared[1] == Path("/proc/self/autogroup").read_text().split()[-1]

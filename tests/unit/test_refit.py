@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from export.bundle import write_bundle
+from export.canary_watch import roll_back_canary
 from export.compare import search
 from export.gate import Gate, GateError
 from export.gate_requests import GateRequests
@@ -23,7 +24,7 @@ from export.publisher import Publisher
 from export.refit import RefitError, refit
 from export.refit_gate import RefitGate
 from export.skeleton import SKELETON, SkeletonError, fill_skeletons, random_twin, write_skeletons
-from export.versions import pin
+from export.versions import canary_of, pin
 from serving.engines.ort import OrtExecutor
 from serving.files import sha256
 from serving.model.bundle import read_manifest, versions
@@ -338,6 +339,38 @@ def test_new_checkpoints_are_followed(made, tmp_path):
     assert "expected weights of tokenizer" in said[1]
     assert current_version(made.bundles) == 3
     assert read_manifest(made.bundles / "3").step == 12
+
+
+def test_while_there_is_a_canary_the_next_one_waits(made, tmp_path):
+    """It would never live to be judged; then the latest checkpoint follows."""
+    model, said, looks = tmp_path / "model", [], []
+    preset = Preset.load("configs/demo.yaml", ("serving.widths=4-8-16:6", "publish.canary_share=0.5"))
+
+    class Watch:
+        def look(self):
+            looks.append(canary_of(made.bundles))
+            if len(looks) < 3:
+                save_checkpoint(model, dataclasses.replace(trained(made), step=7 + len(looks)), keep=9)
+            if len(looks) == 4:
+                return roll_back_canary(made.bundles, looks[-1], reason="it earns less")
+            return None
+
+    def say(text):
+        said.append(text)
+        if len(said) == 3:
+            raise KeyboardInterrupt
+
+    follower = dataclasses.replace(publisher(made), preset=preset)
+    with pytest.raises(KeyboardInterrupt):
+        follower.follow(model, say=say, errors=(RefitError,), watch=Watch())
+    assert [text.partition(":")[0] for text in said] == [
+        "version 2 is a canary",
+        "canary 2 rolled back",
+        "version 3 is a canary",
+    ]
+    assert [canary and canary.version for canary in looks] == [None, 2, 2, 2]
+    assert current_version(made.bundles) == 1
+    assert read_manifest(made.bundles / "3").step == 9
 
 
 def test_what_is_pinned_is_not_refitted_away(made):

@@ -316,7 +316,8 @@ def unloadable(deployment, *, current):
     point_current(deployment[0], 2)
     scheduler = make(deployment, loaded=lambda manifest: manifest.version in loaded)
     scheduler._make_executor = lambda m: Unloadable(m.version, searches, loaded)
-    scheduler._open(scheduler._active.manifest)
+    scheduler._opened.clear()
+    scheduler._open()
     assert scheduler.search(requests(2)).answers[0].model_version == 2
     add_version(deployment[0], 3)
     if current == 3:
@@ -360,7 +361,7 @@ def test_graphs_that_are_gone_without_another_version(deployment, caplog):
 
 def test_an_error_of_a_graph_that_is_loaded_is_no_reason_to_change(deployment):
     scheduler, loaded, _ = unloadable(deployment, current=2)
-    scheduler._executor._executor.loaded = set()
+    scheduler._opened[2].executor._executor.loaded = set()
     (answer,) = scheduler.search(requests(1)).answers
     assert isinstance(answer, EngineError)
     assert scheduler._active.manifest.version == 2
@@ -399,7 +400,8 @@ def test_version_waits_for_its_generation_and_then_all_is_of_one(two_generations
     scheduler = make((bundles, index, tokenizer_id))
     seen = []
     scheduler._make_executor = lambda m: Keeper(m.version, seen)
-    scheduler._open(scheduler._active.manifest)
+    scheduler._opened.clear()
+    scheduler._open()
     point_current(bundles, 2)
     *_, slots = random_slot_ads(3)
     for version in (1, 2):

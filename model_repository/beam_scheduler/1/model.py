@@ -53,6 +53,7 @@ class TritonPythonModel:
             graphs=self.engine,
             features=settings.features,
             ranker=settings.ranker,
+            canaries=serving.graph_calls == "in_process",
         )
         self.levels = active.manifest.levels
         self.limits, self.is_logged = serving.limits, serving.served_log.sink != "off"
@@ -142,6 +143,7 @@ class TritonPythonModel:
                 arrived=float(arrived[i, 0]),
                 deadline=None if deadline is None else float(arrived[i, 0]) + deadline / 1e3,
                 use_cache=use_cache,
+                request_id=request.request_id() or None,
             )
             for i in range(len(ads))
         ]
