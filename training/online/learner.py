@@ -97,6 +97,7 @@ class Learner:
         """
         config = self._config
         self._guards.begin(self.model, self.state)
+        self._say(f"ready at step {self.step}, behind sample {self.state.offset}")
         room = max(1, config.batch_size - round(config.replay * config.batch_size))
         ready: list[Sample] = []
         since, replayed = time.monotonic(), 0
