@@ -58,8 +58,14 @@ class Learning:
         processes: by name.
     """
 
-    def __init__(self, run: Path, *, preset: tuple[str, ...]) -> None:
-        """Describe; `preset` are its words of the command line."""
+    def __init__(self, run: Path, *, preset: tuple[str, ...], repository: Path | None = None) -> None:
+        """Describe.
+
+        Args:
+            run: run folder.
+            preset: its words of the command line.
+            repository: of the server; None for RUN/repository.
+        """
         words = (*preset, f"--run={run}")
         python = (sys.executable, "-m")
         self._commands = {
@@ -67,7 +73,7 @@ class Learning:
             ROLL_OUT: (*python, "training.recipes.roll_out_online", *words, "--requests=64"),
             PUBLISHER: (
                 *(*python, "export", "publish", *words, "--follow"),
-                *(f"--model={run / 'online'}", f"--repository={run / 'repository'}"),
+                *(f"--model={run / 'online'}", f"--repository={repository or run / 'repository'}"),
             ),
         }
         self._run = run
