@@ -36,7 +36,7 @@ from training.online.state import digest_of
 from training.preset.preset import Preset
 
 JOIN = "join"
-ALIVE_S = {TRAINER: 60.0, PUBLISHER: 90.0, ROLL_OUT: 90.0, JOIN: 60.0}
+ALIVE_S = {TRAINER: 100.0, PUBLISHER: 120.0, ROLL_OUT: 120.0, JOIN: 50.0}
 """Longest time from a start to the next kill: on two busy cores enough to start and to do some work."""
 _SETTLE_S = 300.0
 REWARD = ("requests=300", "judged_requests=100", "trees=20")  # a small one: what it says does not matter here

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import shutil
 from collections import Counter
 from dataclasses import replace
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -23,6 +25,8 @@ from training.online.guards import GuardError
 from training.online.intake import Intake
 from training.online.state import OnlineState, digest_of
 from training.preset.preset import ConfigError, Preset
+from training.recipes.command import alone
+from training.recipes.online import LOCK, main
 from training.recipes.roll_out_online import folder_of, follow, newest_lists, one_round, rounds
 from training.reward.__main__ import _fit as fit
 from training.run import SpecError
@@ -190,7 +194,46 @@ def test_sids_that_were_learnt_are_seen_ones(run):
     assert set(after.seen_sids.tolist()) == set(before.seen_sids.tolist()) | set(own.tolist())
 
 
+def test_a_fresh_start_begins_with_the_trained_model_and_learns_everything_again(run):
+    run.serve(12)
+    assert learnt(run.learner()).step == 3
+    again = run.learner(fresh=True)
+    assert (again.step, again.state.offset) == (0, 0)
+    assert find_checkpoint(run.run / "online").name == "step-000003"  # until there is another one
+    learnt(again, steps=1)
+    assert [path.name for path in (run.run / "online" / "checkpoints").glob("step-*")] == ["step-000001"]
+    assert learnt(run.learner()).state.learnt == 12
+
+
 # Bad input
+
+
+def test_two_trainers_of_one_folder(run, monkeypatch):
+    command = ["online", "--config", str(run.preset), "--run", str(run.run)]
+    monkeypatch.setattr("sys.argv", command)
+    with alone(run.run / "online" / LOCK), pytest.raises(SystemExit, match="expected to work here alone"):
+        main()
+    with pytest.raises(SystemExit, match="error: index .*: expected a built index"):
+        main()
+
+
+def test_readers_that_were_killed_take_no_places(run):
+    run.serve(3)
+    context = get_context("fork")
+
+    def die():
+        samples = Samples(run.store)
+        with samples._environment.begin():
+            os._exit(0)
+
+    for _ in range(3):
+        process = context.Process(target=die)
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    with Samples(run.store) as samples:
+        assert len(samples.read(after=0)) == 3
+        assert "no active readers" in samples._environment.readers()
 
 
 def test_samples_that_are_gone_are_counted_and_it_goes_on_behind_them(run):

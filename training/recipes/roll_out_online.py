@@ -23,13 +23,14 @@ from training.loop.retention import find_checkpoint, has_checkpoint
 from training.loop.signals import StopSignals
 from training.preset.preset import Preset, add_preset_arguments
 from training.recipes import pretrain
-from training.recipes.command import errors_end_the_command
+from training.recipes.command import alone, errors_end_the_command
 from training.recipes.listed_requests import LISTS
 from training.reward.reward_model import RewardModel
 from training.reward.score import score_lists
 from training.rollout.__main__ import roll_out
 from training.run import RunData
 
+LOCK = "online.lock"
 NICE = 19
 POLL_S = 0.5
 _NAME = re.compile(r"online-(\d+)")
@@ -136,7 +137,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=256, help="of a round [%(default)s]")
     arguments = parser.parse_args()
     os.nice(NICE)
-    with errors_end_the_command(), StopSignals() as signals:
+    lock = arguments.run / LISTS / LOCK
+    with errors_end_the_command(), alone(lock), StopSignals() as signals:
         follow(
             Preset.load(arguments.config, arguments.overrides),
             arguments.run,
