@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 import shutil
 from collections import Counter
 from dataclasses import replace
-from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -215,25 +213,6 @@ def test_two_trainers_of_one_folder(run, monkeypatch):
         main()
     with pytest.raises(SystemExit, match="error: index .*: expected a built index"):
         main()
-
-
-def test_readers_that_were_killed_take_no_places(run):
-    run.serve(3)
-    context = get_context("fork")
-
-    def die():
-        samples = Samples(run.store)
-        with samples._environment.begin():
-            os._exit(0)
-
-    for _ in range(3):
-        process = context.Process(target=die)
-        process.start()
-        process.join()
-        assert process.exitcode == 0
-    with Samples(run.store) as samples:
-        assert len(samples.read(after=0)) == 3
-        assert "no active readers" in samples._environment.readers()
 
 
 def test_samples_that_are_gone_are_counted_and_it_goes_on_behind_them(run):
