@@ -42,7 +42,8 @@ def copied(demo: Path, run: Path) -> None:
     """
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
-    for name in ("data", "tokenizer", "model", "bundles", "index"):
+    there = ("reward",) if (demo / "reward").is_dir() else ()
+    for name in ("data", "tokenizer", "model", "bundles", "index", *there):
         shutil.copytree(demo / name, run / name)
     first = versions(run / "bundles")[0]
     (run / "bundles" / HISTORY).unlink(missing_ok=True)
