@@ -252,11 +252,6 @@ class Stack:
         self.ledger.look()
         return 0 if manifest.refit is None else int(self.ledger.by_step[manifest.step]["offset"])
 
-    def newest_sample(self) -> int:
-        """Sequence number."""
-        with Samples(self.run / "feedback") as samples:
-            return samples.newest
-
     def sequences(self) -> dict[str, int]:
         """Of the first sample of each request."""
         found: dict[str, int] = {}
