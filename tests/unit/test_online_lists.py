@@ -103,15 +103,16 @@ def test_some_of_what_is_replayed_comes_with_such_a_list(rolled_out):
 def test_a_roll_out_follows_the_newest_checkpoint(rolled_out):
     run, preset = rolled_out
     run.serve(4)
-    lines, looks = [], []
+    lines = []
 
-    def stop():
-        looks.append(len(lines))
-        if len(looks) == 2:
-            learnt(run.learner(say=lambda _: None))
-        return len(looks) > 3
+    def say(line):
+        lines.append(line)
+        if len(lines) == 2:
+            raise InterruptedError
+        learnt(run.learner(say=lambda _: None))
 
-    follow(preset, run.run, run.run / "online", requests=5, say=lines.append, stop=stop)
+    with pytest.raises(InterruptedError):
+        follow(preset, run.run, run.run / "online", requests=5, say=say)
     assert [line.rpartition(" ")[2] for line in lines] == ["step-000040", "step-000001"]
     shutil.move(run.run / "reward", run.run / "reward.gone")
     try:

@@ -20,7 +20,6 @@ from pathlib import Path
 from training.data.list_store import ListStoreError, StoredLists
 from training.loop.checkpoint import CheckpointError
 from training.loop.retention import find_checkpoint, has_checkpoint
-from training.loop.signals import StopSignals
 from training.preset.preset import Preset, add_preset_arguments
 from training.recipes import pretrain
 from training.recipes.command import alone, errors_end_the_command
@@ -93,23 +92,15 @@ def one_round(preset: Preset, run: Path, checkpoint: Path, *, requests: int) -> 
     return folder
 
 
-def follow(
-    preset: Preset,
-    run: Path,
-    model: Path,
-    *,
-    requests: int,
-    say: Callable[[str], object],
-    stop: Callable[[], bool],
-) -> None:
-    """A round by each checkpoint that is there when the round before is at its end, until `stop`.
+def follow(preset: Preset, run: Path, model: Path, *, requests: int, say: Callable[[str], object]) -> None:
+    """A round by each checkpoint that is there when the round before is at its end, until it is stopped.
 
     Raises:
         OSError: the disk is full or not writable.
         ValueError: run, model and reward model do not fit each other.
     """
     last: Path | None = None
-    while not stop():
+    while True:
         path = find_checkpoint(model if has_checkpoint(model) else run / pretrain.FOLDER)
         if path == last:
             time.sleep(POLL_S)
@@ -138,14 +129,13 @@ def main() -> None:
     arguments = parser.parse_args()
     os.nice(NICE)
     lock = arguments.run / LISTS / LOCK
-    with errors_end_the_command(), alone(lock), StopSignals() as signals:
+    with errors_end_the_command(), alone(lock):  # what a signal leaves is not whole, and is not taken
         follow(
             Preset.load(arguments.config, arguments.overrides),
             arguments.run,
             arguments.model or arguments.run / "online",
             requests=arguments.requests,
             say=lambda text: print(text, flush=True),
-            stop=lambda: signals.received,
         )
 
 
