@@ -1,4 +1,4 @@
-"""Weights into a running server, measured: python -m benchmarks.loop writes build/bench/loop.json."""
+"""Weights into a running server, and from it: python -m benchmarks.loop writes build/bench/loop.json."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.loop.canary import canary
+from benchmarks.loop.kills import kills
+from benchmarks.loop.learning import learning
 from benchmarks.loop.parts import prepared, publishes, swaps
 from benchmarks.report import holds, stamp
+from benchmarks.trained_run import trained_run
 
 TARGETS = {
     "failed_requests": "<= 0",
@@ -22,8 +25,15 @@ TARGETS = {
     "request_creation_ratio": "<= 1.05",
     "rollback_s": "<= 30",
     "touched_outside_canary": "<= 0",
+    "feedback_to_weights_p50_s": "<= 20",
+    "feedback_to_weights_p99_s": "<= 60",
+    "not_learnt": "<= 0",
+    "lost": "<= 0",
+    "learnt_twice": "<= 0",
+    "half_published": "<= 0",
 }
-PARTS = ("publishes", "swaps", "canary")
+PARTS = ("publishes", "swaps", "canary", "learning", "kills")
+CONFIG = "configs/demo.yaml"
 
 
 def main() -> None:
@@ -32,9 +42,17 @@ def main() -> None:
     add = parser.add_argument
     add("--out", type=Path, default=Path("build/bench/loop.json"), help="[%(default)s]")
     add("--run", type=Path, default=Path("build/bench/loop"), help="folder to work in [%(default)s]")
-    add("--quick", action="store_true", help="10 publishes and 50 swaps: 5 minutes")
+    add("--quick", action="store_true", help="10 publishes, 20 swaps, a canary, 10 reports, 4 kills: minutes")
     add("--publishes", type=int, help="how many [100]")
     add("--swaps", type=int, help="how many [1000]")
+    add("--reports", type=int, help="of feedback, how many [100]")
+    add("--kills", type=int, help="how many [100]")
+    add(
+        "--demo",
+        type=Path,
+        default=Path("build/demo"),
+        help="trained run; one is made otherwise [%(default)s]",
+    )
     add("--every", type=float, default=4.0, help="seconds between two publishes [%(default)s]")
     add("--only", choices=PARTS, help="one part; the others keep what the file says of them")
     arguments = parser.parse_args()
@@ -48,9 +66,16 @@ def main() -> None:
             figures = publishes(run / name, count=count, every_s=arguments.every, say=_say)
         elif name == "canary":
             figures = canary(run / name, prepared=prepared, say=_say)
-        else:
-            count = arguments.swaps or (50 if arguments.quick else 1_000)
+        elif name == "swaps":
+            count = arguments.swaps or (20 if arguments.quick else 1_000)
             figures = swaps(run / name, count=count, say=_say)
+        else:
+            demo = trained_run(arguments.demo, run, config=CONFIG)
+            few = 10 if name == "learning" else 4
+            wanted = arguments.reports if name == "learning" else arguments.kills
+            part = learning if name == "learning" else kills
+            count = wanted or (few if arguments.quick else 100)
+            figures = part(run / name, demo=demo, config=CONFIG, count=count, say=_say)
         found[name] = figures | {"seconds": round(time.monotonic() - began)} | stamp()
         out.write_text(json.dumps(summary(found), indent=1))  # another part may fail
     report = summary(found)

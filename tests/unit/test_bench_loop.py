@@ -12,8 +12,10 @@ def test_a_figure_that_is_missing_or_too_large_is_a_target_missed():
     good = {"failed_requests": 0, "mixed_versions": 0, "p99_with_publishes_ratio": 1.15, "publish_p50_s": 4.9}
     swaps = {"memory_growth": 1.03, "fds_growth": 0.0, "request_creation_ratio": 1.0, "seconds": 3}
     canary = {"rollback_s": 30.0, "touched_outside_canary": 0}
-    found = summary({"publishes": good, "swaps": swaps, "canary": canary})
-    assert found["missed"] == ["memory_growth"]
+    learning = {"feedback_to_weights_p50_s": 20, "feedback_to_weights_p99_s": None, "not_learnt": 0}
+    kills = {"lost": 0, "learnt_twice": 1, "half_published": 0}
+    parts = {"publishes": good, "swaps": swaps, "canary": canary, "learning": learning, "kills": kills}
+    assert summary(parts)["missed"] == ["memory_growth", "feedback_to_weights_p99_s", "learnt_twice"]
     held = canary | {"rollback_s": None}  # it was not rolled back
     assert summary({"publishes": good, "canary": held})["missed"][-1] == "rollback_s"
     assert summary({"swaps": swaps})["missed"] == [
