@@ -31,6 +31,14 @@ const CHARTS = {
     { label: "answers", colour: "--three", of: (f) => answering(f), stepped: true, width: 3 },
     { label: "CURRENT", colour: "--two", of: (f) => f.versions?.current, stepped: true, dash: [4, 4] },
   ],
+  "chart-loss": [
+    { label: "served and replayed", colour: "--one", of: (f) => f.figures.online_loss, stepped: true, digits: 2 },
+    { label: "requests of the logs", colour: "--two", of: (f) => f.figures.probe_loss, stepped: true, digits: 2 },
+  ],
+  "chart-revenue": [
+    { label: "online", colour: "--three", of: (f) => f.figures.revenue_online },
+    { label: "frozen", colour: "--dim", of: (f) => f.figures.revenue_frozen, dash: [6, 4] },
+  ],
 };
 
 function sum(rates) {
