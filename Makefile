@@ -93,6 +93,10 @@ train: tokenize ## train the generator (goes on where it was stopped; FRESH=1 st
 post-train: setup ## teach the trained model what its candidates are worth: SET="post_training.objective=rspo", see docs/value-learning.md
 	$(PY) -m training.recipes.post_train $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
 
+.PHONY: online
+online: setup ## learn from what is served, as feedback comes; checkpoints in RUN/online, see docs/online.md
+	$(PY) -m training.recipes.online $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
+
 .PHONY: correct-values
 correct-values: setup ## correct the expected value of the trained model on training requests; then: make evaluate export
 	$(PY) -m training.evaluation.correct_values $(WITH_PRESET) --run $(RUN)

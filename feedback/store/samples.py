@@ -24,7 +24,16 @@ _NAMES = {code: name for name, code in BEHAVIORS.items()}
 
 
 class TrimmedError(FeedbackStoreError):
-    """Samples behind an offset are gone: the reader was away for longer than they are kept."""
+    """Samples behind an offset are gone: the reader was away for longer than they are kept.
+
+    Attributes:
+        after: offset behind which there are samples again.
+    """
+
+    def __init__(self, message: str, *, after: int) -> None:
+        """Say what is gone."""
+        super().__init__(message)
+        self.after = after
 
 
 @dataclass(frozen=True)
@@ -165,7 +174,8 @@ class Samples:
         if after < newest and (not found or found[0].sequence != after + 1):
             oldest = found[0].sequence if found else newest + 1
             raise TrimmedError(
-                f"{self._folder}: samples {after + 1} .. {oldest - 1} are gone, read after {oldest - 1}"
+                f"{self._folder}: samples {after + 1} .. {oldest - 1} are gone, read after {oldest - 1}",
+                after=oldest - 1,
             )
         return found
 

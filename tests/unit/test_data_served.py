@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -17,6 +18,7 @@ from feedback.store.samples import JoinedSample, Samples
 from indexer.store.incoming import Incoming
 from serving.backend.request import request_features
 from serving.index.snapshot import IndexSnapshot
+from serving.model.features import FeatureSpec
 from tests.pipeline import LEVEL_SIZES as SIZES
 from tests.served import served
 from tests.tiny_log import CONFIG, DAY, open_run, run_of, write_run
@@ -27,6 +29,7 @@ from training.data.values import ValueBuckets
 BEHAVIORS = {"impression": 1, "click": 2, "conversion": 3}
 START = 49 * DAY  # behind the tiny log
 TARGETS = ("click", "conversion")
+FEATURES = FeatureSpec(short_slots=4, long_slots=4, max_history=32, profile_sizes=(3,))  # of the tiny log
 
 
 @pytest.fixture(scope="module")
@@ -141,10 +144,11 @@ def pairs(listed) -> list[tuple]:
     return sorted(zip(*columns, strict=True))
 
 
-def made(sample: JoinedSample, sids, buckets: ValueBuckets):
+def made(sample: JoinedSample, sids, buckets: ValueBuckets, features: FeatureSpec = FEATURES):
     return served_sample(
         sample,
         sids,
+        features=features,
         buckets=buckets,
         behavior_weights={"click": 0.5, "conversion": 2.0},
         target_behaviors=TARGETS,
@@ -166,7 +170,7 @@ def test_nothing_reported_is_no_target_and_no_list(joined) -> None:
     _, _, snapshot, buckets = joined
     slots = [[2, 1, 1]] * 3
     none = JoinedSample(1, 0, served(slot_ads=[-1, 3, 9_999], slots=slots, profile=[1]), ())
-    sample = made(none, snapshot, buckets)
+    sample = made(none, snapshot, buckets, replace(FEATURES, short_slots=1, long_slots=2))
     assert sample.candidates is None
     assert sample.tokens.shape == (0, len(SIZES))
     assert not sample.slots[[0, 2]].any()  # empty, and an ad that the tokenizer does not know

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from training.spec import ModelSpec
 
 FORMAT_VERSION = 2
 MODEL, OPTIMIZER, CONTENT = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
+_LEARNT = "learnt.npy"
 
 OptimizerState = dict[int, dict[str, torch.Tensor]]
 
@@ -53,6 +54,9 @@ class Checkpoint:
             where it was not.
         inputs: what the run reads besides its settings, see `serving.inputs.Inputs.values`; None where not
             known.
+        online: where a run that learns from what is served stands, see `training.online.state`; None of other
+            runs.
+        learnt: int64, what such a run remembers of targets that it has learnt.
     """
 
     model: Generator
@@ -69,10 +73,12 @@ class Checkpoint:
     first_record: int = 0
     balance: float | None = None
     inputs: dict[str, Any] | None = None
+    online: dict[str, Any] | None = None
+    learnt: np.ndarray | None = None
 
 
 _PLAIN = ("settings", "step", "seconds", "history", "sums", "held_out", "source")  # as they are in JSON
-_ADDED = ("first_record", "balance", "inputs")  # likewise; older checkpoints do not have them
+_ADDED = ("first_record", "balance", "inputs", "online")  # likewise; older checkpoints do not have them
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -93,6 +99,8 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         )
     if checkpoint.seen_sids is not None:
         np.save(folder / SEEN_SIDS, checkpoint.seen_sids, allow_pickle=False)
+    if checkpoint.learnt is not None:
+        np.save(folder / _LEARNT, checkpoint.learnt, allow_pickle=False)
     content = {"format": FORMAT_VERSION, "spec": checkpoint.spec.to_json()}
     content |= {name: getattr(checkpoint, name) for name in (*_PLAIN, *_ADDED)}
     (folder / CONTENT).write_text(json.dumps(content, indent=1))
@@ -130,6 +138,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             spec=spec,
             optimizer_state=_optimizer_state(folder / OPTIMIZER),
             seen_sids=read_seen(folder / SEEN_SIDS) if (folder / SEEN_SIDS).exists() else None,
+            learnt=np.load(folder / _LEARNT, allow_pickle=False) if (folder / _LEARNT).exists() else None,
             **{name: content[name] for name in _PLAIN},
             **{name: content[name] for name in _ADDED if name in content},
         )
@@ -154,12 +163,22 @@ def weights_sha256(folder: Path) -> str:
     return sha256(folder / MODEL)
 
 
-def read_origin(folder: Path) -> tuple[str | None, str | None]:
-    """What a checkpoint comes from; no weight is read.
+class Origin(NamedTuple):
+    """What a checkpoint comes from.
 
-    Returns:
-        sha256 of the weights that its run began from, None for a pre-trained one; and the objective of
-        post-training, None for other runs.
+    Attributes:
+        source: sha256 of the weights that its run began from, None for a pre-trained one.
+        objective: of post-training, None for other runs.
+        online: whether its run learns from what is served.
+    """
+
+    source: str | None
+    objective: str | None
+    online: bool
+
+
+def read_origin(folder: Path) -> Origin:
+    """What a checkpoint comes from; no weight is read.
 
     Raises:
         CheckpointError: it is not readable.
@@ -167,9 +186,11 @@ def read_origin(folder: Path) -> tuple[str | None, str | None]:
     try:
         content = json.loads((folder / CONTENT).read_text())
         source, objective = content["source"], content["settings"].get("objective")
+        online = content.get("online") is not None
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: not a readable checkpoint: {error}") from error
-    return None if source is None else str(source), None if objective is None else str(objective)
+    source, objective = (None if text is None else str(text) for text in (source, objective))
+    return Origin(source, objective, online)
 
 
 def _optimizer_state(path: Path) -> OptimizerState | None:

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import nn
 
-from training.preset.loop import LoopConfig
+from training.preset.loop import LoopConfig, StepConfig
 
 
-def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: StepConfig) -> torch.optim.AdamW:
     """AdamW; matrices decay, vectors and tables of codes and ads (few rows of which a step reads) do not."""
     named = list(model.named_parameters())
     matrices = [p for name, p in named if p.ndim >= 2 and not _is_table(name)]
@@ -32,3 +32,8 @@ def learning_rate(step: int, config: LoopConfig) -> float:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
     return config.learning_rate * (0.505 + 0.495 * math.cos(math.pi * min(progress, 1.0)))
+
+
+def constant_rate(step: int, config: StepConfig) -> float:
+    """Linear warm-up, then the peak for as long as a run goes on."""
+    return config.learning_rate * min(1.0, (step + 1) / max(config.warmup_steps, 1))

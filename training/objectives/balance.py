@@ -61,19 +61,25 @@ def measure_balance(model: nn.Module, terms: TwoTerms, batches: Iterable[Batch[T
     Raises:
         ValueError: one of the gradients is 0 or not finite, so that nothing balances.
     """
-    model.eval()
-    weights = [p for p in model.parameters() if p.requires_grad]
-    norms = torch.zeros(2, dtype=torch.float64)
+    of_targets = of_lists = 0.0
     for batch in batches:
-        sums = [loss.total.sum for loss in terms(model, batch)]
-        for i, loss in enumerate(sums):
-            gradients = torch.autograd.grad(loss, weights, retain_graph=i == 0, allow_unused=True)
-            squares = [g.detach().double().square().sum().cpu() for g in gradients if g is not None]
-            norms[i] += torch.stack(squares).sum().sqrt()
-    of_targets, of_lists = norms.tolist()
+        norms = gradient_norms(model, terms, batch)
+        of_targets, of_lists = of_targets + norms[0], of_lists + norms[1]
     if not (0 < of_targets < math.inf and 0 < of_lists < math.inf):
         raise ValueError(
             "balance of targets and lists: expected gradients above 0 of both, got norms "
             f"{of_targets:g} (targets) and {of_lists:g} (lists); lists of equal rewards teach nothing"
         )
     return of_targets / of_lists
+
+
+def gradient_norms(model: nn.Module, terms: TwoTerms, batch: Batch[Tensor]) -> tuple[float, float]:
+    """|g_VSL| and |g_RL| of a batch; the model is in evaluation mode afterwards."""
+    model.eval()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    norms: list[float] = []
+    for loss in terms(model, batch):
+        gradients = torch.autograd.grad(loss.total.sum, weights, retain_graph=not norms, allow_unused=True)
+        squares = [g.detach().double().square().sum().cpu() for g in gradients if g is not None]
+        norms.append(float(torch.stack(squares).sum().sqrt()))
+    return norms[0], norms[1]

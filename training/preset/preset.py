@@ -24,6 +24,7 @@ from serving.search.widths import WidthPlan
 from training.preset.data import DataConfig, FeatureConfig
 from training.preset.evaluation import EvaluationConfig
 from training.preset.model import ModelConfig
+from training.preset.online import OnlineConfig
 from training.preset.precision import PrecisionConfig
 from training.preset.publish import PublishConfig
 from training.preset.recipes import FineTuneConfig, PostTrainConfig, TrainingConfig
@@ -55,6 +56,7 @@ class Preset(BaseModel):
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     post_training: PostTrainConfig = PostTrainConfig()
+    online: OnlineConfig = OnlineConfig()
     fine_tune_fp8: FineTuneConfig = FineTuneConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     serving: ServingConfig = ServingConfig()

@@ -9,17 +9,23 @@ from pathlib import Path
 
 import torch
 
+from feedback.store.layout import FeedbackStoreError
+from serving.index.layout import IndexStoreError
 from serving.inputs import summary
 from training.data.stream import StreamError
 from training.loop.checkpoint import Checkpoint, CheckpointError, NonFiniteError
 from training.loop.device import Device, DeviceError
 from training.model.fp8 import MissingPackageError
-from training.preset.loop import LoopConfig
+from training.online.guards import GuardError
+from training.preset.loop import StepConfig
 from training.preset.preset import add_preset_arguments
 
 _FAULTS = (
     CheckpointError,
     DeviceError,
+    FeedbackStoreError,
+    GuardError,
+    IndexStoreError,
     MissingPackageError,
     NonFiniteError,
     StreamError,
@@ -29,6 +35,11 @@ _FAULTS = (
 
 
 def parse_arguments(description: str | None, *, out: str) -> argparse.Namespace:
+    """Arguments of `make_parser`."""
+    return make_parser(description, out=out).parse_args()
+
+
+def make_parser(description: str | None, *, out: str) -> argparse.ArgumentParser:
     """Arguments `config`, `overrides`, `run`, `out` (None where not given), `fresh`.
 
     Args:
@@ -42,11 +53,11 @@ def parse_arguments(description: str | None, *, out: str) -> argparse.Namespace:
     parser.add_argument("--run", required=True, type=Path, help="run folder with data/ and tokenizer/")
     parser.add_argument("--out", type=Path, help=f"where checkpoints and curves go (default: RUN/{out})")
     parser.add_argument("--fresh", action="store_true", help="start over: do not resume from a checkpoint")
-    return parser.parse_args()
+    return parser
 
 
 @contextlib.contextmanager
-def use_device(config: LoopConfig) -> Iterator[Device]:
+def use_device(config: StepConfig) -> Iterator[Device]:
     """The device of this process, in the group of all processes of the run."""
     torch.set_num_threads(config.threads)
     with Device.join(config.device, config.precision) as device:

@@ -12,7 +12,7 @@ from training.loop.checkpoint import Checkpoint, read_origin
 from training.loop.retention import check_own, find_checkpoint, has_checkpoint, open_checkpoint
 from training.run import SpecError
 
-PRE_TRAINING, FP8 = "pre-training", "fine-tuning for FP8"
+PRE_TRAINING, FP8, ONLINE = "pre-training", "fine-tuning for FP8", "learning online"
 
 
 def post_training(objective: str) -> str:
@@ -27,7 +27,7 @@ def open_own(
 
     Args:
         folder: of its checkpoints.
-        kind: of the run: `PRE_TRAINING`, `FP8` or `post_training`.
+        kind: of the run: `PRE_TRAINING`, `FP8`, `ONLINE` or `post_training`.
         trained: folder of the checkpoint that it starts from; None for pre-training.
         source: sha256 of the weights of that checkpoint.
         fresh: start over, where that is allowed.
@@ -42,8 +42,9 @@ def open_own(
     there = find_checkpoint(folder) if has_checkpoint(folder) else None
     if there is None and not same:
         return None
-    began, objective = read_origin(there) if there else (None, None)
-    got = PRE_TRAINING if began is None else post_training(objective) if objective else FP8
+    began, objective, online = read_origin(there) if there else (None, None, False)
+    others = ONLINE if online else post_training(objective) if objective else FP8
+    got = PRE_TRAINING if began is None else others
     if kind != PRE_TRAINING and (same or got == PRE_TRAINING):
         what = "the one that this run starts from" if same else "that of a pre-trained model"
         raise SpecError(

@@ -121,6 +121,11 @@ class LoggedRequests:
             if len(share):
                 yield self._batch(self.held_out_groups, share, epoch=0)
 
+    def some(self, step: int, count: int) -> list[Sample]:
+        """At most `count` requests of a step's batch with their targets; the same ones each time."""
+        epoch, rows = self._order(step)
+        return self._samples(self.groups, rows[:count], epoch=epoch)
+
     def describe(self, step: int) -> str:
         """User and time of the first requests of a step."""
         epoch, rows = self._order(step)
