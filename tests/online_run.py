@@ -28,7 +28,7 @@ from training.recipes.pretrain import prepare_training
 START = 49 * DAY  # behind the tiny log
 SETTINGS = {
     "batch_size": 8,
-    "learning_rate": 3e-3,
+    "learning_rate": 1e-3,
     "warmup_steps": 2,
     "wait_seconds": 0,
     "checkpoint_seconds": 0,

@@ -68,9 +68,10 @@ class Intake:
         self._unseen: deque[tuple[int, int]] = deque(maxlen=_LATE)
 
     def close(self) -> None:
-        """Let go of the store."""
+        """Let go of the store, until the next sample is taken."""
         if self._samples is not None:
             self._samples.close()
+            self._samples = None
 
     @property
     def has_more(self) -> bool:

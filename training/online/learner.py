@@ -95,6 +95,12 @@ class Learner:
             FeedbackStoreError: the store is damaged, or another one.
             OSError: the disk is full or not writable.
         """
+        try:
+            self._run(stop)
+        finally:
+            self._intake.close()
+
+    def _run(self, stop: Callable[[], bool]) -> None:
         config = self._config
         self._guards.begin(self.model, self.state)
         self._say(f"ready at step {self.step}, behind sample {self.state.offset}")

@@ -106,6 +106,7 @@ def prepare_online(
     else:
         say(f"{folder}: goes on at step {start.step}")
     state = OnlineState.of(start.online, start.learnt)
+    state.since = {"step": start.step, "offset": state.offset}
     if after is not None and after > state.offset:
         say(f"samples {state.offset + 1} .. {after} are left out")
         state.skipped, state.offset = state.skipped + after - state.offset, after
