@@ -145,7 +145,7 @@ def loop(settings: Settings, results: list[Result], *, say: Callable[[str], None
             except KeyboardInterrupt:
                 say("stopped: what there is is reported")
                 stopped = True
-            results.append(result(settings, player.played, deployment))
+        results.append(result(settings, player.played, deployment))
     return stopped
 
 

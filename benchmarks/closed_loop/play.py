@@ -191,9 +191,9 @@ class Player:
 
     def _page(self, answer: Answer, user: User, *, number: int, now: int) -> Page:
         there = answer["ad_ids"][0] >= 0
-        ads, estimates = answer["ad_ids"][0][there], np.exp(answer["scores"][0][there].astype(np.float64))
+        ads, own = answer["ad_ids"][0][there], np.exp(answer["scores"][0][there].astype(np.float64))
         true = self._world.respond(user, ads, now=now)
-        return page(ads, estimates, true=true, request=number, shape=self._shape, seed=self._settings.seed)
+        return page(ads, own, true=true, request=number, shape=self._shape, seed=self._settings.seed)
 
     def _tell(self, shown: Page, name: str, *, number: int, now: int) -> None:
         """Feedback on what was shown."""

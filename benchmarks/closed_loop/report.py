@@ -20,7 +20,6 @@ from benchmarks.closed_loop.play import Asked, Played
 from benchmarks.closed_loop.revenue import BLOCKS, FIGURES, columns, last_third, ratio, series
 from benchmarks.closed_loop.settings import Settings
 from benchmarks.simulation.measures import PER
-from feedback.store.layout import FeedbackStoreError
 
 _SEED = 1 << 32  # users of different seeds are different clusters
 
@@ -34,7 +33,11 @@ class Result:
 
 
 def result(settings: Settings, played: Played, deployment: Deployment) -> Result:
-    """Of a loop that is over, or was stopped; trainer and publisher may still run."""
+    """Of a loop that is over, or was stopped; trainer and publisher may still run.
+
+    Raises:
+        FeedbackStoreError: its store is open in this process still, or damaged.
+    """
     asked = played.asked
     publishes = Publishes.read(deployment.said("publisher"))
     learnt = trainer_history(deployment.run / ONLINE)
@@ -117,10 +120,7 @@ def _freshness(
 ) -> np.ndarray:
     of_steps = {int(record["step"]): int(record["offset"]) for record in learnt}
     offsets = {v: of_steps[step] for v, step in publishes.steps.items() if step in of_steps}
-    try:
-        accepted = sequences(deployment.store, accepted=played.accepted)
-    except FeedbackStoreError:  # stopped before anything came
-        return np.zeros(0)
+    accepted = sequences(deployment.store, accepted=played.accepted)
     return delays(accepted, offsets=offsets, first_answer=played.first_answer)
 
 

@@ -15,8 +15,9 @@ from benchmarks.closed_loop.play import Asked
 from benchmarks.simulation.measures import PER, compared
 
 BLOCKS = 12  # of a series
-FIGURES = {"revenue": "expected", "value": "worth", "paid": "paid"}
-"""Means over bids and choices, of revenue and of the value that users got; and what was really paid."""
+FIGURES = {"revenue": "expected", "value": "worth", "revenue_alone": "alone", "paid": "paid"}
+"""Means over bids and choices: revenue, the value that users got, revenue of auctions by the models' own
+probabilities; and what was really paid. See `page.Page`."""
 
 
 def last_third(asked: Sequence[Asked]) -> list[Asked]:

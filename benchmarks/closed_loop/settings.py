@@ -35,7 +35,7 @@ class Settings:
     work: Path
     cache: Path
     minutes: float = 10.0
-    qps: float = 6.0
+    qps: float = 8.0
     users: int = 300
     new_ads_a_minute: float = 6.0
     drift: float = 1.0
