@@ -71,8 +71,8 @@ class Live:
         ahead = of["revenue_online"] / of["revenue_frozen"] - 1 if of["revenue_frozen"] else 0.0
         minutes, seconds = divmod(int(played.asked[-1].at), 60)
         return (
-            f"[{minutes:02}:{seconds:02}] day {of['day']:.0f}, {of['requests']:,} requests, {of['failed']} failed, "
-            f"revenue per {PER:,} of the last {LATE}: online {of['revenue_online']:,.0f}, frozen "
-            f"{of['revenue_frozen']:,.0f} ({100 * ahead:+.1f} %); version {of['version']} for "
-            f"{time.monotonic() - self._since:.0f} s"
+            f"[{minutes:02}:{seconds:02}] day {of['day']:.0f}, {of['requests']:,} requests, "
+            f"{of['failed']} failed; revenue per {PER:,} of the last {LATE}: online "
+            f"{of['revenue_online']:,.0f}, frozen {of['revenue_frozen']:,.0f} ({100 * ahead:+.1f} %); "
+            f"version {of['version']} for {time.monotonic() - self._since:.0f} s"
         )

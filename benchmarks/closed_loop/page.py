@@ -31,7 +31,7 @@ class Page:
     Attributes:
         expected: revenue, over the rounds of bids and over what the user may do.
         worth: value of what is bought, likewise.
-        alone: revenue as `expected`, were the auction held by the model's own probabilities (auction `alone`).
+        alone: revenue as `expected`, were the auction held by the model's own probabilities (`alone`).
         paid: revenue of what happened.
         ads: int64, shown, the first slot first.
         clicked, bought: bool, of them.

@@ -167,8 +167,17 @@ class Player:
         self._tell(pages[0], name, number=number, now=now)
         world.buy(user, pages[0].ads[pages[0].bought], now=now)
         played.new_ads_shown += int(np.isin(pages[0].ads, list(self._new)).sum())
-        day, at = (now - world.start) / _DAY, time.time() - played.began
-        played.asked.append(Asked(number, day, at, place, version, *pages, seconds=taken))
+        row = Asked(
+            number,
+            day=(now - world.start) / _DAY,
+            at=time.time() - played.began,
+            user=place,
+            version=version,
+            online=pages[0],
+            frozen=pages[1],
+            seconds=taken,
+        )
+        played.asked.append(row)
 
     def _tensors(self, user: User, *, now: int) -> Answer:
         """Of what he has bought: other events of the feedback store are nothing that the logs have, too."""

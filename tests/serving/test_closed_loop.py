@@ -13,8 +13,8 @@ import psutil
 from console.learning import read_earned, read_learnt
 from feedback.store.samples import Samples
 from serving.files import read_object
-from tests.online_run import OnlineRun
 from tests.once import made_once
+from tests.online_run import OnlineRun
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,15 +51,15 @@ def test_a_loop_learns_publishes_reports_and_stops(tmp_path_factory, tmp_path):
         )
 
     try:
-        wait_until(answers_by_later_versions, timeout_s=300, every_s=0.5, what="three versions")
+        wait_until(answers_by_later_versions, timeout_s=480, every_s=0.5, what="three versions")
         earned, learnt = read_earned(out / "run"), read_learnt(out / "run")
         below = psutil.Process(process.pid).children(recursive=True)
         assert len(below) > 8  # two servers with their models and gateways, and four processes more
         process.send_signal(signal.SIGINT)
-        assert process.wait(120) == 130, said()
+        assert process.wait(180) == 130, said()
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # not killed: it stops what it has started
+        process.wait(180)
     assert not [p for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     report = read_object(out / "loop.json")
     (of,) = report["by_seed"]
