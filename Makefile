@@ -96,9 +96,11 @@ train: tokenize ## train the generator (goes on where it was stopped; FRESH=1 st
 post-train: setup ## teach the trained model what its candidates are worth: SET="post_training.objective=rspo", see docs/value-learning.md
 	$(PY) -m training.recipes.post_train $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
 
-.PHONY: online
+.PHONY: online online-lists
 online: setup ## learn from what is served, as feedback comes; checkpoints in RUN/online, see docs/online.md
 	$(PY) -m training.recipes.online $(WITH_PRESET) --run $(RUN) $(IF_FRESH)
+online-lists: setup ## candidate lists by the newest weights of make online, at low priority; needs make reward
+	$(PY) -m training.recipes.roll_out_online $(WITH_PRESET) --run $(RUN)
 
 .PHONY: correct-values
 correct-values: setup ## correct the expected value of the trained model on training requests; then: make evaluate export
@@ -248,7 +250,7 @@ bench-index: setup ## the live index: freshness under load, kills, bulk builds, 
 	$(PY) -m benchmarks.live_index $(if $(QUICK),--quick)
 bench-faults: setup ## break a small deployment in every known way: recovery, wrong answers, health; QUICK=1 takes 5 minutes
 	$(PY) -m benchmarks.faults $(if $(QUICK),--quick)
-bench-loop: setup ## weights into a running server: publishes under load, many swaps; writes build/bench/loop.json; QUICK=1 takes 5 minutes
+bench-loop: setup ## weights into a running server and from it: publishes, swaps, freshness, kills; writes build/bench/loop.json; QUICK=1 takes 5 minutes
 	$(PY) -m benchmarks.loop $(if $(QUICK),--quick)
 sweep: bench-setup ## settings of ONNX Runtime and Triton, measured
 	$(PY) -m benchmarks.sweep_ort

@@ -43,10 +43,10 @@ class Feeder:
         facts: by request what was reported: ad, behavior, time, value.
     """
 
-    def __init__(self, log: Path, service: FeedbackProcess, *, seed: int) -> None:
-        """Prepare; `start` begins."""
+    def __init__(self, log: Path, service: FeedbackProcess, *, seed: int, every_s: float = 0.05) -> None:
+        """Prepare; `start` begins, with a request every so many seconds."""
         self.facts: dict[str, set[tuple[int, int, int, float]]] = {}
-        self._service, self._draw = service, random.Random(seed)
+        self._service, self._draw, self._every_s = service, random.Random(seed), every_s
         self._writer = SegmentWriter(log, file_bytes=1 << 16, keep_files=10_000)
         self._later: list[tuple[float, dict[str, Any]]] = []
         self._stopping = threading.Event()
@@ -64,10 +64,12 @@ class Feeder:
             raise TimeoutError(f"feedback was not taken within {_SETTLE_S:.0f} s")
 
     def _run(self) -> None:
+        next_request = time.time()
         while not self._stopping.wait(0.05) or self._later:
-            if not self._stopping.is_set():
-                self._serve()
             now = time.time()
+            if now >= next_request and not self._stopping.is_set():
+                self._serve()
+                next_request = now + self._every_s
             due = [event for when, event in self._later if when <= now]
             self._later = [(when, event) for when, event in self._later if when > now]
             if due:
@@ -75,7 +77,16 @@ class Feeder:
 
     def _serve(self) -> None:
         now, name = time.time(), f"r{len(self.facts)}"
-        record = ServedRecord(
+        record = self.record(name, now=now)
+        self.facts[name] = set()
+        for ad in self._draw.sample(record.ad_ids, self._draw.randrange(len(record.ad_ids))):
+            for behavior in ("impression", "click", "conversion")[: self._draw.randrange(1, 4)]:
+                self._plan(name, ad, behavior, at=int(now))
+        self._writer.write([record.encode()])
+
+    def record(self, name: str, *, now: float) -> ServedRecord:
+        """What was served: three ads."""
+        return ServedRecord(
             request_id=name,
             user_id=self._draw.randrange(50),
             timestamp=int(now),
@@ -95,11 +106,6 @@ class Feeder:
             rank_by="probability",
             reranked=False,
         )
-        self.facts[name] = set()
-        for ad in self._draw.sample([10, 20, 30], self._draw.randrange(3)):
-            for behavior in ("impression", "click", "conversion")[: self._draw.randrange(1, 4)]:
-                self._plan(name, ad, behavior, at=int(now))
-        self._writer.write([record.encode()])
 
     def _plan(self, name: str, ad: int, behavior: str, *, at: int) -> None:
         value = float(self._draw.randrange(1, 100)) if behavior == "conversion" else 0.0
@@ -183,7 +189,7 @@ def measure(
                 trainer.kill()
                 trainer.wait()
                 trainer, trainer_kills = _start_trainer(store, checkpoint), trainer_kills + 1
-            _start_again(service, draw)
+            start_again(service, draw)
             if number % 10 == 9:
                 say(f"{number + 1} kills, {len(feeder.facts)} requests")
         feeder.stop()
@@ -195,7 +201,7 @@ def measure(
     return _judged(feeder, learnt) | {"kills": kills, "trainer_kills": trainer_kills}
 
 
-def _start_again(service: FeedbackProcess, draw: random.Random) -> None:
+def start_again(service: FeedbackProcess, draw: random.Random) -> None:
     """Start it; now and then it is killed while it starts."""
     while True:
         early = threading.Timer(draw.uniform(0.2, 1.5), service.kill) if draw.random() < 0.2 else None

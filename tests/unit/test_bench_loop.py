@@ -11,9 +11,12 @@ from benchmarks.loop.publishing import steady
 def test_a_figure_that_is_missing_or_too_large_is_a_target_missed():
     good = {"failed_requests": 0, "mixed_versions": 0, "p99_with_publishes_ratio": 1.15, "publish_p50_s": 4.9}
     swaps = {"memory_growth": 1.03, "fds_growth": 0.0, "request_creation_ratio": 1.0, "seconds": 3}
-    assert summary({"publishes": good, "swaps": swaps})["missed"] == ["memory_growth"]
-    assert summary({"swaps": swaps})["missed"] == [name for name in TARGETS if name not in swaps] + [
-        "memory_growth"
+    learning = {"feedback_to_weights_p50_s": 20, "feedback_to_weights_p99_s": None, "not_learnt": 0}
+    kills = {"lost": 0, "learnt_twice": 1, "half_published": 0}
+    parts = {"publishes": good, "swaps": swaps, "learning": learning, "kills": kills}
+    assert summary(parts)["missed"] == ["memory_growth", "feedback_to_weights_p99_s", "learnt_twice"]
+    assert summary({"swaps": swaps})["missed"] == [
+        name for name in TARGETS if name not in swaps or name == "memory_growth"
     ]
     assert "seconds" not in summary({"swaps": swaps})
 

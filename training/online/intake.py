@@ -141,7 +141,7 @@ class Intake:
             return None
         self._look_at_sids(joined)
         sample, digests = self._new(joined, sample)
-        if not (digests or _teaches(sample)):
+        if not (digests or teaches(sample)):
             self.state.empty += 1
             return None
         self.state.learnt += 1
@@ -179,6 +179,6 @@ def _highest(joined: JoinedSample, ads: np.ndarray, behaviors: tuple[str, ...]) 
     return [of_ads[ad] for ad in ads.tolist()]
 
 
-def _teaches(sample: Sample) -> bool:
-    """Whether its list has two candidates of which one was worth more."""
+def teaches(sample: Sample) -> bool:
+    """Whether there is a list with two candidates of which one was worth more."""
     return sample.candidates is not None and len(np.unique(sample.candidates.reward)) > 1

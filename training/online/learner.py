@@ -24,7 +24,7 @@ from training.objectives.base import Objective
 from training.objectives.joint import TwoTerms
 from training.objectives.vsl import Vsl
 from training.online.guards import GuardError, Guards
-from training.online.intake import Intake
+from training.online.intake import Intake, teaches
 from training.online.state import BALANCE_BATCHES
 from training.preset.online import OnlineConfig
 
@@ -180,8 +180,11 @@ class Learner:
         count = self._replay_of(len(served)) if served else config.batch_size
         samples = served + (self._replay(self.step, count) if count else [])
         batch = self._device.put(collate(samples))
-        has_lists = any(s.candidates is not None and len(np.unique(s.candidates.reward)) > 1 for s in served)
-        if has_lists and self.state.norms[2] < BALANCE_BATCHES and not isinstance(self._terms, Vsl):
+        if (
+            any(map(teaches, samples))
+            and self.state.norms[2] < BALANCE_BATCHES
+            and not isinstance(self._terms, Vsl)
+        ):
             norms = gradient_norms(self.model, self._terms, batch)
             if all(0 < norm < math.inf for norm in norms):
                 self.state.norms = [a + b for a, b in zip(self.state.norms, (*norms, 1.0), strict=True)]

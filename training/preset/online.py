@@ -19,7 +19,9 @@ class OnlineConfig(StepConfig):
         learning_rate: of AdamW; after the warm-up it stays as it is.
         replay: share of a batch that is drawn of the training part of the logs, so that what was learnt there
             stays; of a batch that is not full, too.
-        list_objective: what is learnt of a served list; vsl learns nothing of it.
+        rolled_out: share of what is replayed that comes with a list of a roll-out, where there are some (see
+            `training.recipes.roll_out_online`).
+        list_objective: what is learnt of a list, served or rolled out; vsl learns nothing of it.
         strength: of lists beside targets, see `post_training.strength`; lambda is measured on the first
             batches.
         wait_seconds: longest that a sample waits for others to fill its batch.
@@ -40,6 +42,7 @@ class OnlineConfig(StepConfig):
     keep_checkpoints: int = Field(4, ge=2)
     threads: int = Field(1, ge=1)
     replay: float = Field(0.5, ge=0, lt=1)
+    rolled_out: float = Field(0.5, ge=0, le=1)
     list_objective: Literal["vsl", "rspo", "uvr", "dpo", "grpo"] = "uvr"
     strength: float = Field(1.0, gt=0)
     wait_seconds: float = Field(1.0, ge=0)

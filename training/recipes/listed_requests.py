@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.data.batch import Batch, collate
+from training.data.batch import Sample
 from training.data.groups import TargetGroups
 from training.data.list_about import ABOUT
 from training.data.list_store import StoredLists
@@ -120,19 +120,17 @@ class ListedRequests(LoggedRequests):
             )
         return groups.take(listed)
 
-    def _batch(self, groups: TargetGroups, rows: np.ndarray, *, epoch: int) -> Batch[np.ndarray]:
+    def _samples(self, groups: TargetGroups, rows: np.ndarray, *, epoch: int) -> list[Sample]:
         part = "train" if groups is self.groups else "validation"
-        samples, stored = self._samples(groups, rows, epoch=epoch), self._lists[part]
+        samples, stored = super()._samples(groups, rows, epoch=epoch), self._lists[part]
         if stored is None:
-            return collate(samples)
+            return samples
         size, seed = self._config.list_size, self._config.seed
         lists = (stored.get(int(self._places[part][row])) for row in rows)
-        return collate(
-            [
-                replace(sample, candidates=some(found, size, seed=(seed, epoch, int(row))))
-                for sample, found, row in zip(samples, lists, rows, strict=True)
-            ]
-        )
+        return [
+            replace(sample, candidates=some(found, size, seed=(seed, epoch, int(row))))
+            for sample, found, row in zip(samples, lists, rows, strict=True)
+        ]
 
 
 def some(candidates: CandidateList, size: int | None, *, seed: tuple[int, ...]) -> CandidateList:

@@ -9,6 +9,8 @@ server. It goes on where its last checkpoint stands, whatever ended it: docs/onl
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from serving.index.reader import IndexReader
+from training.data.batch import Sample
+from training.data.list_store import StoredLists
 from training.loop.checkpoint import Checkpoint, load_checkpoint, weights_sha256
 from training.loop.device import Device
 from training.loop.retention import find_checkpoint
@@ -28,11 +32,14 @@ from training.preset.preset import Preset
 from training.recipes import pretrain
 from training.recipes.command import errors_end_the_command, make_parser, use_device
 from training.recipes.folder import ONLINE, open_own
+from training.recipes.listed_requests import ListedRequests, ListsOfParts
 from training.recipes.post_train import two_terms
 from training.recipes.requests import LoggedRequests, vsl_of
+from training.recipes.roll_out_online import newest_lists
 from training.run import RunData
 
 FOLDER = "online"
+_LOOK_S = 5.0  # between two looks for newer lists
 
 
 class IndexSids:
@@ -58,6 +65,52 @@ class IndexSids:
     def close(self) -> None:
         """Let go of the index."""
         self._reader.close()
+
+
+class Replay:
+    """Samples of the logs: of a step some come with a list of the newest roll-out, where there is one."""
+
+    def __init__(
+        self,
+        plain: LoggedRequests,
+        listed: Callable[[StoredLists], LoggedRequests],
+        run: Path,
+        *,
+        share: float,
+        tokenizer_id: str,
+        say: Callable[[str], object],
+    ) -> None:
+        """No list is read yet.
+
+        Args:
+            plain: requests without lists.
+            listed: those that have one of these lists.
+            run: run folder with the lists.
+            share: of the samples of a step that come with one.
+            tokenizer_id: of the model.
+            say: is told of new lists.
+        """
+        self._plain, self._make, self._run, self._share = plain, listed, run, share
+        self._tokenizer_id, self._say = tokenizer_id, say
+        self._round, self._looked = 0, -math.inf
+        self._listed: LoggedRequests | None = None
+
+    def __call__(self, step: int, count: int) -> list[Sample]:
+        """`count` samples; the same ones each time, as long as there are no newer lists."""
+        if self._share:
+            self._look()
+        with_list = self._listed.some(step, round(self._share * count)) if self._listed else []
+        return with_list + self._plain.some(step, count - len(with_list))
+
+    def _look(self) -> None:
+        if time.monotonic() - self._looked < _LOOK_S:
+            return
+        self._looked = time.monotonic()
+        found = newest_lists(self._run, tokenizer_id=self._tokenizer_id, after=self._round)
+        if found is not None:
+            self._round, lists = found
+            self._listed = self._make(lists)
+            self._say(f"{lists.folder}: {len(lists)} lists are learnt from")
 
 
 def prepare_online(
@@ -121,6 +174,18 @@ def prepare_online(
     requests = LoggedRequests(
         data.dataset(start.spec), start.spec, preset=preset, config=replayed, device=Device()
     )
+    post = preset.post_training.model_copy(update=of_logs)
+    listed = preset.model_copy(update={"post_training": post})
+    replay = Replay(
+        requests,
+        lambda stored: ListedRequests(
+            requests.dataset, start.spec, lists=ListsOfParts(stored), preset=listed, device=Device()
+        ),
+        run,
+        share=config.rolled_out,
+        tokenizer_id=start.spec.tokenizer_id,
+        say=say,
+    )
     vsl = vsl_of(preset.training, start.spec)
     lists = preset.post_training.model_copy(update={"objective": config.list_objective})
     intake = Intake(
@@ -135,7 +200,7 @@ def prepare_online(
     return Learner(
         replace(start, settings=config.model_dump(mode="json")),
         intake,
-        requests.some,
+        replay,
         objective=vsl if config.list_objective == "vsl" else two_terms(lists, vsl),
         guards=Guards(list(requests.validation()), vsl, config, device=device),
         config=config,
