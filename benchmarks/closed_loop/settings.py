@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DAYS_A_MINUTE = 9.1  # ten minutes are a quarter of a year
-CANDIDATES = 32  # ads of an answer; the auction is among them
+CANDIDATES = 128  # ads of an answer; of few the ranker could not choose what the model ranks too low
 WINDOW_S = 3600  # simulated, of a sample; what users do, they do within ten minutes
 SESSION_S = 600
 
@@ -63,9 +63,12 @@ class Settings:
 
     def words(self) -> list[str]:
         """Of the command line of whatever reads the preset."""
-        return [f"--config={self.config}", *(f"--set={value}" for value in (*self.overrides, *SERVING))]
+        values = (*LEARNING, *self.overrides, *SERVING)
+        return [f"--config={self.config}", *(f"--set={value}" for value in values)]
 
 
+LEARNING = ("online.list_objective=vsl", "online.learning_rate=1e-4")
+"""Chosen on seed 100 (benchmarks/RESULTS.md); a preset or --set may say otherwise."""
 SERVING = (
     "serving.graph_calls=in_process",  # the scheduler follows CURRENT by itself
     "serving.load_control=fixed",  # both models search what is configured

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.closed_loop.settings import CANDIDATES
 from console.learning import read_earned, read_learnt
 from feedback.store.samples import Samples
 from serving.files import read_object
@@ -19,7 +20,7 @@ from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
-    *("serving.widths=4-8-16:6", "serving.max_num_ads=40", "serving.max_exclude=50"),
+    *("serving.widths=4-8-16:6",),
     *(
         "online.batch_size=8",
         "online.checkpoint_seconds=1",
@@ -77,4 +78,4 @@ def test_a_loop_learns_publishes_reports_and_stops(tmp_path_factory, tmp_path):
     with Samples(out / "run" / "feedback") as samples:
         records = [sample.record for sample in samples.read(after=0, limit=1_000)]
     assert {record.model_version for record in records} >= {1, 2}
-    assert all(len(record.ad_ids) == 32 for record in records)
+    assert all(record.num_ads == CANDIDATES for record in records)
