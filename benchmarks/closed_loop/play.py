@@ -154,7 +154,7 @@ class Player:
         user, now = world.users[place], world.start + int((number + 1) * settings.spacing_s)
         tensors, name = self._tensors(user, now=now), f"{settings.seed}-{number}"
         began = time.monotonic()
-        asked = [pool.submit(self._ask, client, tensors, user, name) for client in self._clients]
+        asked = [pool.submit(self._ask, client, tensors, user=user, name=name) for client in self._clients]
         try:
             online, frozen = (answer.result() for answer in asked)
         except InferenceServerException as error:
@@ -187,7 +187,7 @@ class Player:
         since = since[np.isin(since["behavior"], self._world.response.behaviors)]
         return with_later(self._requests[user.user_id], since, now=now)
 
-    def _ask(self, client: Any, tensors: Answer, user: User, name: str) -> Answer:
+    def _ask(self, client: Any, tensors: Answer, *, user: User, name: str) -> Answer:
         result = client.infer(
             "gr4ad",
             infer_inputs(tensors),
