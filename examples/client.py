@@ -234,7 +234,8 @@ def with_later(
         "history_timestamps": since["timestamp"],
     }
     joined = {
-        name: np.concatenate([tensors[name][0], values])[-max_history:][None] for name, values in later.items()
+        name: np.concatenate([tensors[name][0], values])[-max_history:][None]
+        for name, values in later.items()
     }
     return tensors | joined | {"timestamp": np.array([[now]], np.int64)}
 

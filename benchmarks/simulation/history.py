@@ -38,9 +38,7 @@ class Past:
         log = dataset.log
         events = dataset.history(groups, row, newest=NEWEST)
         events = events[np.isin(log.behavior[events], behaviors)]
-        return cls.of_purchases(
-            dataset.event_ad[events], log.timestamp[events], now=int(groups.now[row])
-        )
+        return cls.of_purchases(dataset.event_ad[events], log.timestamp[events], now=int(groups.now[row]))
 
     @classmethod
     def of_purchases(cls, bought: np.ndarray, timestamps: np.ndarray, *, now: int) -> Past:

@@ -78,7 +78,7 @@ class ResponseModel:
         return self.score_after(past, np.searchsorted(self.ad_ids, ads))
 
     def taste(self, past: Past) -> np.ndarray:
-        """x of a user, [F]."""
+        """X of a user, [F]."""
         return (past.taste.T @ self.past[past.ads] * self.gates).sum(axis=0)
 
     def score_after(self, past: Past, rows: np.ndarray, *, shift: np.ndarray | float = 0.0) -> Scores:
