@@ -82,9 +82,7 @@ def delays(
     if not known:
         return np.zeros(0)
     learnt = np.array([offset for offset, _ in known])
-    when = np.minimum.accumulate(np.array([at for _, at in known])[::-1])[
-        ::-1
-    ]  # by this offset or a later one
+    when = np.array([at for _, at in known])
     numbers = np.array(sorted(accepted), np.int64)
     place = np.searchsorted(learnt, numbers)
     told = np.array([accepted[n] for n in numbers.tolist()])[place < len(learnt)]
