@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,12 @@ class OnlineRun:
         prepare_training(preset, self.run, folder=self.run / "model", device=Device()).run()
         *_, self.dataset = open_run((self.preset, self.run))
         self.store = self.run / "feedback"
+        self.now = float(START)
+
+    def forget(self) -> None:
+        """No feedback, nothing learnt, no lists."""
+        for folder in (self.store, self.run / "online", self.run / "lists"):
+            shutil.rmtree(folder, ignore_errors=True)
         self.now = float(START)
 
     def serve(self, count: int, *, seed: int = 0, keep_samples: int = 1_000_000, **changes: Any) -> None:
@@ -151,3 +158,19 @@ def catalogue(dataset: RequestDataset) -> IndexSnapshot:
     sizes = tuple(int(size) for size in dataset.ad_sids.max(axis=0) + 1)
     active = np.ones(len(dataset.ad_ids), bool)
     return IndexSnapshot.build(dataset.ad_ids, dataset.ad_sids, active=active, level_sizes=sizes)
+
+
+def learnt(learner: Learner, *, steps: int = 10_000) -> Learner:
+    """Let it learn until nothing is left, or for so many steps more."""
+    last, intake = learner.step + steps, learner._intake
+
+    def stop() -> bool:
+        return learner.step >= last or (intake.behind == 0 and intake._samples is not None)
+
+    learner.run(stop)
+    return learner
+
+
+def said(lines: Sequence[str], text: str) -> list[str]:
+    """Lines that have a text in them."""
+    return [line for line in lines if text in line]

@@ -36,13 +36,14 @@ from training.online.state import digest_of
 from training.preset.preset import Preset
 
 JOIN = "join"
-ALIVE_S = {TRAINER: 60.0, PUBLISHER: 90.0, ROLL_OUT: 90.0, JOIN: 60.0}
-"""Longest time from a start to the next kill: on two busy cores enough to start and to do some work."""
-_SETTLE_S = 300.0
+ALIVE_S = {TRAINER: 90.0, PUBLISHER: 60.0, ROLL_OUT: 60.0, JOIN: 20.0}
+"""Longest time from a start to the next kill: enough to start and to do some work."""
+_SETTLE_S = 900.0
 REWARD = ("requests=300", "judged_requests=100", "trees=20")  # a small one: what it says does not matter here
 SETTINGS = (
     *("serving.graph_calls=in_process", "serving.load_control=fixed", "serving.cache='off'"),
     *("online.learning_rate=1e-6", "online.checkpoint_seconds=1"),  # random purchases teach no sense
+    *("online.probe_requests=8", "publish.gate_requests=8"),
 )
 
 
@@ -51,7 +52,7 @@ class Served(Feeder):
 
     def __init__(self, run: Path, service: FeedbackProcess, *, seed: int) -> None:
         """Of the run's index and first version."""
-        super().__init__(run / "served", service, seed=seed, every_s=0.25)
+        super().__init__(run / "served", service, seed=seed, every_s=0.8)
         self._features: FeatureSpec = read_manifest(run / "bundles" / "1", verify=False).features
         reader = IndexReader(run / "index")
         self._ads = reader.snapshot.leaf_ad_ids.copy()
@@ -102,9 +103,10 @@ def kills(
     words = (f"--config={config}", *(f"--set={setting}" for setting in SETTINGS))
     serving = Preset.load(config, SETTINGS).serving
     render(run / "bundles", run / "repository", index=run / "index", config=serving)
-    small = (f"--set=reward.{setting}" for setting in REWARD)
-    fit = (sys.executable, "-m", "training.reward", f"--config={config}", f"--run={run}", *small)
-    subprocess.run(fit, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    if not (run / "reward").is_dir():
+        small = (f"--set=reward.{setting}" for setting in REWARD)
+        fit = (sys.executable, "-m", "training.reward", f"--config={config}", f"--run={run}", *small)
+        subprocess.run(fit, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     draw, store = random.Random(seed), run / "feedback"
     options = (f"--store={store}", f"--served={run / 'served'}", "--window-s=1", "--correct-s=3600")
     service = FeedbackProcess(*options, "--map-size-gib=1", log_file=run / "feedback.log")

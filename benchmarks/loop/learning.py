@@ -15,6 +15,7 @@ from benchmarks.loop.stack import Stack, copied
 WINDOW_S = 1.0
 EVERY_S = 1.0  # between two requests
 _TIMEOUT_S = 120.0
+_START_S = 600.0  # longest time to the first version
 
 Say = Callable[[str], None]
 
@@ -26,7 +27,7 @@ def learning(run: Path, *, demo: Path, config: str, count: int, say: Say) -> dic
         run: folder to work in.
         demo: trained, exported and indexed run.
         config: its preset.
-        count: reports that are followed.
+        count: reports that are followed, once a version has learnt from those before.
         say: is told how it goes.
 
     Returns:
@@ -41,7 +42,7 @@ def learning(run: Path, *, demo: Path, config: str, count: int, say: Say) -> dic
     with Stack(run, config=config, settings=settings, window_s=WINDOW_S) as stack:
         users, began = stack.users, time.monotonic()
         while len(accepted) < count or (
-            seen[-1][0] < stack.newest_sample() and time.monotonic() - last < _TIMEOUT_S
+            not _all_learnt(stack, accepted, offset=seen[-1][0]) and time.monotonic() - last < _TIMEOUT_S
         ):
             due = time.monotonic() + EVERY_S
             name, answer, at = users.ask()
@@ -50,8 +51,12 @@ def learning(run: Path, *, demo: Path, config: str, count: int, say: Say) -> dic
                 seen.append((stack.learnt_by(version), time.monotonic()))
             if len(accepted) < count:
                 users.report(name, answer["ad_ids"][0], at, bought=users.number % 5)
-                accepted[name] = last = time.monotonic()
-                if len(accepted) % 20 == 0:
+                last = time.monotonic()
+                if len(seen) > 1:  # the first version is waited for: trainer and publisher read their data
+                    accepted[name] = last
+                elif last - began > _START_S:
+                    raise TimeoutError(f"expected a version by the trainer within {_START_S:g} s, got none")
+                if accepted and len(accepted) % 20 == 0:
                     say(f"learning: {len(accepted)} reports, version {version}")
             stack.learning.require()
             time.sleep(max(0.0, due - time.monotonic()))
@@ -70,3 +75,8 @@ def learning(run: Path, *, demo: Path, config: str, count: int, say: Say) -> dic
         "versions_that_learnt": len(seen) - 1,
         "learning_seconds": round(seconds),
     }
+
+
+def _all_learnt(stack: Stack, accepted: dict[str, float], *, offset: int) -> bool:
+    sequences = stack.sequences()
+    return all(name in sequences and sequences[name] <= offset for name in accepted)

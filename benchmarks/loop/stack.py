@@ -42,7 +42,8 @@ def copied(demo: Path, run: Path) -> None:
     """
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
-    for name in ("data", "tokenizer", "model", "bundles", "index"):
+    there = ("reward",) if (demo / "reward").is_dir() else ()
+    for name in ("data", "tokenizer", "model", "bundles", "index", *there):
         shutil.copytree(demo / name, run / name)
     first = versions(run / "bundles")[0]
     (run / "bundles" / HISTORY).unlink(missing_ok=True)
@@ -250,11 +251,6 @@ class Stack:
         manifest = read_manifest(self.run / "bundles" / str(version), verify=False)
         self.ledger.look()
         return 0 if manifest.refit is None else int(self.ledger.by_step[manifest.step]["offset"])
-
-    def newest_sample(self) -> int:
-        """Sequence number."""
-        with Samples(self.run / "feedback") as samples:
-            return samples.newest
 
     def sequences(self) -> dict[str, int]:
         """Of the first sample of each request."""

@@ -57,7 +57,7 @@ def open_environment(folder: Path, *, readonly: bool, map_size: int = 1 << 36) -
             f"{folder}: expected a feedback store, found none; python -m feedback makes it"
         )
     try:
-        return lmdb.open(
+        environment = lmdb.open(
             str(path),
             map_size=map_size,
             max_dbs=len(TABLES),
@@ -65,5 +65,7 @@ def open_environment(folder: Path, *, readonly: bool, map_size: int = 1 << 36) -
             create=not readonly,
             max_readers=126,
         )
+        environment.reader_check()  # the table of readers has 126 places; those of killed ones count
+        return environment
     except lmdb.Error as error:
         raise FeedbackStoreError(f"{folder}: cannot be opened: {error}") from error

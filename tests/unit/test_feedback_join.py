@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+from multiprocessing import get_context
 
 import pytest
 
@@ -488,3 +490,33 @@ def test_a_fault_within_a_batch_changes_nothing(joiner, monkeypatch) -> None:
     assert joiner.meta() == before
     assert joiner.offset("f") is None
     assert joiner.request("r1").fed == {}
+
+
+def test_readers_that_were_killed_take_no_places(tmp_path) -> None:
+    """The table of readers has 126; it is not made anew as long as anybody has the store open."""
+    Joiner(tmp_path, JoinConfig(), map_size=1 << 24).close()
+    context = get_context("fork")
+    is_open, is_over = context.Event(), context.Event()
+
+    def stay() -> None:
+        with Samples(tmp_path) as samples:
+            samples.read(after=0)
+            is_open.set()
+            is_over.wait(60)
+
+    def die() -> None:
+        samples = Samples(tmp_path)
+        with samples._environment.begin():
+            os._exit(0)
+
+    staying, dying = context.Process(target=stay), context.Process(target=die)
+    staying.start()
+    assert is_open.wait(60)
+    dying.start()
+    dying.join()
+    try:
+        with Samples(tmp_path) as samples:
+            assert f"{dying.pid} " not in samples._environment.readers()
+    finally:
+        is_over.set()
+        staying.join()

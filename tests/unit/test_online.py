@@ -15,16 +15,14 @@ import torch
 from feedback.store.layout import FeedbackStoreError
 from feedback.store.samples import Fact, JoinedSample, Samples
 from serving.index.keys import pack
-from tests.online_run import START, OnlineRun
-from training.data.list_store import StoredLists
-from training.loop.checkpoint import CheckpointError, NonFiniteError, load_checkpoint
+from tests.online_run import OnlineRun, learnt, said
+from training.loop.checkpoint import CheckpointError, load_checkpoint
 from training.loop.retention import find_checkpoint, open_checkpoint, save_checkpoint
-from training.online.guards import GuardError
 from training.online.intake import Intake
 from training.online.state import OnlineState, digest_of
 from training.preset.preset import ConfigError, Preset
-from training.recipes.roll_out_online import folder_of, follow, newest_lists, one_round, rounds
-from training.reward.__main__ import _fit as fit
+from training.recipes.command import alone
+from training.recipes.online import LOCK, main
 from training.run import SpecError
 
 
@@ -36,21 +34,8 @@ def trained(tmp_path_factory, no_curves):
 @pytest.fixture
 def run(trained):
     """Trained, with no feedback and nothing learnt yet."""
-    for folder in (trained.store, trained.run / "online"):
-        shutil.rmtree(folder, ignore_errors=True)
-    trained.now = float(START)
+    trained.forget()
     return trained
-
-
-def learnt(learner, *, steps=10_000):
-    """Let it learn until nothing is left, or for so many steps more."""
-    last = learner.step + steps
-
-    def stop():
-        return learner.step >= last or (learner._intake.behind == 0 and learner._intake._samples is not None)
-
-    learner.run(stop)
-    return learner
 
 
 def weights(learner):
@@ -59,10 +44,6 @@ def weights(learner):
 
 def same(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
-
-
-def said(lines, text):
-    return [line for line in lines if text in line]
 
 
 # Once each
@@ -190,7 +171,27 @@ def test_sids_that_were_learnt_are_seen_ones(run):
     assert set(after.seen_sids.tolist()) == set(before.seen_sids.tolist()) | set(own.tolist())
 
 
+def test_a_fresh_start_begins_with_the_trained_model_and_learns_everything_again(run):
+    run.serve(12)
+    assert learnt(run.learner()).step == 3
+    again = run.learner(fresh=True)
+    assert (again.step, again.state.offset) == (0, 0)
+    assert find_checkpoint(run.run / "online").name == "step-000003"  # until there is another one
+    learnt(again, steps=1)
+    assert [path.name for path in (run.run / "online" / "checkpoints").glob("step-*")] == ["step-000001"]
+    assert learnt(run.learner()).state.learnt == 12
+
+
 # Bad input
+
+
+def test_two_trainers_of_one_folder(run, monkeypatch):
+    command = ["online", "--config", str(run.preset), "--run", str(run.run)]
+    monkeypatch.setattr("sys.argv", command)
+    with alone(run.run / "online" / LOCK), pytest.raises(SystemExit, match="expected to work here alone"):
+        main()
+    with pytest.raises(SystemExit, match="error: index .*: expected a built index"):
+        main()
 
 
 def test_samples_that_are_gone_are_counted_and_it_goes_on_behind_them(run):
@@ -294,100 +295,6 @@ def test_another_tokenizer_and_the_folders_of_other_runs(run, tmp_path):
         shutil.copytree(tmp_path / "model", run.run / "model")
 
 
-# Guards
-
-
-def stopped_by(run, learner, error, match):
-    """A guard ends the run, and what was saved before stays as it was."""
-    before = find_checkpoint(run.run / "online")
-    content = {path: path.read_bytes() for path in before.iterdir()}
-    with pytest.raises(error, match=match):
-        learnt(learner)
-    assert find_checkpoint(run.run / "online") == before
-    assert {path: path.read_bytes() for path in before.iterdir()} == content
-
-
-@pytest.fixture
-def begun(run):
-    """With two steps saved, and samples for more."""
-    run.serve(8)
-    learnt(run.learner())
-    run.serve(24, seed=1)
-    return run
-
-
-def test_weights_that_are_no_numbers(begun):
-    learner = begun.learner()
-    next(learner.model.parameters()).data[0] = math.nan
-    learner._guards.begin = lambda *_: None
-    stopped_by(begun, learner, GuardError, "step 2: expected a finite loss and gradient, got loss nan")
-
-
-def test_weights_that_are_no_numbers_where_no_loss_sees_them(begun):
-    """A row of a code that nobody asked for."""
-    learner = begun.learner(probe_requests=1)
-    real = learner._guards.check
-
-    def spoil(model, state, *, unseen):
-        found = real(model, state, unseen=unseen)
-        next(model.parameters()).data[0] = math.inf
-        return found
-
-    learner._guards.check = spoil
-    stopped_by(begun, learner, NonFiniteError, "expected finite weights")
-
-
-def test_a_loss_that_runs_away(begun):
-    learner = begun.learner(learning_rate=3.0, clip_norm=100.0)
-    stopped_by(begun, learner, GuardError, r"online.max_loss_rise: .* at most 1.2 x its moving average")
-
-
-def test_everybody_is_given_the_same(begun):
-    learner = begun.learner()
-    with torch.no_grad():
-        learner.model.norm.bias[0] = 50.0  # whatever the context says
-        learner.model.codes.tables[0].weight[2, 0] = 50.0
-    learner._config = learner._config.model_copy(update={"learning_rate": 1e-9})
-    learner._guards._config = learner._config.model_copy(update={"max_loss_rise": 1e6})
-    stopped_by(begun, learner, GuardError, r"online.min_entropy: .* 0.5 x .*: everybody is given the same")
-
-
-def test_the_entropy_is_that_of_the_mean_distribution_of_the_first_level(run):
-    learner = run.learner()
-    loss, entropy = learner._guards.look(learner.model)
-    mean, count = 0.0, 0
-    for batch in learner._guards._probe:
-        with torch.no_grad():
-            said = learner.model(*(torch.from_numpy(x) for x in (batch.slots, batch.profile, batch.tokens)))
-        logits = said.logits[0][:, 0].double().numpy()
-        p = np.exp(logits - logits.max(1, keepdims=True))
-        mean, count = mean + (p / p.sum(1, keepdims=True)).sum(0), count + len(p)
-    mean = mean / count
-    assert count == 12
-    assert entropy == pytest.approx(-(mean * np.log(mean)).sum(), rel=1e-5)
-    assert 0 < loss < 20
-
-
-def test_answers_with_other_sids_than_the_tokenizer_has(begun):
-    begun.serve(80, seed=2, sids=[[0, 0, 0]] * 5)
-    learner = begun.learner()
-    stopped_by_all = pytest.raises(GuardError, match=r"online.max_unseen: expected at most 50% .* got \d+%")
-    with stopped_by_all:
-        learnt(learner)
-    assert open_checkpoint(begun.run / "online").online["offset"] < learner.state.offset
-    assert begun.learner(max_unseen=1.0).state.offset < learner.state.offset
-
-
-def test_a_run_that_was_stopped_by_a_guard_goes_on_at_its_last_checkpoint(begun):
-    saved = open_checkpoint(begun.run / "online")
-    bad = begun.learner(learning_rate=3.0, clip_norm=100.0)
-    with pytest.raises(GuardError):
-        learnt(bad)
-    again = begun.learner()
-    assert (again.step, again.state.offset) == (saved.step, saved.online["offset"])
-    assert learnt(again).state.learnt == 32
-
-
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
@@ -408,100 +315,3 @@ def test_a_state_counts_every_sample():
     assert OnlineState.of(state.to_json(), None) == state
     with pytest.raises(CheckpointError, match="add up"):
         OnlineState.of(state.to_json() | {"learnt": 1}, None)
-
-
-# Lists of a roll-out
-
-
-@pytest.fixture
-def rolled_out(run):
-    """With a small reward model; lists of rounds before are gone."""
-    shutil.rmtree(run.run / "lists", ignore_errors=True)
-    preset = Preset.load(
-        run.preset, [f"reward.{s}" for s in ("requests=40", "judged_requests=10", "trees=4")]
-    )
-    if not (run.run / "reward").exists():
-        fit(preset, run.run, fresh=False)
-    settings = ("rollout.list_size=5", "rollout.sampled=3", "rollout.widths=4-8-16:1")
-    return run, Preset.load(run.preset, settings)
-
-
-def rounds_of(rolled_out, count):
-    run, preset = rolled_out
-    for _ in range(count):
-        one_round(preset, run.run, find_checkpoint(run.run / "model"), requests=10)
-
-
-def test_each_round_has_other_requests_and_the_two_newest_stay(rolled_out):
-    run, _ = rolled_out
-    assert newest_lists(run.run, tokenizer_id="any") is None
-    rounds_of(rolled_out, 3)
-    assert rounds(run.run) == [2, 3]
-    tokenizer = open_checkpoint(run.run / "model").spec.tokenizer_id
-    number, newest = newest_lists(run.run, tokenizer_id=tokenizer)
-    assert (number, len(newest)) == (3, 10)
-    assert np.isfinite(newest.rewards).all()
-    assert (np.diff(newest.lists.ptr) >= 8).all()  # the best, and some that were drawn beyond them
-    before = StoredLists.open(folder_of(run.run, 2))
-    keys = [set(zip(x.lists.user_id.tolist(), x.lists.now.tolist(), strict=True)) for x in (before, newest)]
-    assert keys[0] != keys[1]
-    assert newest_lists(run.run, tokenizer_id=tokenizer, after=3) is None
-    assert newest_lists(run.run, tokenizer_id="another") is None
-
-
-def test_lists_that_are_not_whole_are_not_learnt_from(rolled_out):
-    """What a kill leaves: no shard, no rewards, rewards of some shards, half of a file."""
-    run, _ = rolled_out
-    rounds_of(rolled_out, 2)
-    tokenizer = open_checkpoint(run.run / "model").spec.tokenizer_id
-    folder = folder_of(run.run, 2)
-    [shard], [rewards] = folder.glob("*.parquet"), folder.glob("rewards.*/*.parquet")
-    whole = {path: path.read_bytes() for path in (shard, rewards)}
-    for path in whole:
-        for spoil in (lambda p: p.unlink(), lambda p: p.write_bytes(whole[p][: len(whole[p]) // 2])):  # noqa: B023
-            spoil(path)
-            number, _ = newest_lists(run.run, tokenizer_id=tokenizer)
-            assert number == 1
-            path.write_bytes(whole[path])
-    assert newest_lists(run.run, tokenizer_id=tokenizer)[0] == 2
-
-
-def test_some_of_what_is_replayed_comes_with_such_a_list(rolled_out):
-    run, _ = rolled_out
-    run.serve(8)
-    lines = []
-    learner = run.learner(replay=0.75, batch_size=16, say=lines.append)
-    assert [s.candidates for s in learner._replay(0, 12)] == [None] * 12
-    rounds_of(rolled_out, 1)
-    learner._replay._looked = -math.inf
-    replayed = learner._replay(0, 12)
-    assert said(lines, "lists/online-1: 10 lists are learnt from")
-    with_list = [s for s in replayed if s.candidates is not None]
-    assert (len(replayed), len(with_list)) == (12, 6)
-    assert all(len(s.tokens) and len(s.candidates.sids) >= 8 for s in with_list)
-    assert any(len(set(s.candidates.reward.tolist())) > 1 for s in with_list)
-    assert [s.candidates for s in run.learner(rolled_out=0)._replay(0, 8)] == [None] * 8
-    learnt(learner)
-    assert learner.history[-1]["train_list"] > 0
-    assert learner.state.norms[2] > 0
-
-
-def test_a_roll_out_follows_the_newest_checkpoint(rolled_out):
-    run, preset = rolled_out
-    run.serve(4)
-    lines, looks = [], []
-
-    def stop():
-        looks.append(len(lines))
-        if len(looks) == 2:
-            learnt(run.learner(say=lambda _: None))
-        return len(looks) > 3
-
-    follow(preset, run.run, run.run / "online", requests=5, say=lines.append, stop=stop)
-    assert [line.rpartition(" ")[2] for line in lines] == ["step-000040", "step-000001"]
-    shutil.move(run.run / "reward", run.run / "reward.gone")
-    try:
-        with pytest.raises(ValueError, match="reward"):
-            one_round(preset, run.run, find_checkpoint(run.run / "model"), requests=5)
-    finally:
-        shutil.move(run.run / "reward.gone", run.run / "reward")

@@ -164,7 +164,9 @@ class Learner:
             online=state.to_json(),
             learnt=state.memory(),
         )
-        save_checkpoint(self._folder, checkpoint, keep=self._config.keep_checkpoints)
+        # The first one takes the place of all that a run before this one has left.
+        fresh = not self._saved_step
+        save_checkpoint(self._folder, checkpoint, keep=self._config.keep_checkpoints, fresh=fresh)
         self._saved_step, self._saved, self._new = self.step, time.monotonic(), []
         state.since = {"step": self.step, "offset": state.offset}
         self._meter.reset()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,22 @@ def use_device(config: StepConfig) -> Iterator[Device]:
     torch.set_num_threads(config.threads)
     with Device.join(config.device, config.precision) as device:
         yield device
+
+
+@contextlib.contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """No other process holds this file inside the block; one that was killed does not.
+
+    Raises:
+        CheckpointError: another one does.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"{lock}: expected to work here alone, another process holds it") from None
+        yield
 
 
 @contextlib.contextmanager

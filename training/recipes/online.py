@@ -30,7 +30,7 @@ from training.online.learner import Learner
 from training.online.state import OnlineState
 from training.preset.preset import Preset
 from training.recipes import pretrain
-from training.recipes.command import errors_end_the_command, make_parser, use_device
+from training.recipes.command import alone, errors_end_the_command, make_parser, use_device
 from training.recipes.folder import ONLINE, open_own
 from training.recipes.listed_requests import ListedRequests, ListsOfParts
 from training.recipes.post_train import two_terms
@@ -38,7 +38,7 @@ from training.recipes.requests import LoggedRequests, vsl_of
 from training.recipes.roll_out_online import newest_lists
 from training.run import RunData
 
-FOLDER = "online"
+FOLDER, LOCK = "online", "trainer.lock"
 _LOOK_S = 5.0  # between two looks for newer lists
 
 
@@ -225,11 +225,12 @@ def main() -> None:
     run: Path = arguments.run
     with errors_end_the_command():
         preset = Preset.load(arguments.config, arguments.overrides)
-        with use_device(preset.online) as device, StopSignals() as signals:
+        folder = arguments.out or run / FOLDER
+        with alone(folder / LOCK), use_device(preset.online) as device, StopSignals() as signals:
             learner = prepare_online(
                 preset,
                 run,
-                folder=arguments.out or run / FOLDER,
+                folder=folder,
                 store=arguments.feedback or run / "feedback",
                 sids=lambda tokenizer_id: IndexSids(arguments.index or run / "index", tokenizer_id),
                 device=device,

@@ -20,16 +20,16 @@ from pathlib import Path
 from training.data.list_store import ListStoreError, StoredLists
 from training.loop.checkpoint import CheckpointError
 from training.loop.retention import find_checkpoint, has_checkpoint
-from training.loop.signals import StopSignals
 from training.preset.preset import Preset, add_preset_arguments
 from training.recipes import pretrain
-from training.recipes.command import errors_end_the_command
+from training.recipes.command import alone, errors_end_the_command
 from training.recipes.listed_requests import LISTS
 from training.reward.reward_model import RewardModel
 from training.reward.score import score_lists
 from training.rollout.__main__ import roll_out
 from training.run import RunData
 
+LOCK = "online.lock"
 NICE = 19
 POLL_S = 0.5
 _NAME = re.compile(r"online-(\d+)")
@@ -92,23 +92,15 @@ def one_round(preset: Preset, run: Path, checkpoint: Path, *, requests: int) -> 
     return folder
 
 
-def follow(
-    preset: Preset,
-    run: Path,
-    model: Path,
-    *,
-    requests: int,
-    say: Callable[[str], object],
-    stop: Callable[[], bool],
-) -> None:
-    """A round by each checkpoint that is there when the round before is at its end, until `stop`.
+def follow(preset: Preset, run: Path, model: Path, *, requests: int, say: Callable[[str], object]) -> None:
+    """A round by each checkpoint that is there when the round before is at its end, until it is stopped.
 
     Raises:
         OSError: the disk is full or not writable.
         ValueError: run, model and reward model do not fit each other.
     """
     last: Path | None = None
-    while not stop():
+    while True:
         path = find_checkpoint(model if has_checkpoint(model) else run / pretrain.FOLDER)
         if path == last:
             time.sleep(POLL_S)
@@ -136,14 +128,14 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=256, help="of a round [%(default)s]")
     arguments = parser.parse_args()
     os.nice(NICE)
-    with errors_end_the_command(), StopSignals() as signals:
+    lock = arguments.run / LISTS / LOCK
+    with errors_end_the_command(), alone(lock):  # what a signal leaves is not whole, and is not taken
         follow(
             Preset.load(arguments.config, arguments.overrides),
             arguments.run,
             arguments.model or arguments.run / "online",
             requests=arguments.requests,
             say=lambda text: print(text, flush=True),
-            stop=lambda: signals.received,
         )
 
 
