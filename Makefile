@@ -34,6 +34,9 @@ SHAPE ?= steady
 QPS ?= 5
 DURATION ?= 60
 LOADTEST ?=
+# make loop: seeds, one after the other, and minutes of each
+SEED ?= 0
+MINUTES ?=
 FINE_TUNED ?=
 CHECKPOINT ?=
 SCORE ?=
@@ -186,6 +189,10 @@ console: setup ## one page that shows it all live, on CONSOLE_PORT; CONSOLE_OPTI
 	$(PY) -m console --run $(RUN) --port $(CONSOLE_PORT) --url 127.0.0.1:$(GRPC_PORT) --metrics-url http://127.0.0.1:$(METRICS_PORT)/metrics --indexer http://127.0.0.1:$(INDEXER_PORT) $(CONSOLE_OPTIONS)
 console-picture: setup ## make docs/images/console.png anew, from a recording (needs chromium)
 	$(PY) -m docs.console_picture
+
+.PHONY: loop
+loop: train ## the whole loop for ten minutes, simulated: online beside frozen, docs/loop.md; SEED="0 1 2" MINUTES=10 QUICK=1
+	$(PY) -m benchmarks.closed_loop $(WITH_PRESET) --run $(RUN) --seed $(SEED) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(QUICK),--quick)
 
 .PHONY: loadtest loadtest-slo
 loadtest-slo: setup ## load control, overload and cache at 3x, 20 % and steps; writes build/loadtest/slo.json

@@ -116,7 +116,7 @@ def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> None:
             replay=options.replay is not None,
         )
     )
-    with bind(options.host, options.port) as listener, Watch(board, _feed(options, indexer, bundles)):
+    with bind(options.host, options.port) as listener, Watch(board, _feed(options, indexer, run)):
         url = listen(listener)
         print(f"console on {url} (pid {os.getpid()}), {'with' if token else 'without'} actions", flush=True)
         try:
@@ -125,14 +125,14 @@ def _serve(options: argparse.Namespace, made: argparse.ArgumentParser) -> None:
             actions.close()
 
 
-def _feed(options: argparse.Namespace, indexer: str | None, bundles: Path | None) -> Feed:
+def _feed(options: argparse.Namespace, indexer: str | None, run: Path | None) -> Feed:
     from console.feeds import LiveFeed, Recorded, Replay
     from console.reading import INDEXER, SERVER
 
     if options.replay is not None:
         return Replay(options.replay, speed=options.speed)
     urls = {SERVER: options.metrics_url} | ({INDEXER: f"{indexer}/metrics"} if indexer else {})
-    live = LiveFeed(urls, bundles=bundles, hz=options.hz)
+    live = LiveFeed(urls, bundles=run and run / "bundles", hz=options.hz, run=run)
     return live if options.record is None else Recorded(live, options.record)
 
 

@@ -5,32 +5,40 @@ from __future__ import annotations
 import lzma
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
-from console.reading import BUNDLES, Feed, Reading, line_of, recorded
+from console.learning import Earned, Learnt, read_earned, read_learnt
+from console.reading import BUNDLES, LOOP, TRAINER, Feed, Reading, line_of, recorded
 from console.versions import Versions, read_versions
 from web.pages import read_page
 
+_T = TypeVar("_T")
 _TIMEOUT_S = 1.0
-_VERSIONS_EVERY_S = 1.0
+_FOLDER_EVERY_S = 1.0
 
 
 class LiveFeed:
     """Reads every source once a turn, for all viewers together."""
 
-    def __init__(self, urls: Mapping[str, str], *, bundles: Path | None, hz: float) -> None:
+    def __init__(
+        self, urls: Mapping[str, str], *, bundles: Path | None, hz: float, run: Path | None = None
+    ) -> None:
         """Read nothing yet.
 
         Args:
             urls: of metrics pages, by source.
             bundles: folder of model versions; None for none.
             hz: turns a second.
+            run: run folder in which a trainer, or a loop, may write; None for none.
         """
-        self._urls, self._bundles, self._period = dict(urls), bundles, 1.0 / hz
+        self._urls, self._bundles, self._run, self._period = dict(urls), bundles, run, 1.0 / hz
         self._versions: Versions | str | None = None
-        self._versions_at = -float("inf")
+        self._learnt: Learnt | str | None = None
+        self._earned: Earned | str | None = None
+        self._folder_at = -float("inf")
 
     def readings(self, stop: threading.Event) -> Iterator[Reading]:
         """See `Feed`. A source that is slow holds a turn up for a second at most."""
@@ -48,16 +56,15 @@ class LiveFeed:
                 pages[name] = answer.result()
             except (OSError, ValueError) as error:
                 problems[name] = f"{self._urls[name]}: {error}"
-        if self._bundles is not None and time.monotonic() - self._versions_at >= _VERSIONS_EVERY_S:
-            self._versions_at = time.monotonic()
-            try:
-                self._versions = read_versions(self._bundles)
-            except OSError as error:
-                self._versions = str(error)
-        versions = self._versions
-        if isinstance(versions, str):
-            problems[BUNDLES], versions = versions, None
-        return Reading(at=at, pages=pages, problems=problems, versions=versions)
+        if time.monotonic() - self._folder_at >= _FOLDER_EVERY_S:
+            self._folder_at = time.monotonic()
+            self._versions = _read(read_versions, self._bundles)
+            self._learnt, self._earned = _read(read_learnt, self._run), _read(read_earned, self._run)
+        found = {"versions": self._versions, "learnt": self._learnt, "earned": self._earned}
+        sources = {"versions": BUNDLES, "learnt": TRAINER, "earned": LOOP}
+        problems |= {sources[name]: said for name, said in found.items() if isinstance(said, str)}
+        whole: dict[str, Any] = {name: one for name, one in found.items() if not isinstance(one, str)}
+        return Reading(at=at, pages=pages, problems=problems, **whole)
 
 
 class Recorded:
@@ -109,6 +116,14 @@ class Replay:
             if stop.wait(max(0.0, due - time.monotonic())):
                 return
             yield reading
+
+
+def _read(look: Callable[[Path], _T], folder: Path | None) -> _T | str | None:
+    """What a look at a folder finds, or why it finds nothing; None without a folder."""
+    try:
+        return None if folder is None else look(folder)
+    except (OSError, ValueError) as error:
+        return str(error)
 
 
 def _page(url: str) -> str:

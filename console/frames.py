@@ -6,11 +6,13 @@ import math
 from collections import deque
 from typing import Any
 
-from console.reading import BUNDLES, INDEXER, SERVER, Reading
+from console.learning import Earned, Learnt
+from console.reading import BUNDLES, INDEXER, LOOP, SERVER, TRAINER, Reading
 from console.scrape import Scrape, increase, increase_by, quantile
 
 WINDOW_S = 5.0  # of rates and quantiles
 _TOLERATED_S = 2.0  # a look or two that a busy machine did not answer in time make no source stale
+_SILENT_S = {TRAINER: 60.0, LOOP: 10.0}  # after its last record a source is gone
 _MODEL, _SCHEDULER = "gr4ad", "beam_scheduler"
 _BEAMS = "gr4ad_level_beams"
 _HAS = {SERVER: "nv_inference_request_success", INDEXER: "gr4ad_indexer_sequence"}
@@ -49,15 +51,29 @@ class Frames:
                 self._last_ok[source] = reading.at
             except ValueError as error:
                 problems[source] = f"expected metrics in text form, got {error}"
+        expected = {*reading.pages, *problems}
         if reading.versions is not None:
             self._last_ok[BUNDLES] = reading.at
-        expected = {*reading.pages, *problems} | ({BUNDLES} if reading.versions is not None else set())
+            expected.add(BUNDLES)
+        if reading.learnt is not None:
+            problems |= self._record(TRAINER, reading.learnt.time, at=reading.at)
+            figures |= _learnt(reading.learnt)
+        if reading.earned is not None:
+            problems |= self._record(LOOP, reading.earned.at, at=reading.at)
+            figures |= _earned(reading.earned)
+        expected |= {*problems} | {name for name in (TRAINER, LOOP) if name in self._last_ok}
         return {
             "t": reading.at,
             "sources": {name: self._state(name, reading.at, problems.get(name)) for name in sorted(expected)},
             "figures": _finite(figures),
             "versions": None if reading.versions is None else reading.versions.model_dump(),
         }
+
+    def _record(self, source: str, written: float, *, at: float) -> dict[str, str]:
+        """Take a record's time down; the problem where the last one is too old."""
+        self._last_ok[source] = written
+        silent = at - written
+        return {source: f"its last record is {silent:.0f} s old"} if silent > _SILENT_S[source] else {}
 
     def _before(self, source: str, scrape: Scrape) -> Scrape:
         """The look that rates are counted from: the new one itself at first, and behind a gap."""
@@ -132,6 +148,29 @@ def _indexer(old: Scrape, new: Scrape) -> Figures:
         "events_qps": _rate(sum(events.values()) if events else None, old, new),
         "events_waiting": new.total("gr4ad_indexer_queue_depth"),
         "dead_letters": new.total("gr4ad_indexer_dead_letters"),
+    }
+
+
+def _learnt(record: Learnt) -> Figures:
+    """Of the trainer."""
+    return {
+        "online_step": record.step,
+        "online_offset": record.offset,
+        "online_lag_s": record.lag_seconds,
+        "online_loss": record.train_total,
+        "probe_loss": record.probe_loss,
+    }
+
+
+def _earned(line: Earned) -> Figures:
+    """Of the loop."""
+    return {
+        "revenue_online": line.revenue_online,
+        "revenue_frozen": line.revenue_frozen,
+        "revenue_ratio": _ratio(line.revenue_online, line.revenue_frozen),
+        "loop_day": line.day,
+        "loop_requests": line.requests,
+        "loop_failed": line.failed,
     }
 
 

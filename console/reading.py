@@ -10,10 +10,13 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from console.learning import Earned, Learnt
 from console.versions import Versions
 
 SERVER, INDEXER, BUNDLES = "server", "indexer", "bundles"
 """The sources: metrics of gateway and Triton on one page, of the sidecar, the folder of model versions."""
+TRAINER, LOOP = "trainer", "loop"
+"""And, where there are any: checkpoints of a trainer that learns online, the file of a played loop."""
 _KEPT = ("gr4ad_", "nv_inference_")  # of a page that is recorded
 _MOST_BYTES = 1 << 30  # of a recording, unpacked
 
@@ -26,6 +29,8 @@ class Reading(BaseModel):
         pages: text of the metrics pages that were there, by source.
         problems: why a source was not, by source.
         versions: of the model; None where the folder was not read.
+        learnt: of the trainer; None where there is none.
+        earned: of the loop; None where there is none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,6 +39,8 @@ class Reading(BaseModel):
     pages: dict[str, str] = {}
     problems: dict[str, str] = {}
     versions: Versions | None = None
+    learnt: Learnt | None = None
+    earned: Earned | None = None
 
 
 class Feed(Protocol):

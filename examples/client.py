@@ -193,18 +193,14 @@ class Catalogue:
         events = self.events.filter(pl.col("user_id") == user_id).sort("timestamp", "ad_id").tail(max_history)
         row = rows.row(0, named=True)
         behaviors = np.array([BEHAVIORS[b] for b in events["behavior"]], np.int32)
-        since = histories.of(user_id) if histories else np.zeros(0, EVENT)
-        columns = (
-            np.concatenate([events["ad_id"].to_numpy(), since["ad_id"]]),
-            np.concatenate([behaviors, since["behavior"].astype(np.int32)]),
-            np.concatenate([events["timestamp"].to_numpy(), since["timestamp"]]),
-        )
-        names = ("history_ad_ids", "history_behaviors", "history_timestamps")
-        tensors = {name: values[-max_history:][None] for name, values in zip(names, columns, strict=True)}
-        tensors["num_ads"] = np.array([[num_ads]], np.int32)
-        # The logs are of the past: without a time the server would count the gaps up to today.
-        now = max(self.end, int(since["timestamp"][-1]) + 1) if len(since) else self.end
-        tensors["timestamp"] = np.array([[now]], np.int64)
+        tensors = {
+            "history_ad_ids": events["ad_id"].to_numpy()[None],
+            "history_behaviors": behaviors[None],
+            "history_timestamps": events["timestamp"].to_numpy()[None],
+            "num_ads": np.array([[num_ads]], np.int32),
+            # The logs are of the past: without a time the server would count the gaps up to today.
+            "timestamp": np.array([[self.end]], np.int64),
+        }
         profile = [_code(categories, row[column]) for column, categories in self.profile_columns.items()]
         if profile:  # of a model without columns there is no such input
             tensors["profile"] = np.array([profile], np.int32)
@@ -216,7 +212,32 @@ class Catalogue:
                 tensors[feature.name] = np.array([[sent]], np.int32 if feature.size else np.bytes_)
         if exclude:
             tensors["exclude_ad_ids"] = np.array([ids(exclude)], np.int64)
-        return tensors
+        since = histories.of(user_id) if histories else np.zeros(0, EVENT)
+        now = max(self.end, int(since["timestamp"][-1]) + 1) if len(since) else self.end
+        return with_later(tensors, since, now=now, max_history=max_history)
+
+
+def with_later(
+    tensors: dict[str, np.ndarray], since: np.ndarray, *, now: int, max_history: int = 1024
+) -> dict[str, np.ndarray]:
+    """A request with later events behind its history, asked at `now`.
+
+    Args:
+        tensors: of `Catalogue.request`.
+        since: `EVENT` [N], later than its history, oldest first.
+        now: unix seconds, behind them.
+        max_history: most events that are sent, the newest.
+    """
+    later = {
+        "history_ad_ids": since["ad_id"],
+        "history_behaviors": since["behavior"].astype(np.int32),
+        "history_timestamps": since["timestamp"],
+    }
+    joined = {
+        name: np.concatenate([tensors[name][0], values])[-max_history:][None]
+        for name, values in later.items()
+    }
+    return tensors | joined | {"timestamp": np.array([[now]], np.int64)}
 
 
 def problems(

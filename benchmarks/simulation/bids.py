@@ -8,6 +8,7 @@ bids tell nothing about taste. Letters: N any shape.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -55,7 +56,7 @@ class PriceShape:
         c = np.minimum(np.searchsorted(np.cumsum(self.weights), component), len(self.weights) - 1)
         return np.clip(np.exp(self.means[c] + self.deviations[c] * ndtri(place)), *self.limits)
 
-    @property
+    @cached_property
     def mean(self) -> float:
         """Mean price, at ten thousand places of each component."""
         places = (np.arange(10_000) + 0.5) / 10_000
@@ -63,12 +64,12 @@ class PriceShape:
         return float(self.weights @ [self.prices(middle, places).mean() for middle in middles])
 
 
-def multiples(ads: np.ndarray, turn: int, *, shape: PriceShape, seed: int) -> np.ndarray:
+def multiples(ads: np.ndarray, turn: int | np.ndarray, *, shape: PriceShape, seed: int) -> np.ndarray:
     """What ads bid in round `turn`, as a multiple of their value; float64, mean 1 over ads.
 
     Args:
         ads: int64 ids, any shape.
-        turn: number of the round.
+        turn: number of the round, or numbers of a shape that broadcasts with it.
         shape: of the prices.
         seed: of the simulation.
     """

@@ -38,10 +38,15 @@ class Past:
         log = dataset.log
         events = dataset.history(groups, row, newest=NEWEST)
         events = events[np.isin(log.behavior[events], behaviors)]
-        if not len(events):
+        return cls.of_purchases(dataset.event_ad[events], log.timestamp[events], now=int(groups.now[row]))
+
+    @classmethod
+    def of_purchases(cls, bought: np.ndarray, timestamps: np.ndarray, *, now: int) -> Past:
+        """Of purchases before a request at `now`: ads, rows int64 [H], and unix seconds int64 [H]."""
+        if not len(bought):
             return cls(np.zeros(0, np.int64), np.zeros((0, 2)), np.zeros((0, len(KERNELS_DAYS))), 0.0)
-        ads, which = np.unique(dataset.event_ad[events], return_inverse=True)
-        days = (groups.now[row] - log.timestamp[events]) / _DAY
+        ads, which = np.unique(bought, return_inverse=True)
+        days = (now - timestamps) / _DAY
 
         times = np.unique(days)
 
@@ -52,4 +57,4 @@ class Past:
         taste = sums(TASTE_DAYS) + 1e-12
         requests = np.exp(-times[:, None] / KERNELS_DAYS).sum(axis=0)
         own = np.log((sums(KERNELS_DAYS) + 0.1) / (requests + 1))
-        return cls(ads, taste / taste.sum(axis=0), own, float(np.log(len(events) / len(times))))
+        return cls(ads, taste / taste.sum(axis=0), own, float(np.log(len(bought) / len(times))))

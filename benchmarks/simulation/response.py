@@ -75,8 +75,15 @@ class ResponseModel:
                 f"{len(dataset.ad_ids)} others"
             )
         past = Past.of(dataset, groups, row, behaviors=self.behaviors)
-        rows = np.searchsorted(self.ad_ids, ads)
-        taste = (past.taste.T @ self.past[past.ads] * self.gates).sum(axis=0)  # [F]
+        return self.score_after(past, np.searchsorted(self.ad_ids, ads))
+
+    def taste(self, past: Past) -> np.ndarray:
+        """X of a user, [F]."""
+        return (past.taste.T @ self.past[past.ads] * self.gates).sum(axis=0)
+
+    def score_after(self, past: Past, rows: np.ndarray, *, shift: np.ndarray | float = 0.0) -> Scores:
+        """Of ads, rows int64 [n], after a past; `shift` [n] is added to the log rates."""
+        taste = self.taste(past)
         bias, liking = self.bias[rows], self.candidate[rows] @ taste
         log_rate = bias + liking
         if len(past.ads):
@@ -84,7 +91,7 @@ class ResponseModel:
             offset, of_bias, of_liking = self.own_gates
             own = offset + of_bias * bias + of_liking * liking + past.own[at] @ self.own
             log_rate = np.where(past.ads[at] == rows, own, log_rate)
-        log_rate = log_rate + self.size[0] * past.size
+        log_rate = log_rate + self.size[0] * past.size + shift
         p = -np.expm1(-np.exp(np.minimum(log_rate, MOST_LOG_RATE)))
         return Scores(p.astype(np.float64), self.value[rows].astype(np.float64))
 

@@ -33,6 +33,14 @@ const CHARTS = {
     { label: "canary", colour: "--one", of: (f) => f.versions?.canary, stepped: true, width: 2 },
     { label: "its share, %", colour: "--dim", of: sharePercent, stepped: true, scale: "share" },
   ],
+  "chart-loss": [
+    { label: "served and replayed", colour: "--one", of: (f) => f.figures.online_loss, stepped: true, digits: 2 },
+    { label: "requests of the logs", colour: "--two", of: (f) => f.figures.probe_loss, stepped: true, digits: 2 },
+  ],
+  "chart-revenue": [
+    { label: "online", colour: "--three", of: (f) => f.figures.revenue_online },
+    { label: "frozen", colour: "--dim", of: (f) => f.figures.revenue_frozen, dash: [6, 4] },
+  ],
 };
 
 function sum(rates) {

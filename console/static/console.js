@@ -78,6 +78,10 @@ function showSources(sources) {
     element("li", { text: name, className: ok ? "" : "gone", "data-name": name }),
   );
   document.getElementById("sources").replaceChildren(...items);
+  // Not every deployment has these; one that was there stays, and grows stale.
+  for (const [id, name] of [["learning", "trainer"], ["revenue", "loop"]]) {
+    if (name in sources) document.getElementById(id).hidden = false;
+  }
   for (const panel of document.querySelectorAll("[data-source]")) {
     const state = sources[panel.dataset.source] ?? { ok: true };
     panel.classList.toggle("stale", !state.ok);

@@ -13,6 +13,7 @@ from serving.model.canary import Canary, write_canary
 from tests.browser import chromium, needs_chromium
 from tests.console_server import TOKEN, running
 from tests.indexing import write_manifest
+from tests.learning import write_earned, write_learnt
 from tests.metrics_page import indexer_page, server_page, showing
 from tests.unit.test_console_feeds import FILM
 from tests.unit.test_console_scrape import by_hand
@@ -141,7 +142,7 @@ def test_values_on_the_page_are_those_of_the_metrics(page, tmp_path):
             assert {name: shown[name] for name in wanted} == wanted
             assert float(shown["answered_qps"].replace(",", "")) > 50
             assert shown["p50_ms"] == "50"
-            assert page.evaluate("document.querySelectorAll('.chart canvas').length") == 6
+            assert page.evaluate("document.querySelectorAll('.chart canvas').length") == 8
             requested = page.requested[:]
     assert all(url.startswith((console.url, "data:")) for url in requested), requested
     assert not [error for error in page.errors if "ERR_" not in error]
@@ -183,6 +184,36 @@ def test_a_console_without_any_server_says_so(page):
         assert page.evaluate(
             "document.getElementById('request').hidden && document.getElementById('actions').hidden"
         )
+
+
+def test_loss_and_revenue_are_shown_where_there_are_any_and_grow_stale(page, tmp_path):
+    shown = "[...document.querySelectorAll('#learning, #revenue')].map((e) => !e.hidden)"
+    with running() as console, Watch(console.board, LiveFeed({}, bundles=None, hz=5, run=tmp_path)):
+        page.open(console.url)
+        page.wait_for("document.getElementById('clock')?.textContent", what="a frame")
+        assert page.evaluate(shown) == [False, False]
+        write_learnt(tmp_path, step=1_208, probe_loss=3.21, train_total=2.87)
+        write_earned(tmp_path, revenue_online=1_311.0, revenue_frozen=1_200.0)
+        page.wait_for(
+            "document.querySelector('[data-figure=revenue_ratio]')?.textContent === '1.093'", what="both"
+        )
+        assert page.evaluate(shown) == [True, True]
+        found = texts(page)
+        wanted = {
+            "online_loss": "2.870",
+            "probe_loss": "3.210",
+            "online_step": "1,208",
+            "online_lag_s": "4.5",
+        }
+        wanted |= {"revenue_online": "1,311", "revenue_frozen": "1,200", "loop_day": "12.5"}
+        assert {name: found[name] for name in wanted} == wanted
+        width = "document.querySelector('#chart-revenue canvas').clientWidth"
+        page.wait_for(f"{width} > 100", what="a chart that was hidden until now")
+        write_earned(tmp_path, at=time.time() - 60)
+        page.wait_for("document.querySelector('#revenue.stale > .note')", what="a stale panel")
+        note = page.evaluate("document.querySelector('#revenue > .note').textContent")
+        assert "its last record is 6" in note
+        assert not page.evaluate("document.querySelector('#learning').classList.contains('stale')")
 
 
 def test_hostile_texts_stay_text(page):
