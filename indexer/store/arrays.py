@@ -26,7 +26,7 @@ def read_ads(transaction: ReadTransaction) -> np.ndarray:
         IndexStoreError: an entry has another length, or a page is damaged.
     """
     row = np.dtype([("ad_id", AD_KEY), *AD.descr])
-    return _read_rows(transaction, transaction.tables.ads, row=row, what="ads")
+    return read_rows(transaction, transaction.tables.ads, row=row, what="ads")
 
 
 def read_codes(transaction: ReadTransaction, tokenizer_id: str) -> np.ndarray:
@@ -38,7 +38,7 @@ def read_codes(transaction: ReadTransaction, tokenizer_id: str) -> np.ndarray:
     levels = len(transaction.meta.generations[tokenizer_id].level_sizes)
     row = np.dtype([("ad_id", AD_KEY), ("codes", "<i4", (levels,))])
     table = transaction.tables.generations[tokenizer_id].codes
-    return _read_rows(transaction, table, row=row, what=f"codes of {tokenizer_id}")
+    return read_rows(transaction, table, row=row, what=f"codes of {tokenizer_id}")
 
 
 def read_sids(transaction: ReadTransaction, tokenizer_id: str) -> np.ndarray:
@@ -50,7 +50,7 @@ def read_sids(transaction: ReadTransaction, tokenizer_id: str) -> np.ndarray:
     levels = len(transaction.meta.generations[tokenizer_id].level_sizes)
     row = np.dtype([("codes", ">u4", (levels,)), ("ad_id", AD_KEY)])
     table = transaction.tables.generations[tokenizer_id].sids
-    return _read_rows(transaction, table, row=row, what=f"sids of {tokenizer_id}")
+    return read_rows(transaction, table, row=row, what=f"sids of {tokenizer_id}")
 
 
 def read_snapshot(transaction: ReadTransaction, tokenizer_id: str) -> IndexSnapshot:
@@ -87,12 +87,14 @@ def snapshot_of(
             level_sizes=transaction.meta.generations[tokenizer_id].level_sizes,
             version=transaction.meta.sequence,
             tokenizer_id=tokenizer_id,
+            audiences=ads["audience"][at],
+            accounts=ads["account"][at],
         )
     except ValueError as error:
         raise IndexStoreError(f"{where}: damaged codes of {tokenizer_id}: {error}") from error
 
 
-def _read_rows(transaction: ReadTransaction, table: Any, *, row: np.dtype, what: str) -> np.ndarray:
+def read_rows(transaction: ReadTransaction, table: Any, *, row: np.dtype, what: str) -> np.ndarray:
     """All entries [N] of a table, key and value beside each other as `row` says, in key order."""
     rows, where = bytearray(), f"index {transaction.path}, {what}"
     try:

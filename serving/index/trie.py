@@ -202,6 +202,15 @@ class Trie:
         safe = np.maximum(nodes, 0)
         return np.where(nodes >= 0, ptr[safe + 1] - ptr[safe], 0)
 
+    def counts_below(self, leaves: np.ndarray) -> list[np.ndarray]:
+        """Of some leaves, bool [M], how many lie below each node: a level but the last, int32 [nodes_t]."""
+        found: list[np.ndarray] = []
+        below = leaves.astype(np.int32)
+        for ptr in reversed(self.child_ptr[1:]):
+            below = np.add.reduceat(below, ptr[:-1]) if len(below) else below  # every node has a child
+            found.insert(0, below)
+        return found
+
     def sids(self, level: int, nodes: np.ndarray, *, parents: list[np.ndarray]) -> np.ndarray:
         """Codes int32 [B, n, level + 1] of beams at `level` from their nodes and those of their ancestors."""
         columns = [self.code(t, p) for t, p in enumerate([*parents, nodes])]

@@ -176,6 +176,20 @@ class UnionTrie:
             found = np.where(over >= 0, over + self._base.leaves, found)
         return found
 
+    def counts_below(self, base: list[np.ndarray], overlay: np.ndarray) -> list[np.ndarray]:
+        """Of some leaves, how many lie below each node: a level but the last, int32 [N + O].
+
+        Args:
+            base: those of the base, a level each, int32 [N].
+            overlay: which leaves of the overlay, bool [J].
+        """
+        found = []
+        own = self._overlay.counts_below(overlay)
+        for level, of_base, of_overlay in zip(self._levels[:-1], base, own, strict=True):
+            of_overlay[level.shared_as - level.size] += of_base[level.shared]
+            found.append(np.concatenate([of_base, of_overlay]))
+        return found
+
     def live_leaves(self) -> np.ndarray:
         """Numbers of all leaves, int64, ascending."""
         base = np.ones(self._base.leaves, bool)
