@@ -67,6 +67,11 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="file of known account ids, one a line; events of others are rejected [any]",
     )
+    add(
+        "--attributes",
+        type=Path,
+        help="file of the preset's serving.attributes as JSON, which audiences may name [none]",
+    )
     add("--batch-events", type=int, default=256, help="most events of one commit [256]")
     add("--batch-ms", type=float, default=10.0, help="wait for more events after the first [10]")
     add("--queue", type=int, default=4096, help="events that may wait; streams fill half of it [4096]")
@@ -126,6 +131,7 @@ def _config(options: argparse.Namespace) -> SidecarConfig:
         options.index,
         options.bundles,
         accounts=options.accounts,
+        attributes=options.attributes,
         redis=redis_of(options),
         kafka=kafka_of(options),
         worker=WorkerConfig(options.batch_events, batch_ms=options.batch_ms, queue_events=options.queue),

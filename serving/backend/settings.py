@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serving.backend.request import RequestLimits
-from serving.index.audience import MAX_TEXT
+from serving.index.audience import attribute_columns
 from serving.load.settings import ControlSettings
 from serving.model.manifest import RankerKind
 from serving.search.rank import RankBy
 from serving.served_log.settings import ServedLogConfig
 
 Rerank = Literal["off"] | RankerKind
-_Attribute = Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,63}$")]
-_Value = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 
 
 class ServingConfig(BaseModel):
@@ -83,7 +81,7 @@ class ServingConfig(BaseModel):
     max_num_ads: int = Field(200, ge=1)
     max_exclude: int = Field(1000, ge=0)
     audience: Literal["on", "off"] = "off"
-    attributes: dict[_Attribute, tuple[_Value, ...] | Literal["any"]] = Field({}, max_length=64)
+    attributes: dict[str, tuple[str, ...] | Literal["any"]] = {}
     max_batch_size: int = Field(8, ge=1)
     graph_calls: Literal["bls", "in_process"] = "bls"
     scheduler_instances: int = Field(2, ge=1)
@@ -106,11 +104,7 @@ class ServingConfig(BaseModel):
     def _attributes_are_used(self) -> Self:
         if self.attributes and self.audience == "off":
             raise ValueError("attributes: expected none with audience off")
-        for name, values in self.attributes.items():
-            if values != "any" and (not values or len(set(values)) != len(values)):
-                raise ValueError(
-                    f"attributes.{name}: expected distinct values, at least one, got {list(values)}"
-                )
+        attribute_columns(self.attributes)
         return self
 
     @property

@@ -54,7 +54,7 @@ class TermColumns:
                 f"serving.attributes: expected names that no profile column or request feature has, got "
                 f"{', '.join(sorted(twice))}"
             )
-        values = [*profile.values(), *map(values_of, request_features)]
+        values = [*profile.values(), *(feature.texts for feature in request_features)]
         self._hashes = [np.array([_UNKNOWN, *map(hash_of, v)], np.int64) for v in values]
         self._attributes = attributes
 
@@ -124,11 +124,6 @@ def check_cap(cap: int | None, *, terms: TermColumns | None) -> int:
     if cap is not None and terms is None:
         raise RequestError("parameter max_per_account: expected a server with serving.audience on, got off")
     return cap or 0
-
-
-def values_of(feature: RequestFeature) -> tuple[str, ...]:
-    """Values of a request feature as audiences name them: numbers in decimal."""
-    return feature.values or tuple(map(str, range(feature.size)))
 
 
 def check_accounts(accounts: Sequence[bytes], limits: RequestLimits) -> Sequence[bytes]:

@@ -12,6 +12,7 @@ All parts may be left out; {} is everybody.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,9 @@ MAX_COLUMNS, MAX_VALUES, MAX_TEXT = 16, 1024, 256
 MAX_AUDIENCES = 100_000
 """Distinct audiences of an index, flights included."""
 MAX_TIME = 1 << 40
+MAX_ATTRIBUTES = 64
 EVERYBODY = ""  # canonical text of the audience that restricts nothing
+_NAME = re.compile("[a-z][a-z0-9_]{0,63}")
 _KEYS, _TESTS = ("where", "start", "end"), ("in", "not_in")
 
 Columns = Mapping[str, Collection[str] | None]
@@ -117,6 +120,29 @@ class Audience:
         """The same for all audiences that say the same; `EVERYBODY` for the one that says nothing."""
         found = self.to_json()
         return json.dumps(found, separators=(",", ":"), sort_keys=True) if found else EVERYBODY
+
+
+def attribute_columns(given: object) -> Columns:
+    """Columns of `serving.attributes`: by name a list of values, or "any" text.
+
+    Raises:
+        AudienceError: it is something else.
+    """
+    if not isinstance(given, Mapping) or len(given) > MAX_ATTRIBUTES:
+        raise AudienceError(
+            f"attributes: expected an object of at most {MAX_ATTRIBUTES} names, got {_shown(given)}"
+        )
+    found: dict[str, Collection[str] | None] = {}
+    for name, values in given.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise AudienceError(f"attributes: expected a name {_NAME.pattern}, got {_shown(name)}")
+        if values == "any":
+            found[name] = None
+        elif len(_values(f"attributes.{name}", values)) == len(values):
+            found[name] = tuple(values)
+        else:
+            raise AudienceError(f"attributes.{name}: expected distinct values, got {_shown(values)}")
+    return found
 
 
 def _rule(column: str, given: object) -> Rule:

@@ -62,6 +62,11 @@ class RequestFeature:
         """Number of codes, unknown included."""
         return 1 + (len(self.values) or self.size)
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Values as audiences name them: numbers in decimal."""
+        return self.values or tuple(map(str, range(self.size)))
+
     def code(self, value: bytes | str | int) -> int:
         """Code of a value as a client sends it: text (UTF-8) where there are `values`, else a number."""
         if self.size:
