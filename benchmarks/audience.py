@@ -1,9 +1,10 @@
 """Who may see an ad, inside the search: `make bench-audience`; writes build/bench/audience.json.
 
-A million ads with a SID each, all of them with an audience, seeded weights in the shape of preset `bench`, one
-request at a time in this process: without audiences; with them, for requests that are in other audiences every
-time and for one that comes again; and a search without audiences whose answer is filtered afterwards, with the
-answers that are short then. A small catalogue, where all ads can be scored, says whether answers are right.
+A million ads with a SID each, all of them with an audience, seeded weights in the shape of preset `bench`,
+one request at a time in this process: without audiences; with them, for requests that are in other audiences
+every time and for one that comes again; and a search without audiences whose answer is filtered afterwards,
+with the answers that are short then. A small catalogue, where all ads can be scored, says whether answers are
+right. Seconds are of the CPU: the machine need not be quiet.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class Shop:
 
 
 def audiences(predicates: int, share: float, *, ads: int, seed: int) -> tuple[np.ndarray, AudienceTable]:
-    """Audience of each ad, int32 [ads], and the table: every user is in some that together have a share of the ads.
+    """Audience of each ad, int32 [ads], and the table: each user is in some that have a share of the ads.
 
     Args:
         predicates: distinct ones.
@@ -174,7 +175,7 @@ def measured(
     states = restricted.states
     assert states._traits is not None
     traits = [a for a in states._traits if isinstance(a, np.ndarray)]
-    kept = [a for s in states._known.values() for a in (s.leaves, *s.counts)]
+    kept = [a for s in states._known.values() for a in (s.leaves, s.below.keywords["before"])]
     held = sum(a.nbytes for a in (numbers, *traits, *kept))
     began = time.process_time()
     for user in range(USERS):

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serving.index.trie import Trie
 from serving.keys import hash_of
 
 NO_ACCOUNT = 0  # of an ad that came without one
@@ -26,7 +25,7 @@ class Terms:
     Attributes:
         values: hashes (`serving.keys.hash_of`) of the values of columns that audiences may name; one that is
             left out is not known.
-        now: time of the request, unix seconds; in no flight where it is below 0.
+        now: time of the request, unix seconds; below 0 it is in no audience.
         excluded_accounts: hashes of accounts whose ads must not come, ascending.
     """
 
@@ -35,7 +34,7 @@ class Terms:
     excluded_accounts: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, values: Mapping[str, str], now: int = -1, *, excluded_accounts: Iterable[str] = ()) -> Terms:
+    def of(cls, values: Mapping[str, str], now: int = 0, *, excluded_accounts: Iterable[str] = ()) -> Terms:
         """Of texts; empty ones are left out."""
         accounts = {hash_of(account) for account in excluded_accounts if account}
         known = {column: hash_of(value) for column, value in values.items() if value}
@@ -51,21 +50,27 @@ class Eligible:
     """Nodes that lead to an ad that a request may be shown.
 
     Attributes:
-        leaves: bool [M + 1], by leaf; the last is padding's.
-        counts: a level but the last, int32 [nodes + 1], such leaves below each node; the last is padding's.
+        leaves: bool [L + 1], by leaf; the last is padding's.
+        below: for nodes int of a level but the last, such leaves below each, int32; 0 for padding (-1), and
+            anything for what is no node.
+        levels: T.
     """
 
     leaves: np.ndarray
-    counts: tuple[np.ndarray, ...]
+    below: Callable[[int, np.ndarray], np.ndarray]
+    levels: int
 
     def mask(self, level: int, nodes: np.ndarray) -> np.ndarray:
         """Whether nodes of a level lead to one, bool; of what is no node, anything."""
-        values = self.leaves if level == len(self.counts) else self.counts[level] > 0
-        return values.take(nodes, mode="clip")
+        if level == self.levels - 1:
+            return self.leaves.take(nodes, mode="clip")
+        return self.below(level, nodes) > 0
 
     def count(self, level: int, nodes: np.ndarray) -> np.ndarray:
         """Leaves below nodes of a level, int32; 0 for padding (-1)."""
-        return (self.leaves if level == len(self.counts) else self.counts[level])[nodes].astype(np.int32)
+        if level == self.levels - 1:
+            return self.leaves[nodes].astype(np.int32)
+        return self.below(level, nodes)
 
 
 class Traits(NamedTuple):
@@ -133,8 +138,15 @@ def meets(satisfied: np.ndarray, audiences: np.ndarray) -> np.ndarray:
     return satisfied.take(audiences)
 
 
+def before(leaves: np.ndarray) -> np.ndarray:
+    """Of some leaves, bool [n], how many come before each, and in all: int32 [n + 1]."""
+    found = np.zeros(len(leaves) + 1, np.int32)
+    np.cumsum(leaves, out=found[1:], dtype=np.int32)
+    return found
+
+
 class States:
-    """Eligible nodes of a base by what decides about them, the least recently used out first."""
+    """Leaves of an index by what decides about them, the least recently used out first."""
 
     def __init__(self) -> None:
         """Nothing is known."""
@@ -143,23 +155,24 @@ class States:
 
     def of(
         self,
-        trie: Trie,
-        traits: Callable[[], Traits],
+        make: Callable[[], Eligible],
         *,
         satisfied: np.ndarray | None,
         excluded: tuple[int, ...],
     ) -> Eligible:
-        """Of a base, the same one in every call; its traits are asked for once."""
+        """Of an index, the same one in every call, as `make` makes it."""
         key = (b"" if satisfied is None else satisfied.tobytes(), excluded)
         state = self._known.get(key)
         if state is not None:
             self._known.move_to_end(key)
             return state
-        self._traits = self._traits or traits()
-        leaves = self._traits.leaves(satisfied, excluded)
-        state = Eligible(np.append(leaves, False), tuple(np.append(c, 0) for c in trie.counts_below(leaves)))
-        self._known[key] = state
-        most = min(max(_STATE_BYTES // (len(leaves) + 1), 2), _STATES)
+        state = self._known[key] = make()
+        most = min(max(_STATE_BYTES // (5 * len(state.leaves)), 2), _STATES)
         while len(self._known) > most:
             self._known.popitem(last=False)
         return state
+
+    def traits(self, make: Callable[[], Traits]) -> Traits:
+        """Of a base, the same one in every call; they are made once."""
+        self._traits = self._traits or make()
+        return self._traits

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
 
 from serving.index.audience_table import AudienceTable
-from serving.index.eligible import Eligible, meets
+from serving.index.eligible import Eligible, States, before, meets
 from serving.index.keys import pack, pack_valid, run_starts, unpack
 from serving.index.snapshot import IndexSnapshot, Snapshot, sort_stable
 from serving.index.trie import PrefixTree, Trie
@@ -82,14 +82,12 @@ class _Live(NamedTuple):
         patched: int64, leaves whose ads are not those of the base, ascending; all J of the overlay are.
         ptr: int64 [len(patched) + 1] into `ads`.
         ads: int64 [k], active ads by patched leaf, ascending within a leaf.
-        above: int32 [T - 1, p], nodes of the base above the p patched leaves that are of the base.
     """
 
     trie: UnionTrie
     patched: np.ndarray
     ptr: np.ndarray
     ads: np.ndarray
-    above: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -190,27 +188,31 @@ class OverlaySnapshot(Snapshot):
             np.where(changed, self.changes.accounts[at], accounts),
         )
 
+    @cached_property
+    def _states(self) -> States:
+        return States()
+
     def _eligible(self, satisfied: np.ndarray | None, excluded: tuple[int, ...]) -> Eligible:
-        base, live = self.base, self._live
-        before = base._eligible(satisfied, excluded)
+        make = partial(self._made, satisfied, excluded)
+        return self._states.of(make, satisfied=satisfied, excluded=excluded)
+
+    def _made(self, satisfied: np.ndarray | None, excluded: tuple[int, ...]) -> Eligible:
+        live = self._live
         audiences, accounts = self.traits_of(live.ads)
         shown = ~np.isin(accounts, excluded)
         if satisfied is not None:
             shown &= meets(satisfied, audiences)
         owner = np.repeat(np.arange(len(live.patched)), np.diff(live.ptr))
         patched = np.bincount(owner[shown], minlength=len(live.patched)) > 0
-        in_base = live.patched[: live.above.shape[1]]
-        of_base, of_overlay = patched[: len(in_base)], patched[len(in_base) :]
-        leaves = np.concatenate([before.leaves[:-1], of_overlay, [False]])
-        other = np.flatnonzero(leaves[in_base] != of_base)  # of the patched ones, those that changed
-        leaves[in_base] = of_base
-        counts = [c[:-1] for c in before.counts]
-        if len(other):
-            counts = [c.copy() for c in counts]
-            for count, above in zip(counts, live.above[:, other], strict=True):
-                np.add.at(count, above, np.where(of_base[other], 1, -1))
-        below = live.trie.counts_below(counts, of_overlay)
-        return Eligible(leaves, tuple(np.append(c, 0) for c in below))
+        count = self.base.trie.leaves
+        in_base = np.searchsorted(live.patched, count)  # of the patched leaves, the others are the overlay's
+        leaves = self.base._eligible(satisfied, excluded).leaves[:count].copy()
+        leaves[live.patched[:in_base]] = patched[:in_base]
+        below = partial(
+            live.trie.counts_below, before=before(leaves), overlay_before=before(patched[in_base:])
+        )
+        every = np.concatenate([leaves, patched[in_base:], [False]])
+        return Eligible(every, below, levels=live.trie.levels)
 
 
 def _column(rows: np.ndarray, name: str, kind: type) -> np.ndarray:
@@ -269,7 +271,7 @@ def _join(base: IndexSnapshot, changes: Changes) -> _Live:
     ptr = np.append(np.searchsorted(owner[order], patched), len(owner))
     dead = np.flatnonzero(old_leaf)[np.diff(ptr)[: len(in_trie)] == 0]
     trie = UnionTrie(base.trie, overlay, dead=path[:, dead], overlaid=path[:, fresh])
-    return _Live(trie, patched, ptr, ads[order], above=path[:-1, old_leaf])
+    return _Live(trie, patched, ptr, ads[order])
 
 
 def _built_anew(base: IndexSnapshot, changes: Changes, *, version: int) -> IndexSnapshot:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from serving.index.audience_table import AudienceTable
-from serving.index.eligible import NO_ACCOUNT, Eligible, States, Terms, Traits, meets
+from serving.index.eligible import NO_ACCOUNT, Eligible, States, Terms, Traits, before, meets
 from serving.index.keys import pack, run_starts, unpack
 from serving.index.trie import PrefixTree, Trie
 
@@ -233,7 +234,12 @@ class IndexSnapshot(Snapshot):
         return audiences, accounts
 
     def _eligible(self, satisfied: np.ndarray | None, excluded: tuple[int, ...]) -> Eligible:
-        return self.states.of(self.trie, self._traits, satisfied=satisfied, excluded=excluded)
+        def make() -> Eligible:
+            leaves = self.states.traits(self._traits).leaves(satisfied, excluded)
+            below = partial(self.trie.counts_below, before=before(leaves))
+            return Eligible(np.append(leaves, False), below, levels=self.trie.levels)
+
+        return self.states.of(make, satisfied=satisfied, excluded=excluded)
 
     def _traits(self) -> Traits:
         return Traits.of(

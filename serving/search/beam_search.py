@@ -214,7 +214,7 @@ def _prefix(search: _Search, slots: np.ndarray, prefix: tuple[np.ndarray, Carry]
         candidates = mixed.logprob[:, 0]
     if search.live[0]:
         candidates = over_live(candidates)
-    candidates = only(candidates, 0, eligible=search.eligible, nodes_at=roots.take)
+    candidates = only(candidates, 0, eligible=search.eligible, nodes=lambda: [roots] * len(slots))
     order, left = None, search.trie.levels - 1
     if mixed is not None and left:
         order = mixed.favour(candidates[:, None], levels=left)[:, 0]
@@ -253,7 +253,7 @@ def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
     if search.live[t]:
         logprob = over_live(logprob)
     candidates = beams.scores[:, :, None] + logprob
-    candidates = only(candidates, t, eligible=search.eligible, nodes_at=children.nodes)
+    candidates = only(candidates, t, eligible=search.eligible, nodes=children.every)
     if search.cold_start and t == search.trie.levels - 1:
         candidates = search.cold_start.lift(
             candidates,
@@ -343,8 +343,7 @@ def _survivors(
         return leaves_below(search.trie, t, nodes_of(kept), eligible=search.eligible)
 
     last = t == search.trie.levels - 1
-    if last and search.banned is not None:
-        ban(ranked, search.banned, nodes_at=nodes_at)
+    ban(ranked, search.banned if last else None, nodes_at=nodes_at)
     kept = keep(ranked, search.widths[t], needed=search.needed, leaves=None if last else leaves)
     at = np.maximum(kept, 0)
     scores = np.where(kept >= 0, np.take_along_axis(candidates, at, 1), -np.inf).astype(np.float32)

@@ -5,7 +5,7 @@ Letters: B requests, m candidates, k kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -79,9 +79,11 @@ def _lower_bound(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def ban(
-    scores: np.ndarray, banned: list[np.ndarray], *, nodes_at: Callable[[np.ndarray], np.ndarray]
+    scores: np.ndarray, banned: list[np.ndarray] | None, *, nodes_at: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    """Take candidates [B, m] out, in place, whose leaves (of positions [B, m]) their request bans."""
+    """Take candidates [B, m] out, in place, whose leaves (of positions [B, m]) their request bans, if any."""
+    if banned is None:
+        return
     leaves = nodes_at(np.broadcast_to(np.arange(scores.shape[1]), scores.shape))
     for row, leaves_banned in enumerate(banned):
         if len(leaves_banned):
@@ -93,7 +95,7 @@ def only(
     level: int,
     *,
     eligible: list[Eligible | None] | None,
-    nodes_at: Callable[[np.ndarray], np.ndarray],
+    nodes: Callable[[], Sequence[np.ndarray] | np.ndarray],
 ) -> np.ndarray:
     """Candidates float32 [B, ..], of which those are none (-inf) whose nodes a request may not go to.
 
@@ -101,15 +103,14 @@ def only(
         scores: m of a request, in whatever shape.
         level: of the candidates.
         eligible: of each request; None for all.
-        nodes_at: nodes of positions [B, m].
+        nodes: of the candidates, B times [m].
     """
     if eligible is None:
         return scores
-    out = scores.reshape(len(scores), -1).copy()
-    nodes = nodes_at(np.broadcast_to(np.arange(out.shape[1]), out.shape))
+    out, every = scores.reshape(len(scores), -1).copy(), nodes()
     for row, state in enumerate(eligible):
         if state is not None:
-            out[row, ~state.mask(level, nodes[row])] = -np.inf
+            out[row, ~state.mask(level, every[row])] = -np.inf
     return out.reshape(scores.shape)
 
 

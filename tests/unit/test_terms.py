@@ -32,7 +32,10 @@ COLUMNS = TermColumns(
 )
 
 
-def packed(codes=(1, 14), attributes=(b"feed", "Zürich".encode()), accounts=(b"acme", b"", b"acme"), cap=2):
+ZURICH = "Zürich".encode()
+
+
+def packed(codes=(1, 14), attributes=(b"feed", ZURICH), accounts=(b"acme", b"", b"acme"), cap=2):
     return COLUMNS.pack(
         np.array(codes), list(attributes), now=77, max_per_account=cap, excluded_accounts=list(accounts)
     )
