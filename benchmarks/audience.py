@@ -44,7 +44,7 @@ TARGETS = {
     "audience_bytes_per_ad": "<= 40",
 }
 SHARES, PREDICATES = (0.5, 0.1, 0.01), (10, 1_000, 20_000)
-USERS = 32  # requests that are in different audiences, more than a base remembers
+USERS = 12  # requests that are in different audiences, more than a base remembers
 REQUESTS = 64
 NONE = np.zeros(0, np.int64)
 

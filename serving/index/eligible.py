@@ -15,7 +15,7 @@ import numpy as np
 from serving.keys import hash_of
 
 NO_ACCOUNT = 0  # of an ad that came without one
-_STATE_BYTES, _STATES = 8 << 20, 64  # of what is remembered of a base
+_STATE_BYTES, _STATES = 16 << 20, 64  # of what is remembered of a base
 
 
 @dataclass(frozen=True)

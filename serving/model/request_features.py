@@ -16,6 +16,8 @@ RESERVED = frozenset(
         "profile",
         "num_ads",
         "exclude_ad_ids",
+        "exclude_account_ids",
+        "attributes",
         "timestamp",
     )
 )

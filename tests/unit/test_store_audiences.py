@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from indexer.commands.ads import export
+from indexer.commands.build import build as build_from_tables
 from indexer.events.parse import event_of, parse_event
 from indexer.store import audience_numbers
 from indexer.store import batch as batch_module
@@ -313,7 +314,7 @@ def test_tables_bring_audiences(tmp_path):
         assert sound(store)
         found = reader_sees(store)
         assert found.shown(np.arange(1, 5), Terms.of({"age": "old"}, now=5)).tolist() == [True] * 4
-        assert found.shown(np.arange(1, 5), NO_TERMS).tolist() == [True, False, True, True]
+        assert found.shown(np.arange(1, 5), NO_TERMS).tolist() == [True, False, True, False]
         assert found.traits_of(np.array([4]))[1].tolist() == [hash_of("acme")]
         with pytest.raises(
             ValueError, match=r"ad 3: audience: expected an object with where, start, end, got \[7\]"
@@ -331,6 +332,26 @@ def test_tables_bring_audiences(tmp_path):
         assert reader_sees(store).audiences is None
     export(tmp_path / "index", tmp_path / "ads.parquet")
     assert pl.read_parquet(tmp_path / "ads.parquet")["audience"].null_count() == 40
+
+
+def test_a_column_of_the_ads_table_becomes_audiences(tmp_path):
+    pl.DataFrame(
+        {
+            "ad_id": [3, 5],
+            "status": ["active", "active"],
+            **{name: [value] * 2 for name, value in CONTENT.items()},
+            "audience": ['{"end": 9, "where": {}}', None],
+        }
+    ).write_parquet(tmp_path / "ads.parquet")
+    pl.DataFrame({"ad_id": [3, 5], "s1": [0, 1], "s2": [0, 1], "s3": [0, 1]}).write_parquet(
+        tmp_path / "sids.parquet"
+    )
+    files = {"ads": tmp_path / "ads.parquet", "sids": tmp_path / "sids.parquet", "out": tmp_path / "index"}
+    build_from_tables(**files, level_sizes=SIZES, tokenizer_id="tok")
+    with open_store(tmp_path / "index") as store:
+        assert [store.ad(a).audience for a in (3, 5)] == [{"end": 9}, {}]
+        assert store.ad(3).content == CONTENT
+        assert sound(store)
 
 
 def as_format_2(path):
