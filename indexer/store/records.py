@@ -16,7 +16,8 @@ def encode_ad(
     status: int, *, status_version: int, content_version: int, updated: int, audience: int, account: int
 ) -> bytes:
     """Value of `ads`, see `layout.AD`."""
-    return _AD.pack(status, status_version, content_version, updated, audience, account)
+    fields = (status, status_version, content_version, updated, audience, account)
+    return _AD.pack(*fields)
 
 
 def decode_ad(raw: bytes | memoryview) -> tuple[int, int, int, int, int, int]:

@@ -144,8 +144,12 @@ def find_ads(
     order = np.argsort(-beam_worth(scores, expected_value, by=rank_by), kind="stable")
     sids, scores, expected_value = sids[order], scores[order], expected_value[order]
     rows, ads = snapshot.ads_of_sids(sids)
-    kept = ~np.isin(ads, exclude) & snapshot.shown(ads, terms)
-    rows, ads = rows[kept], ads[kept]
+    if len(exclude):
+        kept = ~np.isin(ads, exclude)
+        rows, ads = rows[kept], ads[kept]
+    if snapshot.audiences is not None or terms.excluded_accounts:
+        kept = snapshot.shown(ads, terms)
+        rows, ads = rows[kept], ads[kept]
     if max_per_account:
         kept = within_cap(snapshot.traits_of(ads)[1], max_per_account)
         rows, ads = rows[kept], ads[kept]
