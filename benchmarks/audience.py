@@ -2,9 +2,9 @@
 
 A million ads with a SID each, all of them with an audience, seeded weights in the shape of preset `bench`,
 one request at a time in this process: without audiences; with them, for requests that are in other audiences
-every time and for one that comes again; and a search without audiences whose answer is filtered afterwards,
-with the answers that are short then. A small catalogue, where all ads can be scored, says whether answers are
-right. Seconds are of the CPU: the machine need not be quiet.
+every time and for one that comes again; and a search without audiences all of whose beams are filtered
+afterwards, with the answers that are short then. A small catalogue, where all ads can be scored, says whether
+answers are right. Seconds are of the CPU: the machine need not be quiet.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ class Shop:
     num_ads: int
 
     def answer(
-        self, snapshot: IndexSnapshot, row: int, terms: Terms, *, filtered: Terms | None = None
+        self, snapshot: IndexSnapshot, row: int, terms: Terms, *, most: int | None = None
     ) -> np.ndarray:
-        """Ads of one request; `filtered` says who may see them only after the search."""
+        """Ads of one request; `most` instead of `num_ads` of what the search kept."""
         at = slice(row, row + 1)
         eligible = snapshot.eligible(terms)
         beams = beam_search(
@@ -89,7 +89,7 @@ class Shop:
             beams.sids[0],
             scores=beams.scores[0],
             expected_value=beams.expected_value[0],
-            num_ads=self.num_ads,
+            num_ads=most or self.num_ads,
             exclude=NONE,
             terms=terms,
         ).ad_ids
@@ -161,7 +161,7 @@ def measured(
 
     def afterwards(number: int) -> None:
         nonlocal short_filtered
-        ads = shop.answer(snapshot, number % REQUESTS, NO_TERMS)
+        ads = shop.answer(snapshot, number % REQUESTS, NO_TERMS, most=shop.plan.sid[-1])
         kept = shown[number % USERS][np.searchsorted(snapshot.ad_ids, ads)]
         short_filtered += bool(number) and int(kept.sum()) < shop.num_ads
 
