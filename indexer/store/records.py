@@ -9,6 +9,7 @@ from indexer.events.content import GIVEN_FIELDS, Content
 from indexer.events.event import CONTENT_FIELDS
 
 _AD = struct.Struct("<BqqqIq")  # `layout.AD`, for one ad at a time
+_AD_2 = struct.Struct("<Bqqq")
 _quote = json.encoder.encode_basestring
 
 
@@ -21,8 +22,11 @@ def encode_ad(
 
 
 def decode_ad(raw: bytes | memoryview) -> tuple[int, int, int, int, int, int]:
-    """Inverse of `encode_ad`: status, status_version, content_version, updated, audience, account."""
-    return _AD.unpack(raw)
+    """Inverse of `encode_ad`: status, status_version, content_version, updated, audience, account.
+
+    The last two are 0 in a record of format 2.
+    """
+    return _AD.unpack(raw) if len(raw) == _AD.size else (*_AD_2.unpack(raw), 0, 0)
 
 
 def encode_content(content: Content) -> bytes:

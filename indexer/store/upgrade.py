@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from indexer.store.arrays import AD_KEY, read_rows, read_snapshot
+from indexer.store.arrays import read_ads, read_snapshot
 from indexer.store.bases import place_base, remove_bases
 from indexer.store.file import StoreFile
 from indexer.store.transaction import WriteTransaction
-from serving.index.layout import AD, AD_2, FORMAT_VERSION
+from serving.index.layout import AD, FORMAT_VERSION
 from serving.keys import hash_of
 
 log = logging.getLogger("gr4ad.indexer")
@@ -47,11 +47,8 @@ def upgrade(file: StoreFile) -> None:
 
 
 def _rewrite_ads(writing: WriteTransaction) -> None:
-    row = np.dtype([("ad_id", AD_KEY), *AD_2.descr])
-    stored = read_rows(writing, writing.tables.ads, row=row, what="ads")
-    records = np.zeros(len(stored), AD)
-    for name in AD_2.names or ():
-        records[name] = stored[name]
+    stored = read_ads(writing)
+    records = stored[list(AD.names or ())].astype(AD)
     known: dict[str, int] = {}
     with writing.txn.cursor(db=writing.tables.content) as cursor:
         for key, value in cursor:
@@ -61,5 +58,5 @@ def _rewrite_ads(writing: WriteTransaction) -> None:
             at = np.searchsorted(stored["ad_id"], int.from_bytes(key, "big"))
             records["account"][at] = known[account]
     writing.txn.drop(writing.tables.ads, delete=False)
-    keys, values = stored["ad_id"].view("V8"), records.view(f"V{AD.itemsize}")
+    keys, values = np.ascontiguousarray(stored["ad_id"]).view("V8"), records.view(f"V{AD.itemsize}")
     writing.txn.fill(writing.tables.ads, zip(keys.tolist(), values.tolist(), strict=True))

@@ -20,6 +20,7 @@ from serving.index.audience import AudienceError
 from serving.index.base import read_base
 from serving.index.keys import pack
 from serving.index.layout import STATUSES, IndexStoreError, base_folder, change_dtype
+from serving.index.overlay import log_column
 from serving.index.snapshot import IndexSnapshot
 from serving.keys import id_of
 
@@ -138,7 +139,7 @@ def _base(reading: ReadTransaction, name: str, *, expected: IndexSnapshot) -> It
     if (base.version, base.tokenizer_id, base.level_sizes) != (generation.base, name, generation.level_sizes):
         yield f"{name}: base {generation.base} is of {base.tokenizer_id}, {base.version}, {base.level_sizes}"
         return
-    row = change_dtype(len(generation.level_sizes))
+    row = change_dtype(len(generation.level_sizes), format=reading.meta.format)
     values = [np.zeros(0, row)]
     with reading.txn.cursor(db=reading.tables.generations[name].changes) as cursor:
         for key, value in cursor:
@@ -169,8 +170,10 @@ def _as_readers_see(
     actives = np.concatenate([active[kept], log["active"][known] == 1])
     order = np.argsort(ad_ids, kind="stable")
     audiences, accounts = (
-        np.concatenate([of_base[kept], log[name][known]])
-        for of_base, name in zip(base.traits_of(base.ad_ids), ("audience", "account"), strict=True)
+        np.concatenate([of_base[kept], log_column(log, name, kind)[known]])
+        for of_base, name, kind in zip(
+            base.traits_of(base.ad_ids), ("audience", "account"), (np.int32, np.int64), strict=True
+        )
     )
     wanted_audiences, wanted_accounts = expected.traits_of(expected.ad_ids)
     should = np.zeros(len(expected.ad_ids), bool)

@@ -63,8 +63,8 @@ class Changes:
             known & (rows["active"] != 0),
             known,
             keys,
-            audiences=_column(rows, "audience", np.int32),
-            accounts=_column(rows, "account", np.int64),
+            audiences=log_column(rows, "audience", np.int32),
+            accounts=log_column(rows, "account", np.int64),
         )
         if not len(self.ad_ids):
             return new
@@ -215,7 +215,7 @@ class OverlaySnapshot(Snapshot):
         return Eligible(every, below, levels=live.trie.levels)
 
 
-def _column(rows: np.ndarray, name: str, kind: type) -> np.ndarray:
+def log_column(rows: np.ndarray, name: str, kind: type) -> np.ndarray:
     """Of rows of the log, zeros where they are from before there was one."""
     return rows[name].astype(kind) if name in (rows.dtype.names or ()) else np.zeros(len(rows), kind)
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from indexer.commands.ads import export
+from indexer.commands.ads import export, show
 from indexer.commands.build import build as build_from_tables
 from indexer.events.parse import event_of, parse_event
 from indexer.store import audience_numbers
@@ -397,6 +397,8 @@ def test_an_index_of_the_format_before_is_read_and_becomes_one_of_this(tmp_path)
     as_format_2(path)
     before = in_other_process(_read, path)
     assert before["known"] == list(range(8))
+    assert in_other_process(verify, path) == []  # as the sidecar asks before it opens the index
+    assert json.loads(in_other_process(show, path, 3))["status"] == "paused"
     assert before["accounts"] == [0] * 8
     assert AD_2.itemsize < AD.itemsize
     with open_store(path, FakeEncoder()) as store:
