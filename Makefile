@@ -235,7 +235,7 @@ benchmark: setup .venv-rectools/.installed ## Recall and NDCG on a benchmark's s
 	test -x .venv-rectools/bin/python || $(PYTHON) -m venv .venv-rectools
 	.venv-rectools/bin/python -m pip install --quiet --no-deps -r requirements-rectools.txt
 	@touch $@
-.PHONY: ablate-cold ablate-live bench bench-setup bench-pruning bench-index bench-faults bench-loop sweep
+.PHONY: ablate-cold ablate-live bench bench-setup bench-audience bench-pruning bench-index bench-faults bench-loop sweep
 ablate-cold: setup ## ads that the model never saw: what serving.cold_start gives them on the trained demo
 	$(PY) -m benchmarks.ablate_cold $(WITH_PRESET) --run $(RUN)
 ablate-live: setup ## levels over live children: recall, cold ads, speed on the trained demo
@@ -248,6 +248,8 @@ bench: bench-setup ## every part of the engine on and off, in process and throug
 	$(PY) -m benchmarks.bench $(if $(QUICK),--quick)
 bench-pruning: setup ## exact pruning on and off on the trained, exported and indexed run: answers, rows, QPS through Triton
 	$(PY) -m benchmarks.pruning $(WITH_PRESET) --run $(RUN)
+bench-audience: setup ## who may see an ad, inside the search: time, short answers, memory of 10 to 20,000 audiences at a million ads
+	$(PY) -m benchmarks.audience
 bench-index: setup ## the live index: freshness under load, kills, bulk builds, a day in fast-forward; QUICK=1 takes 5 minutes
 	$(PY) -m benchmarks.live_index $(if $(QUICK),--quick)
 bench-faults: setup ## break a small deployment in every known way: recovery, wrong answers, health; QUICK=1 takes 5 minutes

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import catalogue, pruning, triton_load
+from benchmarks import audience, catalogue, pruning, triton_load
 from benchmarks.bench_report import plot, ratios, table, write_markdown
 from benchmarks.cells import SIZES, Workload, comparator_cells, engine_cells
 from benchmarks.comparators.static import StaticConstraint, compare
@@ -213,6 +213,10 @@ def main() -> None:
 
     say("through Triton")
     triton = triton_load.measure(preset, run, shared_layers=shared, quick=quick, say=say)
+    say("audiences")
+    restricted = audience.measure(
+        preset, run, rounds=10 if quick else 40, ads=SIZES["1 M"], requests=8 if quick else 32
+    )
     say("pruning on the trained model")
     trained = trained_run(arguments.demo, run, config="configs/demo.yaml")
     few = ["--requests", "200", "--timed", "40", "--rounds", "2"] if quick else []
@@ -221,6 +225,7 @@ def main() -> None:
     found = (
         ratios(rows)
         | pruned["ratios"]
+        | restricted["ratios"]
         | {
             "static_1m": float(np.median(static["static"]) / np.median(static["ours"])),
             "lazyar_vs_k0_triton": triton["lazyar_vs_k0"],
@@ -245,12 +250,13 @@ def main() -> None:
         "rows": rows,
         "triton": triton,
         "pruning": pruned,
+        "audience": restricted,
         "readers": readers,
         "static_1m_ms": {n: float(np.median(s) * 1e3) for n, s in static.items()},
         "gflops": {"achieved": achieved, "best_gemm": best, "request_gflop": sum(flops.values()) / 1e9},
         "int8_quality": overlap,
         "ratios": found,
-        "targets": TARGETS | pruning.TARGETS,
+        "targets": TARGETS | pruning.TARGETS | audience.TARGETS,
     }
     (run / "results.json").write_text(json.dumps(results, indent=1))
     write_markdown(results, run / "table.md")

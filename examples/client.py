@@ -168,6 +168,8 @@ class Catalogue:
         exclude: Sequence[int | str] = (),
         max_history: int = 1024,
         histories: Histories | None = None,
+        attributes: Sequence[str] = (),
+        exclude_accounts: Sequence[str] = (),
     ) -> dict[str, np.ndarray]:
         """Request of a user at the end of the logs: the newest events, the profile, the time.
 
@@ -180,6 +182,8 @@ class Catalogue:
             exclude: ads, numbers or keys, that must not come back.
             max_history: most events that are sent.
             histories: of a feedback store; None for the logs alone.
+            attributes: in the order of the server's `serving.attributes`, "" for unknown; none: not sent.
+            exclude_accounts: accounts whose ads must not come back.
 
         Raises:
             ValueError: no such user, or a text that is no key.
@@ -212,6 +216,9 @@ class Catalogue:
                 tensors[feature.name] = np.array([[sent]], np.int32 if feature.size else np.bytes_)
         if exclude:
             tensors["exclude_ad_ids"] = np.array([ids(exclude)], np.int64)
+        for name, texts in {"attributes": attributes, "exclude_account_ids": exclude_accounts}.items():
+            if texts:
+                tensors[name] = np.array([[text.encode() for text in texts]], np.object_)
         since = histories.of(user_id) if histories else np.zeros(0, EVENT)
         now = max(self.end, int(since["timestamp"][-1]) + 1) if len(since) else self.end
         return with_later(tensors, since, now=now, max_history=max_history)
@@ -248,9 +255,12 @@ def problems(
     exclude: Sequence[int | str],
     rank_by: RankBy | None = None,
     rerank: str | None = None,
+    exclude_accounts: Sequence[str] = (),
+    max_per_account: int | None = None,
 ) -> list[str]:
     """What is wrong with an answer (row 0) to a request of that rank_by and rerank; empty when nothing is.
 
+    How many ads there should be is not checked where ads have audiences or accounts are capped.
     A request without one is answered in the order of the server's `serving.rank_by`, whichever that is; the
     order of a ranker, asked for or perhaps the server's default, is not checked.
     """
@@ -264,11 +274,16 @@ def problems(
     if not real[: int(real.sum())].all():
         found.append("padding stands before an ad")
     ad_ids, scores, values, sids = ad_ids[real], scores[real], values[real], sids[real]
-    active = catalogue.ads.filter(pl.col("status") == "active")["ad_id"].to_numpy()
+    ads = catalogue.ads.filter(pl.col("status") == "active")
+    if exclude_accounts:
+        ads = ads.filter(~pl.col("account_id").is_in(list(exclude_accounts)))
+    active = ads["ad_id"].to_numpy()
     if not np.isin(ad_ids, active).all():
-        found.append(f"ad {ad_ids[~np.isin(ad_ids, active)][0]} is paused or unknown")
+        what = "paused, unknown or of an excluded account" if exclude_accounts else "paused or unknown"
+        found.append(f"ad {ad_ids[~np.isin(ad_ids, active)][0]} is {what}")
     live = int((~np.isin(active, excluded)).sum())
-    if len(ad_ids) != min(num_ads, live):
+    restricted = "audience" in catalogue.ads.columns or max_per_account is not None
+    if len(ad_ids) != min(num_ads, live) and not restricted:
         found.append(f"expected {min(num_ads, live)} ads, got {len(ad_ids)}")
     if len(np.unique(ad_ids)) != len(ad_ids):
         found.append("an ad comes twice")

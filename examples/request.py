@@ -71,6 +71,11 @@ def main() -> None:
     parser.add_argument("--user", help="user of the logs, a key where their ids are texts [the first one]")
     parser.add_argument("--num-ads", type=int, default=10)
     parser.add_argument("--exclude", nargs="*", default=[], metavar="AD", help="ads, keys as with --user")
+    parser.add_argument(
+        "--attributes", nargs="*", default=[], metavar="TEXT", help="in the order of serving.attributes"
+    )
+    parser.add_argument("--exclude-accounts", nargs="*", default=[], metavar="ACCOUNT")
+    parser.add_argument("--max-per-account", type=int, help="most ads of one account [any number]")
     parser.add_argument("--widths", help='beams a level, e.g. "32-64-128:32" (within the server\'s limits)')
     parser.add_argument("--rank-by", choices=RANK_BY, help="p of an ad, or p x eCPM [serving.rank_by]")
     kinds = ("off", *get_args(RankerKind))
@@ -83,7 +88,14 @@ def main() -> None:
         user = first if arguments.user is None else catalogue.user(arguments.user)
         exclude = [catalogue.ad(word) for word in arguments.exclude]
         with _histories(arguments.run) as histories:
-            tensors = catalogue.request(user, num_ads=arguments.num_ads, exclude=exclude, histories=histories)
+            tensors = catalogue.request(
+                user,
+                num_ads=arguments.num_ads,
+                exclude=exclude,
+                histories=histories,
+                attributes=arguments.attributes,
+                exclude_accounts=arguments.exclude_accounts,
+            )
             since = 0 if histories is None else len(histories.of(ids([user])[0]))
         request_id = uuid.uuid4().hex
         began = time.perf_counter()
@@ -93,7 +105,7 @@ def main() -> None:
             protocol=arguments.protocol,
             parameters={
                 k: v
-                for k in ("widths", "width_cap", "rank_by", "rerank")
+                for k in ("widths", "width_cap", "rank_by", "rerank", "max_per_account")
                 if (v := getattr(arguments, k)) is not None
             }
             | {"user_id": user},
@@ -125,6 +137,8 @@ def main() -> None:
         exclude=exclude,
         rank_by=arguments.rank_by,
         rerank=arguments.rerank,
+        exclude_accounts=arguments.exclude_accounts,
+        max_per_account=arguments.max_per_account,
     )
     if wrong:
         print("wrong answer: " + "; ".join(wrong), file=sys.stderr)

@@ -132,6 +132,7 @@ def _values(
             bundles=bundles,
             index=index,
             features=manifest.features,
+            profile_columns=manifest.profile_columns,
             ranker=manifest.ranker_kind,
             graph_memory="device" if on_gpu(config, target) else "host",
             pad_shapes=target == "tensorrt" and config.cuda_graphs,
@@ -145,6 +146,7 @@ def _values(
         "queue_delay_us": config.queue_delay_us,
         **_context_tensors(manifest.features),
         **_resolver_tensors(manifest, config),
+        **_terms_tensors(config),
         "rows": manifest.features.rows,
         "event_columns": EVENT_COLUMNS,
         "levels": manifest.levels,
@@ -191,6 +193,27 @@ def _resolver_tensors(manifest: Manifest, config: ServingConfig) -> dict[str, st
         "plan_out": _map("output", plan),
         "resolver_inputs": _tensors(taken),
         "resolver_in": _map("input", taken),
+    }
+
+
+def _terms_tensors(config: ServingConfig) -> dict[str, str]:
+    """Lines of the templates for the terms of a request, see `serving.backend.terms`; none without."""
+    if config.audience == "off":
+        names = ("ensemble_terms_inputs", "terms_inputs", "terms_map", "terms_out", "terms_in")
+        return dict.fromkeys((*names, "terms", "terms_ragged"), "")
+    inputs = {"exclude_account_ids": ("STRING", "-1", " optional: true allow_ragged_batch: true")}
+    if config.attributes:
+        inputs["attributes"] = ("STRING", str(len(config.attributes)), " optional: true")
+    terms = {"terms": ("INT64", "-1", "")}
+    ragged = {"terms": ("INT64", "-1", " allow_ragged_batch: true")}
+    return {
+        "ensemble_terms_inputs": _tensors({n: (k, d, " optional: true") for n, (k, d, _) in inputs.items()}),
+        "terms_inputs": _tensors(inputs),
+        "terms_map": _map("input", inputs),
+        "terms": _tensors(terms),
+        "terms_ragged": _tensors(ragged),
+        "terms_out": _map("output", terms),
+        "terms_in": _map("input", terms),
     }
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from serving.index.eligible import NO_TERMS, Terms
 from serving.index.snapshot import Snapshot
 from serving.load.policy import Decision
 from serving.model.manifest import Manifest
@@ -34,6 +35,8 @@ class SearchRequest:
         arrived: when it came in, seconds of the host's monotonic clock; None where nobody took the time.
         deadline: when its answer must be there, of the same clock; None for the SLO of load control.
         use_cache: whether a result of a minute ago will do.
+        terms: what decides which ads may be shown.
+        max_per_account: most ads of one account; 0 for any number.
         request_id: as the client gave it, which says whether a canary answers; None where it gave none.
     """
 
@@ -49,6 +52,8 @@ class SearchRequest:
     arrived: float | None = None
     deadline: float | None = None
     use_cache: bool = True
+    terms: Terms = NO_TERMS
+    max_per_account: int = 0
     request_id: str | None = None
 
 

@@ -90,6 +90,7 @@ def cache_key(
     num_ads: int,
     exclude: np.ndarray,
     settings: str,
+    terms: str = "",
 ) -> bytes:
     """Digest of all that shapes the beams, but for the plan (an entry of a wider plan will do).
 
@@ -100,9 +101,11 @@ def cache_key(
         num_ads: ads wanted.
         exclude: int64, ads that must not come back, in any order.
         settings: what else the server's configuration says of the search.
+        terms: audiences that the request is in, and what it says of accounts; "" where nothing depends on it.
     """
     digest = hashlib.blake2b(digest_size=20)
-    digest.update(json.dumps([model_version, num_ads, settings, slots.shape, profile.shape]).encode())
+    head = [model_version, num_ads, settings, slots.shape, profile.shape, *([terms] if terms else [])]
+    digest.update(json.dumps(head).encode())
     for array in (slots, profile, np.unique(exclude)):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.digest()

@@ -7,6 +7,7 @@ import numpy as np
 from serving.batch import Batch, SearchAnswer, SearchRequest
 from serving.cache import BeamCache, CachedBeams, cache_key
 from serving.index.snapshot import Snapshot
+from serving.search.per_account import within_cap
 from serving.search.widths import WidthPlan
 
 
@@ -35,6 +36,7 @@ class CachedAnswers:
                     num_ads=request.num_ads,
                     exclude=request.exclude,
                     settings=settings,
+                    terms=_terms(request, batch.snapshot),
                 )
         rows, hits = list(batch.keys), 0
         for i, entry in zip(rows, self._cache.get([batch.keys[i] for i in rows]), strict=True):
@@ -86,7 +88,22 @@ def _enough_ads(entry: CachedBeams, request: SearchRequest, snapshot: Snapshot) 
     if np.count_nonzero(valued) < pool:
         return False
     _, ads = snapshot.ads_of_sids(entry.sids[valued])
-    return int((~np.isin(ads, request.exclude)).sum()) >= request.num_ads
+    ads = ads[~np.isin(ads, request.exclude) & snapshot.shown(ads, request.terms)]
+    if request.max_per_account:
+        ads = ads[within_cap(snapshot.traits_of(ads)[1], request.max_per_account)]
+    return len(ads) >= request.num_ads
+
+
+def _terms(request: SearchRequest, snapshot: Snapshot) -> str:
+    """What of a request's terms shapes its beams: the audiences that it is in now, not why.
+
+    An audience that is new and that the request is not in changes nothing: so the end of zeros is cut off.
+    """
+    satisfied = snapshot.satisfied(request.terms)
+    if satisfied is None and not request.terms.excluded_accounts and not request.max_per_account:
+        return ""
+    of = b"" if satisfied is None else np.packbits(satisfied, bitorder="little").tobytes().rstrip(b"\0")
+    return f"{of.hex()} {request.terms.excluded_accounts} {request.max_per_account}"
 
 
 def _plan(entry: CachedBeams) -> WidthPlan:

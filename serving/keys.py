@@ -22,6 +22,15 @@ def id_of(key: str) -> int:
     return int.from_bytes(blake2b(check_key(key).encode()).digest()[:8], "big") & _BITS
 
 
+def hash_of(text: str) -> int:
+    """Number that stands for an account or a value of a column as `id_of` does for a key; 0 for "".
+
+    The text may be of any length.
+    """
+    digest = blake2b(text.encode(errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") & _BITS if text else 0
+
+
 def check_key(key: object) -> str:
     """The key, where it is a text of 1 to `MAX_KEY` characters that UTF-8 can write.
 

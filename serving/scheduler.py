@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -17,7 +18,9 @@ from serving.batch import Batch, BatchReport, BatchResult, SearchAnswer, SearchR
 from serving.cache import BeamCache
 from serving.cached_answers import CachedAnswers
 from serving.canary_answers import answer_with_canary
+from serving.capped_answers import with_enough_accounts
 from serving.engines.bls import EngineError
+from serving.index.eligible import Terms
 from serving.index.layout import IndexStoreError
 from serving.index.reader import IndexReader
 from serving.load.arrivals import LoadView, Waiting
@@ -32,6 +35,7 @@ from serving.model.manifest import Manifest
 from serving.model.value_correction import ValueCorrection
 from serving.opened import Opened
 from serving.search.beam_search import beam_search
+from serving.search.beams import Beams
 from serving.search.cold_start import ColdStart
 from serving.search.executor import Executor
 from serving.search.normalise import Normalise
@@ -256,23 +260,8 @@ class Scheduler:
         self, opened: Opened, batch: Batch, rows: list[int], *, plan: WidthPlan, pruned: list[Asked]
     ) -> list[SearchAnswer]:
         requests, snapshot, manifest = [batch.requests[i] for i in rows], batch.snapshot, batch.manifest
-        banned = [snapshot.banned_leaves(r.exclude) for r in requests]
-        beams = beam_search(
-            opened.executor,
-            snapshot.trie,
-            batch.slots[rows],
-            np.stack([r.profile for r in requests]),
-            plan=plan,
-            num_results=np.array([r.num_ads for r in requests]),
-            value_table=manifest.value_table,
-            pool=np.array([a.pool(plan) for a in pruned]) if pruned else None,
-            by_value=bool(pruned) and pruned[0].by_value,
-            banned=banned if any(map(len, banned)) else None,
-            normalise=self._normalise,
-            cold_start=opened.cold_start,
-            value_correction=ValueCorrection(manifest.value_correction),
-        )
-        return [
+        beams = self._beams(opened, batch, rows, plan=plan, pruned=pruned, terms=[r.terms for r in requests])
+        answers = [
             SearchAnswer(
                 sids=beams.sids[i],
                 scores=beams.scores[i],
@@ -284,3 +273,39 @@ class Scheduler:
             )
             for i in range(len(requests))
         ]
+        for at, request in enumerate(requests):
+            if request.max_per_account:
+                one, asked = rows[at : at + 1], pruned[at : at + 1]
+                again = partial(self._beams, opened, batch, one, plan=plan, pruned=asked)
+                answers[at] = with_enough_accounts(answers[at], request, snapshot, again=again)
+        return answers
+
+    def _beams(
+        self,
+        opened: Opened,
+        batch: Batch,
+        rows: list[int],
+        *,
+        plan: WidthPlan,
+        pruned: list[Asked],
+        terms: list[Terms],
+    ) -> Beams:
+        requests, snapshot, manifest = [batch.requests[i] for i in rows], batch.snapshot, batch.manifest
+        banned = [snapshot.banned_leaves(r.exclude, t) for r, t in zip(requests, terms, strict=True)]
+        eligible = [snapshot.eligible(t) for t in terms]
+        return beam_search(
+            opened.executor,
+            snapshot.trie,
+            batch.slots[rows],
+            np.stack([r.profile for r in requests]),
+            plan=plan,
+            num_results=np.array([r.num_ads for r in requests]),
+            value_table=manifest.value_table,
+            pool=np.array([a.pool(plan) for a in pruned]) if pruned else None,
+            by_value=bool(pruned) and pruned[0].by_value,
+            banned=banned if any(map(len, banned)) else None,
+            eligible=eligible if any(e is not None for e in eligible) else None,
+            normalise=self._normalise,
+            cold_start=opened.cold_start,
+            value_correction=ValueCorrection(manifest.value_correction),
+        )

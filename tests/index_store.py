@@ -152,7 +152,7 @@ def as_reader_sees(store: IndexStore, tokenizer_id: str = "tok") -> dict[int, tu
     with store.file.environment.begin() as transaction:
         for key, value in transaction.cursor(db=table):
             assert generation.log_start < int.from_bytes(key, "big") <= store.meta.sequence
-            for ad_id, active, known, codes in np.frombuffer(value, rows).tolist():
+            for ad_id, active, known, codes, *_ in np.frombuffer(value, rows).tolist():
                 if known:
                     ads[ad_id] = (bool(active), tuple(codes))
                 else:

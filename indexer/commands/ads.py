@@ -12,7 +12,7 @@ from typing import Any
 from indexer.events.event import CONTENT_FIELDS
 from indexer.store.records import decode_ad, decode_content
 from indexer.store.transaction import ReadTransaction, read_store
-from indexer.store.views import read_key, view_ad
+from indexer.store.views import read_audience, read_key, view_ad
 from serving.index.layout import STATUSES
 from serving.keys import id_of
 
@@ -36,7 +36,7 @@ def export(index: Path, out: Path) -> int:
     """Write every ad an index knows to a Parquet file; returns how many they are.
 
     Columns: ad_id, key (null where its ids are numbers), status, account_id, conversion_type, text (null for
-    ads that came with given SIDs).
+    ads that came with given SIDs), audience (JSON; null for everybody).
 
     Raises:
         IndexStoreError: missing or damaged.
@@ -44,7 +44,7 @@ def export(index: Path, out: Path) -> int:
     """
     import polars as pl  # a sidecar need not wait for it
 
-    strings = dict.fromkeys(("key", "status", *CONTENT_FIELDS), pl.String())
+    strings = dict.fromkeys(("key", "status", *CONTENT_FIELDS, "audience"), pl.String())
     with read_store(index) as reading:
         table = pl.DataFrame(_rows(reading), schema={"ad_id": pl.Int64(), **strings}, orient="row")
     table.write_parquet(out)
@@ -54,9 +54,11 @@ def export(index: Path, out: Path) -> int:
 def _rows(reading: ReadTransaction) -> Iterator[tuple[Any, ...]]:
     with reading.txn.cursor(db=reading.tables.ads) as cursor:
         for key, value in cursor:
-            ad_id, status = int.from_bytes(key, "big"), STATUSES[decode_ad(value)[0]]
+            ad_id, (code, *_, number, _) = int.from_bytes(key, "big"), decode_ad(value)
             content = decode_content(reading.txn.get(bytes(key), db=reading.tables.content)) or {}
-            yield ad_id, read_key(reading, ad_id), status, *map(content.get, CONTENT_FIELDS)
+            audience = json.dumps(read_audience(reading, number)) if number else None
+            known = map(content.get, CONTENT_FIELDS)
+            yield ad_id, read_key(reading, ad_id), STATUSES[code], *known, audience
 
 
 def add(commands: argparse._SubParsersAction) -> None:

@@ -28,6 +28,8 @@ def build(
 ) -> int:
     """Bulk load of ads (ad_id, status, content) and SIDs (ad_id, s1 .. s_T); returns the sequence number.
 
+    A column `audience` of the ads, JSON or null, says who may see them.
+
     Without all of account_id, conversion_type and text, the ads cannot be encoded for another tokenizer. Keys
     (key, ad_id) lie in `keys/ads.parquet` beside the ads, where their ids are texts.
 
@@ -40,10 +42,11 @@ def build(
     known = pl.read_parquet(ads)
     content = list(CONTENT_FIELDS) if set(known.columns) >= set(CONTENT_FIELDS) else []
     given = GivenContent(known)
-    table = known.select("ad_id", "status", *content).join(
+    audience = ["audience"] if "audience" in known.columns else []
+    table = known.select("ad_id", "status", *content, *audience).join(
         pl.read_parquet(sids), on="ad_id", how="left", maintain_order="left"
     )
-    codes = table.drop("ad_id", "status", *content)
+    codes = table.drop("ad_id", "status", *content, *audience)
     missing = table.filter(pl.col(codes.columns[0]).is_null())
     if missing.height:
         raise ValueError(
@@ -70,6 +73,7 @@ def build(
             if content
             else None,
             keys=table["key"] if keys.is_file() else None,
+            audiences=table["audience"].to_list() if audience else None,
             replace_all=replace_all,
         )
 

@@ -70,6 +70,11 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="file of known account ids, one a line; events of others are rejected [any]",
     )
+    add(
+        "--attributes",
+        type=Path,
+        help="file of the preset's serving.attributes as JSON, which audiences may name [none]",
+    )
     add_writer(made)
     add_streams(
         made, redis=RedisConfig(""), kafka=KafkaConfig("", "gr4ad-ads"), variable=REDIS_URL, keyed_by="ad"
@@ -126,6 +131,7 @@ def _config(options: argparse.Namespace) -> SidecarConfig:
         options.index,
         options.bundles,
         accounts=options.accounts,
+        attributes=options.attributes,
         redis=redis_of(options),
         kafka=kafka_of(options),
         worker=writer_of(options),

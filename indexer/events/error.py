@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Reason = Literal["invalid_json", "missing_field", "unknown_field", "wrong_type", "out_of_range", "too_long"]
+Reason = Literal[
+    "invalid_json",
+    "missing_field",
+    "unknown_field",
+    "wrong_type",
+    "out_of_range",
+    "too_long",
+    "wrong_audience",
+]
 MALFORMED: tuple[Reason, ...] = get_args(Reason)
 
 

@@ -5,16 +5,27 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    WithJsonSchema,
+    model_validator,
+)
 
 from indexer.events.content import GIVEN_FIELDS, Content, pack_vector
 from indexer.events.error import shown
+from serving.index.audience import MAX_COLUMNS, MAX_TEXT, MAX_TIME, MAX_VALUES, Audience
 from serving.keys import MAX_KEY, id_of
 
 Kind = Literal["create", "update", "pause", "resume", "delete"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 CONTENT_FIELDS = ("account_id", "conversion_type", "text")
-FIELDS = ("kind", "ad_id", "version", *CONTENT_FIELDS, *GIVEN_FIELDS)
+FIELDS = ("kind", "ad_id", "version", *CONTENT_FIELDS, *GIVEN_FIELDS, "audience")
 MAX_NUMBER = (1 << 63) - 1
 
 _Number = Annotated[int, Field(ge=0, le=MAX_NUMBER)]
@@ -40,6 +51,36 @@ _Sid = Annotated[
     list[Annotated[int, Field(ge=0, lt=1 << 20)]],
     Field(min_length=1, max_length=8, description="semantic ID, a code a level, where SIDs are given"),
 ]
+_VALUES = {
+    "type": "array",
+    "items": {"type": "string", "minLength": 1, "maxLength": MAX_TEXT},
+    "minItems": 1,
+    "maxItems": MAX_VALUES,
+}
+_RULE = {
+    "type": "object",
+    "properties": {"in": _VALUES, "not_in": _VALUES},
+    "minProperties": 1,
+    "additionalProperties": False,
+}
+_TIME = {"type": "integer", "minimum": 0, "maximum": MAX_TIME}
+_AUDIENCE_SCHEMA = {
+    "type": "object",
+    "description": "who may see the ad: values of columns of a request, and a flight [start, end) in unix "
+    "seconds; {} is everybody",
+    "properties": {
+        "where": {"type": "object", "additionalProperties": _RULE, "maxProperties": MAX_COLUMNS},
+        "start": _TIME,
+        "end": _TIME,
+    },
+    "additionalProperties": False,
+    "examples": [{"where": {"placement": {"in": ["feed"]}}, "end": 1_767_225_600}],
+}
+_Audience = Annotated[
+    dict[str, Any],
+    AfterValidator(lambda given: Audience.parse(given).to_json()),
+    WithJsonSchema(_AUDIENCE_SCHEMA),
+]
 _LEFT_OUT: Any = None  # a null that was sent is no text, so it is refused
 
 
@@ -52,7 +93,7 @@ def _as_sent(schema: dict[str, Any]) -> None:
 
 def _sets_something(schema: dict[str, Any]) -> None:
     _as_sent(schema)
-    schema["anyOf"] = [{"required": [name]} for name in (*CONTENT_FIELDS, *GIVEN_FIELDS)]
+    schema["anyOf"] = [{"required": [name]} for name in (*CONTENT_FIELDS, *GIVEN_FIELDS, "audience")]
 
 
 def _has_something(schema: dict[str, Any]) -> None:
@@ -95,6 +136,11 @@ class AdEvent(BaseModel):
         """Content fields that the event sets."""
         return {}
 
+    @property
+    def audience_text(self) -> str | None:
+        """Canonical text of the audience that the event sets; None where it sets none."""
+        return None
+
     def fields(self) -> dict[str, Any]:
         """Fields that are set, as they are sent."""
         return self.model_dump(exclude_none=True, by_alias=True)
@@ -107,6 +153,12 @@ class ContentEvent(AdEvent):
     embedding: _Embedding = _LEFT_OUT
     numbers: _Numbers = _LEFT_OUT
     sid: _Sid = _LEFT_OUT
+    audience: _Audience = _LEFT_OUT
+
+    @property
+    def audience_text(self) -> str | None:
+        """Canonical text of the audience that the event sets; None where it sets none."""
+        return None if self.audience is None else Audience.parse(self.audience).text
 
     @property
     def content(self) -> Content:
@@ -152,8 +204,8 @@ class UpdateEvent(ContentEvent):
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
-        if not self.content:
-            raise ValueError("expected at least one content field")
+        if not self.content and self.audience is None:
+            raise ValueError("expected at least one content field, or an audience")
         return self
 
 

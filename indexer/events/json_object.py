@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from indexer.events.error import EventError, shown
 
 MAX_EVENT_BYTES = 1 << 20
-_MAX_BRACKETS = 8  # opening ones; an event has one
+_MAX_BRACKETS = 64  # opening ones; an event has one, an audience up to 50
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 

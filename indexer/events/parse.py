@@ -46,6 +46,8 @@ def _explained(values: Mapping[str, Any], error: ValidationError) -> EventError:
             return EventError("missing_field", f"{kind}: expected {content}; {name} is missing")
         case "missing" | "union_tag_not_found":
             return EventError("missing_field", f"expected the field {name}, got {shown(sorted(values))}")
+        case "value_error" if first["loc"][-1:] == ("audience",):
+            return EventError("wrong_audience", str(first["ctx"]["error"]))
         case "value_error" if kind == "create":
             given = ", ".join(GIVEN_FIELDS)
             message = f"create: expected {content}; text is missing, and so are {given}"
@@ -85,6 +87,7 @@ def _explained(values: Mapping[str, Any], error: ValidationError) -> EventError:
         "embedding": "a list of numbers",
         "numbers": "numbers by name",
         "sid": "a list of integers",
+        "audience": "an object",
     }.get(name, "a string")
     got_type = type(value).__name__
     return EventError("wrong_type", f"{name}: expected {expected}, got {got_type} {shown(value)}")

@@ -98,6 +98,7 @@ class Ad(BaseModel):
     updated: int = Field(description="unix seconds of the last change")
     content: dict[str, Any] | None = Field(description="null for an ad that came with a given semantic ID")
     sids: dict[str, tuple[int, ...]] = Field(description="semantic ID by tokenizer")
+    audience: dict[str, Any] = Field(description="who may see it; {} is everybody")
     sequence: int = Field(description="index version")
     neighbours: dict[str, list[Neighbour]] = Field(
         description="by tokenizer: active ads with the same semantic ID, then with ever shorter prefixes"

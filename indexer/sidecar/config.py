@@ -48,6 +48,8 @@ class SidecarConfig:
         bundles: folder of bundles.
         accounts: file of the account ids that events may name, one a line; None for any. Read
             again when it changes.
+        attributes: file of the preset's `serving.attributes` as JSON; None for none. Read again when it
+            changes.
         redis: a stream to read.
         kafka: a topic to read.
         worker: sizes and times of batches.
@@ -59,6 +61,7 @@ class SidecarConfig:
     index: Path
     bundles: Path
     accounts: Path | None = None
+    attributes: Path | None = None
     redis: RedisConfig | None = None
     kafka: KafkaConfig | None = None
     worker: WorkerConfig = field(default_factory=WorkerConfig)

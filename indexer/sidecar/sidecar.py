@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout
 
 from indexer.sidecar.accounts import AccountsFile
+from indexer.sidecar.audience_columns import AudienceColumns
 from indexer.sidecar.bundle_watch import BundleWatch
 from indexer.sidecar.checker import Checker, StartCheck
 from indexer.sidecar.chores import Chore
@@ -44,9 +45,9 @@ class Sidecar(WritingService):
 
         Raises:
             IndexStoreError: another writer holds the index, or it is damaged.
-            OSError: the file of accounts is not readable.
+            OSError: the file of accounts, or that of attributes, is not readable.
             ImportError: the package of a source is not installed.
-            ValueError: a URL is none of Redis.
+            ValueError: a URL is none of Redis, or the file of attributes does not hold them.
         """
         self.config, self.metrics = config, Metrics()
         self._last: list[Sample] = []
@@ -72,6 +73,9 @@ class Sidecar(WritingService):
             if config.accounts is not None:
                 chores["accounts"] = AccountsFile(config.accounts, self.store)
                 chores["accounts"]()
+            columns = AudienceColumns(self.store, config.bundles, attributes=config.attributes)
+            chores["audience_columns"] = columns
+            columns()
             worker = Worker(
                 self.store,
                 heartbeat=config.index / HEARTBEAT,

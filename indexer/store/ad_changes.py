@@ -57,6 +57,8 @@ def write_changes(
             status_version=state.status_version,
             content_version=state.content_version,
             updated=now,
+            audience=writing.audiences.number_of(state.audience),
+            account=state.account,
         )
         writing.txn.put(ad_key(ad_id), value, db=writing.tables.ads)
         before = changes[ad_id].before
@@ -130,6 +132,9 @@ def _write_sid(
         writing.txn.put(key, codes.astype("<i4").tobytes(), db=tables.codes)
     elif moved:
         writing.txn.delete(key, db=tables.codes)
-    if codes is None or (not moved and active == was_active):
+    state, before = change.state, change.before
+    traits = state and (state.audience, state.account)
+    same = before is not None and traits == (before.audience, before.account)
+    if codes is None or state is None or (not moved and active == was_active and same):
         return None
-    return ad_id, active, 1, codes
+    return ad_id, active, 1, codes, writing.audiences.number_of(state.audience), state.account

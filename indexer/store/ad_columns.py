@@ -5,16 +5,20 @@ Letters: N ads, T levels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from indexer.events.event import CONTENT_FIELDS
+from indexer.store.audience_numbers import canonical
 from indexer.store.records import encode_content
+from serving.index.audience import EVERYBODY, MAX_AUDIENCES, AudienceError
+from serving.index.eligible import NO_ACCOUNT
 from serving.index.layout import STATUSES
-from serving.keys import id_of
+from serving.keys import hash_of, id_of
 
 Content = Mapping[str, Any]
 """Columns account_id, conversion_type, text: N strings each, as list, array or polars Series. Where there is
@@ -34,6 +38,8 @@ class AdColumns:
         content: columns in the order they came in; None where SIDs are all that is known.
         keys: the user's own, N strings in the order they came in; None where ids are numbers.
         order: int64 [N], position of each ad in those columns; None where they came sorted.
+        audiences: canonical texts, N by ad; None where all are for everybody.
+        accounts: int64 [N], `serving.keys.hash_of` the account of each.
     """
 
     ad_ids: np.ndarray
@@ -43,6 +49,8 @@ class AdColumns:
     content: Content | None
     keys: Any
     order: np.ndarray | None
+    audiences: list[str] | None
+    accounts: np.ndarray
 
     @classmethod
     def checked(
@@ -55,6 +63,7 @@ class AdColumns:
         versions: np.ndarray | int,
         content: Content | None,
         keys: Any = None,
+        audiences: Sequence[object] | None = None,
     ) -> AdColumns:
         """Columns as `IndexStore.build` takes them; whether contents are strings is seen when they are read.
 
@@ -85,14 +94,27 @@ class AdColumns:
                 raise ValueError(f"expected the content column {name} of {len(ad_ids)} ads")
         if keys is not None and len(keys) != len(ad_ids):
             raise ValueError(f"expected keys of {len(ad_ids)} ads, got {len(keys)}")
+        texts, accounts = _audiences(ad_ids, audiences), _accounts(content, count=len(ad_ids))
         ad_ids, order = np.asarray(ad_ids, np.int64), None
         if (ad_ids[1:] < ad_ids[:-1]).any():
             order = np.argsort(ad_ids)
             ad_ids, sids, codes, versions = ad_ids[order], sids[order], codes[order], versions[order]
+            accounts = accounts[order]
+            texts = None if texts is None else [texts[i] for i in order.tolist()]
         twice = np.flatnonzero(ad_ids[1:] == ad_ids[:-1])
         if len(twice):
             raise ValueError(f"expected distinct ads, ad {ad_ids[twice[0]]} occurs more than once")
-        return cls(ad_ids, sids, statuses=codes, versions=versions, content=content, keys=keys, order=order)
+        return cls(
+            ad_ids,
+            sids,
+            statuses=codes,
+            versions=versions,
+            content=content,
+            keys=keys,
+            order=order,
+            audiences=texts,
+            accounts=accounts,
+        )
 
     def encoded_content(self) -> Iterator[bytes]:
         """Values of the table `content`, by ad; none without content.
@@ -130,6 +152,40 @@ class AdColumns:
         for start in range(0, len(self.ad_ids), _CHUNK):
             at = np.arange(start, min(start + _CHUNK, len(self.ad_ids)))
             yield at, at if self.order is None else self.order[at]
+
+
+def _audiences(ad_ids: np.ndarray, given: Sequence[object] | None) -> list[str] | None:
+    if given is None:
+        return None
+    if len(given) != len(ad_ids):
+        raise ValueError(f"expected audiences of {len(ad_ids)} ads, got {len(given)}")
+    known: dict[str, str] = {}
+    found = []
+    for ad_id, audience in zip(ad_ids.tolist(), given, strict=True):
+        said = audience if isinstance(audience, str) else json.dumps(audience)
+        if said not in known:
+            try:
+                known[said] = canonical(audience)
+            except AudienceError as error:
+                raise ValueError(f"ad {ad_id}: {error}") from error
+            if len(known) > MAX_AUDIENCES and len(set(known.values()) - {EVERYBODY}) > MAX_AUDIENCES:
+                raise ValueError(
+                    f"ad {ad_id}: expected at most {MAX_AUDIENCES:,} distinct audiences, got more"
+                )
+        found.append(known[said])
+    return found
+
+
+def _accounts(content: Content | None, *, count: int) -> np.ndarray:
+    if content is None:
+        return np.full(count, NO_ACCOUNT, np.int64)
+    known: dict[str, int] = {}
+    found = np.empty(count, np.int64)
+    for i, account in enumerate(content["account_id"]):
+        if account not in known:
+            known[account] = hash_of(account) if isinstance(account, str) else NO_ACCOUNT
+        found[i] = known[account]
+    return found
 
 
 def _take(column: Any, positions: np.ndarray) -> list[Any]:

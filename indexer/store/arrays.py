@@ -12,7 +12,7 @@ import lmdb
 import numpy as np
 
 from indexer.store.transaction import ReadTransaction
-from serving.index.layout import ACTIVE, AD, IndexStoreError
+from serving.index.layout import ACTIVE, AD, AD_2, FORMAT_VERSION, IndexStoreError
 from serving.index.snapshot import IndexSnapshot
 
 AD_KEY = np.dtype(">i8")
@@ -20,13 +20,21 @@ _CHUNK = 1 << 16  # parts (keys and values) that are read at once, one bytes obj
 
 
 def read_ads(transaction: ReadTransaction) -> np.ndarray:
-    """All ads [N]: `ad_id` and the fields of `AD`.
+    """All ads [N]: `ad_id` and the fields of `AD`, 0 for those that their format does not have.
 
     Raises:
         IndexStoreError: an entry has another length, or a page is damaged.
     """
-    row = np.dtype([("ad_id", AD_KEY), *AD.descr])
-    return _read_rows(transaction, transaction.tables.ads, row=row, what="ads")
+    fields = AD.descr if transaction.meta.format == FORMAT_VERSION else AD_2.descr
+    rows = _read_rows(
+        transaction, transaction.tables.ads, row=np.dtype([("ad_id", AD_KEY), *fields]), what="ads"
+    )
+    if fields == AD.descr:
+        return rows
+    found = np.zeros(len(rows), np.dtype([("ad_id", AD_KEY), *AD.descr]))
+    for name in rows.dtype.names or ():
+        found[name] = rows[name]
+    return found
 
 
 def read_codes(transaction: ReadTransaction, tokenizer_id: str) -> np.ndarray:
@@ -87,6 +95,8 @@ def snapshot_of(
             level_sizes=transaction.meta.generations[tokenizer_id].level_sizes,
             version=transaction.meta.sequence,
             tokenizer_id=tokenizer_id,
+            audiences=ads["audience"][at],
+            accounts=ads["account"][at],
         )
     except ValueError as error:
         raise IndexStoreError(f"{where}: damaged codes of {tokenizer_id}: {error}") from error

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from indexer.encode.encoder import Encoder
 from indexer.events.content import Content
 from indexer.events.error import EventError
 from indexer.events.event import AdEvent
 from indexer.store.ad_changes import AdChange, write_changes
+from indexer.store.arrays import read_ads
 from indexer.store.dead_letters import DeadLetter, DeadLetters
 from indexer.store.incoming import Incoming, Outcome
 from indexer.store.records import decode_ad, decode_content, decode_key
 from indexer.store.registers import PASSING_REASONS, WAITING_REASONS, AdState, Decision, decide
 from indexer.store.transaction import WriteTransaction
+from serving.index.audience import MAX_AUDIENCES, Audience, AudienceError, Columns
 from serving.index.layout import ad_key
 
 
@@ -27,15 +31,17 @@ class Batch:
         *,
         encoders: Mapping[str, Encoder],
         accounts: Collection[str] | None,
+        columns: Columns | None,
         now: int,
         max_dead_letters: int,
     ) -> None:
         """Of a write transaction."""
         self._writing, self._now = writing, now
-        self._encoders, self._accounts = encoders, accounts
+        self._encoders, self._accounts, self._columns = encoders, accounts, columns
         self._dead = DeadLetters(writing, most=max_dead_letters)
         self._changes: dict[int, AdChange] = {}
         self._taken: list[tuple[str, Decision]] = []  # kind, decision
+        self._swept = False
         self._waiting: dict[int, int] = {}  # dead letter -> item of this batch
 
     def take(self, item: Incoming) -> None:
@@ -100,7 +106,8 @@ class Batch:
 
     def _set(self, event: AdEvent, decision: Decision) -> None:
         change, state = self._change(event.ad_id), decision.state
-        if state and (change.state is None or state.content_version != change.state.content_version):
+        is_new = change.state is None or (state and state.content_version != change.state.content_version)
+        if state and is_new and event.content:
             change.new_content = change.content_read = True
         change.state = state
 
@@ -129,6 +136,10 @@ class Batch:
                     progress = True
 
     def _refusal(self, event: AdEvent, content: Content) -> tuple[str, str] | None:
+        if event.audience_text and (why := self._wrong_audience(event.audience_text)) is not None:
+            return "wrong_audience", f"ad {event.ad}: {why}"
+        if not event.content:
+            return None
         account = event.content.get("account_id")
         if self._accounts is not None and account is not None and account not in self._accounts:
             return "unknown_account", f"ad {event.ad}: account {account[:80]!a} is not among the known"
@@ -143,12 +154,26 @@ class Batch:
                 return "wrong_content", f"ad {event.ad_id}: {why}"
         return None
 
+    def _wrong_audience(self, text: str) -> str | None:
+        try:
+            if self._columns is not None:
+                Audience.parse(text).check(self._columns)
+        except AudienceError as error:
+            return str(error)
+        audiences = self._writing.audiences
+        if not audiences.has_room(text) and not self._swept:
+            self._swept = True  # what no ad has any more
+            audiences.keep(set(np.unique(read_ads(self._writing)["audience"]).tolist()))
+        if audiences.has_room(text):
+            return None
+        return f"audience: expected at most {MAX_AUDIENCES:,} distinct ones in an index, got one more"
+
     def _change(self, ad_id: int) -> AdChange:
         if ad_id not in self._changes:
             txn, tables = self._writing.txn, self._writing.tables
             raw, state = txn.get(ad_key(ad_id), db=tables.ads), None
             if raw:
-                status, status_version, content_version, _ = decode_ad(raw)
+                status, status_version, content_version, _, audience, account = decode_ad(raw)
                 key = decode_key(txn.get(ad_key(ad_id), db=tables.keys))
                 state = AdState(
                     status,
@@ -156,6 +181,8 @@ class Batch:
                     content_version,
                     content=None,  # till it is needed
                     key=key,
+                    audience=self._writing.audiences.text_of(audience),
+                    account=account,
                 )
             self._changes[ad_id] = AdChange(state, state)
         return self._changes[ad_id]

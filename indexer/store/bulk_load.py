@@ -6,6 +6,7 @@ Letters: N ads, T levels.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from indexer.store.bases import place_base, remove_bases
 from indexer.store.file import StoreFile
 from indexer.store.tables import check_tokenizer_id
 from indexer.store.transaction import WriteTransaction
-from serving.index.layout import ACTIVE, AD, Generation, StoreMeta
+from serving.index.layout import ACTIVE, AD, Generation
 from serving.index.snapshot import IndexSnapshot
 
 _CHUNK = 1 << 16
@@ -52,20 +53,20 @@ def bulk_load(
     sequence = old.sequence + 1
     generation = Generation(level_sizes, ready=True, base=sequence, log_start=sequence)
     with place_base(file.path, tokenizer_id, sequence=sequence) as base, file.write() as writing:
-        statuses = ads.statuses if alone else _statuses_of_same(writing, ads)
+        stored = _replace_ads(writing, ads, now=int(file.now())) if alone else _same_ads(writing, ads)
         snapshot = IndexSnapshot.build(
             ads.ad_ids,
             ads.sids,
-            active=statuses == ACTIVE,
+            active=stored["status"] == ACTIVE,
             level_sizes=level_sizes,
             version=sequence,
             tokenizer_id=tokenizer_id,
+            audiences=stored["audience"],
+            accounts=stored["account"],
         )
-        if alone:
-            _replace_ads(writing, ads, now=int(file.now()))
         _fill_generation(writing, snapshot, sids=ads.sids)
         others = {} if alone else old.generations
-        writing.meta = StoreMeta(sequence, others | {tokenizer_id: generation})
+        writing.meta = replace(old, sequence=sequence, generations=others | {tokenizer_id: generation})
         writing.log_rows[tokenizer_id] = 0
         base.write(snapshot)
     for name in file.tables.generations.keys() - file.meta.generations.keys():
@@ -77,8 +78,8 @@ def bulk_load(
     return sequence
 
 
-def _replace_ads(writing: WriteTransaction, ads: AdColumns, *, now: int) -> None:
-    """All ads become these; the tables of every generation are empty then."""
+def _replace_ads(writing: WriteTransaction, ads: AdColumns, *, now: int) -> np.ndarray:
+    """All ads become these; the tables of every generation are empty then. Returns their `AD` [N]."""
     tables = writing.tables
     of_generations = [t for handles in tables.generations.values() for t in vars(handles).values()]
     for table in (tables.ads, tables.content, tables.keys, *of_generations):
@@ -86,12 +87,18 @@ def _replace_ads(writing: WriteTransaction, ads: AdColumns, *, now: int) -> None
     records = np.zeros(len(ads.ad_ids), AD)
     records["status"], records["updated"] = ads.statuses, now
     records["status_version"] = records["content_version"] = ads.versions
+    records["account"] = ads.accounts
+    if ads.audiences is not None or len(writing.audiences):
+        writing.audiences.clear()
+    if ads.audiences is not None:
+        records["audience"] = [writing.audiences.number_of(text) for text in ads.audiences]
     keys = _ad_keys(ads.ad_ids)
     writing.txn.fill(tables.ads, _pairs(keys, _parts(records.view(f"V{AD.itemsize}"))))
     if ads.content is not None:
         writing.txn.fill(tables.content, _pairs(keys, ads.encoded_content()))
     if ads.keys is not None:
         writing.txn.fill(tables.keys, _pairs(keys, ads.encoded_keys()))
+    return records
 
 
 def _fill_generation(writing: WriteTransaction, snapshot: IndexSnapshot, *, sids: np.ndarray) -> None:
@@ -105,8 +112,8 @@ def _fill_generation(writing: WriteTransaction, snapshot: IndexSnapshot, *, sids
     writing.txn.fill(handles.sids, _pairs(_rows(sids[live], ">u4"), _parts(keys[live])))
 
 
-def _statuses_of_same(writing: WriteTransaction, ads: AdColumns) -> np.ndarray:
-    """Statuses uint8 [N] that the index has of these ads, which must be all of its ads."""
+def _same_ads(writing: WriteTransaction, ads: AdColumns) -> np.ndarray:
+    """What the index has of these ads, which must be all of its ads, [N] with the fields of `AD`."""
     stored = read_ads(writing)
     missing = np.setdiff1d(stored["ad_id"], ads.ad_ids), "in the index have no SID"
     unknown = np.setdiff1d(ads.ad_ids, stored["ad_id"]), "are not in the index"
@@ -116,7 +123,7 @@ def _statuses_of_same(writing: WriteTransaction, ads: AdColumns) -> np.ndarray:
                 f"expected SIDs of exactly the ads of the index, which has another generation; {len(ad_ids)} "
                 f"{what}, first ad {ad_ids[0]}; build with replacement to begin anew"
             )
-    return stored["status"]
+    return stored
 
 
 def _pairs(keys: np.ndarray, values: Iterator[bytes]) -> Iterator[tuple[bytes, bytes]]:

@@ -7,11 +7,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 import lmdb
 
+from indexer.store.audience_numbers import AudienceNumbers, NewAudiences
 from indexer.store.checked import CheckedTransaction
 from indexer.store.digests import read_digests, scan, write_digests
 from indexer.store.lock import WriterLock
@@ -38,6 +40,7 @@ class StoreFile:
             `dead_letters_forgotten`, `unencoded.<tokenizer id>` (content changes that a generation without
             an encoder missed), `unknown_text.<tokenizer id>` (texts encoded without one known word).
         log_rows: rows of the change log of each generation.
+        audiences: by number.
         now: unix seconds.
     """
 
@@ -74,6 +77,7 @@ class StoreFile:
                 self.meta = read_meta(self.tables, txn, where=self.path)
                 self.counters = read_counters(self.tables, txn, where=self.path)
                 self._digests = self._read_digests(txn)
+                self.audiences = AudienceNumbers.read(self.tables.audiences, txn)
                 self.log_rows = {name: self._count_log(txn, name) for name in self.meta.generations}
             self._inode = (self.path / STORE / "data.mdb").stat().st_ino
             fill_up(self.environment)
@@ -108,8 +112,12 @@ class StoreFile:
                 meta=self.meta,
                 counters=dict(self.counters),
                 log_rows=dict(self.log_rows),
+                audiences=NewAudiences(self.audiences, checked, self.tables.audiences),
             )
             yield transaction
+            if transaction.audiences.changed:
+                meta = transaction.meta
+                transaction.meta = replace(meta, audiences=meta.sequence)
             if transaction.meta != self.meta:
                 write_meta(self.tables, checked, meta=transaction.meta)
             if transaction.counters != self.counters:
@@ -118,6 +126,7 @@ class StoreFile:
             if digests != self._digests:
                 write_digests(self.tables, txn, digests=digests)
         self.meta, self.counters, self._digests = transaction.meta, transaction.counters, digests
+        self.audiences = transaction.audiences.after()
         self.log_rows = {name: transaction.log_rows.get(name, 0) for name in self.meta.generations}
         fill_up(self.environment)
 
@@ -199,7 +208,8 @@ class StoreFile:
         return digests
 
     def _count_log(self, txn: lmdb.Transaction, name: str) -> int:
-        size = change_dtype(len(self.meta.generations[name].level_sizes)).itemsize
+        levels = len(self.meta.generations[name].level_sizes)
+        size = change_dtype(levels, format=self.meta.format).itemsize
         with txn.cursor(db=self.tables.generations[name].changes) as cursor:
             return sum(len(value) for _, value in cursor) // size
 

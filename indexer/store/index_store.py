@@ -25,7 +25,9 @@ from indexer.store.dead_letters import (
 from indexer.store.file import StoreFile
 from indexer.store.generations import add_generation, check_encoder
 from indexer.store.incoming import Incoming, Outcome
+from indexer.store.upgrade import upgrade
 from indexer.store.views import AdView, Neighbour, find_neighbours, view_ad
+from serving.index.audience import Columns
 from serving.index.layout import StoreMeta
 
 _REPLAYED = 64  # dead letters of one transaction; each may have a megabyte
@@ -40,6 +42,7 @@ class IndexStore:
         file: the store.
         encoders: by tokenizer id; `add_encoder` adds one.
         accounts: account ids that events may name; None for any.
+        columns: columns that audiences of events may name, with their values; None for any.
     """
 
     def __init__(
@@ -71,7 +74,9 @@ class IndexStore:
         self.file = StoreFile(path, map_size=map_size, now=now, sync=sync)
         self.encoders = {encoder.tokenizer_id: encoder for encoder in encoders}
         self.accounts, self._max_dead_letters = accounts, max_dead_letters
+        self.columns: Columns | None = None
         try:
+            upgrade(self.file)
             for encoder in self.encoders.values():
                 check_encoder(self.file, encoder)
         except BaseException:
@@ -177,6 +182,7 @@ class IndexStore:
         content: Content | None = None,
         keys: Any = None,
         versions: np.ndarray | int = 0,
+        audiences: Sequence[object] | None = None,
         replace_all: bool = False,
     ) -> int:
         """Bulk load of a generation (see `bulk_load`), after which events that waited are tried again.
@@ -191,6 +197,8 @@ class IndexStore:
             keys: the user's own keys of the ads, N strings as list or polars Series; None where ids are
                 numbers.
             versions: of both registers of the ads, int64 [N] or one for all.
+            audiences: of the ads, N objects or JSON texts, None for everybody; None where all are for
+                everybody.
             replace_all: drop all ads and generations first.
 
         Returns:
@@ -209,6 +217,7 @@ class IndexStore:
             versions=versions,
             content=content,
             keys=keys,
+            audiences=audiences,
         )
         sequence = bulk_load(self.file, tokenizer_id, level_sizes=sizes, ads=ads, replace_all=replace_all)
         with self.file.read() as reading:
@@ -244,6 +253,7 @@ class IndexStore:
                 writing,
                 encoders=self.encoders,
                 accounts=self.accounts,
+                columns=self.columns,
                 now=int(self.file.now()),
                 max_dead_letters=self._max_dead_letters,
             )

@@ -8,18 +8,25 @@ import struct
 from indexer.events.content import GIVEN_FIELDS, Content
 from indexer.events.event import CONTENT_FIELDS
 
-_AD = struct.Struct("<Bqqq")  # `layout.AD`, for one ad at a time
+_AD = struct.Struct("<BqqqIq")  # `layout.AD`, for one ad at a time
+_AD_2 = struct.Struct("<Bqqq")
 _quote = json.encoder.encode_basestring
 
 
-def encode_ad(status: int, *, status_version: int, content_version: int, updated: int) -> bytes:
-    """Value of `ads`: code of the status, versions of both registers, unix seconds of the last change."""
-    return _AD.pack(status, status_version, content_version, updated)
+def encode_ad(
+    status: int, *, status_version: int, content_version: int, updated: int, audience: int, account: int
+) -> bytes:
+    """Value of `ads`, see `layout.AD`."""
+    fields = (status, status_version, content_version, updated, audience, account)
+    return _AD.pack(*fields)
 
 
-def decode_ad(raw: bytes | memoryview) -> tuple[int, int, int, int]:
-    """Inverse of `encode_ad`: status, status_version, content_version, updated."""
-    return _AD.unpack(raw)
+def decode_ad(raw: bytes | memoryview) -> tuple[int, int, int, int, int, int]:
+    """Inverse of `encode_ad`: status, status_version, content_version, updated, audience, account.
+
+    The last two are 0 in a record of format 2.
+    """
+    return _AD.unpack(raw) if len(raw) == _AD.size else (*_AD_2.unpack(raw), 0, 0)
 
 
 def encode_content(content: Content) -> bytes:

@@ -14,7 +14,10 @@ from indexer.events.content import Content
 from indexer.events.error import shown
 from indexer.events.event import CONTENT_FIELDS, AdEvent
 from indexer.store.incoming import Result
+from serving.index.audience import EVERYBODY
+from serving.index.eligible import NO_ACCOUNT
 from serving.index.layout import ACTIVE, STATUSES
+from serving.keys import hash_of
 
 WAITING_REASONS = ("unknown_ad", "duplicate_create")
 PASSING_REASONS = (*WAITING_REASONS, "no_encoder")  # what waits goes on waiting
@@ -33,6 +36,8 @@ class AdState:
         content: account_id, conversion_type, text and what else it came with; None where all that the index
             was given are SIDs.
         key: the user's own; None where the ad only ever had a number.
+        audience: canonical text.
+        account: `serving.keys.hash_of` its account.
     """
 
     status: int
@@ -40,6 +45,8 @@ class AdState:
     content_version: int
     content: Content | None
     key: str | None
+    audience: str = EVERYBODY
+    account: int = NO_ACCOUNT
 
 
 @dataclass(frozen=True)
@@ -93,17 +100,23 @@ def decide(
             f"version {state.status_version}",
         )
     content = state.content if state else None
+    account = state.account if state else NO_ACCOUNT
+    audience = state.audience if state and event.kind != "create" else EVERYBODY
     if sets_content:
-        content = (content or {}) | event.content
-        if refusal := refuse(event, content):
+        content = (content or {}) | event.content if event.content else content
+        if refusal := refuse(event, content or {}):
             return Decision("rejected", state, *refusal)
-        if not content.keys() >= set(CONTENT_FIELDS):
+        if event.content and not (content or {}).keys() >= set(CONTENT_FIELDS):
             return Decision(
                 "rejected",
                 state,
                 "no_content",
                 f"ad {event.ad}: it came with a given SID, so an update needs {', '.join(CONTENT_FIELDS)}",
             )
+        account = hash_of(event.content["account_id"]) if "account_id" in event.content else account
+        audience = audience if event.audience_text is None else event.audience_text
+    elif state:
+        audience = state.audience
     return Decision(
         "applied",
         AdState(
@@ -112,5 +125,7 @@ def decide(
             event.version if sets_content or state is None else state.content_version,
             content=content,
             key=event.key or (state.key if state else None),
+            audience=audience,
+            account=account,
         ),
     )

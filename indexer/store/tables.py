@@ -12,6 +12,7 @@ import lmdb
 
 from serving.index.layout import (
     ADS,
+    AUDIENCES,
     CONTENT,
     COUNTERS_KEY,
     DEAD,
@@ -30,6 +31,7 @@ _NAMES = {
     "ads": ADS,
     "content": CONTENT,
     "keys": KEYS,
+    "audiences": AUDIENCES,
     "offsets": OFFSETS,
     "dead": DEAD,
     "waiting": WAITING,
@@ -48,12 +50,13 @@ class GenerationHandles:
 
 @dataclass(frozen=True)
 class Tables:
-    """Sub-databases of an index; `keys` is None in one from before there were keys, open for reading."""
+    """Sub-databases of an index; one that its format did not have yet is None, open for reading."""
 
     meta: Any
     ads: Any
     content: Any
     keys: Any
+    audiences: Any
     offsets: Any
     dead: Any
     waiting: Any
@@ -68,7 +71,7 @@ class Tables:
         """
         where = Path(environment.path()).parent
         try:
-            missing = set() if create or _has_keys(txn) else {"keys"}
+            missing = {f for f in ("keys", "audiences") if not create and not _has(txn, _NAMES[f])}
             named = {
                 field: None if field in missing else environment.open_db(name, txn=txn, create=create)
                 for field, name in _NAMES.items()
@@ -101,8 +104,8 @@ class Tables:
         )
 
 
-def _has_keys(txn: lmdb.Transaction) -> bool:
-    return txn.get(KEYS) is not None  # the main database: name -> root of each
+def _has(txn: lmdb.Transaction, name: bytes) -> bool:
+    return txn.get(name) is not None  # the main database: name -> root of each
 
 
 def read_meta(tables: Tables, txn: lmdb.Transaction, *, where: Path) -> StoreMeta:

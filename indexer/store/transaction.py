@@ -10,6 +10,7 @@ from typing import Any
 
 import lmdb
 
+from indexer.store.audience_numbers import NewAudiences
 from indexer.store.checked import CheckedTransaction
 from indexer.store.tables import Tables, read_meta
 from serving.index.layout import IndexStoreError, StoreMeta, open_environment
@@ -45,11 +46,13 @@ class WriteTransaction(ReadTransaction):
         meta: to be replaced by that of after the transaction.
         counters: events by what became of them; to be changed in place.
         log_rows: rows of the change log of each generation; to be changed in place.
+        audiences: by number.
     """
 
     txn: CheckedTransaction
     counters: dict[str, int]
     log_rows: dict[str, int]
+    audiences: NewAudiences
 
     def count(self, name: str, number: int = 1) -> None:
         """Add to a counter."""

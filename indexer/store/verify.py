@@ -5,19 +5,22 @@ Letters: N ads, T levels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from indexer.store.arrays import read_ads, read_codes, read_sids, snapshot_of
+from indexer.store.audience_numbers import AudienceNumbers, canonical
 from indexer.store.dead_letters import iterate_dead_letters
 from indexer.store.digests import digest_problems
 from indexer.store.tables import read_counters
 from indexer.store.transaction import ReadTransaction, read_store
+from serving.index.audience import AudienceError
 from serving.index.base import read_base
 from serving.index.keys import pack
 from serving.index.layout import STATUSES, IndexStoreError, base_folder, change_dtype
+from serving.index.overlay import log_column
 from serving.index.snapshot import IndexSnapshot
 from serving.keys import id_of
 
@@ -46,6 +49,12 @@ def find_problems(reading: ReadTransaction) -> Iterator[str]:
     ):
         if bad.any():
             yield f"ads: {int(bad.sum())} have {what}, first ad {ads['ad_id'][bad][0]}"
+    audiences = AudienceNumbers.read(reading.tables.audiences, reading.txn).texts
+    yield from _audiences(audiences)
+    unknown = ~np.isin(ads["audience"], list(audiences))
+    if unknown.any():
+        first = ads["ad_id"][unknown][0]
+        yield f"ads: {int(unknown.sum())} have an audience that is not in the table, first ad {first}"
     with reading.txn.cursor(db=reading.tables.content) as cursor:
         keys = b"".join(cursor.iternext(keys=True, values=False))
     yield from _only_in("content", np.frombuffer(keys, ">i8"), known=ads["ad_id"])
@@ -62,6 +71,15 @@ def find_problems(reading: ReadTransaction) -> Iterator[str]:
             yield from _generation(reading, name, ads=ads, whole=whole)
         except (IndexStoreError, ValueError) as error:
             yield f"{name}: {error}"
+
+
+def _audiences(texts: Mapping[int, str]) -> Iterator[str]:
+    for number, text in texts.items():
+        try:
+            if canonical(text) != text:
+                yield f"audiences: {number} is not canonical: {text[:80]}"
+        except AudienceError as error:
+            yield f"audiences: {number}: {error}"
 
 
 def _keys(reading: ReadTransaction, *, known: np.ndarray) -> Iterator[str]:
@@ -121,7 +139,7 @@ def _base(reading: ReadTransaction, name: str, *, expected: IndexSnapshot) -> It
     if (base.version, base.tokenizer_id, base.level_sizes) != (generation.base, name, generation.level_sizes):
         yield f"{name}: base {generation.base} is of {base.tokenizer_id}, {base.version}, {base.level_sizes}"
         return
-    row = change_dtype(len(generation.level_sizes))
+    row = change_dtype(len(generation.level_sizes), format=reading.meta.format)
     values = [np.zeros(0, row)]
     with reading.txn.cursor(db=reading.tables.generations[name].changes) as cursor:
         for key, value in cursor:
@@ -151,11 +169,20 @@ def _as_readers_see(
     keys = np.concatenate([base.ad_keys[kept], pack(log["codes"][known], base.level_sizes)])
     actives = np.concatenate([active[kept], log["active"][known] == 1])
     order = np.argsort(ad_ids, kind="stable")
+    audiences, accounts = (
+        np.concatenate([of_base[kept], log_column(log, name, kind)[known]])
+        for of_base, name, kind in zip(
+            base.traits_of(base.ad_ids), ("audience", "account"), (np.int32, np.int64), strict=True
+        )
+    )
+    wanted_audiences, wanted_accounts = expected.traits_of(expected.ad_ids)
     should = np.zeros(len(expected.ad_ids), bool)
     should[expected.leaf_ads] = True
     yield ad_ids[order], expected.ad_ids, "ads"
     yield keys[order], expected.ad_keys, "SIDs"
     yield actives[order], should, "active ads"
+    yield audiences[order], wanted_audiences, "audiences"
+    yield accounts[order], wanted_accounts, "accounts"
 
 
 def _dead_letters(reading: ReadTransaction, counters: dict[str, int]) -> Iterator[str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from indexer.events.content import Content
 from indexer.store.records import decode_ad, decode_content, decode_key
 from indexer.store.transaction import ReadTransaction
-from serving.index.layout import STATUSES, ad_key
+from serving.index.layout import STATUSES, ad_key, audience_key
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class AdView:
         updated: unix seconds of the last change.
         content: account_id, conversion_type and text; None for an ad that came with a given SID.
         sids: semantic ID by tokenizer id, without generations that do not have the ad.
+        audience: who may see it; {} is everybody.
     """
 
     ad_id: int
@@ -35,6 +38,7 @@ class AdView:
     updated: int
     content: Content | None
     sids: dict[str, tuple[int, ...]]
+    audience: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def view_ad(reading: ReadTransaction, ad_id: int) -> AdView | None:
     raw = reading.txn.get(key, db=reading.tables.ads)
     if raw is None:
         return None
-    status, status_version, content_version, updated = decode_ad(raw)
+    status, status_version, content_version, updated, audience, _ = decode_ad(raw)
     sids = {
         name: tuple(np.frombuffer(codes, "<i4").tolist())
         for name, handles in reading.tables.generations.items()
@@ -67,7 +71,14 @@ def view_ad(reading: ReadTransaction, ad_id: int) -> AdView | None:
         updated=updated,
         content=decode_content(reading.txn.get(key, db=reading.tables.content)),
         sids=sids,
+        audience=read_audience(reading, audience),
     )
+
+
+def read_audience(reading: ReadTransaction, number: int) -> dict[str, Any]:
+    """The audience of a number as an object; {} is everybody."""
+    raw = reading.txn.get(audience_key(number), db=reading.tables.audiences) if number else None
+    return json.loads(bytes(raw)) if raw else {}
 
 
 def read_key(reading: ReadTransaction, ad_id: int) -> str | None:

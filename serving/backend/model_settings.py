@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from serving.backend.plans import SearchPlans
 from serving.backend.settings import ServingConfig
+from serving.backend.terms import TermColumns
 from serving.model.features import FeatureSpec
 from serving.model.manifest import RANKER_SOURCES, RankerKind, problems
 
@@ -57,6 +58,7 @@ class ModelSettings(_Settings):
         bundles: folder of bundles, relative to the checkout or absolute.
         index: folder of the index, likewise.
         features: what a request is made into, for every model version of this repository.
+        profile_columns: categories of each profile column; none where requests have no terms.
         ranker: what the ranking stage of every version goes by; None where they have none.
         graph_memory: where outputs of the graphs stay: "host", or "device", on the GPU that made them.
         pad_shapes: whether calls of the graphs are padded to the shapes that have CUDA graphs.
@@ -66,6 +68,7 @@ class ModelSettings(_Settings):
     bundles: str
     index: str
     features: FeatureSpec
+    profile_columns: dict[str, tuple[str, ...]]
     ranker: RankerKind | None
     graph_memory: Literal["host", "device"]
     pad_shapes: bool
@@ -79,6 +82,7 @@ class ModelSettings(_Settings):
         bundles: str,
         index: str,
         features: FeatureSpec,
+        profile_columns: dict[str, tuple[str, ...]],
         ranker: RankerKind | None,
         graph_memory: Literal["host", "device"],
         pad_shapes: bool,
@@ -108,14 +112,31 @@ class ModelSettings(_Settings):
             bundles=bundles,
             index=index,
             features=features,
+            profile_columns=profile_columns if config.audience == "on" else {},
             ranker=ranker,
             graph_memory=graph_memory,
             pad_shapes=pad_shapes,
             serving=ServingConfig(**config.model_dump() | resolved),
         )
 
+    @property
+    def terms(self) -> TermColumns | None:
+        """Columns that audiences may name; None where requests have no terms.
+
+        Raises:
+            ValueError: see `TermColumns`.
+        """
+        if self.serving.audience == "off":
+            return None
+        return TermColumns(
+            self.profile_columns,
+            request_features=self.features.request_features,
+            attributes=self.serving.attributes,
+        )
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        _ = self.terms
         missing = ServingConfig.model_fields.keys() - self.serving.model_fields_set
         if missing:
             raise ValueError(f"serving: expected every key, missing: {', '.join(sorted(missing))}")

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from serving.index.eligible import NO_TERMS, Terms
 from serving.index.reader import IndexReader
 from serving.index.snapshot import Snapshot
 from serving.model.bundle import read_manifest
+from serving.search.per_account import within_cap
 from serving.search.rank import RankBy, beam_worth
 
 NO_AD = -1
@@ -93,6 +95,8 @@ def resolve(
     num_ads: int,
     exclude: np.ndarray,
     rank_by: RankBy = "probability",
+    terms: Terms = NO_TERMS,
+    max_per_account: int = 0,
 ) -> Ads:
     """Active ads of the beams, best beam first, padded to `num_ads`; see `find_ads`."""
     found = find_ads(
@@ -103,6 +107,8 @@ def resolve(
         num_ads=num_ads,
         exclude=exclude,
         rank_by=rank_by,
+        terms=terms,
+        max_per_account=max_per_account,
     )
     return found.padded(num_ads)
 
@@ -117,8 +123,10 @@ def find_ads(
     exclude: np.ndarray,
     rank_by: RankBy,
     pool: int = 0,
+    terms: Terms = NO_TERMS,
+    max_per_account: int = 0,
 ) -> Ads:
-    """Active ads of the beams, best beam first; ads that share a SID follow each other by ad id.
+    """Active ads of the beams that a request may be shown, best beam first; those of a SID follow by ad id.
 
     Args:
         snapshot: index as of now; a beam whose SID is no longer live yields nothing.
@@ -129,6 +137,8 @@ def find_ads(
         exclude: int64, ads not to return.
         rank_by: what makes a beam better, see `serving.search.rank`.
         pool: so many instead, where that is more, of those whose beams have a value.
+        terms: of the request.
+        max_per_account: most ads of one account, the best ones; 0 for any number.
     """
     # Equals stay in the order of the search; so do, by probability, all.
     order = np.argsort(-beam_worth(scores, expected_value, by=rank_by), kind="stable")
@@ -136,6 +146,12 @@ def find_ads(
     rows, ads = snapshot.ads_of_sids(sids)
     if len(exclude):
         kept = ~np.isin(ads, exclude)
+        rows, ads = rows[kept], ads[kept]
+    if snapshot.audiences is not None or terms.excluded_accounts:
+        kept = snapshot.shown(ads, terms)
+        rows, ads = rows[kept], ads[kept]
+    if max_per_account:
+        kept = within_cap(snapshot.traits_of(ads)[1], max_per_account)
         rows, ads = rows[kept], ads[kept]
     valued = int(np.count_nonzero(~np.isnan(expected_value[rows])))  # the first ones, in every order
     rows, ads = (a[: max(num_ads, min(pool, valued))] for a in (rows, ads))

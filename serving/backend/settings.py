@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serving.backend.request import RequestLimits
+from serving.index.audience import attribute_columns
 from serving.load.settings import ControlSettings
 from serving.model.manifest import RankerKind
 from serving.search.rank import RankBy
@@ -38,7 +39,11 @@ class ServingConfig(BaseModel):
             of the generator.
         rerank_pool: ads by `rank_by` that are ordered then, as many as are asked for at least.
         max_num_ads: most ads a request may ask for.
-        max_exclude: most ads a request may exclude.
+        max_exclude: most ads, and most accounts, that a request may exclude.
+        audience: "on": requests are told apart by their profile, request features and `attributes`, and may
+            exclude accounts (docs/audience.md). "off": ads with an audience are shown to nobody.
+        attributes: what a request says of itself for audiences only: by name the values that there are, or
+            "any" text. In this order they are the tensor `attributes`.
         max_batch_size: most requests in one batch.
         graph_calls: "bls": every graph is a Triton model that the scheduler calls; "in_process" (cpu target):
             the scheduler runs the graphs itself, which saves copying keys and values between processes.
@@ -75,6 +80,8 @@ class ServingConfig(BaseModel):
     rerank_pool: int = Field(64, ge=1, le=4096)
     max_num_ads: int = Field(200, ge=1)
     max_exclude: int = Field(1000, ge=0)
+    audience: Literal["on", "off"] = "off"
+    attributes: dict[str, tuple[str, ...] | Literal["any"]] = {}
     max_batch_size: int = Field(8, ge=1)
     graph_calls: Literal["bls", "in_process"] = "bls"
     scheduler_instances: int = Field(2, ge=1)
@@ -92,6 +99,13 @@ class ServingConfig(BaseModel):
     cache_mb: int = Field(64, ge=1)
     cache_url: str = "redis://127.0.0.1:6379/0"
     served_log: ServedLogConfig = ServedLogConfig()
+
+    @model_validator(mode="after")
+    def _attributes_are_used(self) -> Self:
+        if self.attributes and self.audience == "off":
+            raise ValueError("attributes: expected none with audience off")
+        attribute_columns(self.attributes)
+        return self
 
     @property
     def limits(self) -> RequestLimits:

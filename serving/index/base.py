@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from serving.files import new_folder, sha256
-from serving.index.layout import BASE_MANIFEST, FORMAT_VERSION, IndexStoreError
+from serving.index.layout import BASE_MANIFEST, FORMAT_VERSION, READABLE, IndexStoreError
 from serving.index.snapshot import IndexSnapshot
 from serving.index.trie import Trie
+
+_TRAITS = ("ad_audiences", "ad_accounts", "account_ids")  # not there where no ad has any; in format 2, never
 
 
 def write_base(snapshot: IndexSnapshot, folder: Path) -> None:
@@ -103,6 +105,7 @@ def read_base(folder: Path) -> IndexSnapshot:
             trie=trie,
             leaf_ad_ptr=arrays["leaf_ad_ptr"],
             leaf_ads=arrays["leaf_ads"],
+            **{name: arrays[name] for name in _TRAITS if name in arrays},
         )
     except IndexStoreError:
         raise
@@ -113,8 +116,10 @@ def read_base(folder: Path) -> IndexSnapshot:
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / BASE_MANIFEST).read_text())
-        if manifest["format"] != FORMAT_VERSION:
-            raise IndexStoreError(f"{folder}: expected format {FORMAT_VERSION}, got {manifest['format']}")
+        if manifest["format"] not in READABLE:
+            raise IndexStoreError(
+                f"{folder}: expected format {' or '.join(map(str, READABLE))}, got {manifest['format']}"
+            )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IndexStoreError(f"{folder}: expected a readable base of the index, got: {error!r}") from error
     return manifest
@@ -136,6 +141,8 @@ def _arrays(snapshot: IndexSnapshot) -> dict[str, np.ndarray]:
     trie = snapshot.trie
     arrays = {name: getattr(snapshot, name) for name in ("ad_ids", "ad_keys", "leaf_ad_ptr", "leaf_ads")}
     arrays["mask"] = trie.mask
+    traits = {name: getattr(snapshot, name) for name in _TRAITS}
+    arrays |= {name: a for name, a in traits.items() if a is not None and len(a)}
     for name in ("padded_codes", "child_ptr", "child_table"):
         arrays |= {f"{name}.{t}": a for t, a in enumerate(getattr(trie, name)) if a is not None}
     return arrays | {f"leaf_ptr.{t}": a for t, a in enumerate(trie.leaf_ptr[:-1])}

@@ -16,6 +16,8 @@ Sub-databases, one each:
     content     ad_key -> JSON of account_id, conversion_type, text; absent for ads that came with given SIDs
     keys        ad_key -> the user's own key of the ad, UTF-8; absent where ids are numbers, and all of it in
                 an index from before there were keys
+    audiences   number (4 bytes) -> canonical text of an audience, see `serving.index.audience`; what no ad
+                has any more may be there still, and all of it is absent in an index of format 2
     offsets     name of a source -> offset of its last event that took effect
     dead        number -> JSON of an event that could not be applied
     waiting     ad_key -> numbers in `dead` that are tried again when that ad changes
@@ -27,6 +29,9 @@ and for every generation (names as `generation_tables` gives them):
     changes     sequence number -> `change_dtype` rows of that transaction, since the base
 
 Numbers in keys are big-endian so that LMDB's byte order is numeric order.
+
+Format 2 knows no audiences and no accounts: `AD_2` in place of `AD`, and rows of `changes` without them.
+Readers read it as it is, a writer that opens it makes it format 3 (`indexer.store.upgrade`).
 """
 
 from __future__ import annotations
@@ -38,19 +43,21 @@ from pathlib import Path
 import lmdb
 import numpy as np
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READABLE = (2, FORMAT_VERSION)
 STATUSES = ("active", "paused", "deleted")
 ACTIVE = STATUSES.index("active")
 
 META, ADS, CONTENT, OFFSETS, DEAD, WAITING = b"meta", b"ads", b"content", b"offsets", b"dead", b"waiting"
-KEYS = b"keys"
+KEYS, AUDIENCES = b"keys", b"audiences"
 INDEX_KEY, COUNTERS_KEY = b"index", b"counters"
 STORE, BASE, BASE_MANIFEST, HEARTBEAT, LOCK = "store", "base", "base.json", "heartbeat", "writer.lock"
 MAX_GENERATIONS = 8
 
-AD = np.dtype([("status", "u1"), ("status_version", "<i8"), ("content_version", "<i8"), ("updated", "<i8")])
-"""Value of `ads`: code of `STATUSES`, versions of the last event that set the status and the content, and
-unix seconds of the last change."""
+AD_2 = np.dtype([("status", "u1"), ("status_version", "<i8"), ("content_version", "<i8"), ("updated", "<i8")])
+AD = np.dtype([*AD_2.descr, ("audience", "<u4"), ("account", "<i8")])
+"""Value of `ads`: code of `STATUSES`, versions of the last event that set the status and the content, unix
+seconds of the last change, number of its audience (0 is everybody), `serving.keys.hash_of` its account."""
 
 
 class IndexStoreError(RuntimeError):
@@ -77,14 +84,23 @@ class Generation:
 
 @dataclass(frozen=True)
 class StoreMeta:
-    """What b"index" holds: format, sequence number, generations by tokenizer id."""
+    """What b"index" holds.
+
+    Attributes:
+        sequence: number of the last transaction that changed an ad.
+        generations: by tokenizer id.
+        audiences: sequence number at which the table of audiences last changed; 0 where it never did.
+        format: of the tables and rows.
+    """
 
     sequence: int = 0
     generations: dict[str, Generation] = field(default_factory=dict)
+    audiences: int = 0
+    format: int = FORMAT_VERSION
 
     def encode(self) -> bytes:
         """JSON."""
-        return json.dumps({"format": FORMAT_VERSION, **asdict(self)}, sort_keys=True).encode()
+        return json.dumps(asdict(self), sort_keys=True).encode()
 
     @classmethod
     def decode(cls, raw: bytes | None, *, where: Path) -> StoreMeta:
@@ -101,16 +117,19 @@ class StoreMeta:
             raise IndexStoreError(
                 f"index {where}: expected a complete build, but it carries no `meta` record"
             )
-        if values.get("format") != FORMAT_VERSION:
+        if values.get("format") not in READABLE:
+            expected = " or ".join(map(str, READABLE))
             raise IndexStoreError(
-                f"index {where}: expected format {FORMAT_VERSION}, got {values.get('format')}; build it anew"
+                f"index {where}: expected format {expected}, got {values.get('format')}; build it anew"
             )
         try:
             generations = {
                 name: Generation(tuple(v["level_sizes"]), v["ready"], v["base"], v["log_start"])
                 for name, v in values["generations"].items()
             }
-            return cls(int(values["sequence"]), generations)
+            return cls(
+                int(values["sequence"]), generations, int(values.get("audiences", 0)), int(values["format"])
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise IndexStoreError(f"index {where}: unreadable `meta` record: {error!r}") from error
 
@@ -129,17 +148,24 @@ def generation_tables(tokenizer_id: str) -> GenerationTables:
     return GenerationTables(*(f"{kind}/{tokenizer_id}".encode() for kind in ("codes", "sids", "changes")))
 
 
-def change_dtype(levels: int) -> np.dtype:
+def change_dtype(levels: int, *, format: int = FORMAT_VERSION) -> np.dtype:
     """Row of `changes`: the ad as it is after the transaction. `active` is whether it may be served.
 
-    `known` is 0 when the ad was forgotten (a deleted ad whose time to be remembered is over).
+    `known` is 0 when the ad was forgotten (a deleted ad whose time to be remembered is over). `audience` and
+    `account` are as in `AD`.
     """
-    return np.dtype([("ad_id", "<i8"), ("active", "u1"), ("known", "u1"), ("codes", "<i4", (levels,))])
+    row: list[tuple] = [("ad_id", "<i8"), ("active", "u1"), ("known", "u1"), ("codes", "<i4", (levels,))]
+    return np.dtype(row if format < 3 else [*row, ("audience", "<u4"), ("account", "<i8")])
 
 
 def number_key(number: int) -> bytes:
     """Key of `changes` (sequence numbers) and `dead`."""
     return int(number).to_bytes(8, "big")
+
+
+def audience_key(number: int) -> bytes:
+    """Key of `audiences`."""
+    return int(number).to_bytes(4, "big")
 
 
 def ad_key(ad_id: int) -> bytes:
@@ -175,7 +201,7 @@ def open_environment(
             str(file.parent),
             readonly=readonly,
             map_size=map_size,
-            max_dbs=7 + 3 * MAX_GENERATIONS,
+            max_dbs=8 + 3 * MAX_GENERATIONS,
             subdir=True,
             create=not readonly,
             readahead=False,

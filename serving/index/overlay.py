@@ -6,12 +6,14 @@ Letters: n changed ads, M leaves of the base, J leaves of the overlay, k ads of 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
 
+from serving.index.audience_table import AudienceTable
+from serving.index.eligible import Eligible, States, before, meets
 from serving.index.keys import pack, pack_valid, run_starts, unpack
 from serving.index.snapshot import IndexSnapshot, Snapshot, sort_stable
 from serving.index.trie import PrefixTree, Trie
@@ -27,17 +29,22 @@ class Changes:
         active: bool [n].
         known: bool [n]; False is an ad that was forgotten.
         keys: int64 [n], packed SIDs; 0 for forgotten ads.
+        audiences: int32 [n], numbers of their audiences.
+        accounts: int64 [n], ids of their accounts' keys.
     """
 
     ad_ids: np.ndarray
     active: np.ndarray
     known: np.ndarray
     keys: np.ndarray
+    audiences: np.ndarray
+    accounts: np.ndarray
 
     @classmethod
     def none(cls) -> Changes:
         """No changes."""
-        return cls(np.zeros(0, np.int64), np.zeros(0, bool), np.zeros(0, bool), np.zeros(0, np.int64))
+        kinds = (np.int64, bool, bool, np.int64, np.int32, np.int64)
+        return cls(*(np.zeros(0, kind) for kind in kinds))
 
     def with_rows(self, rows: np.ndarray, level_sizes: tuple[int, ...]) -> Changes:
         """These and then rows of `serving.index.layout.change_dtype`, oldest first.
@@ -51,12 +58,19 @@ class Changes:
         known = rows["known"] != 0
         keys = np.zeros(len(rows), np.int64)
         keys[known] = pack(rows["codes"][known], level_sizes)
-        new = Changes(ad_ids.astype(np.int64), known & (rows["active"] != 0), known, keys)
+        new = Changes(
+            ad_ids.astype(np.int64),
+            known & (rows["active"] != 0),
+            known,
+            keys,
+            audiences=log_column(rows, "audience", np.int32),
+            accounts=log_column(rows, "account", np.int64),
+        )
         if not len(self.ad_ids):
             return new
         kept = ~member(new.ad_ids, self.ad_ids)[1] if len(new.ad_ids) else np.ones(len(self.ad_ids), bool)
         at = np.searchsorted(self.ad_ids[kept], new.ad_ids)
-        names = ("ad_ids", "active", "known", "keys")
+        names = [f.name for f in fields(self)]
         return Changes(*(np.insert(getattr(self, f)[kept], at, getattr(new, f)) for f in names))
 
 
@@ -89,6 +103,7 @@ class OverlaySnapshot(Snapshot):
         level_sizes: codebook size of each level.
         base: the base.
         changes: ads that differ from it.
+        audiences: see `Snapshot`.
     """
 
     version: int
@@ -96,6 +111,7 @@ class OverlaySnapshot(Snapshot):
     level_sizes: tuple[int, ...]
     base: IndexSnapshot
     changes: Changes
+    audiences: AudienceTable | None = None
 
     @cached_property
     def trie(self) -> PrefixTree:  # type: ignore[override]
@@ -163,9 +179,53 @@ class OverlaySnapshot(Snapshot):
         ads[~here] = self.base.ad_ids[self.base.leaf_ads[position[~here]]]
         return rows, ads
 
+    def traits_of(self, ad_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Snapshot.traits_of`."""
+        audiences, accounts = self.base.traits_of(ad_ids)
+        at, changed = member(self.changes.ad_ids, ad_ids)
+        return (
+            np.where(changed, self.changes.audiences[at], audiences),
+            np.where(changed, self.changes.accounts[at], accounts),
+        )
 
-def with_changes(base: IndexSnapshot, changes: Changes, *, version: int) -> Snapshot:
-    """The base with changes; the base itself, at that version, where there are none."""
+    @cached_property
+    def _states(self) -> States:
+        return States()
+
+    def _eligible(self, satisfied: np.ndarray | None, excluded: tuple[int, ...]) -> Eligible:
+        make = partial(self._made, satisfied, excluded)
+        return self._states.of(make, satisfied=satisfied, excluded=excluded)
+
+    def _made(self, satisfied: np.ndarray | None, excluded: tuple[int, ...]) -> Eligible:
+        live = self._live
+        audiences, accounts = self.traits_of(live.ads)
+        shown = ~np.isin(accounts, excluded)
+        if satisfied is not None:
+            shown &= meets(satisfied, audiences)
+        owner = np.repeat(np.arange(len(live.patched)), np.diff(live.ptr))
+        patched = np.bincount(owner[shown], minlength=len(live.patched)) > 0
+        count = self.base.trie.leaves
+        in_base = np.searchsorted(live.patched, count)  # of the patched leaves, the others are the overlay's
+        leaves = self.base._eligible(satisfied, excluded).leaves[:count].copy()
+        leaves[live.patched[:in_base]] = patched[:in_base]
+        below = partial(
+            live.trie.counts_below, before=before(leaves), overlay_before=before(patched[in_base:])
+        )
+        every = np.concatenate([leaves, patched[in_base:], [False]])
+        return Eligible(every, below, levels=live.trie.levels)
+
+
+def log_column(rows: np.ndarray, name: str, kind: type) -> np.ndarray:
+    """Of rows of the log, zeros where they are from before there was one."""
+    return rows[name].astype(kind) if name in (rows.dtype.names or ()) else np.zeros(len(rows), kind)
+
+
+def with_changes(
+    base: IndexSnapshot, changes: Changes, *, version: int, audiences: AudienceTable | None = None
+) -> Snapshot:
+    """The base with changes and audiences; the base itself, at that version, where there are no changes."""
+    if base.audiences is not audiences:
+        base = replace(base, audiences=audiences)
     if not len(changes.ad_ids):
         return base if base.version == version else replace(base, version=version)
     if not base.trie.leaves:
@@ -176,6 +236,7 @@ def with_changes(base: IndexSnapshot, changes: Changes, *, version: int) -> Snap
         level_sizes=base.level_sizes,
         base=base,
         changes=changes,
+        audiences=audiences,
     )
 
 
@@ -217,6 +278,7 @@ def _built_anew(base: IndexSnapshot, changes: Changes, *, version: int) -> Index
     """For a base without live ads, whose trie has no node that anything could hang on."""
     same = ~member(changes.ad_ids, base.ad_ids)[1]
     known = changes.known
+    audiences, accounts = base.traits_of(base.ad_ids)
     return IndexSnapshot.build(
         np.concatenate([base.ad_ids[same], changes.ad_ids[known]]),
         unpack(np.concatenate([base.ad_keys[same], changes.keys[known]]), base.level_sizes),
@@ -224,4 +286,7 @@ def _built_anew(base: IndexSnapshot, changes: Changes, *, version: int) -> Index
         level_sizes=base.level_sizes,
         version=version,
         tokenizer_id=base.tokenizer_id,
+        audiences=np.concatenate([audiences[same], changes.audiences[known]]),
+        accounts=np.concatenate([accounts[same], changes.accounts[known]]),
+        table=base.audiences,
     )

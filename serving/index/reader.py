@@ -15,8 +15,11 @@ from pathlib import Path
 import lmdb
 import numpy as np
 
+from serving.index.audience import AudienceError
+from serving.index.audience_table import AudienceTable
 from serving.index.base import read_base
 from serving.index.layout import (
+    AUDIENCES,
     HEARTBEAT,
     INDEX_KEY,
     META,
@@ -88,7 +91,7 @@ class IndexReader:
         self._environment = open_environment(self.path, readonly=True)
         self._followed: dict[str, _Followed] = {}
         self._primary = tokenizer_id
-        self._raw, self._meta = b"", StoreMeta()
+        self._raw, self._meta, self._audiences = b"", StoreMeta(), AudienceTable()
         self._not_before, self._failures = 0.0, set[str]()
         try:
             self._catch_up(also=tokenizer_id, primary=True)
@@ -203,7 +206,7 @@ class IndexReader:
             raw = b""
         if raw and raw == self._raw and also is None:
             return False
-        before, primary_before = self._meta, self._primary
+        before, primary_before = (self._meta, self._audiences), self._primary
         self._meta = StoreMeta.decode(raw, where=self.path)
         try:
             if also is not None:
@@ -211,15 +214,27 @@ class IndexReader:
             wanted = {name for name in self._followed if name in self.generations}
             wanted |= {also} if also is not None else set()
             wanted |= {self._primary_now()} if primary else set()
+            if self._meta.audiences != before[0].audiences:
+                self._audiences = self._read_audiences(transaction)
             found = {name: self._follow(transaction, name) for name in sorted(wanted)}
         except BaseException:
-            self._meta, self._primary = before, primary_before
+            (self._meta, self._audiences), self._primary = before, primary_before
             raise
         self._raw, self._followed = raw, found
-        return self._meta != before
+        return self._meta != before[0]
+
+    def _read_audiences(self, transaction: lmdb.Transaction) -> AudienceTable:
+        table = self._environment.open_db(AUDIENCES, txn=transaction, create=False)
+        with transaction.cursor(db=table) as cursor:
+            texts = {int.from_bytes(number, "big"): bytes(text).decode() for number, text in cursor}
+        try:
+            return self._audiences.now(texts)
+        except AudienceError as error:
+            raise IndexStoreError(f"index {self.path}: corrupted audiences: {error}") from error
 
     def _follow(self, transaction: lmdb.Transaction, name: str) -> _Followed:
         generation, sequence = self._meta.generations[name], self._meta.sequence
+        audiences = self._audiences if self._audiences.texts else None
         old = self._followed.get(name)
         fits = old is not None and old.base_sequence == generation.base
         if old is None or not fits or not generation.log_start <= old.snapshot.version <= sequence:
@@ -229,7 +244,9 @@ class IndexReader:
                     f"index {self.path}: generation {name}: expected a base as of {generation.log_start} or "
                     f"later, where its changes begin, got {generation.base}"
                 )
-            old = _Followed(generation.base, base, Changes.none(), base)
+            none = Changes.none()
+            bare = with_changes(base, none, version=base.version, audiences=audiences)
+            old = _Followed(generation.base, base, none, bare)
         if old.snapshot.version == sequence:
             return old
         rows = self._rows(transaction, name, generation, after=old.snapshot.version)
@@ -239,7 +256,7 @@ class IndexReader:
             raise IndexStoreError(
                 f"index {self.path}: generation {name}: corrupted changes: {error}"
             ) from error
-        snapshot = with_changes(old.base, changes, version=sequence)
+        snapshot = with_changes(old.base, changes, version=sequence, audiences=audiences)
         if self._search:
             _ = snapshot.trie  # put together here, where its time counts as the refresh's
         return _Followed(old.base_sequence, old.base, changes, snapshot)
@@ -247,7 +264,7 @@ class IndexReader:
     def _rows(
         self, transaction: lmdb.Transaction, name: str, generation: Generation, *, after: int
     ) -> np.ndarray:
-        dtype = change_dtype(len(generation.level_sizes))
+        dtype = change_dtype(len(generation.level_sizes), format=self._meta.format)
         try:
             table = self._environment.open_db(generation_tables(name).changes, txn=transaction, create=False)
         except lmdb.NotFoundError:  # nothing was written yet

@@ -27,6 +27,10 @@ class ChildNodes(Protocol):
         """Node ids int [B, m] of candidates `at`, int [B, m] positions in 0 .. n * C - 1."""
         ...
 
+    def every(self) -> np.ndarray:
+        """Node ids int [B, n * C] of all candidates; anything where there is no child."""
+        ...
+
 
 class PrefixTree(Protocol):
     """What a beam search needs of a trie. Nodes of a level are numbers; -1 is padding."""
@@ -77,6 +81,11 @@ class Children(NamedTuple):
         """See `ChildNodes.nodes`."""
         parent, column = np.divmod(at, self.allowed.shape[2])
         return np.take_along_axis(self.first, parent, 1) + column.astype(np.int32)
+
+    def every(self) -> np.ndarray:
+        """See `ChildNodes.every`."""
+        columns = np.arange(self.allowed.shape[2], dtype=np.int32)
+        return (self.first[:, :, None] + columns).reshape(len(self.first), -1)
 
 
 @dataclass(frozen=True)
@@ -201,6 +210,18 @@ class Trie:
         ptr = self.leaf_ptr[level]
         safe = np.maximum(nodes, 0)
         return np.where(nodes >= 0, ptr[safe + 1] - ptr[safe], 0)
+
+    def counts_below(self, level: int, nodes: np.ndarray, *, before: np.ndarray) -> np.ndarray:
+        """Of some leaves, how many lie below nodes of a level but the last, int32; 0 for padding (-1).
+
+        Args:
+            level: of the nodes.
+            nodes: int, of any shape; what is no node counts as the last one.
+            before: int32 [M + 1], how many of the leaves come before each.
+        """
+        ptr = self.leaf_ptr[level]
+        safe = np.clip(nodes, 0, len(ptr) - 2)
+        return np.where(nodes >= 0, before[ptr[safe + 1]] - before[ptr[safe]], 0)
 
     def sids(self, level: int, nodes: np.ndarray, *, parents: list[np.ndarray]) -> np.ndarray:
         """Codes int32 [B, n, level + 1] of beams at `level` from their nodes and those of their ancestors."""

@@ -86,6 +86,11 @@ class UnionChildren:
             nodes = np.where(column >= begin, self.level.size + self.level.only[only], nodes)
         return nodes
 
+    def every(self) -> np.ndarray:
+        """See `ChildNodes.every`."""
+        count = self.allowed.shape[1] * self.allowed.shape[2]
+        return self.nodes(np.broadcast_to(np.arange(count), (len(self.allowed), count)))
+
 
 class UnionTrie:
     """`PrefixTree` of a base without its dead leaves, plus an overlay. Immutable.
@@ -175,6 +180,31 @@ class UnionTrie:
             over = self._overlay.find(sids)
             found = np.where(over >= 0, over + self._base.leaves, found)
         return found
+
+    def counts_below(
+        self, level: int, nodes: np.ndarray, *, before: np.ndarray, overlay_before: np.ndarray
+    ) -> np.ndarray:
+        """Of some leaves, how many lie below nodes, as `Trie.counts_below` gives them.
+
+        Args:
+            level: of the nodes.
+            nodes: int, of any shape.
+            before: int32 [M + 1], how many leaves of the base come before each.
+            overlay_before: int32 [J + 1], those of the overlay.
+        """
+        here = self._levels[level]
+        over = nodes >= here.size
+        if not self._has_overlay or not over.any():
+            return self._base.counts_below(level, nodes, before=before)
+        wanted, in_base = nodes[over], nodes.copy()
+        twins = np.full(len(wanted), -1, nodes.dtype)
+        if len(here.shared_as):
+            at, hit = member(here.shared_as, wanted)
+            twins[hit] = here.shared[at[hit]]
+        in_base[over] = twins
+        counts = self._base.counts_below(level, in_base, before=before)
+        counts[over] += self._overlay.counts_below(level, wanted - here.size, before=overlay_before)
+        return counts
 
     def live_leaves(self) -> np.ndarray:
         """Numbers of all leaves, int64, ascending."""

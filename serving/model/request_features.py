@@ -16,6 +16,8 @@ RESERVED = frozenset(
         "profile",
         "num_ads",
         "exclude_ad_ids",
+        "exclude_account_ids",
+        "attributes",
         "timestamp",
     )
 )
@@ -61,6 +63,11 @@ class RequestFeature:
     def codes(self) -> int:
         """Number of codes, unknown included."""
         return 1 + (len(self.values) or self.size)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Values as audiences name them: numbers in decimal."""
+        return self.values or tuple(map(str, range(self.size)))
 
     def code(self, value: bytes | str | int) -> int:
         """Code of a value as a client sends it: text (UTF-8) where there are `values`, else a number."""

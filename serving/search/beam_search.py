@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 
+from serving.index.eligible import Eligible
 from serving.index.trie import PrefixTree
 from serving.model.value_correction import UNCORRECTED, ValueCorrection
 from serving.search.beams import Beams
@@ -22,7 +23,7 @@ from serving.search.executor import COPY_LOGPROB, Carry, Executor
 from serving.search.forced import ForcedMoves
 from serving.search.normalise import Normalise, over_live
 from serving.search.remembered import RememberedTails
-from serving.search.selection import ban, keep
+from serving.search.selection import ban, keep, leaves_below, only
 from serving.search.widths import WidthPlan
 
 _FLOOR = np.float32(-1e30)  # a live child's score is never below it, so -inf always means "not a candidate"
@@ -40,15 +41,16 @@ def beam_search(
     pool: np.ndarray | None = None,
     by_value: bool = False,
     banned: list[np.ndarray] | None = None,
+    eligible: list[Eligible | None] | None = None,
     normalise: tuple[Normalise, ...] | None = None,
     cold_start: ColdStart | None = None,
     value_correction: ValueCorrection = UNCORRECTED,
 ) -> Beams:
     """Find the SIDs of highest probability for each request.
 
-    Every request gets at least min(num_results, live SIDs that are not banned) beams: a level keeps more than
-    its width where the kept prefixes would not lead to that many. Its beams, and which of them have a value,
-    are those that it would have if it were searched alone, so that no ranking depends on who shares a batch.
+    Every request gets at least min(num_results, SIDs that are eligible and not banned) beams: a level keeps
+    more than its width where the kept prefixes would not lead to that many. Its beams, and which of them have
+    a value, are those of a search of its own, so that no ranking depends on who shares a batch.
 
     Args:
         executor: engine.
@@ -62,13 +64,11 @@ def beam_search(
             that cannot be among them are left out (`serving.search.bound`): so many come back as they would
             without, with values, and a few behind them. Not used with one level, which has nothing to leave
             out, nor with a copy path where levels behind the first are live.
-        by_value: of the pool, an answer is made of the `num_results` that are worth most (p x value): others
-            of it may be left out, too.
+        by_value: an answer is made of the `num_results` of the pool that are worth most (p x value).
         banned: for each request, sorted leaves that must not be returned.
-        normalise: a level each, "codebook" for all where left out. Where the last levels are "live", beams
-            whose score is final are not sent through the tails, see `serving.search.forced`.
-        cold_start: what SIDs get that the model was not trained on; None for what the model says. Not used
-            with one level, which has no prefix.
+        eligible: for each request, what may be returned (None: all that is live). No score changes by it.
+        normalise: a level each, "codebook" for all where left out; see also `serving.search.forced`.
+        cold_start: what SIDs get that the model was not trained on. Not used with one level, without prefix.
         value_correction: of expected values.
     """
     if trie.leaves == 0:
@@ -89,6 +89,7 @@ def beam_search(
         own_values=own if pruned else np.maximum(own, plan.value),
         needed=np.maximum(num_results, 1) + bans,
         banned=banned if banned is not None and bans.any() else None,
+        eligible=eligible,
         most_banned=int(bans.max(initial=0)),
         live=live,
         tails=ForcedMoves(executor, trie, live=live, num_values=num_values),
@@ -116,8 +117,9 @@ class _Search:
         num_values: most beams of a request that get a value.
         own_beams: int [B], most beams of each request.
         own_values: int [B], how many of them get a value.
-        needed: int [B], live SIDs that the kept prefixes of a request must lead to, banned ones included.
+        needed: int [B], eligible SIDs that the kept prefixes of a request must lead to, with banned ones.
         banned: of each request, sorted leaves; None where nothing is.
+        eligible: of each request; None where all that is live is.
         most_banned: leaves of a request.
         live: of each level, whether its probabilities add up to 1 over the live children of a beam.
         tails: who asks the engine: leaves out beams whose score is final, or those of an earlier search.
@@ -132,6 +134,7 @@ class _Search:
     own_values: np.ndarray
     needed: np.ndarray
     banned: list[np.ndarray] | None
+    eligible: list[Eligible | None] | None
     most_banned: int
     live: tuple[bool, ...]
     tails: ForcedMoves | RememberedTails
@@ -211,11 +214,12 @@ def _prefix(search: _Search, slots: np.ndarray, prefix: tuple[np.ndarray, Carry]
         candidates = mixed.logprob[:, 0]
     if search.live[0]:
         candidates = over_live(candidates)
+    candidates = only(candidates, 0, eligible=search.eligible, nodes=lambda: [roots] * len(slots))
     order, left = None, search.trie.levels - 1
     if mixed is not None and left:
         order = mixed.favour(candidates[:, None], levels=left)[:, 0]
     at, nodes, scores = _survivors(
-        search, 0, candidates, order=order, bound=search.bound, nodes_at=lambda at: roots[at]
+        search, 0, candidates, order=order, bound=search.bound, nodes_at=roots.take
     )
     return _Frontier(
         nodes,
@@ -249,6 +253,7 @@ def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
     if search.live[t]:
         logprob = over_live(logprob)
     candidates = beams.scores[:, :, None] + logprob
+    candidates = only(candidates, t, eligible=search.eligible, nodes=children.every)
     if search.cold_start and t == search.trie.levels - 1:
         candidates = search.cold_start.lift(
             candidates,
@@ -334,16 +339,12 @@ def _survivors(
     def nodes_of(kept: np.ndarray) -> np.ndarray:
         return np.where(kept >= 0, nodes_at(np.maximum(kept, 0)), -1)
 
-    leaves = None
-    if t < search.trie.levels - 1:
+    def leaves(kept: np.ndarray) -> np.ndarray:
+        return leaves_below(search.trie, t, nodes_of(kept), eligible=search.eligible)
 
-        def leaves(kept: np.ndarray) -> np.ndarray:
-            return search.trie.leaf_counts(t, nodes_of(kept))
-
-    elif search.banned is not None:
-        every = np.broadcast_to(np.arange(ranked.shape[1]), ranked.shape)
-        ban(ranked, nodes_at(every), search.banned)
-    kept = keep(ranked, search.widths[t], needed=search.needed, leaves=leaves)
+    last = t == search.trie.levels - 1
+    ban(ranked, search.banned if last else None, nodes_at=nodes_at)
+    kept = keep(ranked, search.widths[t], needed=search.needed, leaves=None if last else leaves)
     at = np.maximum(kept, 0)
     scores = np.where(kept >= 0, np.take_along_axis(candidates, at, 1), -np.inf).astype(np.float32)
     return at, nodes_of(kept), scores

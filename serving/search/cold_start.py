@@ -74,13 +74,13 @@ class ColdStart:
             scores: float32 [B, n], of the prefixes; with a copy path the model's part of them, since what the
                 history speaks for is no new SID.
             prefixes: int32 [B, n, T - 1]; what is there for padded beams does not matter.
-            codes: int32 [B, n, C], last codes; -1 is no candidate.
+            codes: int32 [B, n, C], last codes of all live SIDs; -1 is none.
             within: what would not come among so many best ones is left as it is, which saves most of the
                 time.
         """
         batch, beams, columns = candidates.shape
-        live = codes >= 0
-        count = np.count_nonzero(live, axis=2)  # [B, n]
+        count = np.count_nonzero(codes >= 0, axis=2)  # [B, n]
+        live = candidates > _NO_BEAM  # without those that a request may not be shown
         part = np.minimum(self.share / np.maximum(count, 1), 1).astype(np.float32)
         lifted = np.where(count > 0, scores + np.log(part), _NO_BEAM)
         for row in range(batch):

@@ -5,9 +5,12 @@ Letters: B requests, m candidates, k kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+from serving.index.eligible import Eligible
+from serving.index.trie import PrefixTree
 
 _MAXIMA_PER_KEPT = 4
 
@@ -28,8 +31,10 @@ def keep(
         int64 [B, k], best first, equals by position; -1 is padding.
     """
     kept = top_k(scores, width)
-    if leaves is not None and (leaves(kept).sum(axis=1) < needed).any():
-        # Every prefix leads to a live SID, so `needed` prefixes are always enough.
+    if leaves is None or (np.count_nonzero(kept >= 0, axis=1) >= needed).all():
+        pass  # every prefix leads to one
+    elif (leaves(kept).sum(axis=1) < needed).any():
+        # So `needed` prefixes are always enough.
         kept = top_k(scores, max(width, int(needed.max())))
         count = leaves(kept)
         before = np.cumsum(count, axis=1) - count
@@ -73,8 +78,48 @@ def _lower_bound(scores: np.ndarray, k: int) -> np.ndarray:
     return np.partition(maxima, maxima.shape[1] - k, axis=1)[:, maxima.shape[1] - k]
 
 
-def ban(scores: np.ndarray, leaves: np.ndarray, banned: list[np.ndarray]) -> None:
-    """Take candidates [B, m] out, in place, whose leaves [B, m] are among those of their request."""
+def ban(
+    scores: np.ndarray, banned: list[np.ndarray] | None, *, nodes_at: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """Take candidates [B, m] out, in place, whose leaves (of positions [B, m]) their request bans, if any."""
+    if banned is None:
+        return
+    leaves = nodes_at(np.broadcast_to(np.arange(scores.shape[1]), scores.shape))
     for row, leaves_banned in enumerate(banned):
         if len(leaves_banned):
             scores[row, np.isin(leaves[row], leaves_banned)] = -np.inf
+
+
+def only(
+    scores: np.ndarray,
+    level: int,
+    *,
+    eligible: list[Eligible | None] | None,
+    nodes: Callable[[], Sequence[np.ndarray] | np.ndarray],
+) -> np.ndarray:
+    """Candidates float32 [B, ..], of which those are none (-inf) whose nodes a request may not go to.
+
+    Args:
+        scores: m of a request, in whatever shape.
+        level: of the candidates.
+        eligible: of each request; None for all.
+        nodes: of the candidates, B times [m].
+    """
+    if eligible is None:
+        return scores
+    out, every = scores.reshape(len(scores), -1).copy(), nodes()
+    for row, state in enumerate(eligible):
+        if state is not None:
+            out[row, ~state.mask(level, every[row])] = -np.inf
+    return out.reshape(scores.shape)
+
+
+def leaves_below(
+    trie: PrefixTree, level: int, nodes: np.ndarray, *, eligible: list[Eligible | None] | None
+) -> np.ndarray:
+    """SIDs below nodes [B, k] that a request may be shown, int [B, k]; 0 for padding (-1)."""
+    counts = trie.leaf_counts(level, nodes)
+    for row, state in enumerate(eligible or ()):
+        if state is not None:
+            counts[row] = state.count(level, nodes[row])
+    return counts

@@ -215,3 +215,15 @@ def test_events_of_feedback_follow_those_of_the_logs(catalogue, tmp_path):
     assert {name: values.dtype for name, values in tensors.items()} == {
         name: values.dtype for name, values in catalogue.request(7, num_ads=3).items()
     }
+
+
+def test_attributes_and_accounts_are_sent_and_checked(catalogue):
+    told = replace(
+        catalogue, ads=catalogue.ads.with_columns(account_id=pl.Series(["a", "a", "b", "b", "c", "c"]))
+    )
+    tensors = told.request(7, num_ads=2, attributes=["feed", ""], exclude_accounts=["b"])
+    assert tensors["attributes"].tolist() == [[b"feed", b""]]
+    assert tensors["exclude_account_ids"].tolist() == [[b"b"]]
+    assert not {"attributes", "exclude_account_ids"} & told.request(7, num_ads=2).keys()
+    (wrong,) = problems(_answer([20, 30]), catalogue=told, num_ads=2, exclude=[], exclude_accounts=["b"])
+    assert wrong == "ad 30 is paused, unknown or of an excluded account"

@@ -70,6 +70,8 @@ BAD = [
     ("ads", {"text": ["ice", "  ", ""]}, 1, "text", "non-empty text", "'  '", 1),
     ("ads", {"status": ["active", "active", "gone"]}, 2, "status", "active|paused|deleted", "'gone'", 0),
     ("ads", {"created_at": [-1, 0, 0]}, 0, "created_at", "unix seconds", "-1", 0),
+    ("ads", {"audience": [None, "{}", '{"end": "x"}']}, 2, "audience", "an audience", "'{\"end", 0),
+    ("ads", {"audience": ["{}"] * 3, "text": ["ice", " ", "a"]}, 1, "text", "non-empty text", "' '", 0),
     ("users", {"user_id": [2, 2]}, 1, "user_id", "each key once", "2 again", 0),
     ("users", {"user_id": [2, -1]}, 1, "user_id", ">= 0", "-1", 0),
     ("users", {"user_id": [2, None]}, 1, "user_id", "a value", "None", 0),

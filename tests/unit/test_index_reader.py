@@ -318,13 +318,13 @@ def test_recovers_once_the_base_is_there(files, open_reader):
         ((META, INDEX_KEY), b"\xff\xfe", "expected JSON in `meta`"),
         ((META, INDEX_KEY), b"7", "carries no `meta` record"),
         ((META, INDEX_KEY), b'{"format": 2}', "unreadable `meta` record"),
-        ((META, INDEX_KEY), b'{"format": 9}', "expected format 2, got 9; build it anew"),
+        ((META, INDEX_KEY), b'{"format": 9}', "expected format 2 or 3, got 9; build it anew"),
         (
             (b"changes/tok", number_key(2)),
             b"short",
-            "corrupted changes after 1: expected rows of 22 bytes, got 5",
+            "corrupted changes after 1: expected rows of 34 bytes, got 5",
         ),
-        ((b"changes/tok", number_key(2)), b"\1" * 22, "corrupted changes: SID 0: expected one code a level"),
+        ((b"changes/tok", number_key(2)), b"\1" * 34, "corrupted changes: SID 0: expected one code a level"),
     ],
 )
 def test_corrupted_records(files, open_reader, caplog, key, value, message):

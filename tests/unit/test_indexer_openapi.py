@@ -6,6 +6,7 @@ import jsonschema
 import pytest
 
 from indexer.events.error import MALFORMED
+from indexer.events.event import _AUDIENCE_SCHEMA
 from tests.indexing import sidecar_client, write_manifest
 
 HEADERS = {"content-type": "application/json"}
@@ -39,6 +40,7 @@ GIVEN = {
     "sid": {"type": "array", "items": CODE, "minItems": 1, "maxItems": 8},
 }
 COMES_WITH = {"embedding": [0.5, -1], "numbers": {"price": 3, "": -0.5}, "sid": [0, 2**20 - 1]}
+AUDIENCE = {"audience": {k: v for k, v in _AUDIENCE_SCHEMA.items() if k != "description"}}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_every_kind_of_event_has_its_fields_and_limits(page):
     assert event["discriminator"]["propertyName"] == "kind"
     named = {kind: ref.rpartition("/")[2] for kind, ref in event["discriminator"]["mapping"].items()}
     assert {option["$ref"].rpartition("/")[2] for option in event["oneOf"]} == set(named.values())
-    every = CONTENT | GIVEN
+    every = CONTENT | GIVEN | AUDIENCE
     content = {"create": every, "update": every, "pause": {}, "resume": {}, "delete": {}}
     assert named.keys() == content.keys()
     for kind, more in content.items():

@@ -18,6 +18,7 @@ def settings(*, ranker=None, **changes):
         "bundles": "build/bundles",
         "index": "/srv/index",
         "features": FeatureSpec(levels=3),
+        "profile_columns": {},
         "ranker": ranker,
     }
     return ModelSettings.of(config, graph_memory="host", pad_shapes=False, **given)

@@ -27,6 +27,7 @@ from serving.search.cold_start import ColdStart
 from serving.search.executor import COPY_LOGPROB
 from serving.search.remembered import RememberedTails
 from serving.search.widths import WidthPlan
+from tests.audiences import some_audiences, some_terms
 from tests.copying import requests as repeating
 from tests.path_executor import PathExecutor
 from tests.searching import searched
@@ -63,11 +64,22 @@ class Peaky(PathExecutor):
 
 
 def catalogue(random, sizes):
-    """A snapshot, often of a base and changes since, in which ads share SIDs and some are paused."""
-    ads = int(random.integers(1, 80))
+    """A snapshot, often of a base and changes since, in which ads share SIDs and some are paused.
+
+    Often ads have audiences, too.
+    """
+    ads, audiences = int(random.integers(1, 80)), int(random.choice([0, 0, 4]))
     codes = np.stack([random.integers(0, v, ads) for v in sizes], axis=1).astype(np.int32)
-    active = random.random(ads) < 0.9
-    snapshot = IndexSnapshot.build(np.arange(ads), codes, active=active, level_sizes=sizes)
+    table = some_audiences(audiences) if audiences else None
+    snapshot = IndexSnapshot.build(
+        np.arange(ads),
+        codes,
+        active=random.random(ads) < 0.9,
+        level_sizes=sizes,
+        audiences=random.integers(0, audiences + 1, ads),
+        accounts=random.integers(0, 5, ads),
+        table=table,
+    )
     if random.random() < 0.5:
         return snapshot
     changed = random.choice(ads + 9, size=int(random.integers(1, 10)), replace=False)
@@ -75,8 +87,11 @@ def catalogue(random, sizes):
         (ad, tuple(int(random.integers(0, v)) for v in sizes), True, bool(random.random() < 0.7))
         for ad in changed.tolist()
     ]
-    changes = Changes.none().with_rows(rows_of(step, len(sizes)), sizes)
-    return with_changes(snapshot, changes, version=1)
+    rows = rows_of(step, len(sizes))
+    rows["audience"] = random.integers(0, audiences + 1, len(rows))
+    rows["account"] = random.integers(0, 5, len(rows))
+    changes = Changes.none().with_rows(rows, sizes)
+    return with_changes(snapshot, changes, version=1, audiences=table)
 
 
 @settings(max_examples=int(os.environ.get("GR4AD_PRUNING_CASES", "250")), deadline=None)
@@ -106,6 +121,7 @@ def test_random_answers_are_those_of_a_search_without_pruning(seed):
         seen = np.unique(every[random.random(len(every)) < 0.5])
         cold_start = ColdStart(seen, sizes, float(random.choice([0.3, 1.0, 50.0])))
     narrow = [int(w) for w in random.integers(1, 8, levels)]
+    terms = some_terms(random, batch)
 
     def answers(pool):
         executor = Peaky(sizes, **options)
@@ -119,7 +135,8 @@ def test_random_answers_are_those_of_a_search_without_pruning(seed):
             value_table=VALUES,
             pool=pool,
             by_value=rank_by == "value",
-            banned=[snapshot.banned_leaves(e) for e in exclude],
+            banned=[snapshot.banned_leaves(e, t) for e, t in zip(exclude, terms, strict=True)],
+            eligible=[snapshot.eligible(t) for t in terms],
             normalise=tuple("live" if x < 0.4 else "codebook" for x in normalise),
             cold_start=cold_start,
         )
@@ -132,6 +149,7 @@ def test_random_answers_are_those_of_a_search_without_pruning(seed):
                 num_ads=int(num[i]),
                 exclude=exclude[i],
                 rank_by=rank_by,
+                terms=terms[i],
             )
             for i in range(batch)
         ]

@@ -172,6 +172,7 @@ def test_one_parameter_carries_the_settings(bundles, tmp_path):
             "bundles": str(bundles.resolve()),
             "index": str((bundles.parent / "index").resolve()),
             "features": json.loads(json.dumps(SPEC.to_json())),
+            "profile_columns": {},
             "graph_memory": "host",
             "ranker": None,
             "pad_shapes": False,

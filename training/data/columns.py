@@ -48,8 +48,10 @@ ADS_COLUMNS: dict[str, Column] = {
     "created_at": Column(_INTEGER, "seconds", required=False, default=pl.lit(0, pl.Int64)),
     "status": Column(_TEXT, required=False, default=pl.lit("active")),
 }
-# Given by the user instead of being made here: embeddings as one list or a column each, semantic IDs.
-GIVEN_ADS_COLUMNS = re.compile(r"embedding|embedding_\d+|sid_\d+")
+# Given by the user instead of being made here: embeddings as one list or a column each, semantic IDs; and who
+# may see an ad, as JSON that `make index` reads.
+GIVEN_ADS_COLUMNS = re.compile(r"embedding|embedding_\d+|sid_\d+|audience")
+AUDIENCE = Column(_TEXT, nullable=True)
 _FLOAT = (pl.Float32(), pl.Float64())
 EMBEDDING = Column((pl.List(pl.Float32()), pl.List(pl.Float64())), "vector")
 EMBEDDING_VALUE = Column(_FLOAT, "vector")
@@ -135,6 +137,8 @@ def given_column(name: str) -> Column | None:
     """What is demanded of a column of ads that holds a given embedding or semantic ID; None for others."""
     if not GIVEN_ADS_COLUMNS.fullmatch(name):
         return None
+    if name == "audience":
+        return AUDIENCE
     return {"e": EMBEDDING_VALUE, "s": SID_CODE}[name[0]] if "_" in name else EMBEDDING
 
 

@@ -1,14 +1,17 @@
 """The three tables every source delivers, and their checks."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import polars as pl
 
+from serving.index.audience import Audience, AudienceError
 from serving.model.features import BEHAVIORS
 from training.data.checks import ROW, Place, TableChecks, TableError, one_of, raise_faults
 from training.data.columns import (
     ADS_COLUMNS,
+    AUDIENCE,
     CATEGORICAL,
     EVENTS_COLUMNS,
     MODALITY,
@@ -99,20 +102,21 @@ def check_ads(table: Unchecked, named: Named = NOTHING_NAMED) -> TableChecks:
 
     Faults: missing column, wrong dtype, empty table, null, negative id or time, time not in seconds, empty
     text where neither embedding nor semantic ID is given, embeddings of several lengths or not finite,
-    negative code of a semantic ID, unknown status, ad_id twice.
+    negative code of a semantic ID, an audience that is none, unknown status, ad_id twice.
     """
     checks = table.checks()
     given = {name: rule for name in checks.schema if (rule := given_column(name)) is not None}
     numeric = {name: NUMERIC for name in named.numeric if name not in ADS_COLUMNS | given}
     modal = {n: MODALITY for n in checks.schema if n not in given and is_of_modality(n, named.modalities)}
     schema = dict(ADS_COLUMNS)
-    if given or modal:
+    has_other = bool(modal or given.keys() - {"audience"})
+    if has_other:
         schema["text"] = replace(schema["text"], required=False)
     checks.columns(schema | given | numeric | modal)
     check_modalities(checks, named.modalities)
     checks.ids("ad_id")
     checks.seconds("created_at")
-    if not given and not modal:
+    if not has_other:
         checks.rows("text", bad=pl.col("text").str.strip_chars() == "", expected="non-empty text")
     checks.rows("status", bad=~pl.col("status").is_in(STATUSES), expected=one_of(STATUSES))
     for name, rule in given.items():
@@ -125,7 +129,10 @@ def check_ads(table: Unchecked, named: Named = NOTHING_NAMED) -> TableChecks:
 
 def _check_given(checks: TableChecks, name: str, rule: Column) -> None:
     column = pl.col(name)
-    if rule.kind == "integer":
+    if rule is AUDIENCE:
+        bad = column.map_elements(lambda text: not _is_audience(text), return_dtype=pl.Boolean)
+        checks.rows(name, bad=bad, expected="an audience (docs/audience.md) or null")
+    elif rule.kind == "integer":
         checks.rows(name, bad=column < 0, expected="a code >= 0")
     elif isinstance(checks.schema[name], pl.List):
         length = column.list.len()
@@ -134,6 +141,15 @@ def _check_given(checks: TableChecks, name: str, rule: Column) -> None:
         checks.rows(name, bad=bad, expected="finite numbers")
     else:
         checks.rows(name, bad=~column.is_finite(), expected="a finite number")
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _is_audience(text: str) -> bool:
+    try:
+        Audience.parse(text)
+    except AudienceError:
+        return False
+    return True
 
 
 def check_users(table: Unchecked, named: Named = NOTHING_NAMED) -> TableChecks:

@@ -32,6 +32,7 @@ from serving.backend.reranking import Past, Resolved, VersionRankers, rerank
 from serving.backend.resolve import NO_AD, VersionSnapshots, find_ads
 from serving.backend.resolver_metrics import ResolverMetrics
 from serving.backend.served import make_served_log
+from serving.backend.terms import unpack_terms
 from serving.index.reader import IndexReader
 
 
@@ -47,6 +48,7 @@ class TritonPythonModel:
         self.rankers = VersionRankers(
             settings.bundles_folder, functools.partial(make_ranker, pb_utils, settings)
         )
+        self.terms = settings.terms
         self.metrics = ResolverMetrics(pb_utils, self.reader)
         self.outcomes = Outcomes(pb_utils, model="ad_resolver", last=True)
         self.served = make_served_log(settings, tell=self.metrics.served)
@@ -90,6 +92,7 @@ class TritonPythonModel:
         rank_by = rank_parameter(request, default=serving.rank_by)
         pasts = self.pasts(request, len(sids)) if rerank_parameter(request, self.settings) else None
         asked = self.asked(request, len(sids), rank_by=rank_by, reranked=pasts is not None)
+        terms = unpack_terms(self.terms, array(pb_utils, request, "terms"), rows=len(sids))
         snapshots = [self.snapshots.of(int(v)) for v in models[:, 0]]
         return [
             Resolved(
@@ -102,6 +105,8 @@ class TritonPythonModel:
                     exclude=exclude[i],
                     rank_by=rank_by,
                     pool=serving.rerank_pool if pasts else 0,
+                    terms=terms[i][0],
+                    max_per_account=terms[i][1],
                 ),
                 num_ads=int(num_ads[i, 0]),
                 version=int(models[i, 0]),

@@ -28,6 +28,7 @@ from serving.backend.plans import SearchPlans
 from serving.backend.priority import yield_to_answers
 from serving.backend.request import check_exclude, check_num_ads, parse_widths
 from serving.backend.scheduler_load import SchedulerLoad, make_cache
+from serving.backend.terms import unpack_terms
 from serving.batch import SearchAnswer, SearchRequest
 from serving.engines.timed import TimedExecutor
 from serving.index.reader import IndexReader
@@ -57,6 +58,7 @@ class TritonPythonModel:
         )
         self.levels = active.manifest.levels
         self.limits, self.is_logged = serving.limits, serving.served_log.sink != "off"
+        self.terms = settings.terms
         self.outcomes = Outcomes(pb_utils, model=args["model_instance_name"])
         plans = SearchPlans.of(serving, levels=self.levels)
         self.settings = settings
@@ -126,6 +128,7 @@ class TritonPythonModel:
             for name in ("slot_ads", "slots", "profile_codes", "num_ads", "exclude", "arrived")
         )
         profile = np.zeros((len(ads), 0), np.int32) if profile is None else profile  # a model without columns
+        terms = unpack_terms(self.terms, array(pb_utils, request, "terms"), rows=len(ads))
         among, by_value = ranked_among(request, self.settings)
         # Again: whoever calls this model past the ensemble must not fill memory.
         check_num_ads(num_ads, self.limits)
@@ -144,6 +147,8 @@ class TritonPythonModel:
                 deadline=None if deadline is None else float(arrived[i, 0]) + deadline / 1e3,
                 use_cache=use_cache,
                 request_id=request.request_id() or None,
+                terms=terms[i][0],
+                max_per_account=terms[i][1],
             )
             for i in range(len(ads))
         ]

@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 from serving.backend.adapter import (
     array,
+    integer_parameter,
     pad_rows,
     rank_parameter,
     rerank_parameter,
@@ -29,6 +30,7 @@ from serving.backend.model_settings import ModelSettings
 from serving.backend.outcomes import Outcomes
 from serving.backend.request import check_exclude, check_num_ads, check_present, request_features
 from serving.backend.served import pack_context
+from serving.backend.terms import check_accounts, check_cap
 from serving.backend.unknown_values import UnknownValues
 from serving.index.reader import IndexReader
 
@@ -43,6 +45,7 @@ class TritonPythonModel:
         self.reader = IndexReader(settings.index_folder, search=False, max_wait_s=0.0)
         self.limits, self.rank_by = settings.serving.limits, settings.serving.rank_by
         self.is_logged = settings.serving.served_log.sink != "off"
+        self.terms = settings.terms
         self.outcomes = Outcomes(pb_utils, model="request_features")
         self.draining = Draining()
         self.unknown = UnknownValues(pb_utils, self.spec) if self.spec.request_features else None
@@ -85,6 +88,7 @@ class TritonPythonModel:
         # Of ad_resolver: a wrong one is refused before anything is searched.
         rank_parameter(request, default=self.rank_by)
         ranked = rerank_parameter(request, self.settings)
+        cap = check_cap(integer_parameter(request, "max_per_account"), terms=self.terms)
         rows = len(ad_ids)
         if self.is_logged:
             user_parameter(request, rows=rows)
@@ -116,7 +120,27 @@ class TritonPythonModel:
             "arrived": np.full((rows, 1), arrived),
             **(self.past(built, now, ranked=ranked) if self.settings.ranker else {}),
             **({"served_context": pack_context(built, now)} if self.is_logged else {}),
+            **({"terms": self.packed_terms(request, built, now, cap=cap)} if self.terms else {}),
         }
+
+    def packed_terms(self, request, built, now, *, cap):
+        """What of each row decides which ads it may be shown, int64 [b, n]."""
+        rows, given = len(built), self.settings.serving.attributes
+        attributes = array(pb_utils, request, "attributes") if given else None  # [b, A] or None
+        attributes = np.full((rows, len(given)), b"", object) if attributes is None else attributes
+        accounts = array(pb_utils, request, "exclude_account_ids")  # [b, E] or None
+        accounts = np.zeros((rows, 0), object) if accounts is None else accounts
+        packed = [
+            self.terms.pack(
+                built[i].profile,
+                attributes[i],
+                now=int(now[i, 0]),
+                max_per_account=cap,
+                excluded_accounts=check_accounts(accounts[i], self.limits),
+            )
+            for i in range(rows)
+        ]
+        return pad_rows(packed, fill=0)
 
     @staticmethod
     def past(built, now, *, ranked):
