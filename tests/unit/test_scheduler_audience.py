@@ -128,6 +128,21 @@ def test_a_narrow_search_fills_the_answer_all_the_same(deployed):
             assert len(shown(snapshot, request, answer)) == wanted
 
 
+def test_no_beam_is_spent_on_a_sid_of_which_only_an_excluded_ad_is_eligible(deployed):
+    scheduler, snapshot = deployed
+    rows, ads = snapshot.ads_of_leaves(np.arange(len(snapshot.leaf_ad_ptr) - 1))
+    eligible = snapshot.shown(ads, OLD)
+    of_leaf, eligible_of_leaf = np.bincount(rows), np.bincount(rows, eligible)
+    excluded = ads[eligible & ((of_leaf > 1) & (eligible_of_leaf == 1))[rows]]
+    assert len(excluded)
+    scheduler._max_plan = WidthPlan((1, 1, 1), 1)
+    everything = dataclasses.replace(requests(1)[0], terms=OLD, num_ads=200, exclude=excluded)
+    wanted = len(expected(snapshot, every_ad(scheduler, snapshot, 1)[0], everything))
+    for num_ads in range(1, wanted + 1):
+        [found], [answer] = asked(scheduler, OLD, num_ads=num_ads, exclude=excluded)
+        assert len(shown(snapshot, found, answer)) == num_ads
+
+
 def test_beams_of_the_cache_are_of_the_same_audiences(deployed):
     scheduler, snapshot = deployed
     scheduler._cached = CachedAnswers(LocalCache(ttl_s=60.0, max_bytes=1 << 22), plan=ALL)
