@@ -57,8 +57,9 @@ def item_model(*, seed: int = 0, spec: FeatureSpec = SPEC, **item: float) -> Gen
     assert model.item is not None
     model.item.know(ads)
     with torch.no_grad():
-        for weight in (model.item.ids.weight, model.item.text.weight, model.item.codes.weight):
-            weight.normal_(std=0.5)
+        for name, weight in model.item.named_parameters():
+            if name.split(".")[0] in ("ids", "text", "codes", "context"):
+                weight.normal_(std=0.5)
     return model.eval()
 
 
@@ -84,8 +85,8 @@ def vectors_by_hand(model: Generator, ad_ids: np.ndarray, sids: np.ndarray) -> n
     texts = ads.texts / np.linalg.norm(ads.texts, axis=1).mean()
 
     def content(row: int) -> np.ndarray:
-        codes = sum(weights[f"codes.tables.{t}.weight"][ads.sids[row, t] + 1] for t in range(2))
-        return weights["item.text.weight"] @ texts[row] + weights["item.codes.weight"] @ codes
+        codes = sum(weights[f"item.codes.tables.{t}.weight"][ads.sids[row, t] + 1] for t in range(2))
+        return weights["item.text.weight"] @ texts[row] + codes
 
     found = np.zeros((len(ad_ids), item.config.width))
     for i, (ad, sid) in enumerate(zip(ad_ids.tolist(), sids.tolist(), strict=True)):
@@ -118,28 +119,24 @@ def scores_by_hand(model: Generator, request: RankRequest) -> np.ndarray:
         now=request.now,
     )
     linear = lambda x, name: x @ weights[f"item.{name}.weight"].T + weights[f"item.{name}.bias"]  # noqa: E731
-    tokens = [weights["context.user"][0, 0]]
-    tokens += [weights[f"context.profile.{i}.weight"][code] for i, code in enumerate(request.profile)]
-    own = [np.zeros(item.config.width)] * len(tokens)
+    known = lambda name: weights[f"item.context.{name}"]  # noqa: E731
+    tokens = [known("user")[0, 0]]
+    tokens += [known(f"profile.{i}.weight")[code] for i, code in enumerate(request.profile)]
     newest = None
     for slot, event in enumerate(past.events.tolist()):
         if event < 0:
             continue
         behavior, gap, count = past.columns[slot]
-        codes = sum(
-            weights[f"codes.tables.{t}.weight"][c + 1] for t, c in enumerate(request.past_sids[event])
-        )
-        tokens.append(
-            codes
-            + weights["context.slot"][slot]
-            + weights["context.behavior.weight"][behavior]
-            + weights["context.gap.weight"][gap]
-            + weights["context.count.weight"][count]
-        )
-        newest = len(own) if slot == 0 else newest
+        newest = len(tokens) if slot == 0 else newest
         vector = vectors_by_hand(model, request.past_ads[[event]], request.past_sids[[event]])[0]
-        own.append(vector * np.sqrt(item.config.width))
-    x = linear(_norm(np.stack(tokens), weights, "context.norm"), "context") + np.stack(own)
+        tokens.append(
+            vector * np.sqrt(item.config.width)
+            + known("slot")[slot]
+            + known("behavior.weight")[behavior]
+            + known("gap.weight")[gap]
+            + known("count.weight")[count]
+        )
+    x = np.stack(tokens)
     h = x[0] + (0 if newest is None else x[newest])
     y, heads = _norm(x, weights, "item.norms.0"), item.config.heads
     query = linear(_norm(h, weights, "item.norms.0"), "query")

@@ -38,12 +38,14 @@ def train(
     model = SasRec(config, items=items)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98))
     sequences = [s[-config.length - 1 :] for s in sequences if len(s) > 1]
+    lengths = np.array([len(s) for s in sequences])
+    usual = (lengths.sum() - len(lengths)) / math.ceil(len(lengths) / config.batch_size)  # targets a batch
     history: list[dict[str, float]] = []
     kept, began = model.state_dict(), time.process_time()
     for epoch in range(1, config.epochs + 1):
         model.train()
         losses = []
-        for users in _batches(np.array([len(s) for s in sequences]), config=config, random=random):
+        for users in _batches(lengths, config=config, random=random):
             padded = _pad([sequences[u] for u in users])
             target = padded[:, 1:]
             there = target > 0
@@ -56,7 +58,8 @@ def train(
                     candidates=torch.from_numpy(drawn),
                 )
             optimiser.zero_grad()
-            loss.backward()
+            # A target counts the same in whichever batch: there are many in one of long sequences.
+            (loss * (there.sum() / usual)).backward()
             clip_grad_norm_(model.parameters(), 5.0)
             optimiser.step()
             losses.append(loss.item())

@@ -52,8 +52,8 @@ def train(arguments: argparse.Namespace, arm: str, *, seed: int) -> Path:
 
 
 def checkpoint_of(run: Path) -> Path:
-    """The best by validation loss."""
-    return find_checkpoint(run / "model", "best")
+    """The last. Rankings go on rising where the losses of validation no longer fall (docs/decisions.md)."""
+    return find_checkpoint(run / "model")
 
 
 class ArmAnswers:

@@ -314,6 +314,36 @@ def test_a_warm_start_takes_vectors_of_the_ads_that_are_there():
     other = replace(source.spec, tokenizer_id="t2")
     left = take_weights(item_model(seed=4), other, source=source)
     assert "item.text.weight (vectors of another tokenizer)" in left
+    assert "item.codes.tables.0.weight (codes of another tokenizer)" in left
+
+
+def test_what_has_no_weight_is_not_computed():
+    model = item_model()
+    given = tensors(batch_of(model)[0])
+    said = model(given.slots, given.profile, given.tokens)
+    spared = model(given.slots, given.profile, given.tokens, mtp=False)
+    assert len(said.mtp_logits) == len(said.logits)
+    assert spared.mtp_logits == []
+    for one, other in zip(said.logits, spared.logits, strict=True):
+        torch.testing.assert_close(one, other)
+    whole, without = (Vsl(lambda_value=0.2, lambda_mtp=weight)(model, given) for weight in (0.3, 0.0))
+    assert without.parts["mtp"].sum.item() == 0 < whole.parts["mtp"].sum.item()
+    left = whole.total.sum - 0.3 * whole.parts["mtp"].sum
+    assert without.total.sum.item() == pytest.approx(left.item(), rel=1e-5)
+
+
+def test_the_two_levels_learn_apart():
+    """No weight is moved by the losses of both, so that each is what it would be alone."""
+    model = item_model()
+    given = tensors(batch_of(model)[0])
+    said = model(given.slots, given.profile, given.tokens, given.slot_ads, given.ads)
+    said.item_log_p.sum().backward()
+    of_items = {name for name, weight in model.named_parameters() if weight.grad is not None}
+    assert of_items
+    assert all(name.startswith("item.") for name in of_items)
+    model.zero_grad(set_to_none=True)
+    Vsl(lambda_value=0.2, lambda_mtp=0.3)(model, given).total.sum.backward()
+    assert not of_items & {name for name, weight in model.named_parameters() if weight.grad is not None}
 
 
 def test_engines_know_the_shapes_of_its_graph(bundled):

@@ -29,7 +29,8 @@ class ItemLevel:
             ValueError: the model has no item level.
         """
         self._dataset, self._requests = dataset, requests
-        self._ranker = ItemRanker(dataset.spec, item_tables(model), TorchRankGraph(model))
+        self._tables, self._graph = item_tables(model), TorchRankGraph(model)
+        self._ranker = ItemRanker(dataset.spec, self._tables, self._graph)
 
     def order(self, found: Sequence[Ads], *, first: int) -> list[np.ndarray]:
         """Ads of requests `first`, `first` + 1, .. best first, each list of those found for it."""
@@ -40,13 +41,18 @@ class ItemLevel:
     def order_all(self, competing: Competing, *, limit: int) -> list[np.ndarray]:
         """The best `limit` ads of each request among all that compete."""
         dataset, found = self._dataset, []
+        count, none = len(dataset.ad_ids), np.zeros(0, np.float32)
+        nobody = Ads(dataset.ad_ids[:0], none, none, dataset.ad_sids[:0])
+        # The same for every request, so they are looked up once.
+        every = {
+            "ad_vectors": self._tables.of_ads(dataset.ad_ids, dataset.ad_sids)[None],  # [1, A, d]
+            "log_p": np.zeros((1, count), np.float32),  # the search did not look at most of them
+        }
         for i, now in enumerate(self._requests.now.tolist()):
             rows = np.flatnonzero(competing.allowed(now, seen=competing.seen(self._requests, i)))
-            none = np.zeros(len(rows), np.float32)  # the search did not look at most of them
-            ads = Ads(dataset.ad_ids[rows], none, none, dataset.ad_sids[rows])
-            asked = self._asked(i, ads)
-            [worth] = self._ranker.worth([asked])
-            found.append(dataset.ad_ids[rows[best_first(worth)[:limit]]])
+            inputs = self._ranker.tensors([self._asked(i, nobody)], ads=0)
+            [worth] = self._graph(inputs | every)
+            found.append(dataset.ad_ids[rows[best_first(worth[rows])[:limit]]])
         return found
 
     def _asked(self, i: int, ads: Ads) -> RankRequest:

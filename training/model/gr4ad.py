@@ -26,7 +26,7 @@ class TeacherForced(NamedTuple):
         logits: for each level 1 .. T + 1, [B, n, V] given the tokens before it; p_model where there is a copy
             path.
         mtp_logits: for each level, [B, V] of the multi-token-prediction path, which skips Fuse (h^K := m^K)
-            and so sees no token at all.
+            and so sees no token at all; none where not asked.
         copies: what the history adds to the SID levels; None of a model without a copy path.
         item_log_p: log p(a | X) of the ads of the targets by the item level, [B, n]; None where not asked.
     """
@@ -109,7 +109,7 @@ class Generator(nn.Module):
             raise ValueError(f"expected sizes of the item level with model.item alone, got {items}")
         self.item = None
         if config.item is not None and items is not None:
-            self.item = ItemHead(config.item, items, levels=len(level_sizes), context_width=width)
+            self.item = ItemHead(config.item, items, spec=spec, level_sizes=self.level_sizes)
 
     @property
     def levels(self) -> int:
@@ -191,6 +191,8 @@ class Generator(nn.Module):
         tokens: Tensor,
         slot_ads: Tensor | None = None,
         ads: Tensor | None = None,
+        *,
+        mtp: bool = True,
     ) -> TeacherForced:
         """What the model says of the SIDs of n targets of each request.
 
@@ -200,22 +202,24 @@ class Generator(nn.Module):
             tokens: int [B, n, T].
             slot_ads: int64 [B, S], ads of the slots, for the item level.
             ads: int64 [B, n], ads of the targets, for the item level.
+            mtp: whether to give the logits without tokens, for which the tail runs once more.
         """
-        context, context_kv, bias = self.encode(slots, profile)
+        _, context_kv, bias = self.encode(slots, profile)
         m = self.shared_stage(context_kv, bias)
         fused = self.fuse(m, self.embed_tokens(tokens))
         # The path without tokens is one more sequence beside the n targets.
-        h = self.tail_stage(torch.cat([fused, m], dim=1), context_kv, bias)  # [B, n + 1, t, d]
+        h = self.tail_stage(torch.cat([fused, m], dim=1) if mtp else fused, context_kv, bias)
+        count = tokens.shape[1]  # h is [B, n + 1, t, d], or [B, n, t, d]
         levels, copies = range(1, self.levels + 2), None
         if self.copy_path is not None:
             sids = self.habits(slots)[..., : self.levels] - 1
             copies = Copies(self.copy_logprob(slots, m[:, 0]), sids)
         item_log_p = None
         if self.item is not None and slot_ads is not None and ads is not None:
-            item_log_p = self.item.log_p(context, bias, self.codes, slot_ads=slot_ads, ads=ads)
+            item_log_p = self.item.log_p(slots[:, : self.spec.slots], profile, slot_ads=slot_ads, ads=ads)
         return TeacherForced(
-            [self.logits(h[:, :-1, t - 1], t) for t in levels],
-            [self.logits(h[:, -1, t - 1], t) for t in levels],
+            [self.logits(h[:, :count, t - 1], t) for t in levels],
+            [self.logits(h[:, -1, t - 1], t) for t in levels] if mtp else [],
             copies,
             item_log_p,
         )

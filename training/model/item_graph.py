@@ -19,12 +19,12 @@ _AT_ONCE = 4096  # ads whose vectors are made at a time
 
 
 class ItemGraph(nn.Module):
-    """Context of the generator, state, scores."""
+    """State and scores."""
 
     def __init__(self, model: Generator) -> None:
         """Wrap a model that has an item level."""
         super().__init__()
-        self.context, self.codes, self.item = model.context, model.codes, item_of(model)
+        self.item = item_of(model)
 
     def forward(
         self, slots: Tensor, profile: Tensor, slot_vectors: Tensor, ad_vectors: Tensor, log_p: Tensor
@@ -38,8 +38,7 @@ class ItemGraph(nn.Module):
             ad_vectors: float32 [B, n, d], v of the ads that are ordered.
             log_p: float32 [B, n], of their SIDs.
         """
-        context, bias = self.context(slots, profile, self.codes)
-        state = self.item.state(context, bias, slot_vectors)
+        state = self.item.state(slots, profile, slot_vectors)
         return (ad_vectors @ state[:, :, None]).squeeze(-1) + self.item.config.mix * log_p
 
 
@@ -80,7 +79,7 @@ def item_tables(model: Generator) -> ItemTables:
     """
     item = item_of(model.eval())
     rows = torch.arange(len(item.ad_ids), device=item.ad_ids.device).split(_AT_ONCE)
-    content = torch.cat([item.content(part, model.codes) for part in rows])
+    content = torch.cat([item.content(part) for part in rows])
     own = torch.cat([item.own(part) for part in rows])
     return ItemTables.of(
         item.ad_ids.cpu().numpy(),

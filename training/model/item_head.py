@@ -1,16 +1,15 @@
 """The item level: ads instead of semantic IDs, by the state of a request x the vector of an ad.
 
-    v(a) = e_a + W_x text(a) + W_c sum_t e(s_t)          e_a = 0 for an ad that training did not see
-    u    = one attention block over the generator's context, to whose history slots v of their ads are added
+    v(a) = e_a + W_x text(a) + sum_t e(s_t)          e_a = 0 for an ad that training did not see
+    u    = one attention block over the history slots, each d^.5 v of its ad + what is known of the slot
     log p(a | X) = u . v(a) - log sum_b exp(u . v(b))
 
 One block whose query is the newest event is what SASRec (Kang and McAuley, arXiv 1808.09781) does for its
-last position; the vectors of the history and of the answers are the same. The context, with its code
-embeddings, is the generator's own, so both learn it.
+last position; the vectors of the history and of the answers are the same. Code and slot embeddings are its
+own: sharing the generator's made both worse (docs/decisions.md).
 
 Letters: B requests, n ads of a request, S history slots, P columns of profile and request, T SID levels, A
-ads that the model knows, D dimensions of a text's vector, C ads that a softmax is over, w width of the
-context, d width.
+ads that the model knows, D dimensions of a text's vector, C ads that a softmax is over, d width.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.model.context import CodeEmbeddings
+from serving.model.features import FeatureSpec
+from training.model.context import CodeEmbeddings, SlotEmbeddings
 from training.preset.model import ItemConfig
 
 KNOWN = tuple(f"item.{name}" for name in ("ad_ids", "sids", "texts", "seen"))
@@ -69,29 +69,30 @@ class ItemHead(nn.Module):
     texts: Tensor
     seen: Tensor
 
-    def __init__(self, config: ItemConfig, sizes: ItemSizes, *, levels: int, context_width: int) -> None:
+    def __init__(
+        self, config: ItemConfig, sizes: ItemSizes, *, spec: FeatureSpec, level_sizes: tuple[int, ...]
+    ) -> None:
         """Build; `know` says which ads there are, `reset` sets the first weights.
 
         Args:
             config: of the head.
             sizes: A and D.
-            levels: T.
-            context_width: of the generator's context and code embeddings.
+            spec: context.
+            level_sizes: V_1 .. V_T.
         """
         super().__init__()
         self.config, self.sizes, width = config, sizes, config.width
         # The last level is a hash, or what tells ads of one prefix apart; that is what e_a is for.
-        self.levels = max(1, levels - 1)
+        self.codes = CodeEmbeddings(level_sizes[: max(1, len(level_sizes) - 1)], width)
         self.ids = nn.Embedding(sizes.ads, width)
         self.text = nn.Linear(sizes.text, width, bias=False) if sizes.text else None
-        self.codes = nn.Linear(context_width, width, bias=False)
-        self.context = nn.Linear(context_width, width)
+        self.context = SlotEmbeddings(spec, width=width)
         self.query, self.keys_values = nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
         self.ffn = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.register_buffer("ad_ids", torch.zeros(sizes.ads, dtype=torch.int64))
-        self.register_buffer("sids", torch.zeros(sizes.ads, levels, dtype=torch.int64))
+        self.register_buffer("sids", torch.zeros(sizes.ads, len(level_sizes), dtype=torch.int64))
         self.register_buffer("texts", torch.zeros(sizes.ads, sizes.text))
         self.register_buffer("seen", torch.zeros(sizes.ads, 1))
 
@@ -103,9 +104,11 @@ class ItemHead(nn.Module):
                 nn.init.xavier_normal_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for table in (self.ids, self.text, self.codes):
-            if table is not None:
-                nn.init.normal_(table.weight, std=_FIRST)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=_FIRST)
+        text = [] if self.text is None else [self.text.weight]
+        for weight in (self.context.slot, self.context.user, *text):
+            nn.init.normal_(weight, std=_FIRST)
 
     @torch.no_grad()
     def know(self, ads: KnownAds) -> None:
@@ -121,9 +124,9 @@ class ItemHead(nn.Module):
         rows = torch.searchsorted(self.ad_ids, ad_ids.contiguous()).clamp(max=len(self.ad_ids) - 1)
         return rows, self.ad_ids[rows] == ad_ids
 
-    def vectors(self, rows: Tensor, codes: CodeEmbeddings) -> Tensor:
+    def vectors(self, rows: Tensor) -> Tensor:
         """Vectors v of known ads, [n, d] of rows int64 [n]; in training without e_a for some of them."""
-        return self.own(rows) + self.content(rows, codes)
+        return self.own(rows) + self.content(rows)
 
     def own(self, rows: Tensor) -> Tensor:
         """e_a, [n, d]."""
@@ -132,28 +135,26 @@ class ItemHead(nn.Module):
             kept = kept * (torch.rand_like(kept) >= self.config.ids_dropped)
         return self.ids(rows) * kept
 
-    def content(self, rows: Tensor, codes: CodeEmbeddings) -> Tensor:
+    def content(self, rows: Tensor) -> Tensor:
         """What text and codes say of known ads, [n, d]."""
-        tables, sids = list(codes.tables)[: self.levels], self.sids[rows]
-        of_codes = torch.stack([table(sids[:, t] + 1) for t, table in enumerate(tables)]).sum(0)
-        vectors = self.codes(of_codes)
+        sids = self.sids[rows]
+        codes = [table(sids[:, t] + 1) for t, table in enumerate(self.codes.tables)]
+        vectors = torch.stack(codes).sum(0)
         return vectors if self.text is None else vectors + self.text(self.texts[rows])
 
-    def state(self, context: Tensor, bias: Tensor, vectors: Tensor) -> Tensor:
+    def state(self, slots: Tensor, profile: Tensor, vectors: Tensor) -> Tensor:
         """State u, [B, d].
 
         Args:
-            context: X [B, 1 + P + S, w] of the generator.
-            bias: [B, 1 + P + S], 0 or that of an empty slot.
+            slots: int [B, S, T + 3].
+            profile: int [B, P].
             vectors: v of the ads of the history slots, [B, S, d]; of empty ones anything.
         """
-        config, slots = self.config, vectors.shape[1]
-        x = self.context(context)
-        there = (bias[:, -slots:, None] == 0).to(x.dtype)
-        history = x[:, -slots:] + there * vectors * config.width**0.5
-        x = torch.cat([x[:, :-slots], history], dim=1)
+        config, count = self.config, vectors.shape[1]
+        x, bias = self.context.with_contents(slots, profile, [vectors * config.width**0.5])
+        there = (bias[:, -count:, None] == 0).to(x.dtype)
         x = functional.dropout(x, config.dropout, self.training)
-        asked = x[:, :1] + there[:, :1] * x[:, -slots : x.shape[1] - slots + 1]  # user slot and newest event
+        asked = x[:, :1] + there[:, :1] * x[:, -count : x.shape[1] - count + 1]  # user slot and newest event
         batch, heads = x.shape[0], (config.heads, config.width // config.heads)
         query = self.query(self.norms[0](asked)).view(batch, 1, *heads).transpose(1, 2)
         both = self.keys_values(self.norms[0](x)).view(batch, -1, 2, *heads).unbind(2)
@@ -165,17 +166,14 @@ class ItemHead(nn.Module):
         h = h + functional.dropout(self.ffn(self.norms[1](h)), config.dropout, self.training)
         return self.norms[2](h)[:, 0]
 
-    def log_p(
-        self, context: Tensor, bias: Tensor, codes: CodeEmbeddings, *, slot_ads: Tensor, ads: Tensor
-    ) -> Tensor:
+    def log_p(self, slots: Tensor, profile: Tensor, *, slot_ads: Tensor, ads: Tensor) -> Tensor:
         """Log p(a | X) of ads, [B, n] in float32; 0 of one that the model does not know.
 
         In training the softmax is over the ad and `config.negatives` others, drawn for the whole batch.
 
         Args:
-            context: X [B, 1 + P + S, w].
-            bias: [B, 1 + P + S].
-            codes: of the generator.
+            slots: int [B, S, T + 3].
+            profile: int [B, P].
             slot_ads: int64 [B, S], -1 in an empty slot.
             ads: int64 [B, n].
         """
@@ -187,10 +185,10 @@ class ItemHead(nn.Module):
         if drawn and drawn < every:
             others = torch.randint(every, (drawn,), device=rows.device)
         used, place = torch.cat([others, slot_rows.flatten(), rows.flatten()]).unique(return_inverse=True)
-        vectors = self.vectors(used, codes)
+        vectors = self.vectors(used)
         of_others, of_slots, of_ads = place.split([len(others), slot_rows.numel(), rows.numel()])
         slot_vectors = vectors[of_slots].view(*slot_ads.shape, -1) * in_slot[..., None]
-        state = self.state(context, bias, slot_vectors)
+        state = self.state(slots, profile, slot_vectors)
         own = (state[:, None] * vectors[of_ads].view(*ads.shape, -1)).sum(-1).float()  # [B, n]
         scores = (state @ vectors[of_others].T).float()[:, None]  # [B, 1, C]
         same = others == rows[..., None]  # [B, n, C]

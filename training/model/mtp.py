@@ -86,6 +86,8 @@ class MtpGenerator(Generator):
         tokens: Tensor,
         slot_ads: Tensor | None = None,
         ads: Tensor | None = None,
+        *,
+        mtp: bool = True,
     ) -> TeacherForced:
         """Teacher-forced logits.
 
@@ -95,6 +97,7 @@ class MtpGenerator(Generator):
             tokens: int [B, n, T], the SIDs of n targets of each request.
             slot_ads: of no use here.
             ads: likewise.
+            mtp: likewise.
 
         Returns:
             For each level 1 .. T + 1: logits [B, n, V] given the tokens before it; and no logits without

@@ -6,18 +6,25 @@ context and the code embeddings. Letters: B requests, n targets of a request.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from training.data.batch import Batch
 from training.model.gr4ad import TeacherForced
 
 
-def run_on_targets(model: nn.Module, batch: Batch[Tensor], tokens: Tensor, *, items: bool) -> TeacherForced:
-    """What a model says of SIDs int [B, n, T], and, of one with an item level, of the ads of the targets."""
-    if not items:
-        return TeacherForced(*model(batch.slots, batch.profile, tokens))
-    ads = {"slot_ads": batch.slot_ads, "ads": batch.ads}
-    return TeacherForced(*model(batch.slots, batch.profile, tokens, **ads))
+def run_on_targets(
+    model: nn.Module, batch: Batch[Tensor], tokens: Tensor, *, items: bool, mtp: bool = True
+) -> TeacherForced:
+    """What a model says of SIDs int [B, n, T], and, of one with an item level, of the ads of the targets.
+
+    Without `mtp` it is spared the path without tokens.
+    """
+    asked: dict[str, Any] = {"slot_ads": batch.slot_ads, "ads": batch.ads} if items else {}
+    if not mtp:
+        asked["mtp"] = False
+    return TeacherForced(*model(batch.slots, batch.profile, tokens, **asked))
 
 
 def item_loss(item_log_p: Tensor | None) -> Tensor:

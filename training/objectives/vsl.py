@@ -27,7 +27,7 @@ class Vsl:
 
     Attributes:
         lambda_value: lambda_e, weight of the value level.
-        lambda_mtp: weight of L_MTP.
+        lambda_mtp: weight of L_MTP; with 0 it is not computed, and its part is 0.
         lambda_item: weight of L_item; None for models without an item level.
     """
 
@@ -47,7 +47,7 @@ class Vsl:
 
     def __call__(self, model: nn.Module, batch: Batch[Tensor]) -> Loss:
         """Teacher-forced: the model sees s_<t of every target. See `Generator.forward` for shapes."""
-        said = run_on_targets(model, batch, batch.tokens, items=self.has_items)
+        said = run_on_targets(model, batch, batch.tokens, items=self.has_items, mtp=self.lambda_mtp > 0)
         return self.rate(batch, *said)
 
     def rate(

@@ -89,7 +89,7 @@ def take_weights(
 
 def _level_of(name: str, spec: ModelSpec) -> int | None:
     """Level, from 0, whose codes the rows of a weight belong to; None where they are no codes of a SID."""
-    part, *rest = name.removeprefix("copy_path.").split(".")
+    part, *rest = _within(name).split(".")
     if part == "codes":
         return int(rest[1])
     # The last head is that of the value level; with tied embeddings it is the only one.
@@ -97,9 +97,14 @@ def _level_of(name: str, spec: ModelSpec) -> int | None:
     return int(rest[0]) if part == "heads" and int(rest[0]) != value_head else None
 
 
+def _within(name: str) -> str:
+    """Name of a weight within the part that has tables of its own, copy path or item level."""
+    return name.removeprefix("copy_path.").removeprefix("item.")
+
+
 def _first_code(name: str) -> int:
     """Row of code 0: row 0 of a table of embeddings is padding."""
-    return 1 if name.removeprefix("copy_path.").startswith("codes.") else 0
+    return 1 if _within(name).startswith("codes.") else 0
 
 
 def _aligned(here: torch.Tensor, there: torch.Tensor, *, old: np.ndarray, first: int) -> torch.Tensor:
@@ -120,6 +125,7 @@ def _of_ads(
 
 
 def _has_other_categories(name: str, spec: ModelSpec, source: ModelSpec) -> bool:
+    name = _within(name)
     if not name.startswith("context.profile."):
         return False
     column = int(name.split(".")[2])
