@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from examples.sequences import tables_of
-from tests.whole_way import WholeWay, write_tables
+from tests.whole_way import MODEL, WholeWay, write_tables
 from training.loop.retention import find_checkpoint
 
 USERS, ITEMS, LENGTH = 60, 30, 8  # of each line the last two are held out
@@ -21,7 +22,10 @@ def sequences() -> np.ndarray:
 
 
 def learnt(folder, lines: np.ndarray) -> dict[str, bytes]:
-    """Files of the tokenizer and of the model's checkpoint, by name, but what notes the inputs and losses."""
+    """Files of the tokenizer and of the model's checkpoint, vectors of items among them, by name.
+
+    But not what notes the inputs and losses.
+    """
     text = "\n".join(" ".join(map(str, [user + 1, *items])) for user, items in enumerate(lines.tolist()))
     titles = {str(item): f"thing {item % 7} of kind {item % 5} number {item}" for item in range(1, ITEMS + 1)}
     way = WholeWay(
@@ -34,12 +38,14 @@ def learnt(folder, lines: np.ndarray) -> dict[str, bytes]:
             "embedding_dim": 8,
             "cooccurrence": {"basket": "user", "steps": 10, "check_every": 5},
         },
+        model=MODEL | {"item": {"width": 8, "heads": 2, "negatives": 16}},
     )
     way.data()
     data, out = way.run / "data", way.run / "tokenizer"
     way.command("training.tokenizer.__main__", "--config", way.preset, "--data", data, "--out", out)
     way.command("training.recipes.pretrain", "--config", way.preset, "--run", way.run)
     checkpoint = find_checkpoint(way.run / "model")
+    assert any(name.startswith("item.") for name in load_file(checkpoint / "model.safetensors"))
     paths = [*out.iterdir(), *checkpoint.iterdir()]
     return {p.name: p.read_bytes() for p in paths if p.name not in {*RECORDS, "checkpoint.json"}}
 
