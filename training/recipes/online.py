@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from serving.backend.priority import yield_to_servers
 from serving.index.reader import IndexReader
 from training.data.batch import Sample
 from training.data.list_store import StoredLists
@@ -238,6 +239,7 @@ def main() -> None:
                 fresh=arguments.fresh,
                 say=_say,
             )
+            yield_to_servers()
             learner.run(lambda: signals.received)
             _say(f"stopped at step {learner.step}, behind sample {learner.state.offset}")
 

@@ -10,13 +10,13 @@ leaves the lists in RUN/lists/online-<round>. `training.recipes.online` takes th
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from serving.backend.priority import yield_to_servers
 from training.data.list_store import ListStoreError, StoredLists
 from training.loop.checkpoint import CheckpointError
 from training.loop.retention import find_checkpoint, has_checkpoint
@@ -30,7 +30,6 @@ from training.rollout.__main__ import roll_out
 from training.run import RunData
 
 LOCK = "online.lock"
-NICE = 19
 POLL_S = 0.5
 _NAME = re.compile(r"online-(\d+)")
 _KEPT = 2  # rounds; the trainer may be reading the one before
@@ -127,7 +126,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="folder with checkpoints/ (default: RUN/online)")
     parser.add_argument("--requests", type=int, default=256, help="of a round [%(default)s]")
     arguments = parser.parse_args()
-    os.nice(NICE)
+    yield_to_servers()
     lock = arguments.run / LISTS / LOCK
     with errors_end_the_command(), alone(lock):  # what a signal leaves is not whole, and is not taken
         follow(
