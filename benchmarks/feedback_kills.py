@@ -16,12 +16,12 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.feedback_client import send_until_taken
 from benchmarks.report import stamp
 from feedback.store.samples import Samples
 from launcher.indexer_process import FeedbackProcess, IndexerError
@@ -117,21 +117,7 @@ class Feeder:
 
     def _post(self, events: list[dict[str, Any]]) -> None:
         """Until they are taken: after a kill nobody knows whether they were."""
-        body = json.dumps(events).encode()
-        while True:
-            try:
-                asked = urllib.request.Request(
-                    f"{self._service.url}/feedback/bulk",
-                    body,
-                    {"Content-Type": "application/json"},
-                )
-                with urllib.request.urlopen(asked, timeout=10) as answer:
-                    outcome = json.loads(answer.read())
-                if outcome["rejected"]:
-                    raise AssertionError(f"not taken: {outcome}")
-                return
-            except (OSError, ValueError):  # killed, or not started again yet
-                time.sleep(0.05)
+        send_until_taken(lambda: self._service.url, events)
 
 
 def train(store: Path, checkpoint: Path) -> None:

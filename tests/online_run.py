@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from feedback.events.event import FeedbackEvent
@@ -174,3 +175,16 @@ def learnt(learner: Learner, *, steps: int = 10_000) -> Learner:
 def said(lines: Sequence[str], text: str) -> list[str]:
     """Lines that have a text in them."""
     return [line for line in lines if text in line]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, no_curves):
+    """One for all tests of a file."""
+    return OnlineRun(tmp_path_factory.mktemp("online"))
+
+
+@pytest.fixture
+def run(trained):
+    """Trained, with no feedback and nothing learnt yet."""
+    trained.forget()
+    return trained

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from tritonclient.utils import InferenceServerException
 from benchmarks.closed_loop.page import Page, page
 from benchmarks.closed_loop.settings import CANDIDATES, SESSION_S, Settings
 from benchmarks.closed_loop.world import User, World
+from benchmarks.feedback_client import send_feedback
 from benchmarks.simulation.bids import PriceShape
 from benchmarks.simulation.draws import uniform
 from examples.client import Catalogue, connect, infer_inputs, requested_outputs, with_later
@@ -218,11 +217,5 @@ class Player:
                     events.append(event | value)
         if not events:
             return
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(
-            f"{self._feedback}/feedback/bulk", json.dumps(events).encode(), headers
-        )
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-            outcome = json.load(answer)
-        self.played.rejected += int(outcome["rejected"])
+        self.played.rejected += int(send_feedback(self._feedback, events)["rejected"])
         self.played.accepted[name] = time.time()

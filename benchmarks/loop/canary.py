@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import random
 import shutil
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ import torch
 
 from benchmarks.faults.deployment import SMALL, Deployment
 from benchmarks.faults.variants import Answer, Expected
+from benchmarks.feedback_client import send_feedback
 from examples.client import send
 from export.publish import Place, begin_canary
 from export.refit import refit
@@ -119,11 +118,7 @@ class Market:
         while not self._over.wait(0.2):
             batch, self._bought = self._bought, []
             if batch:
-                body = json.dumps(batch).encode()
-                headers = {"Content-Type": "application/json"}
-                asked = urllib.request.Request(f"{self.feedback_url}/feedback/bulk", body, headers)
-                with urllib.request.urlopen(asked, timeout=10) as answer:
-                    answer.read()
+                send_feedback(self.feedback_url, batch)
 
 
 def canary(run: Path, *, prepared: Callable[[Path, tuple[str, ...]], Preset], say: Say) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.faults.variants import Answer
+from benchmarks.feedback_client import send_until_taken
 from examples.client import Catalogue, send
 from export.render import render
 from feedback.store.samples import Samples
@@ -194,19 +194,8 @@ class Users:
         value = round(1.0 + bought, 2)
         events = [{"ad_id": int(ad), "behavior": "impression"} for ad in ads]
         events.append({"ad_id": int(ads[bought]), "behavior": "conversion", "value": value})
-        body = json.dumps([{"request_id": name, "timestamp": at} | event for event in events]).encode()
-        while True:
-            try:
-                asked = urllib.request.Request(
-                    f"{self.feedback()}/feedback/bulk", body, {"Content-Type": "application/json"}
-                )
-                with urllib.request.urlopen(asked, timeout=10) as answer:
-                    outcome = json.loads(answer.read())
-                if outcome["rejected"]:
-                    raise AssertionError(f"not taken: {outcome}")
-                return
-            except (OSError, ValueError):  # killed, or not started again yet
-                time.sleep(0.05)
+        events = [{"request_id": name, "timestamp": at} | event for event in events]
+        send_until_taken(self.feedback, events)
 
 
 class Stack:

@@ -17,7 +17,7 @@ def test_a_figure_that_is_missing_or_too_large_is_a_target_missed():
     parts = {"publishes": good, "swaps": swaps, "canary": canary, "learning": learning, "kills": kills}
     assert summary(parts)["missed"] == ["memory_growth", "feedback_to_weights_p99_s", "learnt_twice"]
     held = canary | {"rollback_s": None}  # it was not rolled back
-    assert summary({"publishes": good, "canary": held})["missed"][-1] == "rollback_s"
+    assert "rollback_s" in summary(parts | {"canary": held})["missed"]
     assert summary({"swaps": swaps})["missed"] == [
         name for name in TARGETS if name not in swaps or name == "memory_growth"
     ]

@@ -15,7 +15,7 @@ import torch
 from feedback.store.layout import FeedbackStoreError
 from feedback.store.samples import Fact, JoinedSample, Samples
 from serving.index.keys import pack
-from tests.online_run import OnlineRun, learnt, said
+from tests.online_run import learnt, run, said, trained
 from training.loop.checkpoint import CheckpointError, load_checkpoint
 from training.loop.retention import find_checkpoint, open_checkpoint, save_checkpoint
 from training.online.intake import Intake
@@ -25,17 +25,7 @@ from training.recipes.command import alone
 from training.recipes.online import LOCK, main
 from training.run import SpecError
 
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, no_curves):
-    return OnlineRun(tmp_path_factory.mktemp("online"))
-
-
-@pytest.fixture
-def run(trained):
-    """Trained, with no feedback and nothing learnt yet."""
-    trained.forget()
-    return trained
+__all__ = ["run", "trained"]
 
 
 def weights(learner):

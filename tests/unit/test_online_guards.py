@@ -8,22 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.online_run import OnlineRun, learnt
+from tests.online_run import learnt, run, trained
 from training.loop.checkpoint import NonFiniteError
 from training.loop.retention import find_checkpoint, open_checkpoint
 from training.online.guards import GuardError
 
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, no_curves):
-    return OnlineRun(tmp_path_factory.mktemp("online"))
-
-
-@pytest.fixture
-def run(trained):
-    """Trained, with no feedback and nothing learnt yet."""
-    trained.forget()
-    return trained
+__all__ = ["run", "trained"]
 
 
 def stopped_by(run, learner, error, match):

@@ -8,24 +8,14 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.online_run import OnlineRun, learnt, said
+from tests.online_run import learnt, run, said, trained
 from training.data.list_store import StoredLists
 from training.loop.retention import find_checkpoint, open_checkpoint
 from training.preset.preset import Preset
 from training.recipes.roll_out_online import folder_of, follow, newest_lists, one_round, rounds
 from training.reward.__main__ import _fit as fit
 
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, no_curves):
-    return OnlineRun(tmp_path_factory.mktemp("online"))
-
-
-@pytest.fixture
-def run(trained):
-    """Trained, with no feedback and nothing learnt yet."""
-    trained.forget()
-    return trained
+__all__ = ["run", "trained"]
 
 
 @pytest.fixture
