@@ -74,7 +74,8 @@ def test_feedback_on_one_answer_changes_the_weights_that_answer(tmp_path, no_cur
             ledger.look()
             ledger.close()
             made = read_manifest(run / "bundles" / str(after["model_version"][0, 0]))
-            assert ledger.by_step[made.step]["learnt"] == 1
+            assert made.step >= min(ledger.by_step)
+            assert {state["learnt"] for state in ledger.by_step.values()} == {1}
             place = {a: i for i, a in enumerate(after["ad_ids"][0].tolist())}
             assert ad in place
             assert after["scores"][0, place[ad]] > before["scores"][0, 4]  # it was bought

@@ -68,7 +68,7 @@ def test_values_and_overrides(preset):
 
 def test_sections_that_no_command_at_hand_reads_are_checked(preset):
     """Such presets used to train, and such overrides used to pass."""
-    with pytest.raises(ConfigError, match=r"p.yaml: serving: unknown key 'widthz'; known: cache, .*widths"):
+    with pytest.raises(ConfigError, match=r"p.yaml: serving: unknown key 'widthz'; known: attributes, .*cache, .*widths"):
         Preset.load(preset("serving: {widthz: 3}\n"))
     with pytest.raises(
         ConfigError,
@@ -86,7 +86,7 @@ def test_every_command_checks_all_sections(command, preset, monkeypatch, capsys)
         sys.exit(importlib.import_module(command).main())
     said = capsys.readouterr().err if ended.value.code == 1 else ended.value.code
     assert re.search(r"^error: .*p.yaml: 2 faults", said)
-    assert "serving: unknown key 'widthz'; known: cache, " in said
+    assert "serving: unknown key 'widthz'; known: attributes, " in said
     assert "model: unknown key 'bogus'; known: context_dropout, copy_path, decoder, dropout, " in said
 
 

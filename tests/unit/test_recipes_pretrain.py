@@ -157,8 +157,8 @@ def test_other_settings_are_told_and_taken(run, trained, tmp_path, monkeypatch, 
     out = capsys.readouterr().out
     assert "resumed at step 40 of 44\n" in out
     assert (
-        "changed since (was -> is): training.steps 40 -> 44, training.batch_size 8 -> 4, "
-        "training.learning_rate 0.01 -> 0.005\n"
+        "changed since (was -> is): training.batch_size 8 -> 4, training.learning_rate 0.01 -> 0.005, "
+        "training.steps 40 -> 44\n"
     ) in out
     found = open_checkpoint(tmp_path)
     assert (found.step, found.settings["batch_size"]) == (44, 4)
