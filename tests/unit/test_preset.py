@@ -68,7 +68,9 @@ def test_values_and_overrides(preset):
 
 def test_sections_that_no_command_at_hand_reads_are_checked(preset):
     """Such presets used to train, and such overrides used to pass."""
-    with pytest.raises(ConfigError, match=r"p.yaml: serving: unknown key 'widthz'; known: attributes, .*cache, .*widths"):
+    with pytest.raises(
+        ConfigError, match=r"p.yaml: serving: unknown key 'widthz'; known: attributes, .*cache, .*widths"
+    ):
         Preset.load(preset("serving: {widthz: 3}\n"))
     with pytest.raises(
         ConfigError,
