@@ -60,6 +60,18 @@ def purchases(*, users: int, ads: int, days: int = 49) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=names, orient="row")
 
 
+def tables_with_sids(folder: Path) -> Path:
+    """Ten users and fifty ads that bring their semantic IDs."""
+    random = np.random.default_rng(1)
+    sids = {f"sid_{level}": random.integers(0, size, 50) for level, size in enumerate((6, 5, 7))}
+    return write_tables(
+        folder,
+        ads=pl.DataFrame({"ad_id": np.arange(50), **sids}),
+        users=pl.DataFrame({"user_id": np.arange(10)}),
+        events=purchases(users=10, ads=50),
+    )
+
+
 class WholeWay:
     """One run, step by step."""
 

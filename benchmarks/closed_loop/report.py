@@ -148,7 +148,8 @@ def plot(figures: Sequence[dict[str, Any]], path: Path) -> None:
         steps = [record["step"] for record in of["trainer"]]
         row[2].plot(steps, [record["probe_loss"] for record in of["trainer"]], label="requests of the logs")
         row[2].plot(steps, [record["train_total"] for record in of["trainer"]], label="served and replayed")
-        row[2].set_ylabel(f"loss; {of['versions']} versions answered")
+        row[2].set_ylabel("loss of a target")
+        row[2].set_title(f"{of['versions']} versions answered", fontsize="medium")
         row[2].legend(fontsize=8)
         for axis, what in zip(row, ("simulated days", "simulated days", "steps of the trainer"), strict=True):
             axis.set_xlabel(what)

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
-
-import numpy as np
-import polars as pl
-
+from benchmarks.feedback_client import send_feedback
 from benchmarks.loop.stack import PUBLISHER, TRAINER, Learning, Ledger
 from examples.client import Catalogue, send
 from launcher.indexer_process import FeedbackProcess
 from serving.model.bundle import read_manifest
 from tests.waiting import wait_until
-from tests.whole_way import SERVING, WholeWay, purchases, write_tables
+from tests.whole_way import SERVING, WholeWay, tables_with_sids
 from training.loop.retention import open_checkpoint
 
 
 def test_feedback_on_one_answer_changes_the_weights_that_answer(tmp_path, no_curves):
     """By the commands of the documents; then the trainer ends cleanly, and goes on."""
-    random = np.random.default_rng(1)
-    sids = {f"sid_{level}": random.integers(0, size, 50) for level, size in enumerate((6, 5, 7))}
-    tables = write_tables(
-        tmp_path / "tables",
-        ads=pl.DataFrame({"ad_id": np.arange(50), **sids}),
-        users=pl.DataFrame({"user_id": np.arange(10)}),
-        events=purchases(users=10, ads=50),
-    )
+    tables = tables_with_sids(tmp_path / "tables")
     served = tmp_path / "served"
     way = WholeWay(
         tmp_path,
@@ -61,13 +49,7 @@ def test_feedback_on_one_answer_changes_the_weights_that_answer(tmp_path, no_cur
             event = {"request_id": "first", "timestamp": at, "ad_id": ad}
             events = [event | {"behavior": "conversion", "value": 9.0}]
             events += [event | {"ad_id": int(a), "behavior": "impression"} for a in before["ad_ids"][0]]
-            asked = urllib.request.Request(
-                f"{service.url}/feedback/bulk",
-                json.dumps(events).encode(),
-                {"Content-Type": "application/json"},
-            )
-            with urllib.request.urlopen(asked, timeout=10) as answer:
-                assert not json.loads(answer.read())["rejected"]
+            assert not send_feedback(service.url, events)["rejected"]
             ledger = Ledger(run / "online")
             wait_until(lambda: ask()["model_version"][0, 0] > 1, timeout_s=120, what="a new version")
             after = ask()

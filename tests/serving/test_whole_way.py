@@ -12,7 +12,7 @@ from serving.model.features import BEHAVIORS
 from tests.funnel_log import ADS, USERS, impressions
 from tests.serving.trained import best_ads
 from tests.waiting import wait_until
-from tests.whole_way import DAY, SERVING, TRAINING, WholeWay, purchases, write_tables
+from tests.whole_way import DAY, SERVING, TRAINING, WholeWay, purchases, tables_with_sids, write_tables
 from training.loop.retention import open_checkpoint
 from training.run import RunData
 
@@ -34,14 +34,8 @@ def history_of(ads, **more):
 
 
 def test_sequences_with_given_sids_and_no_profile(tmp_path, no_curves):
-    random = np.random.default_rng(1)
-    sids = {f"sid_{level}": random.integers(0, size, 50) for level, size in enumerate((6, 5, 7))}
-    tables = write_tables(
-        tmp_path / "tables",
-        ads=pl.DataFrame({"ad_id": np.arange(50), **sids}),
-        users=pl.DataFrame({"user_id": np.arange(10)}),
-        events=purchases(users=10, ads=50),
-    )
+    tables = tables_with_sids(tmp_path / "tables")
+    sid = pl.read_parquet(tables / "ads.parquet").row(3)[1:]
     way = WholeWay(
         tmp_path,
         tables=tables,
@@ -54,7 +48,7 @@ def test_sequences_with_given_sids_and_no_profile(tmp_path, no_curves):
     assert manifest.level_sizes == (6, 8, 7)
     assert manifest.profile_columns == {}
     assert [name for name, *_ in manifest.graphs["prefix"]["inputs"]] == ["slots"]
-    assert way.sid(3) == tuple(int(codes[3]) for codes in sids.values())
+    assert way.sid(3) == sid
     with way.serve() as server:
         way.request(server, 3)
         assert way.event(ad_id=100, sid=[5, 7, 6], **CREATE).result == "applied"
@@ -65,7 +59,7 @@ def test_sequences_with_given_sids_and_no_profile(tmp_path, no_curves):
         assert way.event(ad_id=101, text="shoes", **CREATE).reason == "wrong_content"
         # New words leave the SID as it is.
         assert way.event(ad_id=3, kind="update", version=9, text="words").result == "applied"
-        assert way.sid(3) == tuple(int(codes[3]) for codes in sids.values())
+        assert way.sid(3) == sid
         answer = send(server.grpc_url, history_of([100, 3, 999]))
         assert answer["ignored_history"].tolist() == [[1]]
 
