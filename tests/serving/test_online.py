@@ -51,8 +51,14 @@ def test_feedback_on_one_answer_changes_the_weights_that_answer(tmp_path, no_cur
             events += [event | {"ad_id": int(a), "behavior": "impression"} for a in before["ad_ids"][0]]
             assert not send_feedback(service.url, events)["rejected"]
             ledger = Ledger(run / "online")
-            wait_until(lambda: ask()["model_version"][0, 0] > 1, timeout_s=120, what="a new version")
-            after = ask()
+            answers = [before]
+
+            def is_new():
+                answers.append(ask())
+                return answers[-1]["model_version"][0, 0] > 1
+
+            wait_until(is_new, timeout_s=120, what="a new version")
+            after = answers[-1]  # not the one after it: each scheduler takes a version over by itself
             ledger.look()
             ledger.close()
             made = read_manifest(run / "bundles" / str(after["model_version"][0, 0]))

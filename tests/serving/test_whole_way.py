@@ -35,7 +35,7 @@ def history_of(ads, **more):
 
 def test_sequences_with_given_sids_and_no_profile(tmp_path, no_curves):
     tables = tables_with_sids(tmp_path / "tables")
-    sid = pl.read_parquet(tables / "ads.parquet").row(3)[1:]
+    given = pl.read_parquet(tables / "ads.parquet").row(3)[1:]
     way = WholeWay(
         tmp_path,
         tables=tables,
@@ -48,7 +48,7 @@ def test_sequences_with_given_sids_and_no_profile(tmp_path, no_curves):
     assert manifest.level_sizes == (6, 8, 7)
     assert manifest.profile_columns == {}
     assert [name for name, *_ in manifest.graphs["prefix"]["inputs"]] == ["slots"]
-    assert way.sid(3) == sid
+    assert way.sid(3) == given
     with way.serve() as server:
         way.request(server, 3)
         assert way.event(ad_id=100, sid=[5, 7, 6], **CREATE).result == "applied"
@@ -59,7 +59,7 @@ def test_sequences_with_given_sids_and_no_profile(tmp_path, no_curves):
         assert way.event(ad_id=101, text="shoes", **CREATE).reason == "wrong_content"
         # New words leave the SID as it is.
         assert way.event(ad_id=3, kind="update", version=9, text="words").result == "applied"
-        assert way.sid(3) == sid
+        assert way.sid(3) == given
         answer = send(server.grpc_url, history_of([100, 3, 999]))
         assert answer["ignored_history"].tolist() == [[1]]
 

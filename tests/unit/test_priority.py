@@ -30,7 +30,8 @@ from pathlib import Path
 from serving.backend.priority import yield_to_servers
 yield_to_servers()
 group = Path("/proc/self/autogroup")
-print(os.getpriority(os.PRIO_PROCESS, 0), group.read_text().split()[-1] if group.exists() else "none")
+words = group.read_text().split() if group.exists() else []  # empty where a cgroup shares the cores instead
+print(os.getpriority(os.PRIO_PROCESS, 0), words[-1] if words else "none")
 """
 
 
