@@ -15,7 +15,7 @@ def inputs_of(preset: Preset, run: Path, *, checkpoint: Path, before: Inputs | N
     """Inputs of a report on a checkpoint.
 
     Args:
-        preset: section `evaluation`, and what says which requests there are.
+        preset: section `evaluation`, and what says which requests there are, and which ads they may see.
         run: run folder.
         checkpoint: its folder.
         before: record of the last evaluation.
@@ -32,4 +32,6 @@ def inputs_of(preset: Preset, run: Path, *, checkpoint: Path, before: Inputs | N
         "training.min_history": preset.training.min_history,
         "data.target_behaviors": preset.logs.target_behaviors,
     }
+    if preset.serving.audience == "on":  # what requests are told apart by
+        values |= {"serving.audience": "on", "serving.attributes": preset.serving.model_dump()["attributes"]}
     return Inputs.now(values, files=files, before=before)
