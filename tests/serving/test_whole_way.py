@@ -224,9 +224,12 @@ def test_an_audience_column(tmp_path, no_curves):
         tokenizer={"sids": "given", "given_sizes": [None, 8, None]},
         # Nothing is narrowed, and only the model says p.
         serving=SERVING
-        | {"graph_calls": "in_process", "audience": "on", "widths": "6-30-60:60", "cold_start": 0},
+        | {"graph_calls": "in_process", "audience": "on", "widths": "6-30-60:60", "cold_start": 0}
+        | {"attributes": {"place": ["feed", "story"]}},
     )
     way.to_index()
+    attributes = json.loads((way.run / "bundles" / "attributes.json").read_text())
+    assert attributes == {"place": ["feed", "story"]}  # for the sidecar
     report = json.loads((way.run / "model" / "evaluation.json").read_text())
     assert report["audiences"]["ads"] == 37 / 50
     assert 0.25 < report["audiences"]["eligible"] < 0.8
