@@ -7,6 +7,7 @@ from pathlib import Path
 from serving.inputs import Inputs, named
 from training.loop.checkpoint import CONTENT, MODEL
 from training.preset.preset import Preset
+from training.rollout.audiences import settings_of
 
 _FILES = ("ads.parquet", "users.parquet", "events.parquet", "split.json")
 
@@ -31,7 +32,6 @@ def inputs_of(preset: Preset, run: Path, *, checkpoint: Path, before: Inputs | N
         "checkpoint": checkpoint.name,
         "training.min_history": preset.training.min_history,
         "data.target_behaviors": preset.logs.target_behaviors,
+        **settings_of(preset.serving),
     }
-    if preset.serving.audience == "on":  # what requests are told apart by
-        values |= {"serving.audience": "on", "serving.attributes": preset.serving.model_dump()["attributes"]}
     return Inputs.now(values, files=files, before=before)

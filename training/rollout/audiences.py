@@ -6,6 +6,7 @@ Letters: A ads, P columns of profile and request.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,6 +17,13 @@ from serving.index.audience import Audience
 from serving.index.audience_table import AudienceTable
 from serving.index.eligible import NO_TERMS, Terms, meets
 from training.data.samples import RequestDataset
+
+
+def settings_of(serving: ServingConfig) -> dict[str, Any]:
+    """What of section `serving` decides which ads a logged request may be shown, by key of the preset."""
+    if serving.audience == "off":
+        return {}
+    return {"serving.audience": "on", "serving.attributes": serving.model_dump(mode="json")["attributes"]}
 
 
 @dataclass(frozen=True, eq=False)

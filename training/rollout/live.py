@@ -60,7 +60,7 @@ class LiveIndex:
     ) -> None:
         """Of the ads of a dataset; all are for everybody where `audiences` is None."""
         self._dataset, self.live, self._level_sizes = dataset, live, level_sizes
-        self._audiences = audiences
+        self.audiences = audiences
         self._there = np.zeros(0, bool)
         self._snapshot: IndexSnapshot | None = None
 
@@ -74,8 +74,8 @@ class LiveIndex:
                 self._dataset.ad_sids,
                 active=there,
                 level_sizes=self._level_sizes,
-                audiences=None if self._audiences is None else self._audiences.numbers,
-                table=None if self._audiences is None else self._audiences.table,
+                audiences=None if self.audiences is None else self.audiences.numbers,
+                table=None if self.audiences is None else self.audiences.table,
             )
         return self._snapshot
 
