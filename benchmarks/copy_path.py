@@ -69,6 +69,7 @@ def quality(runs: dict[str, Path], preset: Preset) -> tuple[dict[str, Figures], 
             target_behaviors=preset.logs.target_behaviors,
             min_history=preset.training.min_history,
             value_table=spec.value_buckets.means,
+            serving=preset.serving,
         )
         requests = rankings.requests
         new = target_masks(dataset, requests)["new_to_user"]

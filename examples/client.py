@@ -260,7 +260,8 @@ def problems(
 ) -> list[str]:
     """What is wrong with an answer (row 0) to a request of that rank_by and rerank; empty when nothing is.
 
-    How many ads there should be is not checked where ads have audiences or accounts are capped.
+    Where ads have audiences there should be as many as there are for everybody, or as are asked for; where
+    accounts are capped, how many is not checked.
     A request without one is answered in the order of the server's `serving.rank_by`, whichever that is; the
     order of a ranker, asked for or perhaps the server's default, is not checked.
     """
@@ -281,10 +282,12 @@ def problems(
     if not np.isin(ad_ids, active).all():
         what = "paused, unknown or of an excluded account" if exclude_accounts else "paused or unknown"
         found.append(f"ad {ad_ids[~np.isin(ad_ids, active)][0]} is {what}")
-    live = int((~np.isin(active, excluded)).sum())
-    restricted = "audience" in catalogue.ads.columns or max_per_account is not None
-    if len(ad_ids) != min(num_ads, live) and not restricted:
-        found.append(f"expected {min(num_ads, live)} ads, got {len(ad_ids)}")
+    most = least = min(num_ads, int((~np.isin(active, excluded)).sum()))
+    if "audience" in ads.columns:
+        everybody = ads.filter(pl.col("audience").is_null())["ad_id"].to_numpy()
+        least = min(num_ads, int((~np.isin(everybody, excluded)).sum()))
+    if max_per_account is None and not least <= len(ad_ids) <= most:
+        found.append(f"expected {least if least == most else f'{least} to {most}'} ads, got {len(ad_ids)}")
     if len(np.unique(ad_ids)) != len(ad_ids):
         found.append("an ad comes twice")
     if np.isin(ad_ids, excluded).any():

@@ -32,6 +32,7 @@ from export.parity import ParityError
 from export.pbtxt import RenderError
 from export.ranker import load_ranker
 from export.render import ENGINES, render
+from export.rendered import write_attributes
 from export.reward_ranker import REWARD
 from export.seeded import seeded_checkpoint
 from export.tensorrt import build_bundles
@@ -74,6 +75,7 @@ def main() -> None:
             builder = Builder("tensorrt") if arguments.target == "tensorrt" else None
             version = _bundle(arguments, preset)
         models = _render(arguments, preset.serving, version=version, builder=builder)
+        write_attributes(bundles, preset.serving)
         if version is not None:
             point_current(bundles, version)
     except (

@@ -6,10 +6,13 @@ python -m export.rendered --config configs/demo.yaml --run build/demo
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from serving.backend.model_settings import HOME
 from serving.backend.settings import ServingConfig
+from serving.files import write_file
+from serving.index.audience import ATTRIBUTES
 from serving.inputs import Inputs, changes, named, summary
 from training.preset.preset import Preset, add_preset_arguments
 
@@ -43,6 +46,14 @@ def check(repository: Path, wanted: Inputs) -> None:
             f"{repository}: rendered for another preset than asked for (was -> asked): {summary(changed)}; "
             "ask for that one (PRESET=, RUN=, SET=), or render for this one: `make export`"
         )
+
+
+def write_attributes(bundles: Path, config: ServingConfig) -> None:
+    """Tell sidecars, which see bundles and no preset, which attributes audiences of events may name."""
+    if config.attributes:
+        write_file(bundles / ATTRIBUTES, json.dumps(config.attributes, indent=2) + "\n")
+    else:
+        (bundles / ATTRIBUTES).unlink(missing_ok=True)
 
 
 def portable(path: Path) -> str:

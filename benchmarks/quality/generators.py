@@ -75,7 +75,9 @@ class ArmAnswers:
         self._config, self._users = preset.evaluation, asked.users
         self._order = np.argsort(asked.groups.now[asked.rows], kind="stable")  # searched oldest first
         self._requests = Requests(asked.groups, asked.rows[self._order], targets=[], values=[])
-        self._competing = Competing.of(dataset, data.prepared.tables.ads, exclude_seen=True)
+        self._competing = Competing.of(
+            dataset, data.prepared.tables.ads, exclude_seen=True, serving=preset.serving
+        )
         self._items = None if self._model.item is None else ItemLevel(self._model, dataset, self._requests)
 
     @property

@@ -40,7 +40,9 @@ def retrieved(world: World) -> Answers:
     lists = rank_by_baselines(
         world.dataset,
         oldest_first,
-        competing=Competing.of(world.dataset, world.ads, exclude_seen=config.exclude_seen),
+        competing=Competing.of(
+            world.dataset, world.ads, exclude_seen=config.exclude_seen, serving=world.preset.serving
+        ),
         target_behaviors=world.preset.logs.target_behaviors,
         recent_days=config.recent_days,
         half_life_days=config.half_life_days,

@@ -73,7 +73,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--attributes",
         type=Path,
-        help="file of the preset's serving.attributes as JSON, which audiences may name [none]",
+        help="file of the preset's serving.attributes as JSON, which audiences may name "
+        "[BUNDLES/attributes.json, as `make export` writes it]",
     )
     add_writer(made)
     add_streams(

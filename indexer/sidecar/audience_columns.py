@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from indexer.store.index_store import IndexStore
-from serving.index.audience import AudienceError, Columns, attribute_columns
+from serving.index.audience import ATTRIBUTES, AudienceError, Columns, attribute_columns
 from serving.model.bundle import BundleError, read_manifest
 from serving.model.current import current_version
 from serving.model.manifest import Manifest
@@ -33,9 +33,11 @@ class AudienceColumns:
         Args:
             store: is told.
             bundles: folder of bundles.
-            attributes: file of the preset's `serving.attributes`, as JSON; None for none.
+            attributes: file of the preset's `serving.attributes`, as JSON; None for the one that the export
+                left among the bundles, which may be missing: then there are none.
         """
-        self._store, self._bundles, self._path = store, bundles, attributes
+        self._store, self._bundles = store, bundles
+        self._path, self._needed = attributes or bundles / ATTRIBUTES, attributes is not None
         self._seen: tuple[int, int] | None = None
         self._look_at = 0.0
 
@@ -54,17 +56,16 @@ class AudienceColumns:
             version = current_version(self._bundles)
         except BundleError:  # said by who follows bundles
             return
-        seen = version, 0 if self._path is None else self._path.stat().st_mtime_ns
+        there = self._needed or self._path.exists()
+        seen = version, self._path.stat().st_mtime_ns if there else 0
         if seen == self._seen:
             return
         manifest = read_manifest(self._bundles / str(version), verify=False)
-        self._store.columns = {**columns_of(manifest), **self._attributes()}
+        self._store.columns = {**columns_of(manifest), **(self._attributes() if there else {})}
         self._seen = seen
         log.info("audiences may name %s", ", ".join(sorted(self._store.columns)) or "no column")
 
     def _attributes(self) -> Columns:
-        if self._path is None:
-            return {}
         try:
             return attribute_columns(json.loads(self._path.read_text()))
         except (ValueError, AudienceError) as error:

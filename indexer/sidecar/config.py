@@ -48,8 +48,8 @@ class SidecarConfig:
         bundles: folder of bundles.
         accounts: file of the account ids that events may name, one a line; None for any. Read
             again when it changes.
-        attributes: file of the preset's `serving.attributes` as JSON; None for none. Read again when it
-            changes.
+        attributes: file of the preset's `serving.attributes` as JSON; None for the one that the export left
+            among the bundles. Read again when it changes.
         redis: a stream to read.
         kafka: a topic to read.
         worker: sizes and times of batches.

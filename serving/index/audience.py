@@ -22,6 +22,8 @@ MAX_AUDIENCES = 100_000
 """Distinct audiences of an index, flights included."""
 MAX_TIME = 1 << 40
 MAX_ATTRIBUTES = 64
+ATTRIBUTES = "attributes.json"
+"""Beside CURRENT: `serving.attributes` of the preset that was exported, which sidecars read."""
 EVERYBODY = ""  # canonical text of the audience that restricts nothing
 _NAME = re.compile("[a-z][a-z0-9_]{0,63}")
 _KEYS, _TESTS = ("where", "start", "end"), ("in", "not_in")

@@ -1,5 +1,6 @@
 """Tables of several kinds on their whole way, from the advertiser's logs to answers of a real server."""
 
+import json
 import urllib.request
 
 import numpy as np
@@ -8,7 +9,7 @@ import polars as pl
 from examples.client import send
 from serving.index.snapshot import IndexSnapshot
 from serving.model.bundle import read_manifest
-from serving.model.features import BEHAVIORS
+from serving.model.features import BEHAVIORS, join_codes, select_events
 from tests.funnel_log import ADS, USERS, impressions
 from tests.serving.trained import best_ads
 from tests.waiting import wait_until
@@ -199,3 +200,77 @@ def test_impressions_and_clicks_with_request_ids_and_request_features(tmp_path, 
         for name in ("placement", "hour"):
             assert f'gr4ad_unknown_values_total{{feature="{name}"}} 1' in text
     assert len(rows) > 5
+
+
+def test_an_audience_column(tmp_path, no_curves):
+    """Around begin and end of a flight, for two profiles and an unknown one: the best that each may see."""
+    begin, end = 47 * DAY, 48 * DAY
+    audiences = [
+        None,
+        '{"where": {"age": {"in": ["old"]}}}',
+        json.dumps({"start": begin, "end": end}),
+        json.dumps({"end": end, "where": {"age": {"not_in": ["old"]}}}),
+    ]
+    tables = tables_with_sids(tmp_path / "tables")
+    ads = pl.read_parquet(tables / "ads.parquet")
+    of_ads = pl.Series("audience", [audiences[ad % 4] for ad in ads["ad_id"]], dtype=pl.String)
+    ads.with_columns(of_ads).write_parquet(tables / "ads.parquet")
+    users = pl.DataFrame({"user_id": np.arange(10), "age": ["old", "young"] * 5})
+    users.write_parquet(tables / "users.parquet")
+    way = WholeWay(
+        tmp_path,
+        tables=tables,
+        data={"split": {"by": "last_events"}},
+        tokenizer={"sids": "given", "given_sizes": [None, 8, None]},
+        # Nothing is narrowed, and only the model says p.
+        serving=SERVING
+        | {"graph_calls": "in_process", "audience": "on", "widths": "6-30-60:60", "cold_start": 0}
+        | {"attributes": {"place": ["feed", "story"]}},
+    )
+    way.to_index()
+    attributes = json.loads((way.run / "bundles" / "attributes.json").read_text())
+    assert attributes == {"place": ["feed", "story"]}  # for the sidecar
+    report = json.loads((way.run / "model" / "evaluation.json").read_text())
+    assert report["audiences"]["ads"] == 37 / 50
+    assert 0.25 < report["audiences"]["eligible"] < 0.8
+    checkpoint = open_checkpoint(way.run / "model")
+    dataset = RunData.load(way.run).dataset(checkpoint.spec)
+    snapshot = IndexSnapshot.build(
+        dataset.ad_ids, dataset.ad_sids, active=np.ones(50, bool), level_sizes=checkpoint.spec.level_sizes
+    )
+    asked = history_of([3, 7])
+
+    def scores(age, now):
+        """Of all ads, in PyTorch, and which of them a request may see by the words of the table."""
+        shown = select_events(
+            dataset.spec,
+            asked["history_ad_ids"][0],
+            behaviors=asked["history_behaviors"][0],
+            timestamps=asked["history_timestamps"][0],
+            now=now,
+        )
+        sids = dataset.ad_sids[asked["history_ad_ids"][0]][shown.events]
+        slots = join_codes(sids, shown.columns, shown=shown.events >= 0)
+        every = best_ads(checkpoint, snapshot, slots=slots, profile=np.array([age], np.int32), num_ads=50)
+        may_see = (True, age == 1, begin <= now < end, now < end and age == 2)
+        found = dict(zip(every.ad_ids.tolist(), every.scores.tolist(), strict=True))
+        assert len(found) == 50
+        return {ad: score for ad, score in found.items() if may_see[ad % 4]}
+
+    sizes = set()
+    with way.serve() as server:
+        way.request(server, 3)
+        for age in (0, 1, 2):
+            for now in (begin - 1, begin, end - 1, end):
+                request = asked | {"timestamp": np.array([[now]]), "profile": np.array([[age]], np.int32)}
+                expected = scores(age, now)
+                sizes.add(len(expected))
+                for count in (5, 40):
+                    answer = send(server.grpc_url, request | {"num_ads": np.array([[count]], np.int32)})
+                    got = answer["ad_ids"][0][answer["ad_ids"][0] >= 0].tolist()
+                    assert len(set(got)) == len(got) == min(count, len(expected))
+                    assert set(got) <= expected.keys()
+                    best = sorted(expected.values(), reverse=True)[: len(got)]
+                    np.testing.assert_allclose(answer["scores"][0][: len(got)], best, atol=1e-4)
+                    np.testing.assert_allclose([expected[ad] for ad in got], best, atol=1e-4)
+    assert sizes == {13, 25, 26, 38, 37}

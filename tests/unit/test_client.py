@@ -98,6 +98,16 @@ def test_every_kind_of_wrong_answer_is_seen(catalogue, name):
     assert any(message in problem for problem in found), found
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
+def test_with_audiences_there_are_at_least_the_ads_for_everybody(catalogue, count):
+    young = '{"where":{"age":{"in":["young"]}}}'
+    audiences = pl.Series("audience", [None, young, None, None, young, None])  # 60 is paused
+    restricted = replace(catalogue, ads=catalogue.ads.with_columns(audiences))
+    answer = _answer([20, 30, 10, 40, 50, 50][:count])
+    found = problems(answer, catalogue=restricted, num_ads=6, exclude=[])
+    assert ("expected 3 to 5 ads, got" in "; ".join(found)) == (count not in (3, 4, 5))
+
+
 def test_an_answer_by_value_falls_in_p_times_v(catalogue):
     answer = _answer([20, 30, 10])
     answer["expected_value"] = np.array([[0.5, 2.0, 8.0]], np.float32)

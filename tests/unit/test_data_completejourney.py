@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from serving.index.audience import Audience
 from training.data.checks import TableError
 from training.data.completejourney import PROVENANCE, find_package_data, load_completejourney
 from training.data.groups import history
@@ -73,8 +74,16 @@ def folder(tmp_path: Path) -> Path:
             "product_id": [10, 40, 40, 40, 50, 50, 50],
             "display_location": ["9", "3", "0", "2", "0", "1", "0"],
             "mailer_location": ["0", "A", "0", "0", "A", "D", "0"],
+            "week": [1, 2, 3, 4, 1, 4, 9],
         }
     ).write_parquet(tmp_path / "promotions.parquet")
+    pl.DataFrame(
+        {
+            "campaign_id": [1, 2],
+            "start_date": [datetime(2017, 1, 4), datetime(2017, 1, 1)],
+            "end_date": [datetime(2017, 3, 12), datetime(2017, 12, 31)],
+        }
+    ).write_parquet(tmp_path / "campaign_descriptions.parquet")
     return tmp_path
 
 
@@ -106,6 +115,32 @@ def test_hand_made_files(folder: Path) -> None:
     ]
     assert tables.stats.rows_read == 13
     assert list(tables.stats.rows_dropped.values()) == [1, 2, 1, 2]
+
+
+def test_audiences_by_hand(folder: Path) -> None:
+    products = pl.read_parquet(folder / "products.parquet").with_columns(
+        # 30 was never sold, 40 and 50 were in mailers, 20 and 10 are under campaign 1; 21 is for adults.
+        product_category=pl.Series(
+            ["EASTER", "CHRISTMAS  SEASONAL", "BEERS/ALES", "EASTER", "HALLOWEEN", "TURKEY", "EASTER"]
+        )
+    )
+    products.write_parquet(folder / "products.parquet")
+    config = CONFIG.model_copy(update={"audiences": "on"})
+    tables = load_completejourney(config, folder=folder)
+    found = dict(tables.ads.select("ad_id", "audience").rows())
+    # Midnights of New York, also behind the begin of summer time on 12 March.
+    campaign = {"start": stamp(4, 5), "end": stamp(1, 4) + (59 + 12) * 86_400}
+    assert {ad: text and Audience.parse(text).to_json() for ad, text in found.items()} == {
+        10: campaign,
+        20: campaign,
+        21: {"where": {"age": {"not_in": ["19-24"]}}},
+        40: {"start": stamp(2, 5), "end": stamp(9, 5)},  # week 2 is the first whole one
+        50: None,  # no season
+    }
+    without = load_completejourney(CONFIG, folder=folder)
+    assert tables.ads.drop("audience").equals(without.ads)
+    assert "audience" not in without.ads.columns
+    assert tables.events.equals(without.events)
 
 
 def test_profile_columns_are_selected(folder: Path) -> None:

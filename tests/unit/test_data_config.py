@@ -33,6 +33,13 @@ def test_defaults() -> None:
         ({"source": "completejourney", "target_behaviors": ["buy"]}, r"conversion.*got \['buy'\]"),
         ({"source": "completejourney", "target_behaviors": []}, "target_behaviors"),
         ({"source": "completejourney", "profile_columns": ["age", "age"]}, "distinct"),
+        ({"source": "completejourney", "audiences": "yes"}, "(?s)audiences.*'on' or 'off'"),
+        ({"source": "completejourney", "audiences": True}, "(?s)audiences.*'on' or 'off'"),
+        ({"source": "parquet", "path": "x", "audiences": "on"}, "expected off for source 'parquet'"),
+        (
+            {"source": "completejourney", "audiences": "on", "profile_columns": ["income"]},
+            r"expected age with audiences on.*got \['income'\]",
+        ),
     ],
 )
 def test_bad_config(keys: dict, message: str) -> None:

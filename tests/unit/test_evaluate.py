@@ -133,6 +133,7 @@ def report_of(run, *overrides, ads=None, executor=None):
         target_behaviors=preset.logs.target_behaviors,
         min_history=preset.training.min_history,
         value_table=spec.value_buckets.means,
+        serving=preset.serving,
     )
 
 
@@ -184,16 +185,39 @@ def some_ads(ads: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+AUDIENCES = (
+    None,
+    '{"where":{"age":{"in":["old"]}}}',
+    f'{{"start":{47 * DAY}}}',
+    f'{{"end":{47 * DAY},"where":{{"age":{{"not_in":["old"]}}}}}}',
+    '{"where":{"place":{"not_in":["feed"]}}}',  # an attribute, which no log has
+)
+RESTRICTED = ('serving.audience="on"', "serving.attributes={place: [feed, story]}")
+
+
+def with_audiences(ads: pl.DataFrame) -> pl.DataFrame:
+    """One of `AUDIENCES` each."""
+    return ads.with_columns(audience=pl.Series([AUDIENCES[ad % 5] for ad in ads["ad_id"]], dtype=pl.String))
+
+
+def may_see(ad: int, *, user: int, now: int) -> bool:
+    """The same in plain words: even users are old, see `run_of`."""
+    old, later = user % 2 == 0, now >= 47 * DAY
+    return (True, old, later, not later and not old, False)[ad % 5]
+
+
 def ranked(counts, allowed) -> list[int]:
     return sorted((ad for ad in counts if counts[ad] > 0 and ad in allowed), key=lambda ad: (-counts[ad], ad))
 
 
 @pytest.mark.parametrize("part", ["test", "validation"])
 @pytest.mark.parametrize("exclude_seen", [False, True])
-def test_baselines_equal_counting_in_the_raw_table(explorers, part, exclude_seen):
+@pytest.mark.parametrize("restricted", [False, True])
+def test_baselines_equal_counting_in_the_raw_table(explorers, part, exclude_seen, restricted):
     """Loops over the raw events, ad by ad and request by request."""
     *_, dataset = open_run(explorers)
     ads = some_ads(ads_of(explorers))
+    ads = with_audiences(ads) if restricted else ads
     created, active = (dict(ads.select("ad_id", c).iter_rows()) for c in ("created_at", "status"))
     requests, days = requests_of(explorers, part), 3
     table = pl.read_parquet(explorers[1] / "data" / "events.parquet")
@@ -202,7 +226,7 @@ def test_baselines_equal_counting_in_the_raw_table(explorers, part, exclude_seen
     popular = Counter(training["ad_id"].to_list())
     users = {ad: set(training.filter(pl.col("ad_id") == ad)["user_id"]) for ad in range(60)}
     found = {name: [] for name in METHODS - {"model"}}
-    left_out = Counter()
+    left_out, shares = Counter(), []
     for i, row in enumerate(requests.rows):
         user, now = int(dataset.log.user_ids[requests.groups.user_row[row]]), int(requests.groups.now[row])
         mine, before = pl.col("user_id") == user, pl.col("timestamp") < now
@@ -210,10 +234,15 @@ def test_baselines_equal_counting_in_the_raw_table(explorers, part, exclude_seen
         assert wanted == set(requests.targets[i].tolist())
         seen = set(table.filter(mine, before)["ad_id"]) if exclude_seen else set()
         allowed = {ad for ad in range(60) if active[ad] == "active" and created[ad] <= now} - seen
+        there = len(allowed)
+        if restricted:
+            left_out["audience"] += len(wanted & {a for a in allowed if not may_see(a, user=user, now=now)})
+            allowed = {ad for ad in allowed if may_see(ad, user=user, now=now)}
         left_out["targets"] += len(wanted - allowed)
         if not wanted & allowed:
             left_out["requests"] += 1
             continue
+        shares.append(len(allowed) / there)
         own, lately = Counter(events.filter(mine, before)["ad_id"]), Counter()
         for ad, time in events.filter(mine, before).select("ad_id", "timestamp").iter_rows():
             lately[ad] += 0.5 ** ((now - time) / (4 * DAY))
@@ -238,8 +267,14 @@ def test_baselines_equal_counting_in_the_raw_table(explorers, part, exclude_seen
             found[name].append(len(wanted & allowed & set(order[:5])) / len(wanted & allowed))
     options = [f"evaluation.part={part}", f"evaluation.exclude_seen={exclude_seen}"]
     options += [f"evaluation.recent_days={days}", "evaluation.half_life_days=4"]
-    report = report_of(explorers, *options, ads=ads)
+    report = report_of(explorers, *options, *(RESTRICTED if restricted else ()), ads=ads)
     assert left_out["targets"] > 0
+    assert ("audiences" in report) == ("audience" in report["left_out"]) == restricted
+    if restricted:
+        assert report["left_out"]["audience"] == left_out["audience"] > 0
+        assert report["audiences"] == {"ads": 0.8, "eligible": pytest.approx(np.mean(shares))}
+        line = f"80.0% of the ads have an audience; a request may be shown {np.mean(shares):.1%}"
+        assert line in format_report(report)
     assert report["left_out"].pop("requests") == left_out["requests"]
     assert sum(report["left_out"].values()) == left_out["targets"]
     assert report["requests"] == 30 - left_out["requests"]
@@ -297,6 +332,10 @@ def test_new_and_cold_targets_equal_counting_in_the_raw_table(tmp_path):
 
 def exhaustive(spec, dataset, requests, *, ads, seen, by):
     """Ads of each request by the model's own p of every ad, and p x v; the whole catalogue, one by one."""
+    restricted, users = (
+        "audience" in ads.columns,
+        dataset.log.user_ids[requests.groups.user_row[requests.rows]],
+    )
     torch.manual_seed(0)
     executor = TorchExecutor(spec.build().eval())
     rankings = []
@@ -323,16 +362,20 @@ def exhaustive(spec, dataset, requests, *, ads, seen, by):
             worth[ad] = math.exp(score) * (value if by == "value" else 1)
         now = int(requests.now[i])
         live = ads.filter((pl.col("status") == "active") & (pl.col("created_at") <= now))["ad_id"].to_list()
-        rankings.append(sorted((ad for ad in live if ad not in seen[i]), key=lambda ad: (-worth[ad], ad)))
+        user = int(users[i])
+        mine = [ad for ad in live if not restricted or may_see(ad, user=user, now=now)]
+        rankings.append(sorted((ad for ad in mine if ad not in seen[i]), key=lambda ad: (-worth[ad], ad)))
     return rankings
 
 
 @pytest.mark.parametrize("by", ["probability", "value"])
 @pytest.mark.parametrize("exclude_seen", [False, True])
-def test_the_model_ranks_what_competes_as_an_exhaustive_search(explorers, by, exclude_seen):
-    preset, spec, dataset = open_run(explorers)
+@pytest.mark.parametrize("restricted", [False, True])
+def test_the_model_ranks_what_competes_as_an_exhaustive_search(explorers, by, exclude_seen, restricted):
+    preset, spec, dataset = open_run(explorers, *(RESTRICTED if restricted else ()))
     ads = some_ads(ads_of(explorers))
-    competing = Competing.of(dataset, ads, exclude_seen=exclude_seen)
+    ads = with_audiences(ads) if restricted else ads
+    competing = Competing.of(dataset, ads, exclude_seen=exclude_seen, serving=preset.serving)
     requests, _ = competing.answerable(requests_of(explorers))
     requests = replace(requests, rows=requests.rows[-8:])
     table = pl.read_parquet(explorers[1] / "data" / "events.parquet")
@@ -359,6 +402,52 @@ def test_the_model_ranks_what_competes_as_an_exhaustive_search(explorers, by, ex
     wanted = exhaustive(spec, dataset, requests, ads=ads, seen=seen, by=by)
     for got, expected in zip(found.ranked, wanted, strict=True):
         assert got.tolist() == expected[:12]
+
+
+def test_narrow_searches_go_only_where_ads_are_for_the_request(explorers):
+    """As many as are asked for, or all that the request may be shown; filtering afterwards leaves few."""
+    preset, spec, dataset = open_run(explorers, *RESTRICTED)
+    ads = with_audiences(some_ads(ads_of(explorers)))
+    competing = Competing.of(dataset, ads, exclude_seen=False, serving=preset.serving)
+    requests, _ = competing.answerable(requests_of(explorers))
+    torch.manual_seed(0)
+    found = rank_by_model(
+        TorchExecutor(spec.build().eval()),
+        requests,
+        competing=competing,
+        level_sizes=spec.level_sizes,
+        plan=WidthPlan((2, 2, 2), 1),
+        limit=16,
+        batch_size=5,
+        value_table=spec.value_buckets.means,
+        progress=False,
+    )
+    for i, ranking in enumerate(found.ranked):
+        allowed = dataset.ad_ids[competing.allowed(requests, i)]
+        assert set(ranking.tolist()) <= set(allowed.tolist())
+        assert len(ranking) == min(16, len(allowed))
+
+
+def test_where_no_ad_has_an_audience_nothing_is_other(explorers):
+    ads = ads_of(explorers)
+    nobody = ads.with_columns(audience=pl.lit(None, pl.String))
+    everybody = ads.with_columns(audience=pl.lit("{}"))
+    plain = report_of(explorers, ads=ads)
+    assert set(plain["left_out"]) == {"requests", "paused", "created_later", "seen"}
+    for others in (ads, nobody, everybody):
+        assert report_of(explorers, *RESTRICTED, ads=others) == plain
+
+
+def test_with_audience_off_ads_with_one_compete_for_nobody(explorers):
+    report = report_of(explorers, ads=with_audiences(ads_of(explorers)))
+    assert report["audiences"] == {"ads": 0.8, "eligible": pytest.approx(0.2)}
+    gone = with_audiences(ads_of(explorers)).filter(pl.col("audience").is_not_null())
+    paused = ads_of(explorers).with_columns(
+        status=pl.when(pl.col("ad_id").is_in(gone["ad_id"].implode()))
+        .then(pl.lit("paused"))
+        .otherwise("status")
+    )
+    assert report_of(explorers, ads=paused)["recall"] == report["recall"]
 
 
 def test_without_a_target_that_competes_the_error_says_what_was_left_out(run):

@@ -257,6 +257,10 @@ def test_weights_of_behaviors(preset):
     assert Preset.load(path).warnings() == []
     [warning] = Preset.load(path, ["training.behavior_weights={conversion: 1}"]).warnings()
     assert warning.startswith("training.behavior_weights leaves out click of data.target_behaviors: weight 0")
+    audiences = 'data.audiences="on"'
+    [warning] = Preset.load(path, [audiences]).warnings()
+    assert warning.endswith("serving.audience is off: ads with an audience are shown to nobody")
+    assert Preset.load(path, [audiences, 'serving.audience="on"']).warnings() == []
 
 
 def test_semantic_ids_must_fit_a_number(preset):

@@ -19,6 +19,7 @@ from training.data.lists import CandidateFlag
 from training.loop.checkpoint import Checkpoint, write_checkpoint
 from training.loop.retention import FOLDER
 from training.preset.preset import ConfigError
+from training.rollout.audiences import Audiences
 from training.rollout.candidates import Logged, candidates_of, choose
 from training.rollout.drawn_requests import DrawnRequests
 from training.rollout.drift import main as drift_main
@@ -71,7 +72,10 @@ def lists_of(made, *overrides, ads=None, part="train", batch_size=7, behaviors=(
         dataset, part, config=preset.rollout, target_behaviors=behaviors, min_history=3
     )
     live = LiveAds.of(dataset, ads_of(made) if ads is None else ads)
-    maker = RollOut(model_of(spec), dataset, drawn, live=live, config=preset.rollout, widths=WIDE)
+    audiences = Audiences.of(dataset, ads_of(made) if ads is None else ads, serving=preset.serving)
+    maker = RollOut(
+        model_of(spec), dataset, drawn, live=live, config=preset.rollout, widths=WIDE, audiences=audiences
+    )
     count = len(drawn.rows)
     batches = [range(s, min(s + batch_size, count)) for s in range(0, count, batch_size)]
     return drawn, [one for batch in batches for one in maker.lists(batch)]
@@ -90,11 +94,25 @@ def plain_log_p(made, drawn, number, sids):
     return np.array(found)
 
 
-@pytest.mark.parametrize("change", [None, some_ads])
+def for_some(ads: pl.DataFrame) -> pl.DataFrame:
+    """Two thirds are for one age each, which users take in turn; a flight ends while the log runs."""
+    texts = (
+        '{"where":{"age":{"in":["old"]}}}',
+        '{"where":{"age":{"not_in":["old"]}}}',
+        f'{{"end":{20 * DAY}}}',
+    )
+    return ads.with_columns(audience=pl.Series([texts[ad % 3] for ad in ads["ad_id"]]))
+
+
+def is_for(ad: int, *, user: int, now: int) -> bool:
+    return (user % 2 == 0, user % 2 == 1, now < 20 * DAY)[ad % 3]
+
+
+@pytest.mark.parametrize("change", [None, some_ads, for_some])
 def test_lists_are_those_of_an_exhaustive_search(run, change):
     """The best live SIDs as of the request's time, and every log p the model's own by teacher forcing."""
     ads = ads_of(run) if change is None else change(ads_of(run))
-    drawn, lists = lists_of(run, ads=ads)
+    drawn, lists = lists_of(run, 'serving.audience="on"', ads=ads)
     dataset = open_run(run)[2]
     assert len(lists) == 21
     assert (np.diff(drawn.groups.now[drawn.rows]) >= 0).all()
@@ -105,6 +123,8 @@ def test_lists_are_those_of_an_exhaustive_search(run, change):
         assert one.user_id == dataset.log.user_ids[drawn.groups.user_row[group]]
         assert one.now == drawn.groups.now[group]
         live = ads.filter((pl.col("status") == "active") & (pl.col("created_at") <= one.now))["ad_id"]
+        if change is for_some:
+            live = [ad for ad in live if is_for(ad, user=one.user_id, now=one.now)]
         alive.add(len(live))
         by_sid = {}
         for ad in sorted(live):
@@ -218,7 +238,7 @@ def test_an_ad_is_the_one_whose_impression_there_was_or_live_first():
             ),
             dataset=Dataset(),
             snapshot=snapshot,
-            late=np.array([40]),
+            hidden=np.array([40]),
         )
 
     got = found(impressions=[30, 20, 60], targets=[10, 20, 70])

@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 
 from export.render import render
+from export.rendered import write_attributes
 from indexer.events.parse import event_of
 from indexer.sidecar.audience_columns import AudienceColumns, columns_of
 from indexer.store.incoming import Incoming
@@ -254,6 +256,22 @@ def test_the_sidecar_learns_which_columns_there_are(pipeline, tmp_path):
     store = Store()
     AudienceColumns(store, pipeline.bundles, attributes=path)()
     assert store.columns == {**columns_of(manifest), "place": PLACES, "weather": None}
+    # Without a file of one's own: the one of the export, as soon as there is one.
+    bundles = tmp_path / "bundles"
+    shutil.copytree(pipeline.bundles, bundles)
+    chore = AudienceColumns(store, bundles, attributes=None)
+    chore()
+    assert store.columns == columns_of(manifest)
+    write_attributes(bundles, ServingConfig(audience="on", attributes={"place": PLACES}))
+    chore._look_at = 0.0
+    chore()
+    assert store.columns == {**columns_of(manifest), "place": PLACES}
+    write_attributes(bundles, ServingConfig())
+    chore._look_at = 0.0
+    chore()
+    assert store.columns == columns_of(manifest)
+    with pytest.raises(FileNotFoundError):
+        AudienceColumns(store, bundles, attributes=tmp_path / "none.json")()
     path.write_text('{"place": []}')
     with pytest.raises(
         AudienceError, match=r"attributes.json: attributes.place: expected a list of 1 to 1024"

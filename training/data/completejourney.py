@@ -13,6 +13,8 @@ Conversion type, one a product over the whole year: `coupon` when any coupon eve
 when at least as many of its promotion rows (product, store, week) carry a display as a mailer; else `mailer`
 when it was ever in one; else `plain`. It is a fixed attribute of the ad, known to the advertiser in advance,
 but it does look at the whole year.
+
+With `audiences: on` some ads have an audience: see `training.data.completejourney_audiences`.
 """
 
 import importlib.util
@@ -23,6 +25,7 @@ import polars as pl
 
 from training.data.checks import TableError
 from training.data.columns import UNKNOWN, Named
+from training.data.completejourney_audiences import audiences_of
 from training.data.files import read_table
 from training.data.schema import LoadStats, Tables, make_tables
 from training.preset.data import DataConfig
@@ -51,7 +54,7 @@ def load_completejourney(config: DataConfig, *, folder: Path | None = None) -> T
     """Build the three tables from the Parquet files of the wheel.
 
     Args:
-        config: `profile_columns` selects demographics columns.
+        config: `profile_columns` selects demographics columns; `audiences` gives ads an audience.
         folder: folder with the Parquet files; None finds the installed wheel.
 
     Raises:
@@ -95,8 +98,12 @@ def load_completejourney(config: DataConfig, *, folder: Path | None = None) -> T
         how="diagonal",
     ).with_columns(pl.lit("completejourney").alias("provenance"))
     first_sale = purchases.group_by("ad_id").agg(pl.col("timestamp").min().alias("created_at"))
+    promotions = folder / "promotions.parquet"
+    ads = _ads(products, first_sale, types=_conversion_types(promotions, coupons))
+    if config.audiences == "on":
+        ads = _with_audiences(ads, folder, products=products, coupons=coupons)
     return make_tables(
-        _ads(products, first_sale, types=_conversion_types(folder / "promotions.parquet", coupons)),
+        ads,
         _users(events, _read(folder, "demographics", ("household_id",))),
         events=events,
         stats=LoadStats(rows_read=transactions.height + redemptions.height, rows_dropped=dropped),
@@ -211,6 +218,20 @@ def _ads(products: pl.DataFrame, first_sale: pl.DataFrame, *, types: pl.DataFram
         "created_at",
         pl.lit("active").alias("status"),
     )
+
+
+def _with_audiences(
+    ads: pl.DataFrame, folder: Path, *, products: pl.DataFrame, coupons: pl.DataFrame
+) -> pl.DataFrame:
+    campaigns = _read(folder, "campaign_descriptions", ("campaign_id", "start_date", "end_date"))
+    audiences = audiences_of(
+        products,
+        coupons=coupons,
+        campaigns=campaigns,
+        promotions=folder / "promotions.parquet",
+        time_zone=STORE_TIME_ZONE,
+    )
+    return ads.join(audiences, on="ad_id", how="left")
 
 
 def _users(events: pl.DataFrame, demographics: pl.DataFrame) -> pl.DataFrame:

@@ -1,8 +1,9 @@
 """Ranking quality on a held-out part, by the beam search that serves: `make evaluate`.
 
 A request's history is everything strictly before it, its targets are its ads. Of the whole catalogue compete
-the ads that are active and created by then. Baselines on the same requests: global and recent popularity, the
-user's own most frequent ads, also weighted by recency, and item-to-item co-occurrence.
+the ads that are active, created by then, and for that request (docs/audience.md). Baselines on the same
+requests: global and recent popularity, the user's own most frequent ads, also weighted by recency, and
+item-to-item co-occurrence.
 """
 
 from __future__ import annotations
@@ -41,6 +42,12 @@ def format_report(report: dict) -> str:
             lines.append(f"  {method:32}" + "".join(f"{values[k]:10.4f}" for k in cutoffs))
     if "calibration" in report:
         lines.append(_calibration_line(report["calibration"]))
+    if "audiences" in report:
+        shares = report["audiences"]
+        lines.append(
+            f"{shares['ads']:.1%} of the ads have an audience; a request may be shown "
+            f"{shares['eligible']:.1%} of those that are there"
+        )
     left = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in report["left_out"].items())
     lines += [
         f"{report['requests']:,} {report['part']} requests, widths {report['widths']}, ranked by "
@@ -103,6 +110,7 @@ def main() -> None:
             value_table=checkpoint.spec.value_buckets.means,
             value_correction=checkpoint.spec.value_correction,
             model=checkpoint.model,
+            serving=preset.serving,
         )
     except (CheckpointError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -63,7 +63,7 @@ def rank_by_baselines(
         past = dataset.history(requests.groups, int(requests.rows[i]))
         past = past[wanted[past]]
         own, age_days = dataset.event_ad[past], (int(requests.now[i]) - log.timestamp[past]) / DAY
-        allowed = competing.allowed(int(requests.now[i]), seen=competing.seen(requests, i))
+        allowed = competing.allowed(requests, i)
         first = best(popular, allowed, limit=limit)
         scores = {
             "recent_popularity": counts,

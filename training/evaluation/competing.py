@@ -1,4 +1,4 @@
-"""Which ads may be answers to a request: those that are served, exist by then, and are not seen already.
+"""Which ads may be answers to a request: served, created by then, for that request, and not seen already.
 
 The same rule holds for the model, for every baseline and for the targets. Letters: A ads.
 """
@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
+from serving.backend.settings import ServingConfig
+from serving.index.eligible import NO_TERMS, Terms
 from training.data.samples import RequestDataset
 from training.evaluation.requests import Requests
+from training.rollout.audiences import Audiences
 from training.rollout.live import LiveAds
 
 
@@ -23,20 +26,30 @@ class Competing:
         dataset: histories of the requests.
         live: which ads are in the index when; an ad competes from its creation on.
         exclude_seen: whether ads of a request's history are left out, of whatever behavior.
+        audiences: who may see which ad; None where all are for everybody.
     """
 
     dataset: RequestDataset
     live: LiveAds
     exclude_seen: bool
+    audiences: Audiences | None = None
 
     @classmethod
-    def of(cls, dataset: RequestDataset, ads: pl.DataFrame, *, exclude_seen: bool) -> Competing:
-        """From the ads table.
+    def of(
+        cls,
+        dataset: RequestDataset,
+        ads: pl.DataFrame,
+        *,
+        exclude_seen: bool,
+        serving: ServingConfig | None = None,
+    ) -> Competing:
+        """From the ads table, and section `serving`, see `Audiences.of`.
 
         Raises:
-            ValueError: it has other ads than the dataset.
+            ValueError: it has other ads than the dataset, or an audience that is none.
         """
-        return cls(dataset, LiveAds.of(dataset, ads), exclude_seen)
+        audiences = Audiences.of(dataset, ads, serving=serving)
+        return cls(dataset, LiveAds.of(dataset, ads), exclude_seen, audiences)
 
     def seen(self, requests: Requests, i: int) -> np.ndarray:
         """Ads, rows of the dataset, that request i must not be answered with because its user had them."""
@@ -45,11 +58,37 @@ class Competing:
         past = self.dataset.history(requests.groups, int(requests.rows[i]))
         return np.unique(self.dataset.event_ad[past])
 
-    def allowed(self, now: int, *, seen: np.ndarray) -> np.ndarray:
-        """Bool [A]: ads that compete for a request of that time."""
-        allowed = self.live.at(now)
-        allowed[seen] = False
-        return allowed
+    def terms(self, requests: Requests, i: int) -> Terms:
+        """What decides which ads request i may be shown."""
+        if self.audiences is None:
+            return NO_TERMS
+        groups, row, dataset = requests.groups, requests.rows[i], self.dataset
+        profile = dataset.profile[groups.user_row[row]], dataset.request_codes[groups.request[row]]
+        return self.audiences.terms(np.concatenate(profile), now=int(groups.now[row]))
+
+    def there(self, requests: Requests, i: int) -> np.ndarray:
+        """Bool [A]: ads that are live at the time of request i, and that it has not seen; for it or not."""
+        there = self.live.at(int(requests.now[i]))
+        there[self.seen(requests, i)] = False
+        return there
+
+    def allowed(self, requests: Requests, i: int) -> np.ndarray:
+        """Bool [A]: ads that compete for request i."""
+        there = self.there(requests, i)
+        return there if self.audiences is None else there & self.audiences.shown(self.terms(requests, i))
+
+    def shares(self, requests: Requests) -> dict[str, float] | None:
+        """What audiences leave of the ads; None where all are for everybody.
+
+        Returns:
+            `ads`, the share that have one, and `eligible`, of the ads that are there for a request the share
+            that compete, on average.
+        """
+        if self.audiences is None:
+            return None
+        every = range(len(requests.rows))
+        left = [self.allowed(requests, i).sum() / max(self.there(requests, i).sum(), 1) for i in every]
+        return {"ads": float(np.mean(self.audiences.numbers > 0)), "eligible": float(np.mean(left))}
 
     def answerable(self, requests: Requests) -> tuple[Requests, dict[str, int]]:
         """Requests with the targets that compete, the oldest first; and how many are left out.
@@ -58,12 +97,18 @@ class Competing:
             ValueError: no target is left.
         """
         left_out = dict.fromkeys(("requests", "paused", "created_later", "seen"), 0)
+        if self.audiences is not None:
+            left_out["audience"] = 0
         kept, targets, values = [], [], []
         for i in np.argsort(requests.now, kind="stable"):
             rows = np.searchsorted(self.dataset.ad_ids, requests.targets[i])
             active, late = self.live.active[rows], self.live.created[rows] > requests.now[i]
             seen = np.isin(rows, self.seen(requests, i))
             good = active & ~late & ~seen
+            if self.audiences is not None:
+                mine = self.audiences.shown(self.terms(requests, int(i)))[rows]
+                left_out["audience"] += int((good & ~mine).sum())
+                good &= mine
             left_out["paused"] += int((~active).sum())
             left_out["created_later"] += int((active & late).sum())
             left_out["seen"] += int((active & ~late & seen).sum())

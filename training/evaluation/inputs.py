@@ -7,6 +7,7 @@ from pathlib import Path
 from serving.inputs import Inputs, named
 from training.loop.checkpoint import CONTENT, MODEL
 from training.preset.preset import Preset
+from training.rollout.audiences import settings_of
 
 _FILES = ("ads.parquet", "users.parquet", "events.parquet", "split.json")
 
@@ -15,7 +16,7 @@ def inputs_of(preset: Preset, run: Path, *, checkpoint: Path, before: Inputs | N
     """Inputs of a report on a checkpoint.
 
     Args:
-        preset: section `evaluation`, and what says which requests there are.
+        preset: section `evaluation`, and what says which requests there are, and which ads they may see.
         run: run folder.
         checkpoint: its folder.
         before: record of the last evaluation.
@@ -31,5 +32,6 @@ def inputs_of(preset: Preset, run: Path, *, checkpoint: Path, before: Inputs | N
         "checkpoint": checkpoint.name,
         "training.min_history": preset.training.min_history,
         "data.target_behaviors": preset.logs.target_behaviors,
+        **settings_of(preset.serving),
     }
     return Inputs.now(values, files=files, before=before)

@@ -48,8 +48,8 @@ class ItemLevel:
             "ad_vectors": self._tables.of_ads(dataset.ad_ids, dataset.ad_sids)[None],  # [1, A, d]
             "log_p": np.zeros((1, count), np.float32),  # the search did not look at most of them
         }
-        for i, now in enumerate(self._requests.now.tolist()):
-            rows = np.flatnonzero(competing.allowed(now, seen=competing.seen(self._requests, i)))
+        for i in range(len(self._requests.rows)):
+            rows = np.flatnonzero(competing.allowed(self._requests, i))
             inputs = self._ranker.tensors([self._asked(i, nobody)], ads=0)
             [worth] = self._graph(inputs | every)
             found.append(dataset.ad_ids[rows[best_first(worth[rows])[:limit]]])

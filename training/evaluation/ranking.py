@@ -11,6 +11,7 @@ import polars as pl
 from tqdm import tqdm
 
 from serving.backend.resolve import find_ads
+from serving.backend.settings import ServingConfig
 from serving.model.value_correction import UNCORRECTED, ValueCorrection
 from serving.search.beam_search import beam_search
 from serving.search.executor import Executor
@@ -67,7 +68,7 @@ def rank_by_model(
     """Ads of each request, best first.
 
     A batch is searched in the index as of its last request; of it, each request leaves out what it has seen
-    and what was created after it, as `exclude_ad_ids` does in serving.
+    and what was created after it, as `exclude_ad_ids` does in serving, and goes only where ads are for it.
 
     Args:
         executor: engine.
@@ -86,7 +87,7 @@ def rank_by_model(
         progress: show how far it is.
     """
     dataset, found = competing.dataset, FoundAds()
-    index = LiveIndex(dataset, competing.live, level_sizes=level_sizes)
+    index = LiveIndex(dataset, competing.live, level_sizes=level_sizes, audiences=competing.audiences)
     for start in tqdm(
         range(0, len(requests.rows), batch_size),
         desc="evaluate",
@@ -97,7 +98,8 @@ def rank_by_model(
     ):
         batch = range(start, min(start + batch_size, len(requests.rows)))
         snapshot = index.at(int(requests.now[batch[-1]]))
-        excluded = [index.but(_allowed(competing, requests, i)) for i in batch]
+        excluded = [index.but(competing.there(requests, i)) for i in batch]
+        terms = [competing.terms(requests, i) for i in batch]
         slots, profile = dataset.context(requests.groups, requests.rows[batch.start : batch.stop])
         beams = beam_search(
             executor,
@@ -108,7 +110,8 @@ def rank_by_model(
             value_table=value_table,
             value_correction=value_correction,
             num_results=np.full(len(slots), limit),
-            banned=[snapshot.banned_leaves(ads) for ads in excluded],
+            banned=[snapshot.banned_leaves(ads, t) for ads, t in zip(excluded, terms, strict=True)],
+            eligible=None if competing.audiences is None else [snapshot.eligible(t) for t in terms],
             normalise=normalise,
         )
         pools = []
@@ -124,17 +127,13 @@ def rank_by_model(
                 num_ads=max(limit, item_pool if item_level else 0),
                 exclude=exclude,
                 rank_by=rank_by,
+                terms=terms[row],
             )
             found.ranked.append(ads.ad_ids[:limit])
             pools.append(ads.take(np.arange(min(len(ads.ad_ids), item_pool))))
         if item_level is not None:
             found.by_item += [ads[:limit] for ads in item_level.order(pools, first=batch.start)]
     return found
-
-
-def _allowed(competing: Competing, requests: Requests, i: int) -> np.ndarray:
-    """Ads that may be answers to request i, bool [A]."""
-    return competing.allowed(int(requests.now[i]), seen=competing.seen(requests, i))
 
 
 class Rankings(NamedTuple):
@@ -148,6 +147,7 @@ class Rankings(NamedTuple):
             distinct ads, best first.
         beams: that the model's searches returned.
         invalid: how many of them are no live SID.
+        audiences: what they leave of the ads, see `Competing.shares`.
     """
 
     drawn: Requests
@@ -156,6 +156,7 @@ class Rankings(NamedTuple):
     ranked: dict[str, list[np.ndarray]]
     beams: int
     invalid: int
+    audiences: dict[str, float] | None
 
 
 def rank_by_all(
@@ -170,9 +171,10 @@ def rank_by_all(
     value_table: np.ndarray,
     value_correction: ValueCorrection = UNCORRECTED,
     model: Generator | None = None,
+    serving: ServingConfig | None = None,
 ) -> Rankings:
     """Draw requests, and rank by model and baselines; arguments of `evaluate`."""
-    competing = Competing.of(dataset, ads, exclude_seen=config.exclude_seen)
+    competing = Competing.of(dataset, ads, exclude_seen=config.exclude_seen, serving=serving)
     drawn = draw_requests(
         dataset,
         target_behaviors=target_behaviors,
@@ -221,6 +223,7 @@ def rank_by_all(
         ranked={"model": found.ranked} | by_item | baselines,
         beams=found.beams,
         invalid=found.invalid,
+        audiences=competing.shares(requests),
     )
 
 
@@ -236,13 +239,14 @@ def evaluate(
     value_table: np.ndarray,
     value_correction: ValueCorrection = UNCORRECTED,
     model: Generator | None = None,
+    serving: ServingConfig | None = None,
 ) -> dict:
     """Metrics of model and baselines, targets left out, calibration, share of beams that are not live SIDs.
 
     Args:
         executor: engine of the model.
         dataset: log and histories.
-        ads: table of the ads, for `status` and `created_at`.
+        ads: table of the ads, for `status`, `created_at` and `audience`.
         config: section `evaluation`.
         level_sizes: of the SIDs.
         target_behaviors: names of the behaviors that make a target.
@@ -250,6 +254,8 @@ def evaluate(
         value_table: mean of each value bucket.
         value_correction: of expected values.
         model: whose item level, where it has one, is reported beside.
+        serving: section `serving`, by which requests are told apart where ads have audiences; None where they
+            are not, and such ads compete for nobody.
 
     Raises:
         ValueError: no request, or no target that competes.
@@ -265,6 +271,7 @@ def evaluate(
         value_table=value_table,
         value_correction=value_correction,
         model=model,
+        serving=serving,
     )
     requests, ranked = found.requests, found.ranked
     report: dict = {
@@ -279,6 +286,8 @@ def evaluate(
         "ndcg": {},
         "value_recall": {},
     }
+    if found.audiences is not None:
+        report["audiences"] = found.audiences
     if "item_level" in ranked:
         report["item_pool"] = config.item_pool
     masks = target_masks(dataset, requests)

@@ -101,6 +101,8 @@ class DataConfig(BaseModel):
             makes one embedding of them, for a tokenizer that reads what is given; an ad without one has none.
         request_features: columns of events that say what a request was besides its user; an event's request
             has those of its first row.
+        audiences: "on" gives some ads of `completejourney` an audience (docs/audience.md); own tables have a
+            column of their own.
 
     Raises:
         pydantic.ValidationError: on an unknown key, a wrong type, or a combination that makes no sense.
@@ -117,6 +119,7 @@ class DataConfig(BaseModel):
     numeric_columns: tuple[str, ...] = ()
     embedding_columns: dict[str, Annotated[int, Field(ge=1, le=8192, strict=True)]] = {}
     request_features: tuple[RequestFeatureConfig, ...] = ()
+    audiences: Literal["on", "off"] = "off"
 
     @property
     def embedding_widths(self) -> tuple[int, ...]:
@@ -138,6 +141,17 @@ class DataConfig(BaseModel):
         if self.source != "parquet" and self.path is not None:
             # A path that is silently ignored would train on other data than the writer of the config thinks.
             raise ValueError(f"path: expected nothing for source {self.source!r}, got {self.path!r}")
+        if self.audiences == "on" and self.source != "completejourney":
+            raise ValueError(
+                f"audiences: expected off for source {self.source!r}, whose ads may have a column audience, "
+                "got 'on'"
+            )
+        # An audience that names a column no request has is for nobody.
+        profile = self.profile_columns
+        if self.audiences == "on" and profile is not None and "age" not in profile:
+            raise ValueError(
+                f"profile_columns: expected age with audiences on, which name it, got {list(profile)}"
+            )
         unknown = [name for name in self.target_behaviors if name not in BEHAVIORS]
         if unknown:
             raise ValueError(f"target_behaviors: expected some of {list(BEHAVIORS)}, got {unknown}")

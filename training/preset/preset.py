@@ -119,12 +119,17 @@ class Preset(BaseModel):
         """What is allowed, and seldom meant."""
         weights = self.training.behavior_weights
         left_out = [name for name in (self.data.target_behaviors if self.data else ()) if name not in weights]
-        if not left_out:
-            return []
-        return [
-            f"training.behavior_weights leaves out {', '.join(left_out)} of data.target_behaviors: weight 0, "
-            "nothing is learned of them"
-        ]
+        found = []
+        if left_out:
+            found.append(
+                f"training.behavior_weights leaves out {', '.join(left_out)} of data.target_behaviors: "
+                "weight 0, nothing is learned of them"
+            )
+        if self.data and self.data.audiences == "on" and self.serving.audience == "off":
+            found.append(
+                "data.audiences is on, serving.audience is off: ads with an audience are shown to nobody"
+            )
+        return found
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:

@@ -23,6 +23,7 @@ from training.data.split import PARTS
 from training.loop.checkpoint import CheckpointError, load_checkpoint
 from training.loop.choice import add_checkpoint_arguments, chosen_checkpoint
 from training.preset.preset import Preset, add_preset_arguments
+from training.rollout.audiences import Audiences
 from training.rollout.drawn_requests import DrawnRequests
 from training.rollout.inputs import inputs_of, settings_of
 from training.rollout.lists import RollOut
@@ -82,6 +83,7 @@ def roll_out(
         live=LiveAds.of(dataset, data.prepared.tables.ads),
         config=config,
         widths=WidthPlan.parse(str(config.widths), levels=len(loaded.spec.level_sizes)).sid,
+        audiences=Audiences.of(dataset, data.prepared.tables.ads, serving=preset.serving),
     )
     writer = ListWriter(folder, about, fresh=fresh)  # first: it refuses a folder of something else
     record.unlink(missing_ok=True)

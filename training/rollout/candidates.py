@@ -71,7 +71,7 @@ def candidates_of(
     log: Logged,
     dataset: RequestDataset,
     snapshot: IndexSnapshot,
-    late: np.ndarray,
+    hidden: np.ndarray,
 ) -> Candidates:
     """The list of a request: what was chosen of its beams, and targets whose SIDs are not among them.
 
@@ -86,7 +86,7 @@ def candidates_of(
         log: what the log has of the request.
         dataset: SIDs of all ads.
         snapshot: the index that was searched.
-        late: ads of the index that were created after the request.
+        hidden: ads of the index that the request may not be shown.
     """
     sizes = snapshot.level_sizes
 
@@ -100,7 +100,7 @@ def candidates_of(
     target_keys, target_ads, target_sids = of_ads(log.targets)
     shown_keys, _, _ = of_ads(log.shown)
     known_keys, known_ads, _ = of_ads(log.impressions)
-    ads = _first_ads(snapshot, sids, late=late)
+    ads = _first_ads(snapshot, sids, hidden=hidden)
     if len(known_keys):
         at = np.minimum(np.searchsorted(known_keys, own), len(known_keys) - 1)
         ads = np.where(known_keys[at] == own, known_ads[at], ads)
@@ -117,10 +117,10 @@ def candidates_of(
     )
 
 
-def _first_ads(snapshot: IndexSnapshot, sids: np.ndarray, *, late: np.ndarray) -> np.ndarray:
-    """The first ad of each live SID that is not late, int64 [n]."""
+def _first_ads(snapshot: IndexSnapshot, sids: np.ndarray, *, hidden: np.ndarray) -> np.ndarray:
+    """The first ad of each live SID that is not hidden, int64 [n]."""
     rows, ads = snapshot.ads_of_sids(sids)
-    there = ~np.isin(ads, late)
+    there = ~np.isin(ads, hidden)
     at, first = np.unique(rows[there], return_index=True)
     found = np.full(len(sids), -1, np.int64)
     found[at] = ads[there][first]

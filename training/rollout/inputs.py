@@ -11,6 +11,7 @@ from training.data.split import PARTS
 from training.loop.checkpoint import MODEL
 from training.preset.preset import Preset
 from training.preset.rollout import RolloutConfig
+from training.rollout import audiences
 
 _FILES = ("ads.parquet", "users.parquet", "events.parquet", "split.json")
 
@@ -19,7 +20,7 @@ def inputs_of(preset: Preset, run: Path, *, part: str, checkpoint: Path, before:
     """Inputs of the lists of a part.
 
     Args:
-        preset: section `rollout`, and what says which requests there are.
+        preset: section `rollout`, and what says which requests there are, and which ads they may see.
         run: run folder.
         part: train, validation or test.
         checkpoint: folder of the model that searches.
@@ -38,6 +39,7 @@ def inputs_of(preset: Preset, run: Path, *, part: str, checkpoint: Path, before:
         "format": FORMAT,
         "training.min_history": preset.training.min_history,
         "data.target_behaviors": preset.logs.target_behaviors,
+        **audiences.settings_of(preset.serving),
     }
     return Inputs.now(values, files=files, before=before)
 

@@ -15,6 +15,7 @@ from training.data.lists import CandidateList, pad
 from training.data.samples import RequestDataset
 from training.model.gr4ad import Generator
 from training.preset.rollout import RolloutConfig
+from training.rollout.audiences import Audiences
 from training.rollout.candidates import Candidates, candidates_of, choose
 from training.rollout.drawn_requests import DrawnRequests
 from training.rollout.live import LiveAds, LiveIndex
@@ -34,6 +35,7 @@ class RollOut:
         live: LiveAds,
         config: RolloutConfig,
         widths: tuple[int, ...],
+        audiences: Audiences | None = None,
     ) -> None:
         """Put a model in evaluation mode and ask it.
 
@@ -44,8 +46,9 @@ class RollOut:
             live: which ads are in the index when.
             config: section `rollout`.
             widths: beams of each level.
+            audiences: who may see which ad; None where all are for everybody.
         """
-        index = LiveIndex(dataset, live, level_sizes=model.level_sizes)
+        index = LiveIndex(dataset, live, level_sizes=model.level_sizes, audiences=audiences)
         self._search = Searcher(model, index)
         self._dataset, self._requests, self._config = dataset, requests, config
         self._widths = widths
@@ -99,7 +102,7 @@ class RollOut:
                     log=self._requests.logged(self._dataset, int(rows[i])),
                     dataset=self._dataset,
                     snapshot=found.snapshot,
-                    late=found.late[i],
+                    hidden=found.hidden[i],
                 )
             )
         return lists

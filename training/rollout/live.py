@@ -12,6 +12,7 @@ import polars as pl
 
 from serving.index.snapshot import IndexSnapshot
 from training.data.samples import RequestDataset
+from training.rollout.audiences import Audiences
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +50,17 @@ class LiveAds:
 class LiveIndex:
     """The index as of a time; asked in the order of time, it is built only when other ads are live."""
 
-    def __init__(self, dataset: RequestDataset, live: LiveAds, *, level_sizes: tuple[int, ...]) -> None:
-        """Of the ads of a dataset."""
+    def __init__(
+        self,
+        dataset: RequestDataset,
+        live: LiveAds,
+        *,
+        level_sizes: tuple[int, ...],
+        audiences: Audiences | None = None,
+    ) -> None:
+        """Of the ads of a dataset; all are for everybody where `audiences` is None."""
         self._dataset, self.live, self._level_sizes = dataset, live, level_sizes
+        self.audiences = audiences
         self._there = np.zeros(0, bool)
         self._snapshot: IndexSnapshot | None = None
 
@@ -61,7 +70,12 @@ class LiveIndex:
         if self._snapshot is None or not np.array_equal(there, self._there):
             self._there = there
             self._snapshot = IndexSnapshot.build(
-                self._dataset.ad_ids, self._dataset.ad_sids, active=there, level_sizes=self._level_sizes
+                self._dataset.ad_ids,
+                self._dataset.ad_sids,
+                active=there,
+                level_sizes=self._level_sizes,
+                audiences=None if self.audiences is None else self.audiences.numbers,
+                table=None if self.audiences is None else self.audiences.table,
             )
         return self._snapshot
 

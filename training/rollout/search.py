@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from serving.index.eligible import NO_TERMS
 from serving.index.snapshot import IndexSnapshot
 from serving.search.beam_search import beam_search
 from serving.search.beams import Beams
@@ -25,12 +26,13 @@ class Found:
     Attributes:
         beams: live SIDs with log p over the whole codebook of each level; their expected values are not.
         snapshot: the index as of the last of the requests.
-        late: of each request, int64 ads of that index that were created after it; no beam is theirs alone.
+        hidden: of each request, int64 ads of that index that it may not be shown: created after it, or not
+            for it; no beam is theirs alone.
     """
 
     beams: Beams
     snapshot: IndexSnapshot
-    late: list[np.ndarray]
+    hidden: list[np.ndarray]
 
 
 class Searcher:
@@ -58,10 +60,16 @@ class Searcher:
             profile: int32 [B, P].
             times: int64 [B], unix seconds.
             widths: beams of each level.
-            at_least: beams that each request gets whatever the widths, where there are so many live SIDs.
+            at_least: beams that each request gets whatever the widths, where there are so many SIDs for it.
         """
         snapshot = self._index.at(int(times.max()))
         late = [self._index.late(int(now)) for now in times]
+        terms, hidden = [NO_TERMS] * len(times), late
+        audiences = self._index.audiences
+        if audiences is not None:
+            terms = [audiences.terms(p, now=int(now)) for p, now in zip(profile, times, strict=True)]
+            there = [self._index.live.at(int(now)) for now in times]
+            hidden = [self._index.but(t & audiences.shown(of)) for t, of in zip(there, terms, strict=True)]
         beams = beam_search(
             self._executor,
             snapshot.trie,
@@ -70,6 +78,7 @@ class Searcher:
             plan=WidthPlan(widths, value=1),
             num_results=np.full(len(times), at_least),
             value_table=self._no_values,
-            banned=[snapshot.banned_leaves(ads) for ads in late],
+            banned=[snapshot.banned_leaves(ads, of) for ads, of in zip(late, terms, strict=True)],
+            eligible=None if audiences is None else [snapshot.eligible(of) for of in terms],
         )
-        return Found(beams, snapshot, late)
+        return Found(beams, snapshot, hidden)
