@@ -10,7 +10,7 @@ import torch
 from torch.export import Dim
 
 from export.graphs import example_request, export_graph
-from export.parity import ParityError
+from export.parity import require_parity
 from serving.engines.ort import OrtRankGraph
 from serving.model.features import BEHAVIORS, FeatureSpec, join_codes, select_events
 from serving.model.manifest import AD_RANKER, Manifest
@@ -20,7 +20,6 @@ from serving.ranking.ranker import OUTPUT, RankRequest
 from training.model.gr4ad import Generator
 from training.model.item_graph import ItemGraph, item_of, item_tables
 
-TOLERANCE = 1e-4  # of log-probabilities over the ads of a request
 _REQUESTS, _ADS, _EVENTS = 16, 40, 30
 
 
@@ -65,7 +64,7 @@ def check_item_ranker(model: Generator, bundle: Path, manifest: Manifest, *, see
     What is compared are log-probabilities over the ads of a request, as the loss has them.
 
     Raises:
-        ParityError: it exceeds `TOLERANCE`, or is not a number.
+        ParityError: see `require_parity`.
         BundleError: the bundle's ranker cannot be used.
     """
     ranker = ItemRanker.load(bundle, manifest, OrtRankGraph(bundle))
@@ -73,7 +72,7 @@ def check_item_ranker(model: Generator, bundle: Path, manifest: Manifest, *, see
     random = np.random.default_rng(seed)
     item = item_of(model.eval())
     ad_ids, sids = item.ad_ids.cpu().numpy(), item.sids.cpu().numpy().astype(np.int32)
-    error = 0.0
+    errors = []
     for _ in range(_REQUESTS):
         own, asked = random.integers(0, len(ad_ids), 6), random.integers(0, len(ad_ids), _ADS)
         past = random.choice(own, random.integers(0, _EVENTS))
@@ -91,13 +90,8 @@ def check_item_ranker(model: Generator, bundle: Path, manifest: Manifest, *, see
         )
         [found] = ranker.worth([request])
         expected = _said_by_model(model, request, manifest.features)
-        error = max(error, float(np.abs(_log_p(found) - _log_p(expected)).max()))
-    if not error <= TOLERANCE:
-        raise ParityError(
-            f"parity: expected {AD_RANKER} within {TOLERANCE:g} of the model's item level, got {error:g}; "
-            "the bundle is not published"
-        )
-    return error
+        errors.append(float(np.abs(_log_p(found) - _log_p(expected)).max()))
+    return require_parity(np.array(errors), what=f"{AD_RANKER}'s log-probabilities over the ads of a request")
 
 
 @torch.no_grad()

@@ -16,14 +16,19 @@ from serving.search.executor import COPY_LOGPROB
 from training.model.gr4ad import Generator
 
 TOLERANCE = 1e-4
+"""Of all but rare requests."""
+RARE = 1e-2
+"""Of any request. Some contexts are ill-conditioned: there PyTorch in FP32 is as far from FP64."""
 
 
 class ParityError(RuntimeError):
     """The exported graphs do not compute what the model computes."""
 
 
-def parity_error(model: Generator, bundle: Path, *, batch: int = 5, beams: int = 9, seed: int = 1) -> float:
-    """Largest absolute difference of log-probabilities over all levels and all codes, and of a copy path.
+def parity_errors(
+    model: Generator, bundle: Path, *, batch: int = 5, beams: int = 9, seed: int = 1
+) -> np.ndarray:
+    """Largest absolute difference of log-probabilities over all levels and codes, and of a copy path, [B].
 
     The model runs unsplit, teacher-forced on random SIDs; the graphs run level by level along the same SIDs,
     with the beams of every level in another order, so that the parent gather is part of what is compared. One
@@ -41,9 +46,9 @@ def parity_error(model: Generator, bundle: Path, *, batch: int = 5, beams: int =
     executor = OrtExecutor(bundle, levels=model.levels)
     logprob, carry = executor.prefix(slots.numpy(), profile.numpy())
     # Level 1 sees no token: one row for all beams.
-    worst = float(np.abs(expected[0] - logprob[:, None]).max())
+    worst = _worst(expected[0] - logprob[:, None])
     if said.copies is not None:
-        worst = max(worst, float(np.abs(said.copies.logprob.numpy() - carry[COPY_LOGPROB]).max()))
+        worst = np.maximum(worst, _worst(said.copies.logprob.numpy() - carry[COPY_LOGPROB]))
     random = np.random.default_rng(seed)
     sids = tokens.numpy().astype(np.int32)
     order = np.broadcast_to(np.arange(beams), (batch, beams))  # beam i of the level follows path order[:, i]
@@ -63,21 +68,35 @@ def parity_error(model: Generator, bundle: Path, *, batch: int = 5, beams: int =
             allowed=np.ascontiguousarray(allowed),
         )
         path = np.take_along_axis(expected[level - 1], order[:, :, None], 1)
-        worst = max(worst, float(np.abs(path - logprob).max()))
+        worst = np.maximum(worst, _worst(path - logprob))
         placed.append(order)
     return worst
 
 
-def check_parity(model: Generator, bundle: Path, *, tolerance: float = TOLERANCE) -> float:
-    """Parity error.
+def _worst(difference: np.ndarray) -> np.ndarray:
+    """Largest absolute value of each request."""
+    return np.abs(difference).reshape(len(difference), -1).max(axis=1)
+
+
+def require_parity(errors: np.ndarray, *, what: str) -> float:
+    """The largest of the errors [B] of `what`.
 
     Raises:
-        ParityError: it exceeds `tolerance`, or is not a number.
+        ParityError: the median request is beyond `TOLERANCE`, or one beyond `RARE`, or is not a number.
     """
-    error = parity_error(model, bundle)
-    if not error <= tolerance:
+    median, worst = float(np.median(errors)), float(np.max(errors))
+    if not (median <= TOLERANCE and worst <= RARE):  # true for NaN, too
         raise ParityError(
-            f"parity: expected log-probabilities of ONNX Runtime within {tolerance:g} of PyTorch, got "
-            f"{error:g}; the bundle is not published"
+            f"parity: expected {what} within {TOLERANCE:g} of PyTorch in the median request and within "
+            f"{RARE:g} in each, got {median:g} and {worst:g}; the bundle is not published"
         )
-    return error
+    return worst
+
+
+def check_parity(model: Generator, bundle: Path) -> float:
+    """The largest parity error.
+
+    Raises:
+        ParityError: see `require_parity`.
+    """
+    return require_parity(parity_errors(model, bundle), what="log-probabilities of ONNX Runtime")

@@ -14,7 +14,7 @@ from export.bundle import write_bundle
 from export.fp16 import convert_to_fp16
 from export.graph_config import check_graph, graph_values
 from export.int8 import quantize_int8
-from export.parity import parity_error
+from export.parity import parity_errors
 from export.pbtxt import check_config, fill
 from export.profiles import profiles
 from serving.engines.bls import BlsExecutor
@@ -32,7 +32,7 @@ from training.rollout.executor import TorchExecutor
 
 
 def test_graphs_equal_the_model(copying_graphs):
-    assert parity_error(copying_model(), copying_graphs) < 1e-4
+    assert parity_errors(copying_model(), copying_graphs).max() < 1e-4
     for normalise in NORMALISE[:3]:
         plan = WidthPlan((4, 8, 16), 6)
         onnx, model = (
@@ -47,7 +47,7 @@ def test_parity_looks_at_the_copy_path(copying_graphs):
     changed = copying_model()
     with torch.no_grad():
         changed.copy_path.gate += 0.01
-    assert parity_error(changed, copying_graphs) > 1e-3
+    assert np.median(parity_errors(changed, copying_graphs)) > 1e-3
 
 
 def test_padding_changes_nothing(copying_graphs):
