@@ -368,6 +368,19 @@ def exhaustive(spec, dataset, requests, *, ads, seen, by):
     return rankings
 
 
+def ranked_by_model(spec, requests, **options):
+    """What a model with seeded weights finds."""
+    torch.manual_seed(0)
+    return rank_by_model(
+        TorchExecutor(spec.build().eval()),
+        requests,
+        level_sizes=spec.level_sizes,
+        value_table=spec.value_buckets.means,
+        progress=False,
+        **options,
+    )
+
+
 @pytest.mark.parametrize("by", ["probability", "value"])
 @pytest.mark.parametrize("exclude_seen", [False, True])
 @pytest.mark.parametrize("restricted", [False, True])
@@ -386,18 +399,9 @@ def test_the_model_ranks_what_competes_as_an_exhaustive_search(explorers, by, ex
         else set()
         for user, now in zip(users.tolist(), requests.now.tolist(), strict=True)
     ]
-    torch.manual_seed(0)
-    found = rank_by_model(
-        TorchExecutor(spec.build().eval()),
-        requests,
-        competing=competing,
-        level_sizes=spec.level_sizes,
-        plan=WidthPlan((6, 30, 60), 60),
-        limit=12,
-        batch_size=3,
-        value_table=spec.value_buckets.means,
-        rank_by=by,
-        progress=False,
+    plan = WidthPlan((6, 30, 60), 60)
+    found = ranked_by_model(
+        spec, requests, competing=competing, plan=plan, limit=12, batch_size=3, rank_by=by
     )
     wanted = exhaustive(spec, dataset, requests, ads=ads, seen=seen, by=by)
     for got, expected in zip(found.ranked, wanted, strict=True):
@@ -410,18 +414,8 @@ def test_narrow_searches_go_only_where_ads_are_for_the_request(explorers):
     ads = with_audiences(some_ads(ads_of(explorers)))
     competing = Competing.of(dataset, ads, exclude_seen=False, serving=preset.serving)
     requests, _ = competing.answerable(requests_of(explorers))
-    torch.manual_seed(0)
-    found = rank_by_model(
-        TorchExecutor(spec.build().eval()),
-        requests,
-        competing=competing,
-        level_sizes=spec.level_sizes,
-        plan=WidthPlan((2, 2, 2), 1),
-        limit=16,
-        batch_size=5,
-        value_table=spec.value_buckets.means,
-        progress=False,
-    )
+    plan = WidthPlan((2, 2, 2), 1)
+    found = ranked_by_model(spec, requests, competing=competing, plan=plan, limit=16, batch_size=5)
     for i, ranking in enumerate(found.ranked):
         allowed = dataset.ad_ids[competing.allowed(requests, i)]
         assert set(ranking.tolist()) <= set(allowed.tolist())
