@@ -16,7 +16,7 @@ from serving.search.executor import COPY_LOGPROB
 from training.model.gr4ad import Generator
 
 TOLERANCE = 1e-4
-"""Of all but rare requests."""
+"""Of the median request."""
 RARE = 1e-2
 """Of any request. Some contexts are ill-conditioned: there PyTorch in FP32 is as far from FP64."""
 

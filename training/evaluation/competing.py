@@ -86,8 +86,10 @@ class Competing:
         """
         if self.audiences is None:
             return None
-        every = range(len(requests.rows))
-        left = [self.allowed(requests, i).sum() / max(self.there(requests, i).sum(), 1) for i in every]
+        left = []
+        for i in range(len(requests.rows)):
+            there, shown = self.there(requests, i), self.audiences.shown(self.terms(requests, i))
+            left.append((there & shown).sum() / max(there.sum(), 1))
         return {"ads": float(np.mean(self.audiences.numbers > 0)), "eligible": float(np.mean(left))}
 
     def answerable(self, requests: Requests) -> tuple[Requests, dict[str, int]]:
