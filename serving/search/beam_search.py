@@ -96,15 +96,18 @@ def beam_search(
         cold_start=cold_start,
     )
     values = partial(_value, value_table=value_table, correction=value_correction)
+    start = _Start(*prefix)
+    if COPY_LOGPROB in start.carry:
+        start = replace(start, copies=CopyBeams.start(start.carry[COPY_LOGPROB], slots, trie=trie))
     if not pruned:
-        return values(search, _search(search, slots, prefix))
+        return values(search, _search(search, start))
     search = replace(search, tails=RememberedTails(executor))
     if by_value and settled_by_worth(own, num_results):
         top_value = float(value_correction.of(value_table).max())
-        bound = _bound_of_worth(search, slots, prefix, count=num_results, values=values, top_value=top_value)
+        bound = _bound_of_worth(search, start, count=num_results, values=values, top_value=top_value)
     else:
-        bound = _bound_of_scores(search, slots, prefix, pool=own)
-    beams = values(search, _search(replace(search, bound=bound), slots, prefix))
+        bound = _bound_of_scores(search, start, pool=own)
+    beams = values(search, _search(replace(search, bound=bound), start))
     return replace(beams, widths=np.array([*plan.sid, plan.value], np.int32))
 
 
@@ -143,6 +146,21 @@ class _Search:
 
 
 @dataclass(frozen=True)
+class _Start:
+    """What searches of the same requests begin with.
+
+    Attributes:
+        logprob: float32 [B, V_1], of the first level.
+        carry: what the prefix graph returned besides.
+        copies: the mixture of the requests; None of a model without a copy path.
+    """
+
+    logprob: np.ndarray
+    carry: Carry
+    copies: CopyBeams | None = None
+
+
+@dataclass(frozen=True)
 class _Frontier:
     """Beams [B, n] that a level kept, best first.
 
@@ -167,19 +185,16 @@ class _Frontier:
     bound: Bound | None
 
 
-def _bound_of_scores(
-    search: _Search, slots: np.ndarray, prefix: tuple[np.ndarray, Carry], *, pool: np.ndarray
-) -> Bound:
+def _bound_of_scores(search: _Search, start: _Start, *, pool: np.ndarray) -> Bound:
     """By a narrow search, down to `pool` SIDs of each request."""
     widths = narrow_widths(search.widths, pool=int(pool.max()))
-    found = _search(replace(search, widths=widths, needed=pool), slots, prefix)
+    found = _search(replace(search, widths=widths, needed=pool), start)
     return Bound.of(found.scores, paths=found.ancestors, pool=pool)
 
 
 def _bound_of_worth(
     search: _Search,
-    slots: np.ndarray,
-    prefix: tuple[np.ndarray, Carry],
+    start: _Start,
     *,
     count: np.ndarray,
     values: Callable[[_Search, _Frontier], Beams],
@@ -187,34 +202,33 @@ def _bound_of_worth(
 ) -> Bound:
     """By a narrow search, down to the values of a few more than `count` SIDs of each request."""
     most = valued_first(int(count.max()))
-    every = np.full(len(slots), most)
+    every = np.full(len(count), most)
     widths = narrow_widths(search.widths, pool=most)
     narrow = replace(search, widths=widths, needed=count, num_values=most, own_values=every, own_beams=every)
-    found = _search(narrow, slots, prefix)
+    found = _search(narrow, start)
     return Bound.of_worth(values(narrow, found), paths=found.ancestors, count=count, top_value=top_value)
 
 
-def _search(search: _Search, slots: np.ndarray, prefix: tuple[np.ndarray, Carry]) -> _Frontier:
+def _search(search: _Search, start: _Start) -> _Frontier:
     """All SID levels, from what the prefix graph returned."""
-    beams = _prefix(search, slots, prefix)
+    beams = _prefix(search, start)
     for t in range(1, search.trie.levels):
         beams = _expand(search, t, beams)
     return beams
 
 
-def _prefix(search: _Search, slots: np.ndarray, prefix: tuple[np.ndarray, Carry]) -> _Frontier:
+def _prefix(search: _Search, start: _Start) -> _Frontier:
     """Level 0: the codes that a SID can begin with."""
-    logprob, carry = prefix  # [B, V_1]
     codes, roots = search.trie.roots
-    candidates, mixed = np.fmax(logprob[:, codes], _FLOOR), None  # [B, root children]
-    if COPY_LOGPROB in carry:
-        copies = CopyBeams.start(carry[COPY_LOGPROB], slots, trie=search.trie)
-        allowed = np.broadcast_to(codes, (len(slots), 1, len(codes)))
-        mixed = copies.mix(0, candidates[:, None], allowed=allowed)
+    candidates, mixed = np.fmax(start.logprob[:, codes], _FLOOR), None  # [B, root children]
+    batch = len(candidates)
+    if start.copies is not None:
+        allowed = np.broadcast_to(codes, (batch, 1, len(codes)))
+        mixed = start.copies.mix(0, candidates[:, None], allowed=allowed)
         candidates = mixed.logprob[:, 0]
     if search.live[0]:
         candidates = over_live(candidates)
-    candidates = only(candidates, 0, eligible=search.eligible, nodes=lambda: [roots] * len(slots))
+    candidates = only(candidates, 0, eligible=search.eligible, nodes=lambda: [roots] * batch)
     order, left = None, search.trie.levels - 1
     if mixed is not None and left:
         order = mixed.favour(candidates[:, None], levels=left)[:, 0]
@@ -224,7 +238,7 @@ def _prefix(search: _Search, slots: np.ndarray, prefix: tuple[np.ndarray, Carry]
     return _Frontier(
         nodes,
         scores,
-        carry,
+        start.carry,
         ancestors=[],
         parents=[],
         widths=[nodes.shape[1]],
@@ -245,9 +259,8 @@ def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
         allowed=children.allowed,
     )
     logprob = np.where(children.allowed >= 0, np.fmax(logprob, _FLOOR), -np.inf)
-    of_model, mixed = beams.scores, None  # [B, n], the model's part of a prefix
+    mixed = None
     if beams.copies is not None:
-        of_model = of_model + beams.copies.model
         mixed = beams.copies.mix(t, logprob, allowed=children.allowed)
         logprob = mixed.logprob
     if search.live[t]:
@@ -257,7 +270,7 @@ def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
     if search.cold_start and t == search.trie.levels - 1:
         candidates = search.cold_start.lift(
             candidates,
-            scores=of_model,
+            scores=beams.scores,
             prefixes=search.trie.sids(t - 1, beams.nodes, parents=beams.ancestors),
             codes=children.allowed,
             within=search.widths[t] + search.most_banned,
@@ -345,6 +358,11 @@ def _survivors(
     last = t == search.trie.levels - 1
     ban(ranked, search.banned if last else None, nodes_at=nodes_at)
     kept = keep(ranked, search.widths[t], needed=search.needed, leaves=None if last else leaves)
-    at = np.maximum(kept, 0)
-    scores = np.where(kept >= 0, np.take_along_axis(candidates, at, 1), -np.inf).astype(np.float32)
-    return at, nodes_of(kept), scores
+
+    def scores_of(kept: np.ndarray) -> np.ndarray:
+        found = np.take_along_axis(candidates, np.maximum(kept, 0), 1)
+        return np.where(kept >= 0, found, -np.inf).astype(np.float32)
+
+    if bound is not None and order is not None and t == search.trie.levels - 2:
+        kept = bound.after(t, nodes_of(kept)).short(kept, scores=scores_of(kept))
+    return np.maximum(kept, 0), nodes_of(kept), scores_of(kept)

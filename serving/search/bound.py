@@ -15,7 +15,9 @@ there on nothing is left out.
 With a copy path a level keeps beams by more than their score (`MixedLevel.favour`): by log (m + h SHARE^-l)
 with l levels left, where a prefix has m of the model and h of habits. Neither m nor h grows along a beam, so
 that does not either; it is never below the score, and at the last level it is the score. So all of this holds
-with it in the score's place. Where levels are live, m and h are scaled anew at each, and nothing is left out.
+with it in the score's place. Of what the level before the last has kept, a beam whose score is below the
+bound is left out, too: the last level goes by scores, which are lower still below it. Where levels are live,
+m and h are scaled anew at each, and nothing is left out.
 
 Where the answer is the n SIDs of a pool that are worth most (p x value), what lies below the n-th best worth
 over the largest value there is, is not in it either: no value would make it worth as much. The same argument
@@ -104,6 +106,13 @@ class Bound:
     def cut(self, candidates: np.ndarray) -> np.ndarray:
         """Candidates float32 [B, m], those below the bound as none (-inf)."""
         return np.where(candidates >= self.least[:, None], candidates, np.float32(-np.inf))
+
+    def short(self, kept: np.ndarray, *, scores: np.ndarray) -> np.ndarray:
+        """Those of what a level kept, int [B, n] (-1 is padding), whose scores [B, n] reach it, [B, n']."""
+        left = np.where(scores >= self.least[:, None], kept, -1)
+        order = np.argsort(left < 0, axis=1, kind="stable")
+        most = max(int((left >= 0).sum(axis=1).max()), 1)
+        return np.take_along_axis(left, order[:, :most], 1)
 
     def after(self, t: int, nodes: np.ndarray) -> Bound:
         """Once level t has kept nodes [B, n]: none where the search does not find the SIDs that set it."""

@@ -71,8 +71,7 @@ class ColdStart:
 
         Args:
             candidates: float32 [B, n, C], log-probabilities; -inf is no candidate.
-            scores: float32 [B, n], of the prefixes; with a copy path the model's part of them, since what the
-                history speaks for is no new SID.
+            scores: float32 [B, n], of the prefixes; with a copy path what habits give them is in it.
             prefixes: int32 [B, n, T - 1]; what is there for padded beams does not matter.
             codes: int32 [B, n, C], last codes of all live SIDs; -1 is none.
             within: what would not come among so many best ones is left as it is, which saves most of the

@@ -245,6 +245,38 @@ def test_what_habits_favour_keeps_others_out_though_it_is_below_the_bound():
         np.testing.assert_allclose(np.exp(beams.scores[0, 0]), 0.24, rtol=1e-5)
 
 
+def test_a_favoured_beam_below_a_bound_that_is_not_found_is_not_left_out(monkeypatch):
+    """The narrow search finds .22 below (0, 0). The wide one keeps (1, 0), p = .51, and (1, 1), p = .13, which
+    a habit favours to .39, above the .38 of (0, 0); the habit itself, .13, is the best that there is then.
+    """
+    monkeypatch.setattr(module, "narrow_widths", lambda widths, *, pool: (1, 1, 1))
+    sure = [0.9, *[0.1 / 7] * 7]
+    told = {(): [0.2 / 0.73, 0.53 / 0.73], (0,): [0.9, 0.1], (1,): [0.51 / 0.53, 0.02 / 0.53]}
+    told |= {(0, 0): sure, (0, 1): sure, (1, 1): sure}  # and even below (1, 0)
+    habits = np.log(np.array([[0.73, 0.06, 0.10, 0.11]], np.float32))
+    slots = np.array([[[1, 1, 1, 1, 1, 1], [1, 2, 1, 1, 1, 1], [2, 2, 1, 1, 1, 1]]], np.int32)
+
+    class Favoured(Told):
+        def prefix(self, slots, profile):
+            logprob, carry = super().prefix(slots, profile)
+            return logprob, carry | {COPY_LOGPROB: habits}
+
+    trie = Trie.from_sorted(np.array([(a, b, c) for a in (0, 1) for b in (0, 1) for c in range(8)], np.int32))
+    for pool in (None, np.ones(1, np.int64)):
+        beams = beam_search(
+            Favoured((2, 2, 8), told),
+            trie,
+            slots,
+            np.zeros((1, 0), np.int32),
+            plan=WidthPlan((2, 2, 8), 1),
+            num_results=np.ones(1, np.int64),
+            value_table=VALUES,
+            pool=pool,
+        )
+        assert beams.sids[0, 0].tolist() == [1, 1, 0]
+        np.testing.assert_allclose(np.exp(beams.scores[0, 0]), 0.128, rtol=1e-4)
+
+
 def test_what_cannot_be_in_the_answer_is_not_scored():
     """Nor is a beam scored twice, but to fill up the rows of a request that needs fewer than another."""
     sizes = (64, 64, 8)
