@@ -21,6 +21,7 @@ from benchmarks.report import stamp
 from benchmarks.scaling.measure import measure
 from benchmarks.scaling.plot import PAPER, paper_gain, plot
 from benchmarks.simulation.settings import Arm, Settings
+from benchmarks.simulation.train import PLAIN
 from benchmarks.simulation.world import World
 from benchmarks.tokenizer import generator
 from serving.files import write_file
@@ -45,7 +46,11 @@ def scale(arguments: argparse.Namespace) -> dict[str, Any]:
     for seed in () if arguments.no_train else arguments.seeds:
         for size, arm in names.items():
             generator.train(
-                arguments, arm, seed=seed, tokenizer=generator.ARMS["full"], settings=SIZES[size][1]
+                arguments,
+                arm,
+                seed=seed,
+                tokenizer=generator.ARMS["full"],
+                settings=(*PLAIN, *SIZES[size][1]),
             )
     runs = {size: str(arguments.run / "arms" / f"{arm}-seed{{seed}}") for size, arm in names.items()}
     settings = Settings.load(

@@ -20,7 +20,9 @@ from pathlib import Path
 from benchmarks.tokenizer import generator
 from training.preset.preset import add_preset_arguments
 
-ARMS: dict[str, tuple[str, ...]] = {  # settings beside the preset's
+# Decoders and objectives are compared, and one of the decoders has no copy path, so none has.
+PLAIN = ("model.copy_path=false", "features.habits=0")
+ARMS: dict[str, tuple[str, ...]] = {  # settings beside the preset's and `PLAIN`
     "full": (),
     # Without a shared stage there is nothing that the loss without tokens would serve.
     "k0": ("model.shared_layers=0", "training.lambda_value=0", "training.lambda_mtp=0"),
@@ -46,7 +48,7 @@ def train(arguments: argparse.Namespace, arm: str, *, seed: int) -> None:
         SystemExit: a step failed; says which, and where its log is.
     """
     tokenizer = generator.ARMS["first" if arm == "first" else "full"]
-    run = generator.train(arguments, arm, seed=seed, tokenizer=tokenizer, settings=ARMS[arm])
+    run = generator.train(arguments, arm, seed=seed, tokenizer=tokenizer, settings=(*PLAIN, *ARMS[arm]))
     if arm != "full":
         return
     steps = [
@@ -73,7 +75,7 @@ def name_of(objective: str, strength: float) -> str:
 
 def _run(arguments: argparse.Namespace, run: Path, step: Sequence[str]) -> None:
     """One command on a run, its output in the run's log."""
-    command = [*step, "--config", arguments.config, "--run", str(run), *_set(arguments.overrides)]
+    command = [*step, "--config", arguments.config, "--run", str(run), *_set((*PLAIN, *arguments.overrides))]
     log = run / "log.txt"
     print(f"{run.name}: {' '.join(step)} (log: {log})", flush=True)
     with log.open("a") as file:

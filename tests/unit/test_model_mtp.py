@@ -227,7 +227,10 @@ def test_it_has_the_weights_of_lazyar_but_for_its_fuse():
     ("overrides", "message"),
     [
         ((*MTP, "model.shared_layers=0"), "expected shared_layers >= 1 with decoder mtp"),
-        (("model.decoder=mtp", "training.lambda_mtp=0.1"), "training.lambda_mtp: expected 0 with"),
+        (
+            ("model.decoder=mtp", "model.copy_path=false", "features.habits=0", "training.lambda_mtp=0.1"),
+            "training.lambda_mtp: expected 0 with",
+        ),
         ((*MTP, "model.copy_path=true"), "expected decoder lazyar with copy_path, got mtp"),
         (("model.decoder=lazy",), "model.decoder: .*'lazyar' or 'mtp', got 'lazy'"),
     ],

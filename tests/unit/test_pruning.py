@@ -246,8 +246,9 @@ def test_what_habits_favour_keeps_others_out_though_it_is_below_the_bound():
 
 
 def test_a_favoured_beam_below_a_bound_that_is_not_found_is_not_left_out(monkeypatch):
-    """The narrow search finds .22 below (0, 0). The wide one keeps (1, 0), p = .51, and (1, 1), p = .13, which
-    a habit favours to .39, above the .38 of (0, 0); the habit itself, .13, is the best that there is then.
+    """The narrow search finds .22 below (0, 0). The wide one keeps (1, 0), p = .51, and (1, 1), p = .13.
+
+    A habit favours that to .39, above the .38 of (0, 0), and is itself, with .13, the best that is left.
     """
     monkeypatch.setattr(module, "narrow_widths", lambda widths, *, pool: (1, 1, 1))
     sure = [0.9, *[0.1 / 7] * 7]

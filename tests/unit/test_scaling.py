@@ -18,6 +18,7 @@ from benchmarks.simulation.bids import PriceShape
 from benchmarks.simulation.measures import measures, ordered
 from benchmarks.simulation.scored import Scored
 from benchmarks.simulation.settings import Arm, Settings
+from benchmarks.simulation.train import PLAIN
 from benchmarks.simulation.world import World
 from serving.search.widths import WidthPlan
 from tests.once import made_once
@@ -72,7 +73,7 @@ def arms_of(folder, *names):
 
 @pytest.mark.parametrize(("name", "parameters"), [("0.3M", 0.3e6), ("1M", 1e6), ("3M", 3e6), ("10M", 10e6)])
 def test_sizes_are_as_large_as_they_are_called(name, parameters):
-    preset = Preset.load("configs/demo.yaml", SIZES[name][1])
+    preset = Preset.load("configs/demo.yaml", (*PLAIN, *SIZES[name][1]))
     with torch.device("meta"):
         model = Generator(
             preset.model,
