@@ -7,7 +7,7 @@ codes of a level, T SID levels, t a level, counted from 0 here and from 1 by the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,11 +19,12 @@ from serving.search.beams import Beams
 from serving.search.bound import SPARE, Bound, narrow_widths, settled_by_worth, valued_first
 from serving.search.cold_start import ColdStart
 from serving.search.copy_path import CopyBeams
-from serving.search.executor import COPY_LOGPROB, Carry, Executor
+from serving.search.executor import COPY_LOGPROB, Executor
 from serving.search.forced import ForcedMoves
 from serving.search.normalise import Normalise, over_live
 from serving.search.remembered import RememberedTails
 from serving.search.selection import ban, keep, leaves_below, only
+from serving.search.state import Frontier, Search, Start
 from serving.search.widths import WidthPlan
 
 _FLOOR = np.float32(-1e30)  # a live child's score is never below it, so -inf always means "not a candidate"
@@ -80,7 +81,7 @@ def beam_search(
     most = int(own.max(initial=1))
     num_values = most if pruned else max(plan.value, most)
     bans = np.array([len(b) for b in banned]) if banned is not None else np.zeros(len(slots), np.int64)
-    search = _Search(
+    search = Search(
         executor=executor,
         trie=trie,
         widths=(*plan.sid[:-1], most + SPARE if pruned else max(plan.sid[-1], most)),
@@ -96,7 +97,7 @@ def beam_search(
         cold_start=cold_start,
     )
     values = partial(_value, value_table=value_table, correction=value_correction)
-    start = _Start(*prefix)
+    start = Start(*prefix)
     if COPY_LOGPROB in start.carry:
         start = replace(start, copies=CopyBeams.start(start.carry[COPY_LOGPROB], slots, trie=trie))
     if not pruned:
@@ -111,81 +112,7 @@ def beam_search(
     return replace(beams, widths=np.array([*plan.sid, plan.value], np.int32))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Search:
-    """What is the same for every level of a search.
-
-    Attributes:
-        widths: of each SID level, the last one at least the beams wanted.
-        num_values: most beams of a request that get a value.
-        own_beams: int [B], most beams of each request.
-        own_values: int [B], how many of them get a value.
-        needed: int [B], eligible SIDs that the kept prefixes of a request must lead to, with banned ones.
-        banned: of each request, sorted leaves; None where nothing is.
-        eligible: of each request; None where all that is live is.
-        most_banned: leaves of a request.
-        live: of each level, whether its probabilities add up to 1 over the live children of a beam.
-        tails: who asks the engine: leaves out beams whose score is final, or those of an earlier search.
-        bound: what a beam must reach; None where nothing is left out.
-    """
-
-    executor: Executor
-    trie: PrefixTree
-    widths: tuple[int, ...]
-    num_values: int
-    own_beams: np.ndarray
-    own_values: np.ndarray
-    needed: np.ndarray
-    banned: list[np.ndarray] | None
-    eligible: list[Eligible | None] | None
-    most_banned: int
-    live: tuple[bool, ...]
-    tails: ForcedMoves | RememberedTails
-    cold_start: ColdStart | None
-    bound: Bound | None = None
-
-
-@dataclass(frozen=True)
-class _Start:
-    """What searches of the same requests begin with.
-
-    Attributes:
-        logprob: float32 [B, V_1], of the first level.
-        carry: what the prefix graph returned besides.
-        copies: the mixture of the requests; None of a model without a copy path.
-    """
-
-    logprob: np.ndarray
-    carry: Carry
-    copies: CopyBeams | None = None
-
-
-@dataclass(frozen=True)
-class _Frontier:
-    """Beams [B, n] that a level kept, best first.
-
-    Attributes:
-        nodes: of the trie; -1 is padding.
-        scores: float32, log-probability of the codes so far; -inf is padding.
-        carry: what the level's graph returned.
-        ancestors: node of each beam at every level before.
-        parents: for j = 2 .. of the graphs that ran, int32: row of past_kv_j that each beam descends from.
-        widths: beams that each level held.
-        copies: who speaks for them, model or history; None of a model without a copy path.
-        bound: for the levels below.
-    """
-
-    nodes: np.ndarray
-    scores: np.ndarray
-    carry: Carry
-    ancestors: list[np.ndarray]
-    parents: list[np.ndarray]
-    widths: list[int]
-    copies: CopyBeams | None
-    bound: Bound | None
-
-
-def _bound_of_scores(search: _Search, start: _Start, *, pool: np.ndarray) -> Bound:
+def _bound_of_scores(search: Search, start: Start, *, pool: np.ndarray) -> Bound:
     """By a narrow search, down to `pool` SIDs of each request."""
     widths = narrow_widths(search.widths, pool=int(pool.max()))
     found = _search(replace(search, widths=widths, needed=pool), start)
@@ -193,11 +120,11 @@ def _bound_of_scores(search: _Search, start: _Start, *, pool: np.ndarray) -> Bou
 
 
 def _bound_of_worth(
-    search: _Search,
-    start: _Start,
+    search: Search,
+    start: Start,
     *,
     count: np.ndarray,
-    values: Callable[[_Search, _Frontier], Beams],
+    values: Callable[[Search, Frontier], Beams],
     top_value: float,
 ) -> Bound:
     """By a narrow search, down to the values of a few more than `count` SIDs of each request."""
@@ -209,7 +136,7 @@ def _bound_of_worth(
     return Bound.of_worth(values(narrow, found), paths=found.ancestors, count=count, top_value=top_value)
 
 
-def _search(search: _Search, start: _Start) -> _Frontier:
+def _search(search: Search, start: Start) -> Frontier:
     """All SID levels, from what the prefix graph returned."""
     beams = _prefix(search, start)
     for t in range(1, search.trie.levels):
@@ -217,7 +144,7 @@ def _search(search: _Search, start: _Start) -> _Frontier:
     return beams
 
 
-def _prefix(search: _Search, start: _Start) -> _Frontier:
+def _prefix(search: Search, start: Start) -> Frontier:
     """Level 0: the codes that a SID can begin with."""
     codes, roots = search.trie.roots
     candidates, mixed = np.fmax(start.logprob[:, codes], _FLOOR), None  # [B, root children]
@@ -235,7 +162,7 @@ def _prefix(search: _Search, start: _Start) -> _Frontier:
     at, nodes, scores = _survivors(
         search, 0, candidates, order=order, bound=search.bound, nodes_at=roots.take
     )
-    return _Frontier(
+    return Frontier(
         nodes,
         scores,
         start.carry,
@@ -247,7 +174,7 @@ def _prefix(search: _Search, start: _Start) -> _Frontier:
     )
 
 
-def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
+def _expand(search: Search, t: int, beams: Frontier) -> Frontier:
     """Level t: score the live children of every beam, keep the best of them all."""
     children = search.trie.children(t, beams.nodes)
     logprob, row, carry = search.tails.tail(  # [B, n, C], [B, n]
@@ -287,7 +214,7 @@ def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
     def of_parents(arrays: list[np.ndarray]) -> list[np.ndarray]:
         return [np.take_along_axis(a, parent, 1) for a in arrays]
 
-    return _Frontier(
+    return Frontier(
         nodes,
         scores,
         carry,
@@ -299,9 +226,7 @@ def _expand(search: _Search, t: int, beams: _Frontier) -> _Frontier:
     )
 
 
-def _value(
-    search: _Search, beams: _Frontier, *, value_table: np.ndarray, correction: ValueCorrection
-) -> Beams:
+def _value(search: Search, beams: Frontier, *, value_table: np.ndarray, correction: ValueCorrection) -> Beams:
     """The value level: expected value of the best beams."""
     last, at = search.trie.levels - 1, np.arange(beams.nodes.shape[1])
     own = at < search.own_beams[:, None]  # the last level is as wide as the batch's largest request
@@ -332,7 +257,7 @@ def _value(
 
 
 def _survivors(
-    search: _Search,
+    search: Search,
     t: int,
     candidates: np.ndarray,
     *,

@@ -166,7 +166,7 @@ def test_the_command_trains_all_with_equal_steps_and_measures_what_is_there(fold
     words += ["--requests", 12, "--seeds", 0, 1]
     monkeypatch.setattr(sys, "argv", ["scaling", *map(str, words)])
     command.main()
-    assert asked == [(*sizes[size][:1], seed, sizes[size][1]) for seed in (0, 1) for size in sizes]
+    assert asked == [(sizes[size][0], seed, (*PLAIN, *sizes[size][1])) for seed in (0, 1) for size in sizes]
     report = json.loads((tmp_path / "out" / "scaling.json").read_text())
     assert [p["beams"] for p in report["points"]] == [8, 16, 8, 16]
     assert report["sizes"]["10M"]["missing"]
