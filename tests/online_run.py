@@ -47,13 +47,14 @@ class OnlineRun:
         store: folder of the feedback store.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Train; there is no store yet."""
+    def __init__(self, folder: Path, *settings: str) -> None:
+        """Train, with these settings besides; there is no store yet."""
         torch.set_num_threads(1)
+        self.settings = settings
         self.preset, self.run = write_run(folder)
-        preset = Preset.load(self.preset, ["training.steps=40", "training.validate_every=40"])
+        preset = Preset.load(self.preset, ["training.steps=40", "training.validate_every=40", *settings])
         prepare_training(preset, self.run, folder=self.run / "model", device=Device()).run()
-        *_, self.dataset = open_run((self.preset, self.run))
+        *_, self.dataset = open_run((self.preset, self.run), *settings)
         self.store = self.run / "feedback"
         self.now = float(START)
 
@@ -135,7 +136,7 @@ class OnlineRun:
         """The recipe's, with SIDs of the catalogue instead of an index."""
         settings = [f"online.{key}={value}" for key, value in (SETTINGS | online).items()]
         return prepare_online(
-            Preset.load(self.preset, settings),
+            Preset.load(self.preset, [*self.settings, *settings]),
             self.run,
             folder=self.run / "online",
             store=self.store,

@@ -15,7 +15,7 @@ import torch
 from feedback.store.layout import FeedbackStoreError
 from feedback.store.samples import Fact, JoinedSample, Samples
 from serving.index.keys import pack
-from tests.online_run import learnt, run, said, trained
+from tests.online_run import OnlineRun, learnt, run, said, trained
 from training.loop.checkpoint import CheckpointError, load_checkpoint
 from training.loop.retention import find_checkpoint, open_checkpoint, save_checkpoint
 from training.online.intake import Intake
@@ -81,6 +81,22 @@ def test_a_trainer_that_dies_after_any_checkpoint_ends_with_the_same_weights(run
         online = load_checkpoint(find_checkpoint(run.run / "online", f"step-{step:06d}")).online
         assert (online["since"]["step"], online["since"]["offset"]) == at
         at = step, online["offset"]
+
+
+def test_the_copy_path_stays_what_the_logs_taught(tmp_path, no_curves):
+    run = OnlineRun(tmp_path, "model.copy_path=true", "features.habits=6")
+    run.serve(24)
+    before = open_checkpoint(run.run / "model").model.state_dict()
+    learnt(run.learner(), steps=2)
+    learner = learnt(run.learner())  # goes on, without a state of the optimizer for what stands still
+    after = weights(learner)
+    still = {name for name, value in before.items() if torch.equal(after[name], value)}
+    copying = {name for name in before if name.startswith("copy_path.")}
+    assert copying
+    assert copying <= still
+    assert len(still - copying) < len(before) / 2
+    shutil.rmtree(run.run / "online")
+    assert same(after, weights(learnt(run.learner())))
 
 
 def test_of_a_correction_only_what_is_new_is_learnt(run):

@@ -159,6 +159,9 @@ def prepare_online(
         )
     else:
         say(f"{folder}: goes on at step {start.step}")
+    if start.model.copy_path is not None:
+        # It says how much users repeat themselves. Served pages would teach it how much they are shown that.
+        start.model.copy_path.requires_grad_(False)
     state = OnlineState.of(start.online, start.learnt)
     state.since = {"step": start.step, "offset": state.offset}
     if after is not None and after > state.offset:
