@@ -5,7 +5,8 @@
 
 Runs (`data/`, `tokenizer/`, `model/`) in pairs, one a seed, each pair of one tokenizer. Quality is that of
 `make evaluate`, with intervals over its requests. Latency is CPU time in this process from a raw history to
-beams, request by request in turn, in ONNX Runtime; intervals are over requests.
+the beams of ten ads, pruned as `serving.prune` says, request by request in turn, in ONNX Runtime; intervals
+are over requests.
 """
 
 from __future__ import annotations
@@ -141,6 +142,7 @@ def latency(runs: dict[str, Path], preset: Preset, *, requests: int) -> dict[str
                 features.profile[None],
                 plan=plan,
                 num_results=np.array([10]),
+                pool=np.array([10]) if preset.serving.prune == "exact" else None,
                 value_table=spec.value_buckets.means,
             )
             if i >= 0:
