@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import logging
 import os
 import tempfile
 import time
@@ -23,6 +24,8 @@ from launcher.server_log import ServerLog, rotated
 from launcher.triton_admin import Admin, new_key
 from launcher.triton_command import TritonOptions
 from launcher.triton_process import TritonProcess
+
+logger = logging.getLogger(__name__)
 
 _LOG_LINES_IN_ERROR = 25
 _NUMBERS = itertools.count()
@@ -160,7 +163,7 @@ class TritonServer:
         self._log = ServerLog(self.log_file)
         atexit.register(self.stop)
         try:
-            self._begin()
+            self._begin_once_more()
         except BaseException:  # also Ctrl-C while it starts
             self._keeps_log = True
             self.stop()
@@ -229,6 +232,21 @@ class TritonServer:
 
     def _command(self, files: ServerFiles) -> list[str]:
         return self.options.command(files, ports=self.ports, shm_prefix=self.shm_prefix, key=self.key)
+
+    def _begin_once_more(self) -> None:
+        """As `_begin`, again where a signal ended it.
+
+        Triton 24.10 may abort while many processes of models start at once (`boost::interprocess::
+        lock_exception`), once in thousands of starts. What a model is refused for ends it with a status.
+        """
+        try:
+            self._begin()
+        except ServerError as error:
+            status = self.poll()
+            if status is None or status >= 0:
+                raise
+            logger.warning("%s; starting it once more", str(error).partition("\n")[0])
+            self.restart()
 
     def _begin(self) -> None:
         """Starts Triton, and the gateway if there is none yet."""

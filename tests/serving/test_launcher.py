@@ -21,6 +21,7 @@ from launcher.paths import HOME
 from launcher.run_file import RunFile
 from launcher.server_files import ServerError, prepare_server
 from launcher.triton_admin import Admin
+from launcher.triton_process import TritonProcess
 from launcher.triton_server import TritonServer
 
 _CONFIG = """
@@ -141,6 +142,28 @@ def test_failing_initialize_is_told_with_its_reason(repository: Path) -> None:
     assert "broken" in str(caught.value)
     assert _leftovers(server.shm_prefix) == []
     server.log_file.unlink()
+
+
+def test_what_a_signal_ends_while_it_starts_is_started_once_more(repository: Path, monkeypatch) -> None:
+    """Once: a server that dies so each time is an error that says how."""
+    killed: list[int] = []
+    wait, deaths = TritonProcess.wait_until_ready, 1
+
+    def wait_and_kill(self: TritonProcess, *, deadline: float) -> None:
+        if len(killed) < deaths:
+            os.kill(self.pid, signal.SIGABRT)
+            killed.append(self.pid)
+        wait(self, deadline=deadline)
+
+    monkeypatch.setattr(TritonProcess, "wait_until_ready", wait_and_kill)
+    with TritonServer(repository) as server:
+        assert server.pid not in killed
+        assert server.poll() is None
+    deaths = 9
+    killed.clear()
+    with pytest.raises(ServerError, match="Triton ended with status -6 before it was ready"):
+        TritonServer(repository).start()
+    assert len(killed) == 2
 
 
 def test_a_new_version_that_fails_leaves_the_server_ready(repository: Path) -> None:
