@@ -1,7 +1,8 @@
 """K = 0 against LazyAR, trained equally: `make ablate-lazyar`.
 
 Both variants have the same layers, data, steps, batches and seeds; only `model.shared_layers` differs, and K
-= 0 goes without the MTP loss, which trains the shared stage it does not have. Quality is recall@50 on the
+= 0 goes without the MTP loss, which trains the shared stage it does not have. Neither has a copy path, whose
+weights come from that stage. Quality is recall@50 on the
 same test requests; latency is the exported graphs in this process, the variants interleaved.
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.simulation.train import PLAIN
 from export.graphs import export_graphs
 from export.parity import check_parity
 from serving.engines.ort import OrtExecutor
@@ -45,6 +47,7 @@ def train_and_evaluate(
     folder = arguments.run / "ablation" / f"{name}-seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     settings = [
+        *PLAIN,
         *arguments.overrides,
         *overrides,
         f"training.seed={seed}",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ from examples.new_ad import NUM_ADS, create_like_the_best, describe
 from examples.request import format_answer
 from export.render import SOURCE
 from launcher.indexer_process import IndexerError, IndexerProcess
+from launcher.processes import end_process, start_process
 from launcher.server_files import ServerError
 from launcher.triton_server import TritonServer
 from serving.index.reader import IndexReader
@@ -40,6 +40,7 @@ QUICK = (
     "evaluation.requests=100",
 )
 NEW_ADS = 5  # created, each like another user's best
+_ENDS_S = 30.0  # for a step that is told to stop, before it is killed
 
 
 class PeakMemory:
@@ -70,10 +71,15 @@ class PeakMemory:
 
 
 def step(title: str, module: str, *options: str | Path) -> float:
-    """Run a module as its own process; returns seconds. A failed step ends the demo."""
+    """Run a module as a process that ends with this one; returns seconds. A failed step ends the demo."""
     print(f"\n== {title}", flush=True)
     began = time.monotonic()
-    code = subprocess.run([sys.executable, "-m", module, *options], check=False).returncode
+    process = start_process([sys.executable, "-m", module, *map(str, options)])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        end_process(process, kill_after_s=_ENDS_S)
+        raise
     if code:
         raise SystemExit(f"demo: step '{title}' failed with status {code}")
     return time.monotonic() - began

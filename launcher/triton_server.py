@@ -163,7 +163,7 @@ class TritonServer:
         self._log = ServerLog(self.log_file)
         atexit.register(self.stop)
         try:
-            self._begin_once_more()
+            self._begin_first()
         except BaseException:  # also Ctrl-C while it starts
             self._keeps_log = True
             self.stop()
@@ -233,11 +233,11 @@ class TritonServer:
     def _command(self, files: ServerFiles) -> list[str]:
         return self.options.command(files, ports=self.ports, shm_prefix=self.shm_prefix, key=self.key)
 
-    def _begin_once_more(self) -> None:
-        """As `_begin`, again where a signal ended it.
+    def _begin_first(self) -> None:
+        """As `_begin`, once more where a signal ended Triton before it was ready.
 
-        Triton 24.10 may abort while many processes of models start at once (`boost::interprocess::
-        lock_exception`), once in thousands of starts. What a model is refused for ends it with a status.
+        It was seen to abort while processes of models started (`boost::interprocess::lock_exception`). What
+        a model is refused for ends it with a status instead.
         """
         try:
             self._begin()

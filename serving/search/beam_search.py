@@ -289,5 +289,5 @@ def _survivors(
         return np.where(kept >= 0, found, -np.inf).astype(np.float32)
 
     if bound is not None and order is not None and t == search.trie.levels - 2:
-        kept = bound.after(t, nodes_of(kept)).short(kept, scores=scores_of(kept))
+        kept = bound.after(t, nodes_of(kept)).above(kept, scores=scores_of(kept))
     return np.maximum(kept, 0), nodes_of(kept), scores_of(kept)

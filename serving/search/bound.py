@@ -107,7 +107,7 @@ class Bound:
         """Candidates float32 [B, m], those below the bound as none (-inf)."""
         return np.where(candidates >= self.least[:, None], candidates, np.float32(-np.inf))
 
-    def short(self, kept: np.ndarray, *, scores: np.ndarray) -> np.ndarray:
+    def above(self, kept: np.ndarray, *, scores: np.ndarray) -> np.ndarray:
         """Those of what a level kept, int [B, n] (-1 is padding), whose scores [B, n] reach it, [B, n']."""
         left = np.where(scores >= self.least[:, None], kept, -1)
         order = np.argsort(left < 0, axis=1, kind="stable")
