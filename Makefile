@@ -201,7 +201,7 @@ loadtest: setup ## load on a server of its own: make loadtest SHAPE=spike QPS=5 
 	$(PY) -m loadtest --run $(RUN) --repository model_repository --shape $(SHAPE) --qps $(QPS) --duration $(DURATION) $(LOADTEST)
 
 .PHONY: ablate-lazyar
-ablate-lazyar: tokenize ## K = 0 against LazyAR: quality over 3 seeds, latency in process
+ablate-lazyar: tokenize ## LazyAR against K = 0 and an MTP decoder: quality over 3 seeds (an hour), latency in process; QUICK=1 takes minutes
 	$(PY) -m benchmarks.ablate_lazyar $(WITH_PRESET) --run $(RUN) $(if $(QUICK),--quick)
 
 .PHONY: simulate-arms

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from benchmarks.closed_loop.settings import SERVING, WINDOW_S, Settings
+from benchmarks.steps import status_of
 from export.render import render
 from launcher.indexer_process import FeedbackProcess, IndexerProcess
 from launcher.paths import HOME
@@ -150,9 +151,8 @@ class Deployment:
 
     def _step(self, module: str, *options: str, log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as file:
-            command = [sys.executable, "-m", module, *options]
-            code = subprocess.run(command, cwd=HOME, stdout=file, stderr=file, check=False).returncode
+        log.unlink(missing_ok=True)
+        code = status_of(module, *options, log=log, cwd=HOME)
         if code:
             raise LoopError(f"{module} failed with status {code}:\n{tail(log, max_bytes=2000)}")
 

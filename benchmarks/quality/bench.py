@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,6 +17,7 @@ from benchmarks.quality.files import DataFiles
 from benchmarks.quality.protocol import Answers, Asked, Sequences
 from benchmarks.quality.report import SASREC
 from benchmarks.quality.sasrec import SasRecConfig
+from benchmarks.steps import run_step
 from training.loop.checkpoint import CONTENT, MODEL
 from training.preset.preset import Preset
 
@@ -58,7 +57,7 @@ class Benchmark:
         ]
         self.preset = Preset.load(arguments.config, arguments.overrides)
         common = ["--config", arguments.config, *_sets(arguments.overrides)]
-        _run(["training.data.prepare", *common, "--out", str(data)])
+        run_step("training.data.prepare", *common, "--out", data)
         self.sequences = Sequences.load(data)
         self.validation, self.asked = (
             Asked.of(self.sequences, self.preset, part=part, count=users)
@@ -139,14 +138,3 @@ def first_codes(items: int) -> int:
 
 def _sets(settings: list[str]) -> list[str]:
     return [word for setting in settings for word in ("--set", setting)]
-
-
-def _run(command: list[str]) -> None:
-    """A step of the project.
-
-    Raises:
-        ValueError: it failed; what it said stands above.
-    """
-    code = subprocess.run([sys.executable, "-m", *command], check=False).returncode
-    if code:
-        raise ValueError(f"{command[0]}: status {code}")

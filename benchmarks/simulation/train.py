@@ -11,12 +11,11 @@ there is not made again, and what was stopped goes on.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+from benchmarks.steps import all_of, run_step
 from benchmarks.tokenizer import generator
 from training.preset.preset import add_preset_arguments
 
@@ -76,14 +75,7 @@ def name_of(objective: str, strength: float) -> str:
 def _run(arguments: argparse.Namespace, run: Path, step: Sequence[str]) -> None:
     """One command on a run, its output in the run's log."""
     command = [*step, "--config", arguments.config, "--run", str(run), *_set((*PLAIN, *arguments.overrides))]
-    log = run / "log.txt"
-    print(f"{run.name}: {' '.join(step)} (log: {log})", flush=True)
-    with log.open("a") as file:
-        code = subprocess.run(
-            [sys.executable, "-m", *command], check=False, stdout=file, stderr=file
-        ).returncode
-    if code:
-        raise SystemExit(f"error: {run.name}, {step[0]}: status {code}; see {log}")
+    run_step(*command, of=run.name, log=run / "log.txt")
 
 
 def _set(settings: Sequence[str]) -> list[str]:
@@ -106,14 +98,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each run [1]")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time [1]")
     arguments = parser.parse_args()
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        runs = [
-            pool.submit(train, arguments, arm, seed=seed)
-            for seed in arguments.seeds
-            for arm in arguments.arms
-        ]
-        for run in runs:
-            run.result()
+    jobs = [partial(train, arguments, arm, seed=seed) for seed in arguments.seeds for arm in arguments.arms]
+    all_of(jobs, at_once=arguments.jobs)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.report import stamp
+from benchmarks.steps import all_of, run_step
 from benchmarks.trained_demo import TrainedDemo, interval, options
 from serving.search.cold_start import ColdStart
 from training.evaluation.requests import Requests
@@ -72,15 +71,7 @@ def train(
         ["training.tokenizer", *common, "--data", str(run / "data"), "--out", str(run / "tokenizer"), *keep],
         ["training.recipes.pretrain", *common, "--run", str(run)],
     ):
-        print(f"{arm}, seed {seed}: {command[0]} (log: {run / 'log.txt'})", flush=True)
-        with (run / "log.txt").open("a") as log:
-            code = subprocess.run(
-                [sys.executable, "-m", *command], check=False, stdout=log, stderr=log
-            ).returncode
-        if code:
-            raise SystemExit(
-                f"error: {command[0]} of {arm}, seed {seed}: status {code}; see {run / 'log.txt'}"
-            )
+        run_step(*command, of=f"{arm}, seed {seed}", log=run / "log.txt")
     return run
 
 
@@ -135,18 +126,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time [1]")
     parser.add_argument("--out", type=Path, help="report [RUN/arms/report.json]")
     arguments = parser.parse_args()
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        runs = {
-            (arm, seed): pool.submit(
-                train, arguments, arm, seed=seed, tokenizer=[*ARMS[arm], *arguments.tokenizer]
-            )
-            for seed in arguments.seeds
-            for arm in arguments.arms
-        }
-        found = {
-            arm: [shares(arguments, runs[arm, seed].result()) for seed in arguments.seeds]
-            for arm in arguments.arms
-        }
+    jobs = {
+        (arm, seed): partial(train, arguments, arm, seed=seed, tokenizer=[*ARMS[arm], *arguments.tokenizer])
+        for seed in arguments.seeds
+        for arm in arguments.arms
+    }
+    runs = dict(zip(jobs, all_of([*jobs.values()], at_once=arguments.jobs), strict=True))
+    found = {arm: [shares(arguments, runs[arm, seed]) for seed in arguments.seeds] for arm in arguments.arms}
     table = compared(found, plain=arguments.arms[0])
     for arm, row in table.items():
         for measure, figures in row.items():

@@ -18,12 +18,11 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.steps import run_step
 from training.loop.retention import open_checkpoint
 from training.preset.preset import add_preset_arguments
 from training.tokenizer.alignment import ALIGNMENT, Alignment
@@ -89,12 +88,8 @@ def _curve(arguments: argparse.Namespace, settings: list[str], out: Path) -> lis
 
 
 def _command(module: str, arguments: argparse.Namespace, settings: list[str], words: list) -> None:
-    command = [sys.executable, "-m", module, "--config", arguments.config, *map(str, words)]
-    command += [word for setting in settings for word in ("--set", setting)]
-    with (arguments.out / "log.txt").open("a") as log:
-        code = subprocess.run(command, check=False, stdout=log, stderr=log).returncode
-    if code:
-        raise SystemExit(f"warm_start: {' '.join(command)} failed; see {log.name}")
+    sets = [word for setting in settings for word in ("--set", setting)]
+    run_step(module, "--config", arguments.config, *words, *sets, log=arguments.out / "log.txt")
 
 
 def _steps_to(loss: float, curve: list[tuple[int, float]]) -> float:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from benchmarks.simulation.measures import compared
 from benchmarks.simulation.recogym.play import PYTHON, Played, Policy, WorldError, play
 from benchmarks.simulation.recogym.policies import Generated, Popular, Uniform
 from benchmarks.simulation.recogym.tables import write_tables
+from benchmarks.steps import run_step
 from serving.files import write_file
 from serving.model.features import BEHAVIORS
 from training.preset.preset import Preset
@@ -178,13 +177,7 @@ def _judge(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, np.n
 
 def _run(run: Path, step: list[Any], sets: list[str]) -> None:
     words = [str(word) for word in (*step, "--config", CONFIG)] + [w for s in sets for w in ("--set", s)]
-    log = run / "log.txt"
-    print(f"{run.name}: {' '.join(words[:2])} (log: {log})", flush=True)
-    with log.open("a") as file:
-        command = [sys.executable, "-m", *words]
-        code = subprocess.run(command, check=False, stdout=file, stderr=file).returncode
-    if code:
-        raise SystemExit(f"error: {words[0]}: status {code}; see {log}")
+    run_step(*words, of=run.name, log=run / "log.txt")
 
 
 if __name__ == "__main__":
