@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from serving.index.keys import pack, run_starts
+from serving.index.rows import take_rows
 
 
 class ChildNodes(Protocol):
@@ -80,7 +81,7 @@ class Children(NamedTuple):
     def nodes(self, at: np.ndarray) -> np.ndarray:
         """See `ChildNodes.nodes`."""
         parent, column = np.divmod(at, self.allowed.shape[2])
-        return np.take_along_axis(self.first, parent, 1) + column.astype(np.int32)
+        return take_rows(self.first, parent) + column.astype(np.int32)
 
     def every(self) -> np.ndarray:
         """See `ChildNodes.every`."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.index.keys import run_starts
+from serving.index.rows import take_rows
 from serving.index.trie import Trie
 
 
@@ -76,12 +77,12 @@ class UnionChildren:
     def nodes(self, at: np.ndarray) -> np.ndarray:
         """See `ChildNodes.nodes`."""
         parent, column = np.divmod(at, self.allowed.shape[2])
-        nodes = np.take_along_axis(self.first, parent, 1) + column
+        nodes = take_rows(self.first, parent) + column
         if len(self.level.shared):
             position, hit = member(self.level.shared, nodes)
             nodes = np.where(hit, self.level.shared_as[position], nodes)
         if self.extra is not None:
-            begin, offset = (np.take_along_axis(x, parent, 1) for x in self.extra)
+            begin, offset = (take_rows(x, parent) for x in self.extra)
             only = np.clip(offset + column, 0, len(self.level.only) - 1)
             nodes = np.where(column >= begin, self.level.size + self.level.only[only], nodes)
         return nodes

@@ -1,6 +1,6 @@
 """Constrained beam search over live semantic IDs, batched over requests, a width for every level.
 
-prefix -> expand, once a level -> value. Letters: B requests, n beams, C children of the beam that has most, V
+begin -> expand, once a level -> value. Letters: B requests, n beams, C children of the beam that has most, V
 codes of a level, T SID levels, t a level, counted from 0 here and from 1 by the graphs and their tensors.
 """
 
@@ -13,13 +13,14 @@ from functools import partial
 import numpy as np
 
 from serving.index.eligible import Eligible
+from serving.index.rows import take_rows
 from serving.index.trie import PrefixTree
 from serving.model.value_correction import UNCORRECTED, ValueCorrection
 from serving.search.beams import Beams
 from serving.search.bound import SPARE, Bound, narrow_widths, settled_by_worth, valued_first
 from serving.search.cold_start import ColdStart
 from serving.search.copy_path import CopyBeams
-from serving.search.executor import COPY_LOGPROB, Executor
+from serving.search.executor import COPY_LOGPROB, Carry, Executor
 from serving.search.forced import ForcedMoves
 from serving.search.normalise import Normalise, over_live
 from serving.search.remembered import RememberedTails
@@ -97,9 +98,7 @@ def beam_search(
         cold_start=cold_start,
     )
     values = partial(_value, value_table=value_table, correction=value_correction)
-    start = Start(*prefix)
-    if COPY_LOGPROB in start.carry:
-        start = replace(start, copies=CopyBeams.start(start.carry[COPY_LOGPROB], slots, trie=trie))
+    start = _begin(search, *prefix, slots=slots)
     if not pruned:
         return values(search, _search(search, start))
     search = replace(search, tails=RememberedTails(executor))
@@ -138,20 +137,21 @@ def _bound_of_worth(
 
 def _search(search: Search, start: Start) -> Frontier:
     """All SID levels, from what the prefix graph returned."""
-    beams = _prefix(search, start)
+    beams = _first(search, start)
     for t in range(1, search.trie.levels):
         beams = _expand(search, t, beams)
     return beams
 
 
-def _prefix(search: Search, start: Start) -> Frontier:
-    """Level 0: the codes that a SID can begin with."""
+def _begin(search: Search, logprob: np.ndarray, carry: Carry, *, slots: np.ndarray) -> Start:
+    """Level 0, scored: the codes that a SID can begin with, from float32 [B, V] of all codes."""
     codes, roots = search.trie.roots
-    candidates, mixed = np.fmax(start.logprob[:, codes], _FLOOR), None  # [B, root children]
+    candidates, mixed = np.fmax(logprob[:, codes], _FLOOR), None  # [B, R]
     batch = len(candidates)
-    if start.copies is not None:
+    if COPY_LOGPROB in carry:
+        copies = CopyBeams.start(carry[COPY_LOGPROB], slots, trie=search.trie)
         allowed = np.broadcast_to(codes, (batch, 1, len(codes)))
-        mixed = start.copies.mix(0, candidates[:, None], allowed=allowed)
+        mixed = copies.mix(0, candidates[:, None], allowed=allowed)
         candidates = mixed.logprob[:, 0]
     if search.live[0]:
         candidates = over_live(candidates)
@@ -159,8 +159,14 @@ def _prefix(search: Search, start: Start) -> Frontier:
     order, left = None, search.trie.levels - 1
     if mixed is not None and left:
         order = mixed.favour(candidates[:, None], levels=left)[:, 0]
+    return Start(candidates, order, mixed, carry)
+
+
+def _first(search: Search, start: Start) -> Frontier:
+    """Level 0: keep the best."""
+    _, roots = search.trie.roots
     at, nodes, scores = _survivors(
-        search, 0, candidates, order=order, bound=search.bound, nodes_at=roots.take
+        search, 0, start.candidates, order=start.order, bound=search.bound, nodes_at=roots.take
     )
     return Frontier(
         nodes,
@@ -169,7 +175,7 @@ def _prefix(search: Search, start: Start) -> Frontier:
         ancestors=[],
         parents=[],
         widths=[nodes.shape[1]],
-        copies=None if mixed is None else mixed.follow(at, kept=nodes >= 0),
+        copies=None if start.mixed is None else start.mixed.follow(at, kept=nodes >= 0),
         bound=search.bound and search.bound.after(0, nodes),
     )
 
@@ -212,7 +218,7 @@ def _expand(search: Search, t: int, beams: Frontier) -> Frontier:
     parent = at // children.allowed.shape[2]  # [B, n'] beam of the level before
 
     def of_parents(arrays: list[np.ndarray]) -> list[np.ndarray]:
-        return [np.take_along_axis(a, parent, 1) for a in arrays]
+        return [take_rows(a, parent) for a in arrays]
 
     return Frontier(
         nodes,
@@ -285,7 +291,7 @@ def _survivors(
     kept = keep(ranked, search.widths[t], needed=search.needed, leaves=None if last else leaves)
 
     def scores_of(kept: np.ndarray) -> np.ndarray:
-        found = np.take_along_axis(candidates, np.maximum(kept, 0), 1)
+        found = take_rows(candidates, np.maximum(kept, 0))
         return np.where(kept >= 0, found, -np.inf).astype(np.float32)
 
     if bound is not None and order is not None and t == search.trie.levels - 2:

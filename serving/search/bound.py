@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from serving.index.rows import take_rows
 from serving.search.beams import Beams
 
 SLACK = np.float32(1e-4)
@@ -71,7 +72,7 @@ class Bound:
             pool: int [B], SIDs that the answer is made of.
         """
         found = scores.shape[1]
-        last = np.take_along_axis(scores, np.minimum(pool, found)[:, None] - 1, 1)[:, 0]
+        last = take_rows(scores, np.minimum(pool, found)[:, None] - 1)[:, 0]
         setting = np.arange(found) < pool[:, None]
         return cls(
             least=np.where(pool <= found, last - SLACK, -np.inf).astype(np.float32),
@@ -91,15 +92,15 @@ class Bound:
         worth = np.exp(beams.scores.astype(np.float64)) * beams.expected_value
         worth = np.where(np.isnan(worth), -np.inf, worth)
         order, found = np.argsort(-worth, axis=1, kind="stable"), worth.shape[1]
-        last = np.take_along_axis(order, np.minimum(count, found)[:, None] - 1, 1)
-        of_last = np.take_along_axis(worth, last, 1)[:, 0]
+        last = take_rows(order, np.minimum(count, found)[:, None] - 1)
+        of_last = take_rows(worth, last)[:, 0]
         known = (count <= found) & (of_last > 0) & (top_value > 0)
         with np.errstate(divide="ignore", invalid="ignore"):
             least = np.log(of_last / top_value) - SLACK
         setting = np.arange(found) < count[:, None]
         return cls(
             least=np.where(known, least, -np.inf).astype(np.float32),
-            paths=[np.where(setting, np.take_along_axis(nodes, order, 1), -1) for nodes in paths],
+            paths=[np.where(setting, take_rows(nodes, order), -1) for nodes in paths],
             at_leaves=True,
         )
 
@@ -112,7 +113,7 @@ class Bound:
         left = np.where(scores >= self.least[:, None], kept, -1)
         order = np.argsort(left < 0, axis=1, kind="stable")
         most = max(int((left >= 0).sum(axis=1).max()), 1)
-        return np.take_along_axis(left, order[:, :most], 1)
+        return take_rows(left, order[:, :most])
 
     def after(self, t: int, nodes: np.ndarray) -> Bound:
         """Once level t has kept nodes [B, n]: none where the search does not find the SIDs that set it."""

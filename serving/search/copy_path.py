@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from serving.index.rows import take_rows
 from serving.index.trie import PrefixTree
 
 NOWHERE = -1  # of a habit that stands with no beam
@@ -131,11 +132,11 @@ class MixedLevel:
         child = np.where(goes_on, self.child, 0)
         # Padding stands at child 0, as what goes no further does. It may be none (-inf), and a difference of
         # two such is no number.
-        of_kept = np.where(kept, np.take_along_axis(mixed, at, 1), np.float32(0.0))
-        of_child = np.where(goes_on, np.take_along_axis(mixed, child, 1), np.float32(0.0))
+        of_kept = np.where(kept, take_rows(mixed, at), np.float32(0.0))
+        of_child = np.where(goes_on, take_rows(mixed, child), np.float32(0.0))
         return CopyBeams(
             codes=self.before.codes,
-            model=np.take_along_axis(self.of_model.reshape(batch, -1), at, 1) - of_kept,
+            model=take_rows(self.of_model.reshape(batch, -1), at) - of_kept,
             habits=self.before.habits - of_child,
-            beam=np.where(goes_on, np.take_along_axis(beam_of, child, 1), NOWHERE),
+            beam=np.where(goes_on, take_rows(beam_of, child), NOWHERE),
         )

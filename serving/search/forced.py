@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from serving.index.rows import take_rows
 from serving.index.trie import PrefixTree
 from serving.search.executor import Carry, Executor
 
@@ -73,9 +74,9 @@ class ForcedMoves:
                 t + 1,
                 carry,
                 # Beams that fill a row up may have skipped: any keys and values do, nobody reads the scores.
-                parents=[np.maximum(np.take_along_axis(p, sent, 1), 0) for p in parents],
-                token=np.take_along_axis(token, sent, 1),
-                allowed=np.take_along_axis(allowed, sent[:, :, None], 1),
+                parents=[np.maximum(take_rows(p, sent), 0) for p in parents],
+                token=take_rows(token, sent),
+                allowed=take_rows(allowed, sent),
             )
             np.put_along_axis(logprob, sent[:, :, None], scored, 1)
             np.put_along_axis(row, sent, every_row(sent), 1)

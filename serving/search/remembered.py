@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from serving.index.rows import take_rows
 from serving.search.executor import Carry, Executor, keys_and_values
 from serving.search.forced import every_row
 
@@ -71,7 +72,7 @@ class RememberedTails:
         # A node's children stand in the same columns in every call; what is cut off or missing is padding.
         columns = min(known.logprob.shape[2], allowed.shape[2])
         logprob = np.zeros(allowed.shape, np.float32)
-        logprob[:, :, :columns] = np.take_along_axis(known.logprob[:, :, :columns], row[:, :, None], 1)
+        logprob[:, :, :columns] = take_rows(known.logprob[:, :, :columns], row)
         new = (at < 0) & (nodes >= 0)
         count = int(new.sum(axis=1).max())
         if not count:
@@ -79,13 +80,13 @@ class RememberedTails:
             return logprob, row, {**carry, name: known.carry[name]}
         # New beams first, in order; rows with fewer of them are filled up with others.
         sent = np.argsort(~new, axis=1, kind="stable")[:, :count]
-        asked = np.take_along_axis(allowed, sent[:, :, None], 1)
+        asked = take_rows(allowed, sent)
         columns = int((asked >= 0).any(axis=(0, 1)).nonzero()[0].max(initial=0)) + 1
         scored, carry = self._executor.tail(
             t + 1,
             carry,
-            parents=[np.take_along_axis(p, sent, 1) for p in parents],
-            token=np.take_along_axis(token, sent, 1),
+            parents=[take_rows(p, sent) for p in parents],
+            token=take_rows(token, sent),
             allowed=np.ascontiguousarray(asked[:, :, :columns]),
         )
         carry, before = self._executor.join(t + 1, known.carry, carry)

@@ -1,6 +1,6 @@
 """What a beam search is about, begins with, and has after each level.
 
-Letters: B requests, n beams, V codes of a level.
+Letters: B requests, n beams, R codes that a SID can begin with.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from serving.index.eligible import Eligible
 from serving.index.trie import PrefixTree
 from serving.search.bound import Bound
 from serving.search.cold_start import ColdStart
-from serving.search.copy_path import CopyBeams
+from serving.search.copy_path import CopyBeams, MixedLevel
 from serving.search.executor import Carry, Executor
 from serving.search.forced import ForcedMoves
 from serving.search.remembered import RememberedTails
@@ -58,14 +58,16 @@ class Start:
     """What searches of the same requests begin with.
 
     Attributes:
-        logprob: float32 [B, V_1], of the first level.
+        candidates: float32 [B, R], log-probability of the codes that a SID can begin with.
+        order: what beams are chosen by, [B, R]; None where that is the candidates.
+        mixed: who speaks for them, model or history; None of a model without a copy path.
         carry: what the prefix graph returned besides.
-        copies: the mixture of the requests; None of a model without a copy path.
     """
 
-    logprob: np.ndarray
+    candidates: np.ndarray
+    order: np.ndarray | None
+    mixed: MixedLevel | None
     carry: Carry
-    copies: CopyBeams | None = None
 
 
 @dataclass(frozen=True)
