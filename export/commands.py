@@ -201,7 +201,12 @@ def _load(options: argparse.Namespace) -> Callable[[str], object]:
     def load(name: str) -> None:
         if not options.load:
             raise PublishError(f"--load: expected the command that makes the server load {name}, got none")
-        subprocess.run([*shlex.split(options.load), name], check=True)
+        status = subprocess.run([*shlex.split(options.load), name], check=False).returncode
+        if status:
+            raise PublishError(
+                f"`{options.load} {name}` ended with status {status} (what it said stands above); "
+                f"where no server runs, --load true moves CURRENT alone"
+            )
 
     return load
 

@@ -122,9 +122,11 @@ def test_versions_are_listed(made, capsys):
 def test_a_command_without_what_it_needs_says_so(made):
     with pytest.raises(SystemExit, match="checkpoints: expected a checkpoint|stats.json: expected it"):
         command(made, "publish", "--checkpoint=latest")
-    for version in (5,):
-        with pytest.raises(SystemExit, match="--load: expected the command that makes the server load"):
-            commands.main(
-                ["publish", f"--run={made.folder}", "--config=configs/demo.yaml", f"--version={version}"]
-                + [f"--repository={made.repository}", "--set=serving.widths=4-8-16:6"]
-            )
+    words = ["publish", f"--run={made.folder}", "--config=configs/demo.yaml", "--version=5"]
+    words += [f"--repository={made.repository}", "--set=serving.widths=4-8-16:6"]
+    with pytest.raises(SystemExit, match="--load: expected the command that makes the server load"):
+        commands.main(words)
+    with pytest.raises(
+        SystemExit, match=r"`false lazyar_\w+` ended with status 1 .*--load true moves CURRENT"
+    ):
+        commands.main([*words, "--load=false"])
