@@ -45,5 +45,5 @@ def test_who_works_beside_a_server_yields_with_its_session_too():
     assert own[0] == shared[0] == "19"
     if own[1:]:  # empty where a cgroup shares the cores instead
         assert own[-1] == "10"
-    group = Path("/proc/self/autogroup")  # empty, too, for whoever no shell gave a session: these share the root's
+    group = Path("/proc/self/autogroup")  # empty, too, for whoever has the session of init
     assert shared[1:] == (group.read_text() if group.exists() else "").split()
