@@ -19,13 +19,16 @@ def trained_run(demo: Path, work: Path, *, config: str) -> Path:
         SystemExit: a step failed; it has said why.
     """
     run = demo if has_checkpoint(demo / "model") else work / "trained"
+    preset = ["--config", config]
     if run != demo:
         few = ["--set", f"training.steps={STEPS}", "--set", f"training.validate_every={STEPS}"]
-        data = run / "data"
-        run_step("training.data.prepare", "--config", config, "--out", data)
-        run_step("training.tokenizer", "--config", config, "--data", data, "--out", run / "tokenizer")
-        run_step("training.recipes.pretrain", "--config", config, *few, "--run", run)
-    run_step("export", "--config", config, "--run", run, "--repository", work / "trained_repository")
+        data, tokenizer = ["--data", run / "data"], ["--out", run / "tokenizer"]
+        run_step("training.data.prepare", *preset, "--out", run / "data")
+        run_step("training.tokenizer", *preset, *data, *tokenizer)
+        run_step("training.recipes.pretrain", *preset, *few, "--run", run)
+    repository = ["--repository", work / "trained_repository"]
+    run_step("export", *preset, *repository, "--run", run)
     tables = ["--ads", run / "data" / "ads.parquet", "--sids", run / "tokenizer" / "sids.parquet"]
-    run_step("indexer", "build", "--bundles", run / "bundles", *tables, "--out", run / "index")
+    to = ["--bundles", run / "bundles", "--out", run / "index"]
+    run_step("indexer", "build", *tables, *to)
     return run
